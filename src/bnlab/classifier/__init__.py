@@ -1,0 +1,1 @@
+"""The classifier file, and what is done with one: predict, evaluate."""

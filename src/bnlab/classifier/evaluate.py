@@ -1,0 +1,199 @@
+"""How good a classifier is on photos whose classes are known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnlab.classifier.predict import Classifier, Probabilities
+from bnlab.data.scan import Refusal
+from bnlab.data.split import Photo
+from bnlab.errors import ClassifierError, DataError, DivergedError, printable
+from bnlab.progress import Progress
+
+BINS = 15  # of the reliability diagram, as Guo et al. 2017 (On Calibration of Modern Neural Networks) have it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """The scores of one class, in 0..1; None where nothing defines them (no photo of it, or none called so)."""
+
+    label: str
+    n: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Photos predicted with a probability in one range: how sure the classifier was, and how often it was right."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A classifier's answers on n photos, and what follows from them. All shares are in 0..1."""
+
+    split: str
+    """the side of the data that was read"""
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    """of the n photos"""
+    targets: NDArray[np.int64]
+    """n true class indices"""
+    probabilities: Probabilities
+    """n x classes"""
+    refused: tuple[Refusal, ...] = ()
+    """photos that could not be used, and are not counted"""
+
+    @property
+    def n(self) -> int:
+        """Number of photos."""
+        return len(self.targets)
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """n most probable class indices."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def top1(self) -> float:
+        """Share of photos whose most probable class is right."""
+        return float((self.predicted == self.targets).mean())
+
+    @property
+    def top5(self) -> float:
+        """Share of photos whose class is among the five most probable; 1 when there are no more than five."""
+        best = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :5]
+        return float((best == self.targets[:, None]).any(1).mean())
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95% interval of top-1 (Wilson 1927), for photos drawn independently."""
+        from scipy.stats import binomtest
+
+        right = int((self.predicted == self.targets).sum())
+        interval = binomtest(right, self.n).proportion_ci(0.95, method="wilson")
+        return float(interval.low), float(interval.high)
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the true class, in nats."""
+        true = self.probabilities[np.arange(self.n), self.targets]
+        return float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean())
+
+    @cached_property
+    def bins(self) -> list[Bin]:
+        """The reliability diagram: photos by the probability of their predicted class, BINS equal ranges, empty ones left out."""
+        confidence = self.probabilities.max(1).astype(np.float64)
+        right = self.predicted == self.targets
+        which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+        return [
+            Bin(n=int(here.sum()), confidence=float(confidence[here].mean()), accuracy=float(right[here].mean()))
+            for here in (which == b for b in range(BINS))
+            if here.any()
+        ]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: |accuracy - confidence| averaged over the bins by their size (Naeini et al. 2015)."""
+        return sum(b.n * abs(b.accuracy - b.confidence) for b in self.bins) / self.n
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """classes x classes counts: row the true class, column the predicted one."""
+        from sklearn.metrics import confusion_matrix
+
+        matrix: NDArray[np.int64] = confusion_matrix(
+            self.targets, self.predicted, labels=np.arange(len(self.classes))
+        ).astype(np.int64)
+        return matrix
+
+    @cached_property
+    def per_class(self) -> list[ClassScore]:
+        """Precision, recall and F1 of each class, in the order of the classes."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        scores = precision_recall_fscore_support(
+            self.targets, self.predicted, labels=np.arange(len(self.classes)), zero_division=np.nan
+        )
+        return [
+            ClassScore(label=label, n=int(n), precision=_known(p), recall=_known(r), f1=_known(f))
+            for label, p, r, f, n in zip(self.classes, *scores, strict=True)
+        ]
+
+    def mistakes(self) -> list[int]:
+        """Positions of the photos that were taken for another class, the surest mistake first."""
+        wrong = np.flatnonzero(self.predicted != self.targets)
+        return [int(i) for i in wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `bnlab evaluate --json`."""
+        return {
+            "split": self.split,
+            "n": self.n,
+            "top1": self.top1,
+            "top5": self.top5,
+            "top1_interval": list(self.top1_interval),
+            "ece": self.ece,
+            "classes": list(self.classes),
+            "per_class": [vars(score) for score in self.per_class],
+            "confusion": self.confusion.tolist(),
+            "refused": [{"path": refusal.path, "reason": refusal.reason} for refusal in self.refused],
+        }
+
+
+def evaluate(
+    classifier: Classifier,
+    photos: Sequence[Photo],
+    split: str,
+    *,
+    batch_size: int = 32,
+    workers: int = -1,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Classify photos and compare with their labels, matched by name.
+
+    Raises:
+        ClassifierError: a photo's class is none of the classifier's.
+        DataError: not one photo could be used.
+        DivergedError: the network's outputs are not finite.
+    """
+    index = {label: i for i, label in enumerate(classifier.classes)}
+    for label in sorted({photo.label for photo in photos}):
+        if label not in index:
+            known = ", ".join(printable(name) for name in classifier.classes[:20])
+            raise ClassifierError(
+                f"the photos have the class '{printable(label)}', which the classifier does not know",
+                f"it knows {known}; rename or remove that folder",
+            )
+    paths = [photo.path for photo in photos]
+    probabilities, errors = classifier.classify(paths, batch_size=batch_size, workers=workers, progress=progress)
+    usable = np.array([error is None for error in errors], dtype=bool)
+    refused = tuple(Refusal(error.path, error.reason) for error in errors if error)
+    if not usable.any():
+        why = f" (the first: {refused[0].reason})" if refused else ""
+        raise DataError(f"not one of {len(paths)} photos could be used{why}", "replace them or give another folder")
+    if not np.isfinite(probabilities[usable]).all():
+        raise DivergedError(
+            f"the network's probabilities on {split} are not finite numbers", "train with a lower --learning-rate"
+        )
+    return Evaluation(
+        split=split,
+        classes=classifier.classes,
+        paths=tuple(path for path, good in zip(paths, usable, strict=True) if good),
+        targets=np.array([index[photo.label] for photo in photos], dtype=np.int64)[usable],
+        probabilities=probabilities[usable],
+        refused=refused,
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

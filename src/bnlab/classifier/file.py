@@ -1,0 +1,94 @@
+"""Reads and writes the classifier file: safetensors weights with the card in the header. Nothing in it is ever run."""
+
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bnlab.classifier import card as cards
+from bnlab.classifier.card import Card
+from bnlab.errors import ClassifierError, printable
+from bnlab.files import write_atomic
+from bnlab.nets import build
+from bnlab.nets.build import TableNetwork
+
+_CARD_KEY = "bnlab"
+_PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
+
+
+def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
+    """Write the network's inference weights and the card; atomically, and the same bytes for the same classifier.
+
+    Raises:
+        StorageError: no space left or no permission; an older file is untouched.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.inference_state().items()}
+    write_atomic(path, safetensors.torch.save(tensors, {_CARD_KEY: cards.to_json(card)}))
+
+
+def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
+    """The tensors and the card of a classifier file.
+
+    Raises:
+        ClassifierError: there is no such file, it is cut short, a pickle, of a newer format, or no classifier file.
+    """
+    name = printable(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ClassifierError(f"there is no classifier file {name}", "check the path") from None
+    except IsADirectoryError:
+        raise ClassifierError(f"{name} is a folder", f"give the file, such as {name}/best.safetensors") from None
+    except OSError as error:
+        raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check the path") from None
+    if content.startswith(_PICKLES):
+        raise ClassifierError(
+            f"{name} is a pickle, which can run code when it is loaded", "give a .safetensors file that bnlab wrote"
+        )
+    try:
+        tensors = safetensors.torch.load(content)
+        header_size = int.from_bytes(content[:8], "little")
+        metadata = _metadata(content[8 : 8 + header_size])
+    except (SafetensorError, ValueError) as error:
+        raise ClassifierError(f"{name} is no whole classifier file ({error})", "copy or train it again") from None
+    if _CARD_KEY not in metadata:
+        raise ClassifierError(f"{name} holds weights but no bnlab card", "give a .safetensors file that bnlab wrote")
+    return tensors, cards.from_json(metadata[_CARD_KEY], name)
+
+
+def load_network(path: Path) -> tuple[TableNetwork, Card]:
+    """The network of a classifier file, in evaluation mode on the CPU, and its card.
+
+    Raises:
+        ClassifierError: as `read_classifier`, or tensors that do not fit the network the card names.
+    """
+    tensors, card = read_classifier(path)
+    network = build(card.network, classes=len(card.classes), **card.arguments)
+    check_fit(tensors, network.state_dict(), printable(path), card.network)
+    network.load_state_dict(tensors)
+    return network.eval(), card
+
+
+def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str, network: str) -> None:
+    """Refuse tensors that are missing, unknown or of another shape, naming the first.
+
+    Raises:
+        ClassifierError: a tensor does not fit.
+    """
+    remedy = "train or copy it again"
+    for key in expected.keys() | tensors.keys():
+        if key not in tensors:
+            raise ClassifierError(f"{name} lacks the tensor {key} of {network}", remedy)
+        if key not in expected:
+            raise ClassifierError(f"{name} has a tensor {key} that {network} has not", remedy)
+        if tensors[key].shape != expected[key].shape:
+            shapes = f"{list(tensors[key].shape)}, not {list(expected[key].shape)}"
+            raise ClassifierError(f"{name} has the tensor {key} in the shape {shapes}, as {network} has it", remedy)
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    import json
+
+    metadata = json.loads(header).get("__metadata__", {})
+    return {str(key): str(value) for key, value in metadata.items()}

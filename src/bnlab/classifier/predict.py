@@ -1,0 +1,133 @@
+"""A classifier that answers: which class is this photo, and how sure is that?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnlab.classifier.card import Card
+from bnlab.classifier.file import load_network
+from bnlab.data.loader import prepared_batches
+from bnlab.data.pixels import Pixels, normalise
+from bnlab.errors import PhotoError
+from bnlab.machine import choose_device, usable_cores
+from bnlab.nets.build import TableNetwork
+from bnlab.progress import Progress, Silent
+
+Probabilities = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A class and its probability, in 0..1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a classifier says of one photo. Of one that cannot be used it says only the reason."""
+
+    path: str
+    """as it was given"""
+    label: str | None
+    """the most probable class; None where the photo cannot be used"""
+    probability: float | None
+    """of that class, in 0..1"""
+    top: tuple[Candidate, ...]
+    """the most probable classes, best first"""
+    error: str | None = None
+    """why the photo cannot be used, else None"""
+
+
+class Classifier:
+    """A trained network with all that inference needs.
+
+    >>> classifier = Classifier.load("runs/train/best.safetensors")
+    >>> classifier.predict(["tulip.jpg"])[0].label
+    'tulip'
+    """
+
+    def __init__(self, network: TableNetwork, card: Card, device: str = "cpu") -> None:
+        self.network = network
+        self.card = card
+        self.device = device
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], device: str = "auto") -> "Classifier":
+        """Read a classifier file and put its network on a device ("auto", "cpu", "cuda" or "mps").
+
+        Raises:
+            ClassifierError: the file is not there, cut short, a pickle, of a newer format, or does not fit its network.
+            UsageError: there is no such device.
+        """
+        network, card = load_network(Path(path))
+        chosen = choose_device(device)
+        return cls(network.to(device=chosen, memory_format=torch.channels_last), card, chosen)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the probabilities' columns."""
+        return self.card.classes
+
+    @torch.inference_mode()
+    def probabilities(self, pixels: Pixels) -> Probabilities:
+        """Softmax of the logits: uint8 N x size x size x 3 (from `prepare`) to float32 N x classes, each row adds up to 1."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            images = torch.from_numpy(pixels).to(self.device)  # N x H x W x 3
+            logits = self.network(normalise(images, self.card.view))  # N x classes
+            return logits.float().softmax(1).cpu().numpy()
+        finally:
+            self.network.train(training)
+
+    def classify(
+        self, paths: Sequence[str], *, batch_size: int = 32, workers: int = -1, progress: Progress | None = None
+    ) -> tuple[Probabilities, list[PhotoError | None]]:
+        """Probabilities of photos by path, len(paths) x classes, and each photo's error or None; rows with an error are NaN."""
+        rows: list[Probabilities] = []
+        errors: list[PhotoError | None] = []
+        workers = usable_cores() if workers < 0 else workers
+        with (progress or Silent()).task("classifying", len(paths), "photos") as task:
+            for pixels, errors_of_batch in prepared_batches(
+                paths, self.card.view, batch_size=batch_size, workers=workers
+            ):
+                found = iter(self.probabilities(pixels)) if len(pixels) else iter(())
+                unknown = np.full(len(self.classes), np.nan, dtype=np.float32)
+                rows += [unknown if error else next(found) for error in errors_of_batch]
+                errors += errors_of_batch
+                task.advance(len(errors_of_batch))
+        return np.stack(rows) if rows else np.empty((0, len(self.classes)), dtype=np.float32), errors
+
+    def predict(
+        self,
+        paths: Sequence[str | PathLike[str]],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> list[Prediction]:
+        """One prediction for each photo, in the order given, with the `top` most probable classes.
+
+        A photo that cannot be used gives a prediction whose `error` says why; it raises nothing.
+        """
+        names = [fspath(path) for path in paths]
+        probabilities, errors = self.classify(names, batch_size=batch_size, progress=progress)
+        return list(self._predictions(names, probabilities, errors, top))
+
+    def _predictions(
+        self, names: Sequence[str], probabilities: Probabilities, errors: Sequence[PhotoError | None], top: int
+    ) -> Iterator[Prediction]:
+        for name, row, error in zip(names, probabilities, errors, strict=True):
+            if error:
+                yield Prediction(name, None, None, (), error.reason)
+            else:
+                best = np.argsort(-row, kind="stable")[:top]
+                candidates = tuple(Candidate(self.classes[i], float(row[i])) for i in best)
+                yield Prediction(name, candidates[0].label, candidates[0].probability, candidates)

@@ -1,0 +1,297 @@
+"""The command line: parses, calls a command, prints and exits. Nothing below it prints.
+
+Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 interrupted.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from bnlab import __version__
+from bnlab.errors import BnlabError, Interrupted, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = typer.Typer(
+    name="bnlab",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Train a batch-normalised image classifier on your own photos, know what batch normalisation does for it, "
+    "and ship it.",
+    epilog="Begin with `bnlab demo`, or with a folder that has one sub-folder of photos for each class: "
+    "`bnlab split PHOTOS --into DATA`, then `bnlab train DATA`.",
+)
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Make a photo that cannot be used an error.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Workers = Annotated[int, typer.Option(help="Threads that read photos; -1: as many as suit this machine.")]
+BatchSize = Annotated[int, typer.Option(help="Photos at a time.", min=1)]
+ClassifierFile = Annotated[Path, typer.Argument(metavar="CLASSIFIER", help="A classifier file: best.safetensors of a run.")]
+
+
+class Side(StrEnum):
+    """The sides of a split that can be evaluated."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+    all = "all"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; gives the exit status."""
+    try:
+        status = app(arguments, standalone_mode=False, prog_name="bnlab")
+        return status if isinstance(status, int) else 0
+    except TyperException as error:
+        text = error.format_message().strip().rstrip(".")
+        if not text:  # no verb: the help was printed
+            return 2
+        return _complain(f"{text}: see `{_command_path(error)} --help`", 2)
+    except BnlabError as error:
+        return _complain(str(error), error.exit_status)
+    except Interrupted as interruption:
+        return _complain(interruption.message, interruption.exit_status)
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing half-made is left behind", 130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
+        return 0
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"bnlab {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.command("split")
+def split_verb(
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder with one sub-folder of photos for each class.")],
+    into: Annotated[Path, typer.Option(metavar="DATA", help="New folder for train/, val/, test/ and split.csv.")],
+    val: Annotated[float, typer.Option(help="Share held out for validation.", min=0, max=1)] = 0.1,
+    test: Annotated[float, typer.Option(help="Share held out for testing.", min=0, max=1)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
+    link: Annotated[bool, typer.Option("--link", help="Hard links, copies where there are none (the default).")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copies.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Write split.csv alone.")] = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Split a folder of classes into train, val and test.
+
+    A photo's side follows from its content and the seed: it stays where it is when others come or go. Exact and near
+    duplicates are kept on one side; those with different labels are named. PHOTOS is never written to.
+    """
+    from bnlab.commands import split
+    from bnlab.tables import split_table
+
+    chosen = [name for name, given in (("link", link), ("copy", copy), ("list", list_only)) if given]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    how: Any = chosen[0] if chosen else "link"
+    settings = split.SplitSettings(photos=photos, into=into, val=val, test=test, seed=seed, how=how, strict=strict)
+    result = split.run(settings, _progress())
+    data = into / "split.csv" if how == "list" else into
+    done = "written" if result.written else "nothing to do, it is all there"
+    _show(as_json, result.to_json(), split_table(result), f"{printable(data)}: {done}. Next: bnlab train {printable(data)}")
+
+
+@app.command("train")
+def train_verb(
+    data: Annotated[
+        Path | None, typer.Argument(metavar="DATA", help="A split folder, a split.csv, or a plain folder of classes.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe by name (default, classic, digits) or a YAML file.")] = "default",
+    network: Annotated[str | None, typer.Option(help="bn_googlenet, or googlenet: the same without BN.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How often to go through all photos.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Photos to a step.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the picture the network sees, in pixels.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest of the schedule.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better val accuracy.")] = None,
+    val: Annotated[float | None, typer.Option(help="Share held out where DATA is not split yet.")] = None,
+    seed: Annotated[int | None, typer.Option(help="All randomness follows from it.")] = None,
+    init: Annotated[Path | None, typer.Option(metavar="FILE", help="Classifier file to start from (fine-tuning).")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that read photos; they change no result.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe; may be repeated.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run, in runs/; train, train2, ... unless given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest run, or the one named by --name.")] = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier; the run goes to runs/NAME.
+
+    Ctrl-C saves; --resume goes on, after a kill too, and ends in the same weights, bit for bit.
+    """
+    from bnlab.commands import train
+    from bnlab.config import MACHINE_KEYS, load_settings, parse_assignments
+
+    options: dict[str, Any] = {
+        "network": network,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "size": size,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "val": val,
+        "seed": seed,
+        "init": str(init) if init else None,
+        "device": device,
+        "workers": workers,
+    } | parse_assignments(settings or [])
+    options = {key: value for key, value in options.items() if value is not None}
+    if resume:
+        fixed = [key for key in options if key not in MACHINE_KEYS] + (["recipe"] if recipe != "default" else [])
+        if fixed or data:
+            what = f"--{fixed[0].replace('_', '-')}" if fixed else "DATA"
+            raise typer.BadParameter(f"--resume goes on with a run's own recipe and data, so {what} has no effect; leave it out")
+        asked = train.TrainSettings(resume=True, name=name, changes=options)
+    elif data is None:
+        raise typer.BadParameter("DATA is missing: give a folder of classes, or --resume to go on with a run")
+    else:
+        asked = train.TrainSettings(data=data, settings=load_settings(recipe, options), name=name, strict=strict)
+    result = train.run(asked, _progress())
+    low, high = result.evaluation.top1_interval
+    _show(
+        as_json,
+        result.to_json(),
+        f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
+        f"in {result.epochs} epochs, {result.seconds:.0f} s",
+        f"{result.run.folder}: report.html shows it. Next: bnlab predict {result.run.best} PHOTO",
+    )
+
+
+@app.command("evaluate")
+def evaluate_verb(
+    classifier: ClassifierFile,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A split folder, a split.csv, or a folder of classes.")],
+    split: Annotated[Side | None, typer.Option(help="The side to read; else the first of test, val and all.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the folder in runs/; evaluate, evaluate2, ... unless given.")] = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = -1,
+    device: Device = "auto",
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a classifier on photos whose classes are known.
+
+    Writes evaluation.json, predictions.csv, report.html, the confusion matrix, the reliability diagram and the worst
+    mistakes as pictures to runs/NAME.
+    """
+    from bnlab.commands import evaluate
+    from bnlab.tables import evaluation_table
+
+    settings = evaluate.EvaluateSettings(
+        classifier=classifier,
+        data=data,
+        split=split.value if split else None,
+        name=name,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        strict=strict,
+    )
+    result = evaluate.run(settings, _progress())
+    _show(as_json, result.to_json(), evaluation_table(result), f"{result.folder}: report.html shows it.")
+
+
+@app.command("predict")
+def predict_verb(
+    classifier: ClassifierFile,
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos, and folders of photos.")],
+    top: Annotated[int, typer.Option(help="How many classes to give for each photo.", min=1)] = 5,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the answers to a new CSV file too.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Make a picture of the photos with their answers, and open it.")] = False,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Say which class each photo is, in the order given."""
+    from bnlab.commands import predict
+    from bnlab.tables import prediction_table
+
+    settings = predict.PredictSettings(
+        classifier=classifier,
+        photos=tuple(photos),
+        top=top,
+        csv=csv,
+        show=show,
+        batch_size=batch_size,
+        device=device,
+        strict=strict,
+    )
+    result = predict.run(settings, _progress())
+    last = ""
+    if result.picture:
+        last = f"{result.picture}: the photos with their answers."
+        if err.is_terminal and not as_json:
+            typer.launch(str(result.picture))
+    _show(as_json, result.to_json(), prediction_table(result), last)
+
+
+@app.command("demo")
+def demo_verb(
+    seed: Annotated[int, typer.Option(help="All randomness follows from it.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Do it all on handwritten digits, with and without batch normalisation, in about a minute.
+
+    The digits come with scikit-learn; nothing is fetched. Everything goes to runs/demo.
+    """
+    from bnlab.commands import demo
+    from bnlab.tables import demo_table
+
+    result = demo.run(demo.DemoSettings(seed=seed), _progress())
+    _show(
+        as_json,
+        result.to_json(),
+        demo_table(result),
+        f"{result.report} shows it. Your own photos: one sub-folder for each class, then\n"
+        "  bnlab split PHOTOS --into DATA\n  bnlab train DATA",
+    )
+
+
+def _progress() -> Any:
+    from bnlab.console import ScreenProgress
+
+    return ScreenProgress(err)
+
+
+def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> None:
+    """The result on stdout: one JSON document, or a table and where to go next."""
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
+        return
+    out.print(shown)
+    if last:
+        out.print("\n" + last, markup=False, soft_wrap=True)
+
+
+def _complain(text: str, status: int) -> int:
+    err.print(f"bnlab: {printable(text)}", markup=False, soft_wrap=True)
+    return status
+
+
+def _command_path(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "bnlab"

@@ -1,0 +1,130 @@
+"""`bnlab demo`: the main job on handwritten digits, with and without batch normalisation."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnlab.classifier.evaluate import Evaluation, evaluate
+from bnlab.classifier.predict import Classifier, Prediction
+from bnlab.config import load_settings
+from bnlab.data.digits import write_digits
+from bnlab.data.source import open_recorded_data
+from bnlab.data.split import split_folder, write_split
+from bnlab.errors import DivergedError
+from bnlab.files import read_csv, write_atomic
+from bnlab.progress import Progress
+from bnlab.report.page import demo_page
+from bnlab.runs import RUNS, Run, new_run
+from bnlab.training import session
+
+TWINS = {"with BN": "bn_small_inception", "without BN": "small_inception"}
+ASKED = 8  # digits the classifier is asked about
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """What `bnlab demo` is told."""
+
+    seed: int = 0
+    root: Path = RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """How one of the two trainings came out."""
+
+    run: Run
+    rows: list[dict[str, float]]
+    """metrics, one row an epoch"""
+    test: Evaluation | None
+    """on the held-out digits; None where it diverged before its first epoch ended"""
+    diverged: str | None
+    """why it stopped early, else None"""
+
+    def outcome(self) -> str:
+        """In one sentence."""
+        reached = "no epoch finished"
+        if self.test:
+            low, high = self.test.top1_interval
+            best = max(row["val_top1"] for row in self.rows)
+            reached = (
+                f"{self.test.top1:.1%} of {self.test.n} held-out digits right (95% interval {low:.1%} to {high:.1%}), "
+                f"best val accuracy {best:.1%} in {len(self.rows)} epochs"
+            )
+        return f"diverged: {self.diverged}; {reached}" if self.diverged else reached
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """Both twins, a few answers, and the page to look at."""
+
+    folder: Path
+    twins: dict[str, Twin]
+    answers: list[Prediction]
+    report: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `bnlab demo --json`."""
+        return {
+            "folder": str(self.folder),
+            "report": str(self.report),
+            "twins": {
+                name: {
+                    "best": str(twin.run.best),
+                    "test_top1": twin.test.top1 if twin.test else None,
+                    "n": twin.test.n if twin.test else 0,
+                    "diverged": twin.diverged,
+                }
+                for name, twin in self.twins.items()
+            },
+        }
+
+
+def run(settings: DemoSettings, progress: Progress) -> DemoResult:
+    """Write the digits out, split them, train both twins, evaluate, ask, and write the page."""
+    folder = new_run(settings.root, None, stem="demo").folder
+    write_digits(folder / "photos")
+    split = split_folder(folder / "photos", val=0.1, test=0.2, seed=settings.seed, progress=progress)
+    write_split(split, folder / "data", "link", progress)
+    held_out = [photo for photo in split.photos if photo.split == "test"]
+    progress.note(f"{len(split.photos)} digits in {folder / 'photos'}, {len(held_out)} of them held out as test")
+
+    twins = {name: _train(folder, name, network, settings.seed, progress) for name, network in TWINS.items()}
+    winner = twins["with BN"]
+    assert winner.test is not None
+    classifier = Classifier.load(winner.run.best)
+    random = np.random.default_rng(settings.seed)
+    asked = [held_out[i].path for i in random.choice(len(held_out), ASKED, replace=False)]
+    answers = classifier.predict(asked)
+    page = demo_page(
+        {name: twin.rows for name, twin in twins.items()},
+        {name: twin.outcome() for name, twin in twins.items()},
+        winner.test,
+        [(p.path, str(p.label), float(p.probability or 0)) for p in answers],
+        winner.run.recipe.read_text("utf-8"),
+        json.loads(winner.run.environment.read_text("utf-8")),
+    )
+    write_atomic(folder / "report.html", page)
+    return DemoResult(folder=folder, twins=twins, answers=answers, report=folder / "report.html")
+
+
+def _train(folder: Path, name: str, network: str, seed: int, progress: Progress) -> Twin:
+    progress.note(f"training the twin {name}")
+    settings = load_settings("digits", {"network": network, "seed": seed})
+    run = Run(folder / name.replace(" ", "-"))
+    diverged = None
+    try:
+        session.train(folder / "data", settings, root=folder, name=run.name, strict=False, progress=progress)
+    except DivergedError as error:
+        diverged = error.problem
+        progress.warn(diverged)
+    rows = [{k: float(v) for k, v in row.items()} for row in read_csv(run.metrics)] if run.metrics.exists() else []
+    test = None
+    if run.best.exists():
+        classifier = Classifier.load(run.best)
+        photos = open_recorded_data(run.split).side("test")
+        test = evaluate(classifier, photos, "test")
+    return Twin(run=run, rows=rows, test=test, diverged=diverged)

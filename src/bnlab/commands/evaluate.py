@@ -1,0 +1,86 @@
+"""`bnlab evaluate`: how good a classifier is on photos whose classes are known."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnlab.classifier.evaluate import Evaluation, evaluate
+from bnlab.classifier.predict import Classifier
+from bnlab.data.scan import tell_refused
+from bnlab.data.source import open_evaluation_data
+from bnlab.errors import printable
+from bnlab.files import write_atomic, write_csv, write_json
+from bnlab.progress import Progress
+from bnlab.report import figures
+from bnlab.report.page import evaluation_page, mistakes_png
+from bnlab.runs import RUNS, new_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """What `bnlab evaluate` is told."""
+
+    classifier: Path
+    """a classifier file"""
+    data: Path
+    """a split folder, a split.csv or a folder of classes"""
+    split: str | None = None
+    """train, val, test or all; unless given, the first there is of test, val and all"""
+    name: str | None = None
+    """of the folder in runs; evaluate, evaluate2, ... unless given"""
+    batch_size: int = 32
+    workers: int = -1
+    device: str = "auto"
+    strict: bool = False
+    """refuse to go on when a photo cannot be used"""
+    root: Path = RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """The evaluation, and the folder with its files."""
+
+    evaluation: Evaluation
+    folder: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `bnlab evaluate --json`."""
+        return self.evaluation.to_json() | {"folder": str(self.folder)}
+
+
+def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
+    """Evaluate, and write evaluation.json, predictions.csv, report.html and the pictures.
+
+    Raises:
+        BnlabError: the classifier or the data cannot be used; the disk is full.
+    """
+    split, photos = open_evaluation_data(settings.data, settings.split)
+    classifier = Classifier.load(settings.classifier, settings.device)
+    evaluation = evaluate(
+        classifier, photos, split, batch_size=settings.batch_size, workers=settings.workers, progress=progress
+    )
+    tell_refused(evaluation.refused, strict=settings.strict, progress=progress)
+    folder = new_run(settings.root, settings.name, stem="evaluate").folder
+    write_json(folder / "evaluation.json", evaluation.to_json())
+    write_csv(
+        folder / "predictions.csv",
+        ("path", "class", "predicted", "probability", *(f"p({name})" for name in evaluation.classes)),
+        _rows(evaluation),
+    )
+    write_atomic(folder / "confusion.png", figures.confusion_png(evaluation))
+    write_atomic(folder / "reliability.png", figures.reliability_png(evaluation))
+    if evaluation.mistakes():
+        write_atomic(folder / "mistakes.png", mistakes_png(evaluation))
+    title = f"{printable(settings.classifier)} on {split} of {printable(settings.data)}"
+    trained = f"{classifier.card.network}, {classifier.card.view.size} px"
+    write_atomic(folder / "report.html", evaluation_page(title, evaluation, trained))
+    return EvaluateResult(evaluation=evaluation, folder=folder)
+
+
+def _rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:
+    classes = evaluation.classes
+    for path, target, predicted, row in zip(
+        evaluation.paths, evaluation.targets, evaluation.predicted, evaluation.probabilities, strict=True
+    ):
+        yield path, classes[target], classes[predicted], f"{row[predicted]:.6f}", *(f"{p:.6f}" for p in row)

@@ -1,0 +1,114 @@
+"""`bnlab predict`: which class is this photo?"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bnlab.classifier.predict import Classifier, Prediction
+from bnlab.data.pixels import open_photo
+from bnlab.data.scan import Refusal, photos_below, tell_refused
+from bnlab.errors import DataError, PhotoError, UsageError, printable
+from bnlab.files import first_free, storage_errors, write_atomic, write_csv
+from bnlab.progress import Progress
+from bnlab.report import figures
+from bnlab.runs import RUNS
+
+MOST_SHOWN = 60  # photos on one sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """What `bnlab predict` is told."""
+
+    classifier: Path
+    """a classifier file"""
+    photos: tuple[Path, ...]
+    """photos, and folders of photos"""
+    top: int = 5
+    """how many of the most probable classes to give"""
+    csv: Path | None = None
+    """file to write the answers to; it must not exist"""
+    show: bool = False
+    """make a picture of the photos with their answers"""
+    batch_size: int = 32
+    device: str = "auto"
+    strict: bool = False
+    """refuse to go on when a photo cannot be used"""
+    root: Path = RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictResult:
+    """The answers in the order given, and the picture of them, where one was wanted."""
+
+    predictions: list[Prediction]
+    picture: Path | None
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The document of `bnlab predict --json`."""
+        return [asdict(prediction) for prediction in self.predictions]
+
+
+def run(settings: PredictSettings, progress: Progress) -> PredictResult:
+    """Ask the classifier about each photo.
+
+    Raises:
+        BnlabError: the classifier cannot be used, a path is not there, or not one photo can be used.
+    """
+    if settings.top < 1:
+        raise UsageError(f"--top {settings.top} gives no class", "say 1 or more")
+    paths = list(_expanded(settings.photos))
+    if settings.csv and settings.csv.exists():
+        raise UsageError(f"{printable(settings.csv)} exists already", "give --csv a new file")
+    classifier = Classifier.load(settings.classifier, settings.device)
+    predictions = classifier.predict(paths, top=settings.top, batch_size=settings.batch_size, progress=progress)
+    refused = [Refusal(p.path, p.error) for p in predictions if p.error]
+    tell_refused(refused, strict=settings.strict, progress=progress)
+    if len(refused) == len(predictions):
+        raise PhotoError(refused[0].path, refused[0].reason)
+    if settings.csv:
+        _write_csv(settings.csv, predictions, settings.top)
+    return PredictResult(predictions=predictions, picture=_picture(settings, predictions) if settings.show else None)
+
+
+def _expanded(photos: Iterable[Path]) -> Iterable[str]:
+    for path in photos:
+        if path.is_dir():
+            below = list(photos_below(path))
+            if not below:
+                raise DataError(f"{printable(path)} has no photos", "give photos, or a folder of them")
+            yield from below
+        elif path.exists():
+            yield str(path)
+        else:
+            raise DataError(f"there is no photo {printable(path)}", "check the path")
+
+
+def _write_csv(path: Path, predictions: Iterable[Prediction], top: int) -> None:
+    places = range(1, top + 1)
+    columns = ("path", "label", "probability", "error", *(f"{what}{i}" for i in places for what in ("label", "probability")))
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    rows = (
+        (p.path, p.label, p.probability, p.error, *(value for c in p.top for value in (c.label, c.probability)))
+        for p in predictions
+    )
+    write_csv(path, columns, rows)
+
+
+def _picture(settings: PredictSettings, predictions: list[Prediction]) -> Path:
+    shown = [prediction for prediction in predictions if not prediction.error][:MOST_SHOWN]
+    images = [open_photo(prediction.path) for prediction in shown]
+    if len(shown) == 1:
+        top = shown[0].top
+        content = figures.answer_png(images[0], [c.label for c in top], [c.probability for c in top])
+    else:
+        titles = [f"{printable(str(p.label))}  {p.probability:.1%}" for p in shown]
+        more = f"the first {len(shown)} of {len(predictions)} photos" if len(predictions) > len(shown) else ""
+        content = figures.photos_png(images, titles, more)
+    folder = first_free(settings.root, "predict")
+    with storage_errors(folder):
+        folder.mkdir(parents=True)
+    write_atomic(folder / "predictions.png", content)
+    return folder / "predictions.png"

@@ -1,0 +1,1 @@
+"""Photos: found, read, told apart, split, and made into batches."""

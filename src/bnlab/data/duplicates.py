@@ -1,0 +1,120 @@
+"""Photos that are the same picture: to the byte, or to the eye."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bnlab.data.pixels import open_photo
+
+# Two photos are near duplicates when their perceptual hashes differ in at most so many of 64 bits ...
+MAX_BITS = 8
+# ... and their 8 x 8 miniatures by at most so much a value (of 255) on average. The hash alone sees structure and
+# takes two flat pictures, or two scrawled digits, for one.
+MAX_DIFFERENCE = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What tells photos apart without looking at them again."""
+
+    sha256: str
+    """of the file's bytes"""
+    phash: int
+    """64-bit perceptual hash of the upright picture"""
+    miniature: bytes
+    """the picture at 8 x 8 pixels, RGB: 192 bytes"""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Photos that belong together, by their positions; at least two."""
+
+    members: tuple[int, ...]
+    exact: bool
+    """all of them are identical to the byte"""
+
+
+def fingerprint(path: str) -> Fingerprint:
+    """Read a photo whole and take its fingerprint.
+
+    Raises:
+        PhotoError: the photo cannot be used.
+    """
+    import imagehash
+
+    image = open_photo(path)
+    bits = imagehash.phash(image).hash.ravel()
+    miniature = image.resize((8, 8), Image.Resampling.BOX).tobytes()
+    return Fingerprint(file_sha256(path), int.from_bytes(np.packbits(bits).tobytes(), "big"), miniature)
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
+    """The sets of photos that are duplicates of each other, directly or by a chain, in the order of their first member."""
+    parent = list(range(len(fingerprints)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    def join(i: int, j: int) -> None:
+        low, high = sorted((root(i), root(j)))
+        parent[high] = low
+
+    first: dict[str, int] = {}
+    for i, one in enumerate(fingerprints):
+        join(i, first.setdefault(one.sha256, i))
+    distinct = list(first.values())
+    for a, b in _near_pairs([fingerprints[i] for i in distinct]):
+        join(distinct[a], distinct[b])
+
+    members: dict[int, list[int]] = {}
+    for i in range(len(fingerprints)):
+        members.setdefault(root(i), []).append(i)
+    return [
+        Group(tuple(group), exact=len({fingerprints[i].sha256 for i in group}) == 1)
+        for group in members.values()
+        if len(group) > 1
+    ]
+
+
+def _near_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
+    """Pairs of near duplicates.
+
+    Hashes that differ in at most MAX_BITS bits agree in at least one of MAX_BITS + 1 bands of bits, so only photos
+    that share a band are compared: a million photos need no million times a million comparisons.
+    """
+    if not fingerprints:
+        return
+    hashes = np.array([one.phash for one in fingerprints], dtype=np.uint64)
+    miniatures = np.array([np.frombuffer(one.miniature, dtype=np.uint8) for one in fingerprints])
+    edges = np.linspace(0, 64, MAX_BITS + 2).astype(int)
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        order = np.argsort(band, kind="stable")
+        starts = np.flatnonzero(np.diff(band[order])) + 1
+        for bucket in np.split(order, starts):
+            yield from _near_in_bucket(bucket, hashes, miniatures)
+
+
+def _near_in_bucket(
+    bucket: NDArray[np.intp], hashes: NDArray[np.uint64], miniatures: NDArray[np.uint8]
+) -> Iterator[tuple[int, int]]:
+    for k, i in enumerate(bucket[:-1]):
+        others = bucket[k + 1 :]
+        close = others[np.bitwise_count(hashes[others] ^ hashes[i]) <= MAX_BITS]
+        if len(close):
+            difference = np.abs(miniatures[close].astype(np.int16) - miniatures[i]).mean(axis=1)
+            for j in close[difference <= MAX_DIFFERENCE]:
+                yield int(i), int(j)

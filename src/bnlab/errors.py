@@ -1,0 +1,92 @@
+"""Every error bnlab raises on purpose. Each is one line: what is wrong, where, and what to do about it.
+
+BnlabError
+├── UsageError         an option or a setting that cannot be
+│   └── RecipeError    a recipe: an unknown key, a value out of range
+├── DataError          a folder or a list of photos that cannot be used
+│   └── PhotoError     one photo that cannot be used, with the reason
+├── ClassifierError    a classifier file that cannot be read, or does not fit
+├── RunError           a run folder: in use, not there, not to be resumed
+├── StorageError       the disk is full or cannot be written to
+└── DivergedError      the loss is no longer a number (exit status 1: the settings were legal, the training failed)
+
+An interruption (Ctrl-C) is `Interrupted`, a KeyboardInterrupt, so that `except Exception` does not swallow it.
+"""
+
+from difflib import get_close_matches
+from os import PathLike
+
+
+class BnlabError(Exception):
+    """Base of bnlab's errors. `problem` says what is wrong and where, `remedy` what to do; both on one line."""
+
+    exit_status = 2
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.remedy}"
+
+
+class UsageError(BnlabError):
+    """An option or a setting that cannot be."""
+
+
+class RecipeError(UsageError):
+    """A recipe with an unknown key or a value out of range."""
+
+
+class DataError(BnlabError):
+    """A folder or a list of photos that cannot be used."""
+
+
+class PhotoError(DataError):
+    """One photo that cannot be used; `path` names it and `reason` says why."""
+
+    def __init__(self, path: str, reason: str, remedy: str = "replace the photo or take it away") -> None:
+        super().__init__(f"{printable(path)} cannot be used, {reason}", remedy)
+        self.path = path
+        self.reason = reason
+
+
+class ClassifierError(BnlabError):
+    """A classifier file that cannot be read, or does not fit what it is asked to do."""
+
+
+class RunError(BnlabError):
+    """A run folder that is in use, is not there, or cannot be resumed."""
+
+
+class StorageError(BnlabError):
+    """The disk is full or cannot be written to. What was there before is untouched."""
+
+
+class DivergedError(BnlabError):
+    """The loss became NaN or infinite."""
+
+    exit_status = 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user pressed Ctrl-C (or the system asked to stop); `message` says what was saved and how to go on."""
+
+    exit_status = 130
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+def printable(path: str | PathLike[str]) -> str:
+    """The path as one line of text that any terminal and file can hold: control characters and undecodable bytes are escaped."""
+    text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """"did you mean 'epochs'?" when a known word is near, else the list of all."""
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"

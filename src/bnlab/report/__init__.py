@@ -1,0 +1,1 @@
+"""Pictures and pages: what a training or an evaluation looks like."""

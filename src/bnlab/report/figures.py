@@ -1,0 +1,186 @@
+"""Figures, by matplotlib, as PNG files and as SVG that takes the colours of the page around it."""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from bnlab.classifier.evaluate import Evaluation
+from bnlab.errors import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, float]]
+T = TypeVar("T")
+
+# Okabe and Ito's colours: told apart by everyone, and readable on white and on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_INK = "#010203"  # stands for "the colour of the page's text" until the SVG is written
+_MANY_CLASSES = 25  # more than so many, and their names and counts no longer fit
+# Tried in order for letters that matplotlib's own font lacks.
+_FONTS = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei",
+    "Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Devanagari",
+)  # fmt: skip
+
+
+def curves(runs: Mapping[str, Rows]) -> str:
+    """Loss and accuracy by epoch, of one run or of several side by side, as SVG."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots(1, 2)
+        for colour, (name, rows) in zip(COLOURS, runs.items(), strict=False):
+            prefix = f"{name}, " if len(runs) > 1 else ""
+            epochs = [row["epoch"] for row in rows]
+            _line(axes[0], epochs, [row["train_loss"] for row in rows], colour, prefix + "train", dashed=True)
+            _line(axes[0], epochs, [row["val_loss"] for row in rows], colour, prefix + "val")
+            _line(axes[1], epochs, [100 * row["train_top1"] for row in rows], colour, prefix + "train", dashed=True)
+            _line(axes[1], epochs, [100 * row["val_top1"] for row in rows], colour, prefix + "val")
+        for axis, title, unit in ((axes[0], "Loss", "nats"), (axes[1], "Accuracy", "%")):
+            axis.set_title(title)
+            axis.set_xlabel("epoch")
+            axis.set_ylabel(unit)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.25)
+        axes[0].legend(frameon=False)
+
+    return _svg(draw, 9.6, 3.6)
+
+
+def reliability(evaluation: Evaluation) -> str:
+    """How often the classifier was right, by how sure it was, as SVG."""
+    return _svg(lambda figure: _reliability(figure.subplots(), evaluation), 4.4, 4.0)
+
+
+def reliability_png(evaluation: Evaluation) -> bytes:
+    """The same as PNG."""
+    return _png(lambda figure: _reliability(figure.subplots(), evaluation), 4.8, 4.4)
+
+
+def confusion_png(evaluation: Evaluation) -> bytes:
+    """The confusion matrix: rows the true classes, columns the predicted ones, shaded by share of the row."""
+    count = len(evaluation.classes)
+    side = min(14.0, 3.2 + 0.45 * min(count, _MANY_CLASSES))
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        matrix = evaluation.confusion
+        share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.set_title(f"{evaluation.split}, n = {evaluation.n}, top-1 {evaluation.top1:.1%}")
+        if count <= _MANY_CLASSES:
+            names = [_short(name) for name in evaluation.classes]
+            axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(count), names)
+            for (i, j), n in np.ndenumerate(matrix):
+                if n:
+                    axes.text(j, i, str(n), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+
+    return _png(draw, side + 0.6, side)
+
+
+def photos_png(images: Sequence[Image.Image], titles: Sequence[str], heading: str = "") -> bytes:
+    """A contact sheet: photos in rows, each with its title."""
+    columns = min(6, max(1, len(images)))
+    rows = -(-len(images) // columns)
+
+    def draw(figure: "Figure") -> None:
+        if heading:
+            figure.suptitle(heading)
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.axis("off")
+        for axes, image, title in zip(grid, images, titles, strict=False):
+            axes.imshow(image)
+            axes.set_title(title, fontsize=8)
+
+    return _png(draw, 2.1 * columns + 0.2, 2.5 * rows + (0.5 if heading else 0.1))
+
+
+def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]) -> bytes:
+    """One photo with its most probable class as the title, and the others as bars beside it."""
+
+    def draw(figure: "Figure") -> None:
+        photo, bars = figure.subplots(1, 2, width_ratios=(1.3, 1))
+        photo.imshow(image)
+        photo.axis("off")
+        photo.set_title(f"{_short(names[0])}  {shares[0]:.1%}", fontsize=14)
+        places = range(len(names))[::-1]
+        bars.barh(places, [100 * share for share in shares], color=COLOURS[0])
+        bars.set_yticks(places, [_short(name) for name in names])
+        bars.set_xlim(0, 100)
+        bars.set_xlabel("probability, %")
+        bars.spines[["top", "right"]].set_visible(False)
+
+    return _png(draw, 8.4, 4.2)
+
+
+def _line(axes: "Axes", x: Sequence[float], y: Sequence[float], colour: str, name: str, *, dashed: bool = False) -> None:
+    axes.plot(x, y, color=colour, linestyle="--" if dashed else "-", marker="." if len(x) < 40 else "", label=name)
+
+
+def _reliability(axes: "Axes", evaluation: Evaluation) -> None:
+    bins = evaluation.bins
+    confidence, accuracy = [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins]
+    axes.plot([0, 100], [0, 100], color="gray", linestyle=":", label="as sure as right")
+    axes.plot(confidence, accuracy, color=COLOURS[0], alpha=0.5)
+    axes.scatter(confidence, accuracy, [20 + 200 * b.n / evaluation.n for b in bins], color=COLOURS[0], zorder=3)
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("probability given, %")
+    axes.set_ylabel("of these right, %")
+    axes.set_title(f"ECE {evaluation.ece:.3f}, n = {evaluation.n}")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def _short(name: str, length: int = 24) -> str:
+    name = printable(name)
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
+    content = io.BytesIO()
+    with _style(dict.fromkeys(ink, _INK)) as new:
+        figure = new(width, height)
+        draw(figure)
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    text = content.getvalue().decode("utf-8")
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _png(draw: Callable[["Figure"], None], width: float, height: float) -> bytes:
+    content = io.BytesIO()
+    with _style({}) as new:
+        figure = new(width, height)
+        draw(figure)
+        figure.savefig(content, format="png", dpi=140)
+    return content.getvalue()
+
+
+@contextmanager
+def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figure"]]:
+    """matplotlib set up for us alone, and for the time of one figure."""
+    import matplotlib as mpl
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    style = {
+        "font.family": [name for name in _FONTS if name in installed],
+        "font.size": 9,
+        "text.parse_math": False,  # a class may be called $5
+        "svg.hashsalt": "bnlab",  # the same figure gives the same file
+    }
+    with mpl.rc_context(style | extra), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture; the page has the letter
+        yield lambda width, height: Figure((width, height), layout="constrained")

@@ -1,0 +1,97 @@
+"""Results as tables for the screen."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bnlab.commands.demo import DemoResult
+from bnlab.commands.evaluate import EvaluateResult
+from bnlab.commands.predict import PredictResult
+from bnlab.commands.split import SplitResult
+from bnlab.data.split import SPLITS
+from bnlab.errors import printable
+
+_SHOWN = 10  # groups of duplicates that are named
+
+
+def split_table(result: SplitResult) -> RenderableType:
+    """Photos by class and side, then what was found."""
+    counts = result.split.counts()
+    sides = [side for side in SPLITS if any(count[side] for count in counts.values())]
+    table = _table("class", *sides, "all")
+    for label, count in counts.items():
+        table.add_row(Text(printable(label)), *(str(count[side]) for side in sides), str(sum(count.values())))
+    total = [sum(count[side] for count in counts.values()) for side in sides]
+    table.add_section()
+    table.add_row("all", *map(str, total), str(sum(total)))
+    return Group(table, *_findings(result))
+
+
+def evaluation_table(result: EvaluateResult) -> RenderableType:
+    """The figures, then the classes."""
+    evaluation = result.evaluation
+    low, high = evaluation.top1_interval
+    figures = Table.grid(padding=(0, 2))
+    figures.add_row("read", f"{evaluation.split}, n = {evaluation.n}")
+    figures.add_row("top-1", f"{evaluation.top1:.1%}  (95% interval {low:.1%} to {high:.1%})")
+    if len(evaluation.classes) > 5:
+        figures.add_row("top-5", f"{evaluation.top5:.1%}")
+    figures.add_row("calibration error (ECE)", f"{evaluation.ece:.3f}")
+    table = _table("class", "photos", "precision", "recall", "F1", "most often taken for")
+    for i, score in enumerate(evaluation.per_class):
+        row = evaluation.confusion[i].copy()
+        row[i] = 0
+        taken = f"{printable(evaluation.classes[row.argmax()])} ({row.max()})" if row.max() else ""
+        shares = ("–" if share is None else f"{share:.1%}" for share in (score.precision, score.recall, score.f1))
+        table.add_row(Text(printable(score.label)), str(score.n), *shares, Text(taken))
+    return Group(figures, "", table)
+
+
+def prediction_table(result: PredictResult) -> RenderableType:
+    """One photo a row, best class first."""
+    width = max(len(p.top) for p in result.predictions)
+    table = _table("photo", "class", "probability", *(["then"] if width > 1 else []), justify="left")
+    for p in result.predictions:
+        if p.error:
+            table.add_row(Text(printable(p.path)), Text(f"cannot be used: {p.error}", style="yellow"))
+        else:
+            rest = ", ".join(f"{printable(c.label)} {c.probability:.1%}" for c in p.top[1:])
+            table.add_row(Text(printable(p.path)), Text(printable(str(p.label)), style="bold"), f"{p.probability:.1%}", Text(rest))
+    return table
+
+
+def demo_table(result: DemoResult) -> RenderableType:
+    """How the twins came out, and what the better one said of a few digits."""
+    outcomes = _table("network", "outcome", justify="left")
+    for name, twin in result.twins.items():
+        outcomes.add_row(name, twin.outcome())
+    answers = _table("held-out digit", "class", "probability", justify="left")
+    for p in result.answers:
+        answers.add_row(Text(printable(p.path)), Text(str(p.label), style="bold"), f"{p.probability:.1%}")
+    return Group(outcomes, "", answers)
+
+
+def _findings(result: SplitResult) -> list[RenderableType]:
+    split = result.split
+    lines: list[RenderableType] = []
+    if split.refused:
+        lines.append(Text(f"{len(split.refused)} photos cannot be used and are left out"))
+    conflicts = split.conflicts
+    alike = [group for group in split.groups if group not in set(conflicts)]
+    if alike:
+        photos = sum(len(group.members) for group in alike)
+        lines.append(Text(f"{photos} photos are duplicates ({len(alike)} groups), each group kept on one side"))
+    for group in conflicts[:_SHOWN]:
+        names = " = ".join(f"{printable(split.photos[i].path)} ({printable(split.photos[i].label)})" for i in group.members)
+        lines.append(Text("label conflict: ", style="yellow") + Text(names))
+    if len(conflicts) > _SHOWN:
+        lines.append(Text(f"and {len(conflicts) - _SHOWN} more label conflicts", style="yellow"))
+    return lines
+
+
+def _table(first: str, *others: str, justify: str = "right") -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="left" if justify == "left" else "right", overflow="fold")
+    return table

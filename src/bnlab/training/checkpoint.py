@@ -1,0 +1,100 @@
+"""What a resume needs: state.pt, from which a killed training ends in the same weights, bit for bit."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnlab.config import MACHINE_KEYS, Recipe
+from bnlab.errors import RunError, printable
+from bnlab.files import write_atomic
+
+Row = dict[str, float | int]
+
+
+@dataclass(kw_only=True)
+class Position:
+    """Where a training stands. All randomness follows from the seed and these numbers, so no generator's state is kept."""
+
+    epoch: int = 0
+    """the running epoch, from 0"""
+    batch: int = 0
+    """batches of it that are done"""
+    step: int = 0
+    """optimiser steps so far"""
+    loss: float = 0.0
+    """sum over the photos of the running epoch"""
+    right: int = 0
+    """photos of the running epoch whose main output was right"""
+    seen: int = 0
+    """photos of the running epoch"""
+    seconds: float = 0.0
+    """spent on training steps of the running epoch"""
+    total_seconds: float = 0.0
+    """spent on all that was done so far, validation included"""
+    rows: list[Row] = field(default_factory=list)
+    """metrics of the finished epochs"""
+    best: Row | None = None
+    """the row of the best epoch"""
+
+    def begin_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch += 1
+        self.batch = self.right = self.seen = 0
+        self.loss = self.seconds = 0.0
+
+
+def save_state(
+    path: Path, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
+) -> None:
+    """Write state.pt atomically.
+
+    Raises:
+        StorageError: no space left; the older state is untouched.
+    """
+    content = io.BytesIO()
+    state = {
+        "recipe": _results_of(recipe),
+        "position": asdict(position),
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(state, content)
+    write_atomic(path, content.getbuffer())
+
+
+def load_state(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str
+) -> Position:
+    """Put network and optimiser where they stood; from the beginning when nothing was saved yet.
+
+    Raises:
+        RunError: the state is broken, or of another recipe.
+    """
+    if not path.exists():
+        return Position()
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["recipe"] != _results_of(recipe):
+            changed = sorted(key for key, value in _results_of(recipe).items() if state["recipe"].get(key) != value)
+            raise RunError(
+                f"the recipe of {printable(path.parent)} was changed after it began ({', '.join(changed)})",
+                "change it back, or begin a new run with --init",
+            )
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        return Position(**state["position"])
+    except RunError:
+        raise
+    except Exception as error:  # whatever torch makes of a broken file
+        reason = " ".join(str(error).split())[:120]
+        raise RunError(f"{printable(path)} cannot be read ({reason})", "begin a new run") from None
+
+
+def _results_of(recipe: Recipe) -> Mapping[str, Any]:
+    """The settings that decide the results."""
+    return recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))
