@@ -55,9 +55,7 @@ def train(
     return train_command.run(settings, progress or Silent())
 
 
-def resume(
-    name: str | None = None, *, runs: AnyPath = RUNS, progress: Progress | None = None
-) -> TrainingResult:
+def resume(name: str | None = None, *, runs: AnyPath = RUNS, progress: Progress | None = None) -> TrainingResult:
     """Go on with a run, the latest unless named. It ends in the weights it would have had, bit for bit.
 
     Raises:

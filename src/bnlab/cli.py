@@ -39,7 +39,9 @@ Strict = Annotated[bool, typer.Option("--strict", help="Make a photo that cannot
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Workers = Annotated[int, typer.Option(help="Threads that read photos; -1: as many as suit this machine.")]
 BatchSize = Annotated[int, typer.Option(help="Photos at a time.", min=1)]
-ClassifierFile = Annotated[Path, typer.Argument(metavar="CLASSIFIER", help="A classifier file: best.safetensors of a run.")]
+ClassifierFile = Annotated[
+    Path, typer.Argument(metavar="CLASSIFIER", help="A classifier file: best.safetensors of a run.")
+]
 
 
 class Side(StrEnum):
@@ -58,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except TyperException as error:
         text = error.format_message().strip().rstrip(".")
-        if not text:  # no verb: the help was printed
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(text)  # noqa: T201
             return 2
         return _complain(f"{text}: see `{_command_path(error)} --help`", 2)
     except BnlabError as error:
@@ -83,12 +86,16 @@ def _options(
 
 @app.command("split")
 def split_verb(
-    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder with one sub-folder of photos for each class.")],
+    photos: Annotated[
+        Path, typer.Argument(metavar="PHOTOS", help="Folder with one sub-folder of photos for each class.")
+    ],
     into: Annotated[Path, typer.Option(metavar="DATA", help="New folder for train/, val/, test/ and split.csv.")],
     val: Annotated[float, typer.Option(help="Share held out for validation.", min=0, max=1)] = 0.1,
     test: Annotated[float, typer.Option(help="Share held out for testing.", min=0, max=1)] = 0.0,
     seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
-    link: Annotated[bool, typer.Option("--link", help="Hard links, copies where there are none (the default).")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard links, copies where there are none (the default).")
+    ] = False,
     copy: Annotated[bool, typer.Option("--copy", help="Copies.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Write split.csv alone.")] = False,
     strict: Strict = False,
@@ -110,7 +117,12 @@ def split_verb(
     result = split.run(settings, _progress())
     data = into / "split.csv" if how == "list" else into
     done = "written" if result.written else "nothing to do, it is all there"
-    _show(as_json, result.to_json(), split_table(result), f"{printable(data)}: {done}. Next: bnlab train {printable(data)}")
+    _show(
+        as_json,
+        result.to_json(),
+        split_table(result),
+        f"{printable(data)}: {done}. Next: bnlab train {printable(data)}",
+    )
 
 
 @app.command("train")
@@ -118,23 +130,32 @@ def train_verb(
     data: Annotated[
         Path | None, typer.Argument(metavar="DATA", help="A split folder, a split.csv, or a plain folder of classes.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe by name (default, classic, digits) or a YAML file.")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="A recipe by name (default, classic, digits) or a YAML file.")
+    ] = "default",
     network: Annotated[str | None, typer.Option(help="bn_googlenet, or googlenet: the same without BN.")] = None,
     epochs: Annotated[int | None, typer.Option(help="How often to go through all photos.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photos to a step.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the picture the network sees, in pixels.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest of the schedule.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better val accuracy.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better val accuracy.")
+    ] = None,
     val: Annotated[float | None, typer.Option(help="Share held out where DATA is not split yet.")] = None,
     seed: Annotated[int | None, typer.Option(help="All randomness follows from it.")] = None,
-    init: Annotated[Path | None, typer.Option(metavar="FILE", help="Classifier file to start from (fine-tuning).")] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Classifier file to start from (fine-tuning).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that read photos; they change no result.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe; may be repeated."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the run, in runs/; train, train2, ... unless given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest run, or the one named by --name.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the latest run, or the one named by --name.")
+    ] = False,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -163,7 +184,9 @@ def train_verb(
         fixed = [key for key in options if key not in MACHINE_KEYS] + (["recipe"] if recipe != "default" else [])
         if fixed or data:
             what = f"--{fixed[0].replace('_', '-')}" if fixed else "DATA"
-            raise typer.BadParameter(f"--resume goes on with a run's own recipe and data, so {what} has no effect; leave it out")
+            raise typer.BadParameter(
+                f"--resume goes on with a run's own recipe and data, so {what} has no effect; leave it out"
+            )
         asked = train.TrainSettings(resume=True, name=name, changes=options)
     elif data is None:
         raise typer.BadParameter("DATA is missing: give a folder of classes, or --resume to go on with a run")
@@ -185,7 +208,9 @@ def evaluate_verb(
     classifier: ClassifierFile,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A split folder, a split.csv, or a folder of classes.")],
     split: Annotated[Side | None, typer.Option(help="The side to read; else the first of test, val and all.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the folder in runs/; evaluate, evaluate2, ... unless given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the folder in runs/; evaluate, evaluate2, ... unless given.")
+    ] = None,
     batch_size: BatchSize = 32,
     workers: Workers = -1,
     device: Device = "auto",
@@ -220,7 +245,9 @@ def predict_verb(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos, and folders of photos.")],
     top: Annotated[int, typer.Option(help="How many classes to give for each photo.", min=1)] = 5,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the answers to a new CSV file too.")] = None,
-    show: Annotated[bool, typer.Option("--show", help="Make a picture of the photos with their answers, and open it.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Make a picture of the photos with their answers, and open it.")
+    ] = False,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     strict: Strict = False,
@@ -282,7 +309,7 @@ def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> N
     if as_json:
         print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
         return
-    out.print(shown)
+    out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
     if last:
         out.print("\n" + last, markup=False, soft_wrap=True)
 

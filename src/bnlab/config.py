@@ -7,6 +7,7 @@ file) and from options; everything else stands here.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -95,7 +96,9 @@ class Recipe(BaseModel):
         for key in ("crop_area", "crop_aspect"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
-                raise ValueError(f"{key} must go from a positive number up to one at least as large, not {low} to {high}")
+                raise ValueError(
+                    f"{key} must go from a positive number up to one at least as large, not {low} to {high}"
+                )
         return self
 
 
@@ -116,7 +119,7 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_settings(recipe: str | Path = "default", options: Mapping[str, Any] | None = None) -> Settings:
+def load_settings(recipe: str | PathLike[str] = "default", options: Mapping[str, Any] | None = None) -> Settings:
     """Resolve a recipe by name or YAML file, with `options` (key to value; None is not set) on top.
 
     Raises:
@@ -124,7 +127,7 @@ def load_settings(recipe: str | Path = "default", options: Mapping[str, Any] | N
     """
     values = _read(recipe)
     options = {key: value for key, value in (options or {}).items() if value is not None}
-    where = {key: f"recipe {printable(recipe)}" for key in values} | {key: "the options" for key in options}
+    where = {key: f"recipe {printable(recipe)}" for key in values} | dict.fromkeys(options, "the options")
     values |= options
     return Settings(recipe=_validated(values, where), own=frozenset(values))
 
@@ -147,7 +150,7 @@ def to_yaml(settings: Settings) -> str:
     """The whole recipe as YAML, each key with its meaning, the user's own marked."""
     lines = ["# Every setting of this training. '(yours)': set by you or the recipe you chose; the rest are defaults."]
     for key, value in settings.recipe.model_dump(mode="json").items():
-        text = yaml.safe_dump({key: value}, default_flow_style=None, width=1000).strip()
+        text = yaml.safe_dump({key: value}, default_flow_style=True, width=10_000).strip()[1:-1]
         yours = "(yours) " if key in settings.own else ""
         lines.append(f"{text}  # {yours}{Recipe.model_fields[key].description}")
     return "\n".join(lines) + "\n"
@@ -162,7 +165,7 @@ def _shipped() -> Any:
     return files("bnlab") / "recipes"
 
 
-def _read(recipe: str | Path) -> dict[str, Any]:
+def _read(recipe: str | PathLike[str]) -> dict[str, Any]:
     path = Path(recipe)
     if str(recipe) in recipe_names():
         return _read_yaml((_shipped() / f"{recipe}.yaml").read_text("utf-8"), str(recipe))

@@ -21,7 +21,12 @@ class ScreenProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"), _Rate())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TextColumn("{task.completed}/{task.total}"),
+            _Rate(),
+        )
         self.bars = Progress(*columns, console=console, transient=True)
         self.open = 0
 
@@ -108,5 +113,7 @@ def _measured(values: Mapping[str, float]) -> list[str]:
 def _until(seconds: float) -> str:
     end = datetime.now() + timedelta(seconds=seconds)
     minutes, rest = divmod(round(seconds), 60)
-    left = f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+    left = (
+        f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+    )
     return f"{left} left, done at {end:%H:%M:%S}"

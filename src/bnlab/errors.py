@@ -81,12 +81,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def printable(path: str | PathLike[str]) -> str:
-    """The path as one line of text that any terminal and file can hold: control characters and undecodable bytes are escaped."""
+    """The path as one line that any terminal and file can hold: control characters and undecodable bytes escaped."""
     text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """"did you mean 'epochs'?" when a known word is near, else the list of all."""
+    """ "did you mean 'epochs'?" when a known word is near, else the list of all."""
     near = get_close_matches(word, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"

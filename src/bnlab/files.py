@@ -15,7 +15,7 @@ from typing import Any
 from bnlab.errors import StorageError, printable
 
 # Undecodable bytes in file names survive a way through a text file as surrogates.
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
+ENCODING, ERRORS = "utf-8", "surrogateescape"
 
 
 def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
@@ -27,7 +27,7 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     Raises:
         StorageError: no space left, no permission, a read-only disk.
     """
-    data = content.encode(**TEXT) if isinstance(content, str) else content
+    data = content.encode(ENCODING, ERRORS) if isinstance(content, str) else content
     draft = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.part")
     with storage_errors(path):
         try:
@@ -58,7 +58,7 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object
 
 def read_csv(path: Path) -> Iterator[Mapping[str, str]]:
     """The rows of a table as mappings from column to text."""
-    with path.open(newline="", **TEXT) as file:
+    with path.open(newline="", encoding=ENCODING, errors=ERRORS) as file:
         yield from csv.DictReader(file)
 
 
@@ -94,7 +94,9 @@ def storage_errors(path: Path) -> Iterator[None]:
                 f"no space left on the device to write {name}", "free some; what was there before is untouched"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise StorageError(f"{name} cannot be written ({error.strerror})", "choose a folder you may write to") from error
+            raise StorageError(
+                f"{name} cannot be written ({error.strerror})", "choose a folder you may write to"
+            ) from error
         raise
 
 

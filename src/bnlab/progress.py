@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Protocol
 
 
@@ -30,7 +31,9 @@ class TaskContext(Protocol):
 
     def __enter__(self) -> Task: ...
 
-    def __exit__(self, *details: object) -> bool | None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None: ...
 
 
 class _SilentTask:

@@ -104,7 +104,8 @@ def new_run(root: Path, name: str | None, stem: str = "train") -> Run:
             run.folder.mkdir(parents=True, exist_ok=True)
         if any(run.folder.iterdir()):
             raise RunError(
-                f"run {printable(run.folder)} exists already", f"take another --name, or go on with it: --resume --name {name}"
+                f"run {printable(run.folder)} exists already",
+                f"take another --name, or go on with it: --resume --name {name}",
             )
         return run
     number = 1
@@ -139,5 +140,7 @@ def find_run(root: Path, name: str | None) -> Run:
 
 def _named(root: Path, name: str) -> Path:
     if not name or name in (".", "..") or Path(name).name != name:
-        raise UsageError(f"a run cannot be named '{printable(name)}'", "a name has no slashes; runs lie in the folder runs")
+        raise UsageError(
+            f"a run cannot be named '{printable(name)}'", "a name has no slashes; runs lie in the folder runs"
+        )
     return root / name

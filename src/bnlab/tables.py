@@ -56,7 +56,9 @@ def prediction_table(result: PredictResult) -> RenderableType:
             table.add_row(Text(printable(p.path)), Text(f"cannot be used: {p.error}", style="yellow"))
         else:
             rest = ", ".join(f"{printable(c.label)} {c.probability:.1%}" for c in p.top[1:])
-            table.add_row(Text(printable(p.path)), Text(printable(str(p.label)), style="bold"), f"{p.probability:.1%}", Text(rest))
+            table.add_row(
+                Text(printable(p.path)), Text(printable(str(p.label)), style="bold"), f"{p.probability:.1%}", Text(rest)
+            )
     return table
 
 
@@ -82,7 +84,9 @@ def _findings(result: SplitResult) -> list[RenderableType]:
         photos = sum(len(group.members) for group in alike)
         lines.append(Text(f"{photos} photos are duplicates ({len(alike)} groups), each group kept on one side"))
     for group in conflicts[:_SHOWN]:
-        names = " = ".join(f"{printable(split.photos[i].path)} ({printable(split.photos[i].label)})" for i in group.members)
+        names = " = ".join(
+            f"{printable(split.photos[i].path)} ({printable(split.photos[i].label)})" for i in group.members
+        )
         lines.append(Text("label conflict: ", style="yellow") + Text(names))
     if len(conflicts) > _SHOWN:
         lines.append(Text(f"and {len(conflicts) - _SHOWN} more label conflicts", style="yellow"))

@@ -61,7 +61,8 @@ class Evaluation:
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """n most probable class indices."""
-        return self.probabilities.argmax(1)
+        predicted: NDArray[np.int64] = self.probabilities.argmax(1)
+        return predicted
 
     @property
     def top1(self) -> float:
@@ -91,7 +92,7 @@ class Evaluation:
 
     @cached_property
     def bins(self) -> list[Bin]:
-        """The reliability diagram: photos by the probability of their predicted class, BINS equal ranges, empty ones left out."""
+        """The reliability diagram: photos in BINS equal ranges of the predicted class's probability."""
         confidence = self.probabilities.max(1).astype(np.float64)
         right = self.predicted == self.targets
         which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
@@ -103,7 +104,7 @@ class Evaluation:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: |accuracy - confidence| averaged over the bins by their size (Naeini et al. 2015)."""
+        """Expected calibration error: mean |accuracy - confidence| of the bins, by size (Naeini et al. 2015)."""
         return sum(b.n * abs(b.accuracy - b.confidence) for b in self.bins) / self.n
 
     @cached_property

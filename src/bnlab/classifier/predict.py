@@ -15,7 +15,7 @@ from bnlab.data.loader import prepared_batches
 from bnlab.data.pixels import Pixels, normalise
 from bnlab.errors import PhotoError
 from bnlab.machine import choose_device, usable_cores
-from bnlab.nets.build import TableNetwork
+from bnlab.nets.build import TableNetwork, to_device
 from bnlab.progress import Progress, Silent
 
 Probabilities = NDArray[np.float32]
@@ -68,7 +68,7 @@ class Classifier:
         """
         network, card = load_network(Path(path))
         chosen = choose_device(device)
-        return cls(network.to(device=chosen, memory_format=torch.channels_last), card, chosen)
+        return cls(to_device(network, chosen), card, chosen)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -77,20 +77,24 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, pixels: Pixels) -> Probabilities:
-        """Softmax of the logits: uint8 N x size x size x 3 (from `prepare`) to float32 N x classes, each row adds up to 1."""
+        """Softmax of the logits: uint8 N x size x size x 3 (from `prepare`) to float32 N x classes."""
         training = self.network.training
         self.network.eval()
         try:
             images = torch.from_numpy(pixels).to(self.device)  # N x H x W x 3
             logits = self.network(normalise(images, self.card.view))  # N x classes
-            return logits.float().softmax(1).cpu().numpy()
+            probabilities: Probabilities = logits.float().softmax(1).cpu().numpy()
+            return probabilities
         finally:
             self.network.train(training)
 
     def classify(
         self, paths: Sequence[str], *, batch_size: int = 32, workers: int = -1, progress: Progress | None = None
     ) -> tuple[Probabilities, list[PhotoError | None]]:
-        """Probabilities of photos by path, len(paths) x classes, and each photo's error or None; rows with an error are NaN."""
+        """Probabilities of photos by path, len(paths) x classes, and each photo's error or None.
+
+        The row of a photo with an error is NaN.
+        """
         rows: list[Probabilities] = []
         errors: list[PhotoError | None] = []
         workers = usable_cores() if workers < 0 else workers

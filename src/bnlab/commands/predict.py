@@ -87,7 +87,13 @@ def _expanded(photos: Iterable[Path]) -> Iterable[str]:
 
 def _write_csv(path: Path, predictions: Iterable[Prediction], top: int) -> None:
     places = range(1, top + 1)
-    columns = ("path", "label", "probability", "error", *(f"{what}{i}" for i in places for what in ("label", "probability")))
+    columns = (
+        "path",
+        "label",
+        "probability",
+        "error",
+        *(f"{what}{i}" for i in places for what in ("label", "probability")),
+    )
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     rows = (

@@ -64,9 +64,7 @@ def run(settings: SplitSettings, progress: Progress) -> SplitResult:
         DataError: the photos cannot be split, or `into` holds something else.
         StorageError: no space left; nothing half-made is left behind.
     """
-    split = split_folder(
-        settings.photos, val=settings.val, test=settings.test, seed=settings.seed, progress=progress
-    )
+    split = split_folder(settings.photos, val=settings.val, test=settings.test, seed=settings.seed, progress=progress)
     tell_refused(split.refused, strict=settings.strict, progress=progress)
     written = write_split(split, settings.into, settings.how, progress)
     return SplitResult(split=split, into=settings.into, written=written)

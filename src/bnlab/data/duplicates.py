@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def file_sha256(path: str) -> str:
 
 
 def groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
-    """The sets of photos that are duplicates of each other, directly or by a chain, in the order of their first member."""
+    """The sets of photos that are duplicates, directly or by a chain, in the order of their first member."""
     parent = list(range(len(fingerprints)))
 
     def root(i: int) -> int:
@@ -100,7 +101,7 @@ def _near_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]
     hashes = np.array([one.phash for one in fingerprints], dtype=np.uint64)
     miniatures = np.array([np.frombuffer(one.miniature, dtype=np.uint8) for one in fingerprints])
     edges = np.linspace(0, 64, MAX_BITS + 2).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
         starts = np.flatnonzero(np.diff(band[order])) + 1

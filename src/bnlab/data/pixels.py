@@ -1,4 +1,4 @@
-"""From a file to the pixels a network sees. Training's evaluation, `evaluate` and `predict` all go through `prepare`."""
+"""From a file to the pixels a network sees. Training's evaluation, `evaluate` and `predict` share `prepare`."""
 
 import stat
 import warnings
@@ -71,7 +71,9 @@ def open_photo(path: str | Path) -> Image.Image:
         if Path(name).suffix.lower() in (".heic", ".heif"):
             raise PhotoError(name, "HEIC pictures are not read", "save it as JPEG") from None
         raise PhotoError(name, "it is no picture Pillow can read") from None
-    except Exception as error:  # decoders raise whatever they please at broken files: OSError, SyntaxError, zlib.error, ...
+    except (
+        Exception
+    ) as error:  # decoders raise whatever they please at broken files: OSError, SyntaxError, zlib.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PhotoError(name, f"the picture is broken ({reason})") from None
 
@@ -99,7 +101,7 @@ def augment(
     """A random part of the photo as a square of `size` x `size` x 3 pixels, mirrored with chance `flip`.
 
     The part has a share of the photo's area uniform in `area`, and an aspect (width to height) log-uniform in `aspect`.
-    When ten tries do not fit in the photo, the largest centred part of a permitted aspect is taken, as torchvision does.
+    When ten tries do not fit in the photo, the largest centred part of a permitted aspect is taken, as in torchvision.
     """
     pixels = _resized(image, size, _random_box(image.width, image.height, area, aspect, random))
     return np.ascontiguousarray(pixels[:, ::-1]) if random.random() < flip else pixels

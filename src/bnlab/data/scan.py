@@ -14,7 +14,8 @@ from bnlab.progress import Progress
 
 # What is taken for a photo; .heic is named among the refused rather than passed over in silence.
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .avif .heic .heif .jp2 .ppm .pgm .pbm .pnm".split()
+    f".{kind}"
+    for kind in "jpg jpeg jpe jfif png gif bmp webp tif tiff avif heic heif jp2 ppm pgm pbm pnm".split()  # noqa: SIM905
 )
 
 
@@ -37,7 +38,7 @@ class Refusal:
 def scan(folder: Path) -> list[Found]:
     """The photos of a folder of classes, by class and path.
 
-    Each sub-folder is a class, with all that lies below it; hidden files and folders are none. Links are followed, once.
+    Each sub-folder is a class, with all that lies below it; hidden ones are none. Links are followed, once.
 
     Raises:
         DataError: there is no such folder, it has no classes, or a class has no photos.

@@ -115,14 +115,14 @@ def _listed(folder: Path, split: str) -> list[Photo]:
     ]
 
 
-def _read_sides(
-    data: Path, sides: Iterable[tuple[str, Path]], progress: Progress
-) -> tuple[list[Photo], list[Refusal]]:
+def _read_sides(data: Path, sides: Iterable[tuple[str, Path]], progress: Progress) -> tuple[list[Photo], list[Refusal]]:
     listed = [photo for side_name, folder in sides for photo in _listed(folder, side_name)]
     train = next(folder for name, folder in sides if name == "train")
     for label, path in class_folders(train).items():
         if not any(photo.label == label and photo.split == "train" for photo in listed):
-            raise DataError(f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder")
+            raise DataError(
+                f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
+            )
     known = {photo.path: photo.sha256 for photo in read_list(data / LIST_NAME)} if (data / LIST_NAME).is_file() else {}
     unknown = [Found(photo.path, photo.label) for photo in listed if photo.path not in known]
     refused: list[Refusal] = []

@@ -74,7 +74,7 @@ def count_photos(photos: Iterable[Photo]) -> dict[str, dict[str, int]]:
 
 
 def side(sha256: str, *, val: float, test: float, seed: int) -> str:
-    """The side of a photo with this content: a number in [0, 1) drawn by hashing, below `val`, below `val + test` or above."""
+    """The side of a photo with this content: a number in [0, 1) hashed from it, held against `val` and `val + test`."""
     digest = hashlib.sha256(f"{seed}:{sha256}".encode()).digest()
     draw = int.from_bytes(digest[:8], "big") / 2**64
     return "val" if draw < val else "test" if draw < val + test else "train"
@@ -87,7 +87,9 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
         DataError: no such folder, no or one class, an empty class, or too few photos for the sides asked for.
     """
     if not (val >= 0 and test >= 0 and 0 < val + test < 1):
-        raise DataError(f"val {val} and test {test} leave nothing to split", "give shares that add up to between 0 and 1")
+        raise DataError(
+            f"val {val} and test {test} leave nothing to split", "give shares that add up to between 0 and 1"
+        )
     found = scan(folder)
     examined, refused = examine(
         found, duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
@@ -196,7 +198,8 @@ def read_list(path: Path) -> list[Photo]:
             missing = [column for column in COLUMNS[:3] if not row.get(column)]
             if missing:
                 raise DataError(
-                    f"{printable(path)} has no '{missing[0]}' in row {number}", f"it needs the columns {', '.join(COLUMNS)}"
+                    f"{printable(path)} has no '{missing[0]}' in row {number}",
+                    f"it needs the columns {', '.join(COLUMNS)}",
                 )
             if row["split"] not in SPLITS:
                 raise DataError(
@@ -219,7 +222,8 @@ def _check_target(photos: Path, into: Path) -> None:
     source, target = photos.resolve(), into.resolve()
     if target == source or source in target.parents:
         raise DataError(
-            f"{printable(into)} lies within {printable(photos)}, which is never written to", "give --into another folder"
+            f"{printable(into)} lies within {printable(photos)}, which is never written to",
+            "give --into another folder",
         )
     if target in source.parents and target.is_dir() and any(target.iterdir()):
         raise DataError(f"{printable(into)} holds {printable(photos)} itself", "give --into a new folder")
@@ -274,4 +278,3 @@ def _findings(split: Split) -> Iterator[tuple[str, object, str, str]]:
             kind += ", label conflict"
         for i in group.members:
             yield kind, number, split.photos[i].path, split.photos[i].label
-

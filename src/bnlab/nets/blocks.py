@@ -3,6 +3,8 @@
 Shapes: N photos, C channels in, H x W the size of the map.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,7 +55,10 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier on a middle layer, which gives early layers a shorter way to the loss. Any H x W in, N x classes out."""
+    """A classifier on a middle layer, which gives early layers a shorter way to the loss.
+
+    N x C x H x W in, for any H and W; N x classes out.
+    """
 
     def __init__(self, inputs: int, classes: int, *, norm: bool) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ class AuxiliaryHead(nn.Module):
         x = F.dropout(x, 0.5, self.training)
         x = F.relu(self.fc1(x), inplace=True)  # N x 1024
         x = F.dropout(x, 0.5, self.training)
-        return self.fc2(x)  # N x classes
+        return cast(Tensor, self.fc2(x))  # N x classes
 
 
 def pool_to_4x4(x: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ class TableNetwork(nn.Module):
         for row in table:
             match row:
                 case tables.Conv():
-                    self.add_module(row.name, ConvUnit(channels, row.channels, row.kernel, stride=row.stride, norm=norm))
+                    self.add_module(
+                        row.name, ConvUnit(channels, row.channels, row.kernel, stride=row.stride, norm=norm)
+                    )
                     channels = row.channels
                 case tables.MaxPool():
                     self.add_module(row.name, nn.MaxPool2d(3, stride=2, ceil_mode=True))
@@ -91,8 +93,13 @@ def build(name: str, *, classes: int, dropout: float = 0.0, auxiliary: bool = Fa
         return TableNetwork(kind.table, classes=classes, norm=kind.norm, dropout=dropout, auxiliary=auxiliary)
 
 
+def to_device(network: TableNetwork, device: str) -> TableNetwork:
+    """The network on a device, its filters with channels last in memory, as its images are."""
+    return network.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 for what a ReLU follows; small weights for the classifying layers, so that all classes start alike."""
+    """He et al. 2015 for what a ReLU follows; small weights for linear layers, so that all classes start alike."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""The shapes of the networks, one row a layer. Comments give channels x height x width at the network's own input size."""
+"""The shapes of the networks, one row a layer. Comments: C x H x W of the output at the network's own input size."""
 
 from typing import NamedTuple
 

@@ -1,0 +1,1 @@
+"""The recipes bnlab ships, as YAML; `bnlab.config` reads them."""

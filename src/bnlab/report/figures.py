@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, float]]
-T = TypeVar("T")
 
 # Okabe and Ito's colours: told apart by everyone, and readable on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -123,7 +122,9 @@ def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]
     return _png(draw, 8.4, 4.2)
 
 
-def _line(axes: "Axes", x: Sequence[float], y: Sequence[float], colour: str, name: str, *, dashed: bool = False) -> None:
+def _line(
+    axes: "Axes", x: Sequence[float], y: Sequence[float], colour: str, name: str, *, dashed: bool = False
+) -> None:
     axes.plot(x, y, color=colour, linestyle="--" if dashed else "-", marker="." if len(x) < 40 else "", label=name)
 
 
@@ -175,12 +176,12 @@ def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figur
     from matplotlib.figure import Figure
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    style = {
+    style: dict[Any, Any] = {
         "font.family": [name for name in _FONTS if name in installed],
         "font.size": 9,
         "text.parse_math": False,  # a class may be called $5
         "svg.hashsalt": "bnlab",  # the same figure gives the same file
     }
-    with mpl.rc_context(style | extra), warnings.catch_warnings():
+    with mpl.rc_context(style | dict(extra)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture; the page has the letter
         yield lambda width, height: Figure((width, height), layout="constrained")

@@ -118,7 +118,7 @@ def _percent(value: float | None) -> str:
 
 
 def _shaded(evaluation: Evaluation) -> Sequence[tuple[str, Sequence[tuple[int, float]]]]:
-    """The confusion matrix row by row: the class, and each count with its share of the row; nothing where it is too wide."""
+    """The confusion matrix row by row: the class, each count and its share of the row; nothing where it is too wide."""
     if len(evaluation.classes) > MOST_CLASSES:
         return []
     return [

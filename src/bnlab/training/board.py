@@ -20,14 +20,14 @@ def tensorboard(run: Run, step: int) -> Iterator[Callable[[Row], None]]:
     from torch.utils.tensorboard import SummaryWriter
 
     with storage_errors(run.events):
-        writer = SummaryWriter(run.events, purge_step=step or None)  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(run.events, purge_step=step or None)
 
         def log(row: Row) -> None:
             for key in _SCALARS:
-                writer.add_scalar(key.replace("_", "/", 1), row[key], int(row["step"]))  # type: ignore[no-untyped-call]
-            writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(key.replace("_", "/", 1), row[key], int(row["step"]))
+            writer.flush()
 
         try:
             yield log
         finally:
-            writer.close()  # type: ignore[no-untyped-call]
+            writer.close()

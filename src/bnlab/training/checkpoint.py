@@ -18,7 +18,7 @@ Row = dict[str, float | int]
 
 @dataclass(kw_only=True)
 class Position:
-    """Where a training stands. All randomness follows from the seed and these numbers, so no generator's state is kept."""
+    """Where a training stands. All randomness follows from the seed and these numbers: no generator is saved."""
 
     epoch: int = 0
     """the running epoch, from 0"""

@@ -77,7 +77,7 @@ def fit(
                         "try --learning-rate at a third of it, or a network with batch normalisation",
                     )
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
                 main = outputs[0] if isinstance(outputs, tuple) else outputs
@@ -121,7 +121,7 @@ def total_loss(outputs: Tensor | tuple[Tensor, ...], targets: Tensor, recipe: Re
 
 
 def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam. Weight decay is for matrices and filters: gamma, beta and biases go without."""
+    """SGD with Nesterov momentum, or Adam. Weight decay is for matrices and filters, not gamma, beta and biases."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -140,7 +140,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
 
 
 def judge_epoch(position: Position, evaluation: Evaluation, rate: float) -> tuple[Row, bool]:
-    """The metrics of the epoch that has just ended, and whether it is the best: by val accuracy, ties by val loss."""
+    """The metrics of the epoch that has just ended, and whether it is the best (by val accuracy, ties by loss)."""
     row: Row = {
         "epoch": position.epoch + 1,
         "step": position.step,

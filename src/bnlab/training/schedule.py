@@ -21,7 +21,7 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
-    """Linear from 0 up to 1 over the warm-up, then down a half cosine; the last step is not quite 0, so that it counts."""
+    """Linear from 0 up to 1 over the warm-up, then down a half cosine to 1e-4, so that the last step still counts."""
     if progress < warmup:
         return progress / warmup
     if warmup >= 1:

@@ -21,11 +21,12 @@ from bnlab.errors import Interrupted, printable
 from bnlab.files import write_atomic, write_csv, write_json
 from bnlab.machine import choose_device, environment, usable_cores, versions
 from bnlab.nets import build
+from bnlab.nets.build import to_device
 from bnlab.progress import Progress, Silent
 from bnlab.runs import Run, find_run, new_run
 from bnlab.training import checkpoint, loop
-from bnlab.training.checkpoint import Position, Row
 from bnlab.training.board import tensorboard
+from bnlab.training.checkpoint import Position, Row
 from bnlab.training.start import adopt, load_into
 
 
@@ -80,9 +81,7 @@ def train(
         return _sit(run, recipe, source, device, progress)
 
 
-def resume(
-    name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress
-) -> TrainingResult:
+def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress) -> TrainingResult:
     """Go on with a run, the latest unless named, as if it had never stopped. `changes` may set what changes no result.
 
     Raises:
@@ -109,7 +108,7 @@ def _sit(run: Run, recipe: Recipe, source: Source, device: str, progress: Progre
     )
     if recipe.init is not None and not run.state.exists():
         load_into(network, source.classes, recipe.init, progress)
-    network = network.to(device=device, memory_format=torch.channels_last)
+    network = to_device(network, device)
     optimizer = loop.make_optimizer(network, recipe)
     position = checkpoint.load_state(run.state, network, optimizer, recipe, device)
     workers = usable_cores() if recipe.workers < 0 else recipe.workers
@@ -174,7 +173,9 @@ def _sit(run: Run, recipe: Recipe, source: Source, device: str, progress: Progre
 
 def _result(run: Run, position: Position, source: Source, device: str, workers: int) -> TrainingResult:
     assert position.best is not None  # at least one epoch has ended
-    evaluation = evaluate(Classifier.load(run.best, device), source.side("val"), "val", workers=workers, progress=Silent())
+    evaluation = evaluate(
+        Classifier.load(run.best, device), source.side("val"), "val", workers=workers, progress=Silent()
+    )
     return TrainingResult(
         run=run,
         epochs=position.epoch,
@@ -188,7 +189,8 @@ def _result(run: Run, position: Position, source: Source, device: str, workers: 
 def describe(row: Row, epochs: int, is_best: bool) -> str:
     """An epoch in one line."""
     return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  "
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  "
         f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  {row['images_per_second']:.0f} images/s"
         + ("  best so far" if is_best else "")
     )
