@@ -31,7 +31,6 @@ app = typer.Typer(
     epilog="Begin with `bnlab demo`, or with a folder that has one sub-folder of photos for each class: "
     "`bnlab split PHOTOS --into DATA`, then `bnlab train DATA`.",
 )
-out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -309,6 +308,8 @@ def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> N
     if as_json:
         print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
         return
+    width = None if sys.stdout.isatty() else 10_000  # a file or a pipe has no edge to fold paths at
+    out = Console(highlight=False, width=width)
     out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
     if last:
         out.print("\n" + last, markup=False, soft_wrap=True)

@@ -1,0 +1,100 @@
+"""Photos made on the spot: three classes that a small network can tell apart, and every kind of broken file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bnlab.cli import main
+
+CLASSES = ("disc", "ring", "stripes")
+
+
+def picture(label: str, number: int, size: int = 40) -> Image.Image:
+    """A noisy shape of that class; each number another one."""
+    random = np.random.default_rng((CLASSES.index(label), number))
+    y, x = np.mgrid[0:size, 0:size]
+    centre = size / 2 + random.uniform(-4, 4, 2)
+    distance = np.hypot(y - centre[0], x - centre[1])
+    match label:
+        case "disc":
+            shape = distance < size * random.uniform(0.25, 0.35)
+        case "ring":
+            shape = np.abs(distance - size * random.uniform(0.28, 0.38)) < 3
+        case _:
+            shape = (x + y * random.uniform(-0.4, 0.4) + random.uniform(0, 8)) % 8 < 4
+    ink, paper = random.integers(130, 255, 3), random.integers(0, 110, 3)
+    pixels = np.where(shape[..., None], ink, paper) + random.normal(0, 12, (size, size, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def write_photos(folder: Path, each: int = 12, classes: tuple[str, ...] = CLASSES, first: int = 0) -> Path:
+    """A folder of classes."""
+    for label in classes:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + each):
+            picture(label, number).save(folder / label / f"{label}{number:03}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """36 photos in three classes."""
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A split folder: 24 photos to train on, 12 to validate."""
+    write_photos(tmp_path / "data" / "train", each=8)
+    write_photos(tmp_path / "data" / "val", each=4, first=100)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., "Outcome"]:
+    """Run a command line in an empty folder and see what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        status = main([str(a) for a in arguments])
+        printed = capsys.readouterr()
+        return Outcome(status, printed.out, printed.err)
+
+    return run
+
+
+class Outcome:
+    """What a command line came to."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def complaint(self) -> str:
+        """The one line on stderr that a refusal is, without its `bnlab: `."""
+        lines = [line for line in self.err.splitlines() if line.startswith("bnlab: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0].removeprefix("bnlab: ")
+
+
+# What makes a training take seconds: the small network at its smallest size.
+QUICK = ("--network", "bn_small_inception", "--size", 32, "--batch-size", 8, "--learning-rate", 0.02, "--workers", 0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch, to be read and not to be changed; its folder."""
+    from bnlab import train
+
+    home = tmp_path_factory.mktemp("trained")
+    write_photos(home / "data" / "train", each=8)
+    write_photos(home / "data" / "val", each=4, first=100)
+    result = train(
+        home / "data", runs=home / "runs", network="bn_small_inception", size=32, batch_size=8, epochs=2, learning_rate=0.02
+    )
+    return result.run.folder

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bnlab.config import MACHINE_KEYS, Recipe, load_settings, parse_assignments, read_recipe_file, recipe_names, to_yaml
+from bnlab.errors import RecipeError
+
+RECIPES = Path(__file__).parents[1] / "src" / "bnlab" / "recipes"
+
+
+def refusal(recipe: str | Path = "default", **options: object) -> str:
+    with pytest.raises(RecipeError) as error:
+        load_settings(recipe, options)
+    return str(error.value)
+
+
+def test_shipped_recipes_are_valid() -> None:
+    assert recipe_names() == ["classic", "default", "digits"]
+    for name in recipe_names():
+        load_settings(name)
+
+
+def test_default_is_the_defaults() -> None:
+    settings = load_settings()
+    assert settings.recipe == Recipe()
+    assert settings.own == frozenset()
+
+
+def test_classic_is_the_tutorials_to_the_letter() -> None:
+    """Each key that decides a result stands in the file, so that a better default never changes it."""
+    given = yaml.safe_load((RECIPES / "classic.yaml").read_text())
+    assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed", "init", "device"}
+    recipe = load_settings("classic").recipe
+    assert (recipe.network, recipe.auxiliary, recipe.auxiliary_weight, recipe.dropout) == ("bn_googlenet", True, 0.3, 0.4)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("adam", 0.0015, 0.0)
+    assert (recipe.schedule, recipe.step_every, recipe.step_factor) == ("step", 1500, 0.1)
+    assert (recipe.batch_size, recipe.epochs, recipe.size, recipe.resize) == (32, 30, 224, "squash")
+    assert recipe.mean == recipe.std == (0.5, 0.5, 0.5)
+    assert (recipe.crop_area, recipe.crop_aspect, recipe.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert recipe.label_smoothing == 0
+
+
+def test_options_go_before_the_recipe() -> None:
+    settings = load_settings("classic", {"epochs": 2, "size": None})
+    assert (settings.recipe.epochs, settings.recipe.size) == (2, 224)
+    assert "epochs" in settings.own
+
+
+def test_yaml_keeps_everything_and_marks_the_users_own(tmp_path: Path) -> None:
+    settings = load_settings("default", {"epochs": 2, "mean": [0.1, 0.2, 0.3], "init": "a: b#'.safetensors"})
+    text = to_yaml(settings)
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert read_recipe_file(tmp_path / "recipe.yaml") == settings.recipe
+    lines = {line.partition(":")[0]: line for line in text.splitlines()}
+    assert lines["epochs"] == "epochs: 2  # (yours) how often training goes through all photos"
+    assert "(yours)" not in lines["size"]
+    assert all(field.description for field in Recipe.model_fields.values())
+
+
+def test_assignments_are_yaml() -> None:
+    assert parse_assignments(["momentum=0.8", "mean=[0, 0, 0]", "init=null"]) == {
+        "momentum": 0.8, "mean": [0, 0, 0], "init": None,
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match="--set momentum is no key=value: say, for example, --set momentum=0.8"):
+        parse_assignments(["momentum"])
+
+
+def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
+    assert refusal(epoch=3) == "a recipe has no key 'epoch' (in the options): did you mean 'epochs'?"
+    (tmp_path / "mine.yaml").write_text("learning_rat: 0.1\n")
+    assert refusal(tmp_path / "mine.yaml") == (
+        f"a recipe has no key 'learning_rat' (in recipe {tmp_path / 'mine.yaml'}): did you mean 'learning_rate'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("size", 31, "size cannot be 31 (in the options): input should be greater than or equal to 32"),
+        ("learning_rate", -1, "learning_rate cannot be -1 (in the options): input should be greater than 0"),
+        ("learning_rate", float("nan"), "learning_rate cannot be nan (in the options): input should be a finite number"),
+        ("optimizer", "lamb", "optimizer cannot be 'lamb' (in the options): input should be 'sgd' or 'adam'"),
+        ("batch_size", 1, "batch_size cannot be 1 (in the options): input should be greater than or equal to 2"),
+        ("crop_area", [0.9, 0.2], "crop_area must go from a positive number up to one at least as large, not 0.9 to 0.2: "),
+    ],
+)
+def test_a_value_out_of_range_is_named(key: str, value: object, message: str) -> None:
+    assert refusal(**{key: value}).startswith(message)
+
+
+def test_recipes_that_are_none(tmp_path: Path) -> None:
+    assert refusal("clasic") == "no recipe is called 'clasic': did you mean 'classic'?"
+    assert "cannot be read" in refusal(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    assert "is no table of keys: write one 'key: value' a line" in refusal(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    assert "is no YAML" in refusal(tmp_path / "broken.yaml")

@@ -1,0 +1,69 @@
+"""The house's rules: imports go down only, rooms on one floor do not know each other, light rooms know no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[1] / "src" / "bnlab"
+FLOORS = (
+    {"ground": ("errors", "progress", "files", "config", "runs", "machine", "recipes"), "norm": ("norm",)},
+    {"nets": ("nets",), "data": ("data",)},
+    {"classifier": ("classifier",), "health": ("health",)},
+    {"training": ("training",), "report": ("report",)},
+    {"lab": ("lab",), "serving": ("serving",)},
+    {"commands": ("commands",)},
+    {"top": ("cli", "console", "tables", "api", "__main__", "__init__")},
+)
+PLACE = {name: (floor, room) for floor, rooms in enumerate(FLOORS) for room, names in rooms.items() for name in names}
+FILES = sorted(HOUSE.rglob("*.py"))
+
+
+def place(path: Path) -> tuple[int, str]:
+    return PLACE[path.relative_to(HOUSE).parts[0].removesuffix(".py")]
+
+
+def imported(path: Path) -> list[str]:
+    """The parts of bnlab a file imports, wherever in the file."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} has a relative import"
+            names += [node.module] if node.module != "bnlab" else [f"bnlab.{alias.name}" for alias in node.names]
+    return [name for name in names if name.startswith("bnlab.") and name != "bnlab.__version__"]
+
+
+def test_every_file_has_a_place() -> None:
+    assert len(FILES) > 30
+    for path in FILES:
+        place(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_imports_go_down(path: Path) -> None:
+    floor, room = place(path)
+    for name in imported(path):
+        other_floor, other_room = PLACE[name.split(".")[1]]
+        assert other_floor < floor or other_room == room, f"{path.name} on floor {floor} imports {name}"
+
+
+def test_commands_do_not_know_each_other() -> None:
+    for path in (HOUSE / "commands").glob("*.py"):
+        assert not [name for name in imported(path) if name.startswith("bnlab.commands.")], path.name
+
+
+def test_files_are_of_a_size_to_read() -> None:
+    long = {path.name: count for path in FILES if (count := len(path.read_text("utf-8").splitlines())) > 330}
+    assert not long
+
+
+def test_light_rooms_import_no_torch() -> None:
+    modules = "errors files config runs machine progress data.pixels data.scan data.duplicates data.split data.source"
+    names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.cli", "bnlab.commands.split"]
+    script = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
