@@ -54,7 +54,9 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., "Outcome"]:
+def bnlab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., "Outcome"]:
     """Run a command line in an empty folder and see what it printed."""
     monkeypatch.chdir(tmp_path)
 
@@ -95,6 +97,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photos(home / "data" / "train", each=8)
     write_photos(home / "data" / "val", each=4, first=100)
     result = train(
-        home / "data", runs=home / "runs", network="bn_small_inception", size=32, batch_size=8, epochs=2, learning_rate=0.02
+        home / "data",
+        runs=home / "runs",
+        network="bn_small_inception",
+        size=32,
+        batch_size=8,
+        epochs=2,
+        learning_rate=0.02,
     )
     return result.run.folder

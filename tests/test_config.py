@@ -32,7 +32,12 @@ def test_classic_is_the_tutorials_to_the_letter() -> None:
     given = yaml.safe_load((RECIPES / "classic.yaml").read_text())
     assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed", "init", "device"}
     recipe = load_settings("classic").recipe
-    assert (recipe.network, recipe.auxiliary, recipe.auxiliary_weight, recipe.dropout) == ("bn_googlenet", True, 0.3, 0.4)
+    assert (recipe.network, recipe.auxiliary, recipe.auxiliary_weight, recipe.dropout) == (
+        "bn_googlenet",
+        True,
+        0.3,
+        0.4,
+    )
     assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("adam", 0.0015, 0.0)
     assert (recipe.schedule, recipe.step_every, recipe.step_factor) == ("step", 1500, 0.1)
     assert (recipe.batch_size, recipe.epochs, recipe.size, recipe.resize) == (32, 30, 224, "squash")
@@ -79,10 +84,18 @@ def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
     [
         ("size", 31, "size cannot be 31 (in the options): input should be greater than or equal to 32"),
         ("learning_rate", -1, "learning_rate cannot be -1 (in the options): input should be greater than 0"),
-        ("learning_rate", float("nan"), "learning_rate cannot be nan (in the options): input should be a finite number"),
+        (
+            "learning_rate",
+            float("nan"),
+            "learning_rate cannot be nan (in the options): input should be a finite number",
+        ),
         ("optimizer", "lamb", "optimizer cannot be 'lamb' (in the options): input should be 'sgd' or 'adam'"),
         ("batch_size", 1, "batch_size cannot be 1 (in the options): input should be greater than or equal to 2"),
-        ("crop_area", [0.9, 0.2], "crop_area must go from a positive number up to one at least as large, not 0.9 to 0.2: "),
+        (
+            "crop_area",
+            [0.9, 0.2],
+            "crop_area must go from a positive number up to one at least as large, not 0.9 to 0.2: ",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_named(key: str, value: object, message: str) -> None:

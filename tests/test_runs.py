@@ -13,7 +13,9 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
 def test_a_taken_name_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path, "mine")
     run.recipe.write_text("{}")
-    with pytest.raises(RunError, match=r"mine exists already: take another --name, or go on with it: --resume --name mine"):
+    with pytest.raises(
+        RunError, match=r"mine exists already: take another --name, or go on with it: --resume --name mine"
+    ):
         new_run(tmp_path, "mine")
 
 

@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import top_k_accuracy_score
+
+from bnlab import Classifier
+from bnlab.classifier.evaluate import Evaluation, evaluate
+from bnlab.data.source import open_evaluation_data
+from bnlab.data.split import Photo
+from bnlab.errors import ClassifierError, DataError, DivergedError
+
+
+def answers(targets: list[int], probabilities: list[list[float]], classes: str = "abc") -> Evaluation:
+    return Evaluation(
+        split="val",
+        classes=tuple(classes),
+        paths=tuple(f"{i}.jpg" for i in range(len(targets))),
+        targets=np.array(targets),
+        probabilities=np.array(probabilities, dtype=np.float32),
+    )
+
+
+# By hand: a is right twice and taken for b once; b is right once; there is no c, and one b is called so.
+KNOWN = answers(
+    [0, 0, 0, 1, 1],
+    [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9]],
+)
+
+
+def test_known_answers() -> None:
+    assert KNOWN.n == 5
+    assert KNOWN.top1 == pytest.approx(3 / 5)
+    assert KNOWN.top5 == 1.0
+    assert KNOWN.confusion.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 0]]
+    a, b, c = KNOWN.per_class
+    assert (a.n, a.precision, a.recall, a.f1) == (3, 1.0, pytest.approx(2 / 3), pytest.approx(0.8))
+    assert (b.n, b.precision, b.recall, b.f1) == (2, 0.5, 0.5, 0.5)
+    assert (c.n, c.precision, c.recall) == (0, 0.0, None)
+    assert KNOWN.mistakes() == [4, 2]
+    assert KNOWN.loss == pytest.approx(-np.log([0.8, 0.6, 0.2, 0.8, 0.1]).mean(), rel=1e-5)
+
+
+def test_the_interval_is_wilsons() -> None:
+    """3 of 5, worked out from the formula."""
+    z, n, p = 1.959964, 5, 0.6
+    centre, half = (p + z * z / (2 * n)), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = KNOWN.top1_interval
+    assert low == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
+    assert high == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-6)
+
+
+def test_calibration_by_hand() -> None:
+    """Two photos at 0.8, both right; 0.6 right; 0.7 and 0.9 wrong; no two of these values share a fifteenth."""
+    expected = (2 * abs(1 - 0.8) + abs(1 - 0.6) + 0.7 + 0.9) / 5
+    assert KNOWN.ece == pytest.approx(expected, abs=1e-6)
+    assert [(b.n, b.accuracy) for b in KNOWN.bins] == [(1, 1.0), (1, 0.0), (2, 1.0), (1, 0.0)]
+
+
+def test_a_perfect_classifier_is_calibrated() -> None:
+    sure = answers([0, 1, 2], np.eye(3).tolist())
+    assert (sure.ece, sure.top1, sure.mistakes()) == (0, 1, [])
+    assert sure.top1_interval[1] == pytest.approx(1)
+
+
+def test_top5_agrees_with_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.ones(12), 200)
+    targets = random.integers(0, 12, 200)
+    ours = answers(targets.tolist(), probabilities.tolist(), "abcdefghijkl").top5
+    assert ours == pytest.approx(top_k_accuracy_score(targets, probabilities, k=5))
+    assert 0.3 < ours < 0.55
+
+
+def test_the_document_is_json() -> None:
+    document = json.loads(json.dumps(KNOWN.to_json(), allow_nan=False))
+    assert list(document)[:9] == [
+        "split", "n", "top1", "top5", "top1_interval", "ece", "classes", "per_class", "confusion",
+    ]  # fmt: skip
+    assert document["per_class"][2] == {"label": "c", "n": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+
+
+@pytest.fixture
+def classifier(trained: Path) -> Classifier:
+    return Classifier.load(trained / "best.safetensors")
+
+
+def photos_of(trained: Path) -> list[Photo]:
+    return open_evaluation_data(trained.parents[1] / "data", "val")[1]
+
+
+def test_labels_are_matched_by_name(classifier: Classifier, trained: Path) -> None:
+    photos = photos_of(trained)
+    there = evaluate(classifier, photos, "val")
+    back = evaluate(classifier, photos[::-1], "val")
+    assert there.n == 12
+    assert (there.confusion == back.confusion).all()
+    rings = evaluate(classifier, [p for p in photos if p.label == "ring"], "val")
+    assert (rings.targets == classifier.classes.index("ring")).all()
+    assert rings.n == 4
+
+
+def test_a_class_the_classifier_does_not_know(classifier: Classifier, trained: Path) -> None:
+    photos = [*photos_of(trained), Photo("x.png", "lily", "val", "")]
+    with pytest.raises(ClassifierError) as error:
+        evaluate(classifier, photos, "val")
+    assert str(error.value) == (
+        "the photos have the class 'lily', which the classifier does not know: "
+        "it knows disc, ring, stripes; rename or remove that folder"
+    )
+
+
+def test_broken_photos_are_not_counted(classifier: Classifier, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("text")
+    broken = Photo(str(tmp_path / "x.png"), "ring", "val", "")
+    evaluation = evaluate(classifier, [broken, *photos_of(trained)], "val")
+    assert evaluation.n == 12
+    assert len(evaluation.paths) == len(evaluation.targets) == len(evaluation.probabilities) == 12
+    assert evaluation.refused[0].path == broken.path
+    with pytest.raises(DataError, match=r"not one of 1 photos could be used \(the first: it is no picture"):
+        evaluate(classifier, [broken], "val")
+
+
+def test_a_network_gone_to_infinity_is_no_result(classifier: Classifier, trained: Path) -> None:
+    classifier.network.fc.bias.data.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="probabilities on val are not finite numbers"):
+        evaluate(classifier, photos_of(trained), "val")

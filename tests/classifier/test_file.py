@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from bnlab.classifier import card as cards
+from bnlab.classifier.file import load_network, read_classifier, save_classifier
+from bnlab.errors import ClassifierError
+from bnlab.nets import build
+from tests.classifier.test_card import CARD
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ClassifierError) as error:
+        load_network(path)
+    return str(error.value)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "best.safetensors"
+    save_classifier(path, build("bn_googlenet", classes=3, auxiliary=True, dropout=0.2), CARD)
+    return path
+
+
+def test_a_classifier_survives_without_its_heads(saved: Path) -> None:
+    network, card = load_network(saved)
+    assert card == CARD
+    assert not network.training
+    assert not [name for name in network.state_dict() if name.startswith("aux")]
+    tensors, _ = read_classifier(saved)
+    own = build("bn_googlenet", classes=3, auxiliary=True, dropout=0.2).inference_state()
+    assert tensors.keys() == own.keys()
+    assert all(torch.equal(tensors[name], own[name]) for name in own)
+
+
+def test_the_same_classifier_is_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "again", build("bn_googlenet", classes=3, auxiliary=True, dropout=0.2), CARD)
+    assert (tmp_path / "again").read_bytes() == saved.read_bytes()
+
+
+def test_files_that_are_none(saved: Path, tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none") == f"there is no classifier file {tmp_path / 'none'}: check the path"
+    assert refusal(tmp_path) == f"{tmp_path} is a folder: give the file, such as {tmp_path}/best.safetensors"
+    whole = saved.read_bytes()
+    for length in (0, 5, 1000, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        assert refusal(tmp_path / "cut").startswith(f"{tmp_path / 'cut'} is no whole classifier file (")
+    (tmp_path / "photo").write_bytes(b"\xff\xd8\xff\xe0" * 100)
+    assert "is no whole classifier file" in refusal(tmp_path / "photo")
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "sprung",))  # type: ignore[return-value]
+
+    torch.save({"a": Trap()}, tmp_path / "x.pth")
+    assert refusal(tmp_path / "x.pth") == (
+        f"{tmp_path / 'x.pth'} is a pickle, which can run code when it is loaded: "
+        "give a .safetensors file that bnlab wrote"
+    )
+    torch.save({"a": Trap()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert "is a pickle" in refusal(tmp_path / "old.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_without_a_card(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
+    assert "holds weights but no bnlab card: give a .safetensors file that bnlab wrote" in refusal(
+        tmp_path / "x.safetensors"
+    )
+
+
+def test_a_mismatch_names_the_tensor(tmp_path: Path) -> None:
+    good = build("bn_googlenet", classes=3, dropout=0.2).inference_state()
+
+    def spoilt(tensors: dict[str, torch.Tensor]) -> str:
+        path = tmp_path / "x"
+        path.write_bytes(safetensors.torch.save(tensors, {"bnlab": cards.to_json(CARD)}))
+        return refusal(path)
+
+    assert "lacks the tensor conv1.conv.weight of bn_googlenet" in spoilt(
+        {name: t for name, t in good.items() if name != "conv1.conv.weight"}
+    )
+    assert "has a tensor extra that bn_googlenet has not" in spoilt(good | {"extra": torch.zeros(1)})
+    assert "has the tensor fc.bias in the shape [4], not [3], as bn_googlenet has it" in spoilt(
+        good | {"fc.bias": torch.zeros(4)}
+    )

@@ -1,0 +1,115 @@
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bnlab.data.loader import TrainingLoader, in_order, number_of_batches, prepared_batches
+from bnlab.data.pixels import View, open_photo, prepare
+from bnlab.data.split import Photo
+from bnlab.errors import PhotoError
+from tests.conftest import CLASSES
+
+VIEW = View(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def listed(photos: Path) -> list[Photo]:
+    return [Photo(str(p), p.parent.name, "train", "") for p in sorted(photos.rglob("*.png"))]
+
+
+def loader(photos: list[Photo], **changes: object) -> TrainingLoader:
+    options: dict[str, object] = {
+        "size": 32, "area": (0.3, 1.0), "aspect": (0.75, 1.33), "flip": 0.5, "batch_size": 5, "seed": 0, "workers": 0,
+    }  # fmt: skip
+    return TrainingLoader(photos, CLASSES, **(options | changes))  # type: ignore[arg-type]
+
+
+def content(one: TrainingLoader, epoch: int = 0, start: int = 0) -> list[tuple[bytes, list[int]]]:
+    return [(pixels.tobytes(), labels.tolist()) for pixels, labels in one.epoch(epoch, start)]
+
+
+@given(st.integers(2, 500), st.integers(2, 64))
+def test_batches_are_even_and_never_of_one(photos: int, batch_size: int) -> None:
+    sizes = [len(part) for part in np.array_split(np.arange(photos), number_of_batches(photos, batch_size))]
+    assert sum(sizes) == photos
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 2
+    assert max(sizes) <= max(batch_size, 3)
+    assert max(sizes) <= batch_size or batch_size == 2
+
+
+def test_workers_change_nothing(photos: Path) -> None:
+    """Whatever the number of threads, the batches are the same to the bit."""
+    alone = content(loader(listed(photos), workers=0))
+    assert len(alone) == 8
+    assert alone == content(loader(listed(photos), workers=1)) == content(loader(listed(photos), workers=3))
+
+
+def test_an_epoch_can_be_entered_anywhere(photos: Path) -> None:
+    one = loader(listed(photos))
+    assert content(one, epoch=2)[3:] == content(one, epoch=2, start=3)
+    assert content(one, start=8) == []
+
+
+def test_each_epoch_is_another_and_sees_all(photos: Path) -> None:
+    one = loader(listed(photos))
+    assert content(one, 0) == content(one, 0) != content(one, 1)
+    labels = [label for _, batch in content(one) for label in batch]
+    assert sorted(labels) == [0] * 12 + [1] * 12 + [2] * 12
+    assert content(loader(listed(photos), seed=1)) != content(one, 0)
+
+
+def test_a_photo_looks_the_same_in_whatever_batch(photos: Path) -> None:
+    def by_photo(batch_size: int) -> np.ndarray:
+        return np.concatenate([pixels for pixels, _ in loader(listed(photos), batch_size=batch_size).epoch(0)])
+
+    assert (by_photo(4) == by_photo(9)).all()
+
+
+def test_classes_are_matched_by_name(photos: Path) -> None:
+    backwards = TrainingLoader(
+        listed(photos), CLASSES[::-1], size=32, area=(1, 1), aspect=(1, 1), flip=0, batch_size=36, seed=0, workers=0
+    )
+    ((_, labels),) = backwards.epoch(0)
+    ((_, usual),) = loader(listed(photos), batch_size=36).epoch(0)
+    assert (labels == 2 - usual).all()
+
+
+def test_a_photo_that_breaks_later_is_named(photos: Path) -> None:
+    one = loader(listed(photos), workers=2)
+    (photos / "disc" / "disc003.png").write_text("text")
+    with pytest.raises(PhotoError, match=r"disc003.png cannot be used, it is no picture Pillow can read: replace"):
+        list(one.epoch(0))
+
+
+def test_prepared_batches_keep_order_and_errors(photos: Path) -> None:
+    paths = [photo.path for photo in listed(photos)][:7]
+    Path(paths[2]).write_text("text")
+    batches = list(prepared_batches(paths, VIEW, batch_size=3, workers=2))
+    errors = [error for _, some in batches for error in some]
+    assert [error is not None for error in errors] == [i == 2 for i in range(7)]
+    pixels = np.concatenate([some for some, _ in batches])
+    expected = [prepare(open_photo(path), VIEW) for i, path in enumerate(paths) if i != 2]
+    assert (pixels == np.stack(expected)).all()
+
+
+def test_in_order_runs_ahead_but_not_away() -> None:
+    begun: list[int] = []
+
+    def slow(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.002 * (item % 3))
+        return item
+
+    results = in_order(slow, range(100), 2)
+    assert next(results) == 0
+    assert len(begun) <= 8
+    assert list(results) == list(range(1, 100))
+
+
+def test_in_order_ends_with_its_reader() -> None:
+    results = in_order(lambda item: item, range(1000), 3)
+    next(results)
+    results.close()  # type: ignore[attr-defined]

@@ -1,0 +1,130 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bnlab.data.source import Source, open_evaluation_data, open_recorded_data, open_training_data
+from bnlab.data.split import read_list, split_folder, write_list, write_split
+from bnlab.errors import DataError
+from bnlab.progress import Silent
+from tests.conftest import write_photos
+
+
+def opened(data: Path, progress: Silent | None = None) -> Source:
+    return open_training_data(data, val=0.3, seed=0, progress=progress or Silent())
+
+
+def refusal(data: Path) -> str:
+    with pytest.raises(DataError) as error:
+        opened(data)
+    return str(error.value)
+
+
+def shape(source: Source) -> set[tuple[str, str, str]]:
+    return {(Path(p.path).name, p.label, p.split) for p in source.photos}
+
+
+def test_all_three_kinds_give_the_same(photos: Path, tmp_path: Path) -> None:
+    split = split_folder(photos, val=0.3, test=0, seed=0, progress=Silent())
+    write_split(split, tmp_path / "data", "link", Silent())
+    plain, folder, listed = opened(photos), opened(tmp_path / "data"), opened(tmp_path / "data" / "split.csv")
+    assert shape(plain) == shape(folder) == shape(listed)
+    assert plain.classes == folder.classes == listed.classes == ("disc", "ring", "stripes")
+    assert {p.sha256 for p in plain.photos} == {p.sha256 for p in folder.photos}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_the_names_of_val(data: Path, name: str) -> None:
+    (data / "val").rename(data / name)
+    assert len(opened(data).side("val")) == 12
+
+
+def test_a_photo_listed_is_not_read_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(split_folder(photos, val=0.3, test=0, seed=0, progress=Silent()), tmp_path / "data", "copy", Silent())
+    shutil.copy(photos / "disc" / "disc000.png", tmp_path / "data" / "train" / "disc" / "new.png")
+    read: list[str] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: (read.append(self.name), real(self, *a, **k))[1])
+    source = opened(tmp_path / "data")
+    assert read.count("new.png") == 1
+    assert set(read) == {"split.csv", "new.png"}
+    assert len(source.photos) == 37
+
+
+def test_without_a_val_side_part_of_train_is_held_out(tmp_path: Path) -> None:
+    write_photos(tmp_path / "data" / "train", each=12)
+    source = opened(tmp_path / "data")
+    assert 3 < len(source.side("val")) < 20
+    write_photos(tmp_path / "data" / "test", each=2, first=50)
+    assert {p.path for p in opened(tmp_path / "data").side("val")} == {p.path for p in source.side("val")}
+    assert len(opened(tmp_path / "data").side("test")) == 6
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", each=12)
+    (tmp_path / "photos" / "ring").rename(tmp_path / "photos" / "train")
+    assert opened(tmp_path / "photos").classes == ("disc", "stripes", "train")
+
+
+def test_a_class_missing_in_val_shifts_no_label(data: Path) -> None:
+    shutil.rmtree(data / "val" / "disc")
+    source = opened(data)
+    assert source.classes == ("disc", "ring", "stripes")
+    assert {p.label for p in source.side("val")} == {"ring", "stripes"}
+
+
+def test_a_class_unknown_to_train_is_named(data: Path) -> None:
+    (data / "val" / "disc").rename(data / "val" / "disk")
+    assert refusal(data) == (
+        f"val of {data} has the class 'disk', which train has not: add photos of it to train or take it out of val"
+    )
+
+
+def test_what_cannot_be_trained_on(data: Path, tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none") == f"there is no folder {tmp_path / 'none'}: check the path"
+    (tmp_path / "empty").mkdir()
+    assert "has neither sub-folders nor photos" in refusal(tmp_path / "empty")
+    (data / "train" / "void").mkdir()
+    assert "class 'void' has no photos in " in refusal(data)
+    (data / "train" / "void").rmdir()
+    shutil.copytree(data / "val", data / "valid")
+    assert "has two val folders: keep one of val, valid and validation" in refusal(data)
+    shutil.rmtree(data / "valid")
+    for label in ("disc", "ring"):
+        shutil.rmtree(data / "train" / label)
+    assert "has one class only, 'stripes'" in refusal(data)
+
+
+def test_broken_photos_are_refused(data: Path) -> None:
+    (data / "train" / "disc" / "x.jpg").write_text("text")
+    source = opened(data)
+    assert [Path(r.path).name for r in source.refused] == ["x.jpg"]
+    assert len(source.photos) == 36
+
+
+def test_conflicts_are_told(photos: Path) -> None:
+    shutil.copy(photos / "ring" / "ring000.png", photos / "disc" / "x.png")
+    progress = Silent()
+    opened(photos, progress)
+    assert progress.warnings[0].startswith("1 photo stands in two classes at once")
+
+
+def test_recorded_data_must_still_be_there(data: Path, tmp_path: Path) -> None:
+    write_list(tmp_path / "split.csv", opened(data).photos)
+    assert shape(open_recorded_data(tmp_path / "split.csv")) == shape(opened(data))
+    gone = read_list(tmp_path / "split.csv")[3].path
+    Path(gone).unlink()
+    with pytest.raises(DataError, match=r"is gone, and the run was trained on it: put it back to resume"):
+        open_recorded_data(tmp_path / "split.csv")
+
+
+def test_evaluation_reads_the_least_seen_side(data: Path, photos: Path) -> None:
+    assert open_evaluation_data(data, None)[0] == "val"
+    assert len(open_evaluation_data(data, "train")[1]) == 24
+    assert len(open_evaluation_data(data, "all")[1]) == 36
+    write_photos(data / "test", each=2, first=50)
+    side, listed = open_evaluation_data(data, None)
+    assert (side, len(listed)) == ("test", 6)
+    assert open_evaluation_data(photos, None)[0] == "all"
+    with pytest.raises(DataError, match="has no test side: say --split all"):
+        open_evaluation_data(photos, "test")
