@@ -1,0 +1,302 @@
+"""A training as a whole: what it leaves, and that neither kills, nor workers, nor the order of classes change it."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab import Classifier, resume, train
+from bnlab.classifier.evaluate import evaluate
+from bnlab.classifier.file import read_classifier
+from bnlab.config import load_settings
+from bnlab.data.source import open_evaluation_data
+from bnlab.errors import ClassifierError, DivergedError, Interrupted, PhotoError, RunError, StorageError, UsageError
+from bnlab.progress import Silent
+from bnlab.runs import Run
+from bnlab.training import loop
+from bnlab.training.session import TrainingResult
+from tests.conftest import QUICK, write_photos
+
+OPTIONS: dict[str, object] = {
+    "network": "bn_small_inception", "size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 2, "workers": 0,
+}  # fmt: skip
+
+
+def trained_on(data: Path, name: str = "run", progress: Silent | None = None, **changes: object) -> TrainingResult:
+    return train(data, name=name, runs=data.parent / "runs", progress=progress, **(OPTIONS | changes))  # type: ignore[arg-type]
+
+
+def weights(run: Run) -> tuple[bytes, bytes]:
+    return run.best.read_bytes(), run.last.read_bytes()
+
+
+def metrics(run: Run) -> list[dict[str, str]]:
+    """metrics.csv without what depends on the clock."""
+    with run.metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def test_a_run_holds_all_that_is_promised(trained: Path) -> None:
+    run = Run(trained)
+    names = {p.name for p in trained.iterdir()} - {".lock"}
+    assert names == {
+        "recipe.yaml", "split.csv", "metrics.csv", "best.safetensors", "last.safetensors", "state.pt",
+        "environment.json", "report.html", "tensorboard",
+    }  # fmt: skip
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    _, card = read_classifier(run.best)
+    best = max(rows, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
+    assert card.metrics["epoch"] == int(best["epoch"])
+    assert (card.metrics["split"], card.metrics["n"], card.metrics["top1"]) == ("val", 12, float(best["val_top1"]))
+    assert card.classes == ("disc", "ring", "stripes")
+    assert any((trained / "tensorboard").iterdir())
+
+
+def test_the_small_network_learns(data: Path) -> None:
+    """Three shapes, twelve epochs: a loop that forgot to step, or shifted a label, would stay at a third."""
+    result = trained_on(data, epochs=12)
+    assert result.val_top1 >= 0.75
+    assert result.rows[-1]["train_loss"] < 0.75 * result.rows[0]["train_loss"]
+
+
+def test_its_own_evaluation_is_everyones(data: Path) -> None:
+    """The probabilities training judged by, and those of the file, whatever the batch: within 1e-5."""
+    judged = []
+    real = loop.judge_epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "judge_epoch", lambda p, e, r: (judged.append(e), real(p, e, r))[1])
+        result = trained_on(data, epochs=1)
+    side, photos = open_evaluation_data(data, "val")
+    classifier = Classifier.load(result.run.last)
+    for batch_size in (1, 64):
+        after = evaluate(classifier, photos, side, batch_size=batch_size)
+        assert after.paths == judged[0].paths
+        assert abs(after.probabilities - judged[0].probabilities).max() < 1e-5
+        predictions = classifier.predict(judged[0].paths, batch_size=batch_size)
+        for prediction, row in zip(predictions, judged[0].probabilities, strict=True):
+            said = {c.label: c.probability for c in prediction.top}
+            assert [said[label] for label in classifier.classes] == pytest.approx(row.tolist(), abs=1e-5)
+
+
+def test_workers_change_no_weight(data: Path) -> None:
+    runs = [trained_on(data, name=f"w{workers}", workers=workers).run for workers in (0, 1, 2)]
+    assert weights(runs[0]) == weights(runs[1]) == weights(runs[2])
+    assert metrics(runs[0]) == metrics(runs[1]) == metrics(runs[2])
+
+
+def test_the_seed_changes_every_weight(data: Path) -> None:
+    assert weights(trained_on(data, "a").run) != weights(trained_on(data, "b", seed=1).run)
+
+
+def test_a_class_missing_in_val_shifts_no_label(data: Path) -> None:
+    progress = Silent()
+    shutil.rmtree(data / "val" / "disc")
+    result = trained_on(data, progress=progress, epochs=12)
+    assert progress.warnings == ["val has no photo of class 'disc': how well it is known will not be measured"]
+    assert result.evaluation.classes == ("disc", "ring", "stripes")
+    assert result.evaluation.confusion.sum(1).tolist() == [0, 4, 4]
+    assert result.val_top1 >= 0.6
+
+
+def command(home: Path, *arguments: object) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "bnlab", "train", *map(str, arguments)]
+    return subprocess.Popen(words, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_saves(state: Path, saves: int, process: subprocess.Popen[str]) -> None:
+    """Until state.pt was written so many times more."""
+    last, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 60
+    while saves and process.poll() is None and time.monotonic() < deadline:
+        now = state.stat().st_mtime_ns if state.exists() else 0
+        saves -= now != last
+        last = now
+        time.sleep(0.002)
+
+
+def test_killed_three_times_and_resumed_it_ends_the_same(data: Path) -> None:
+    """kill -9 at three random moments, mid-epoch and mid-write as they come; then the same bits."""
+    home, shared = data.parent, (*QUICK, "--epochs", 6, "--set", "checkpoint_seconds=0", "--set", "auxiliary=false")
+    whole = command(home, "data", *shared, "--name", "whole")
+    assert whole.wait(timeout=120) == 0, whole.stdout.read()  # type: ignore[union-attr]
+    whole.stdout.close()  # type: ignore[union-attr]
+    moments = random.Random(0)
+    run = Run(home / "runs" / "killed")
+    for attempt in range(3):
+        how = ("--resume",) if attempt else ("data", *shared)
+        process = command(home, *how, "--name", "killed")
+        wait_for_saves(run.state, moments.randint(1, 5), process)
+        time.sleep(moments.random() * 0.05)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()  # type: ignore[union-attr]
+        assert not run.report.exists()
+    assert torch.load(run.state, weights_only=True)["position"]["step"] > 3
+    resumed = resume("killed", runs=home / "runs")
+    assert weights(run) == weights(Run(home / "runs" / "whole"))
+    assert metrics(run) == metrics(Run(home / "runs" / "whole"))
+    assert resumed.epochs == 6
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(data: Path) -> None:
+    class Impatient(Silent):
+        """Presses Ctrl-C as the fifth batch is done."""
+
+        batches = 0
+
+        def task(self, title: str, total: int, unit: str, done: int = 0):  # type: ignore[no-untyped-def]  # noqa: ANN202
+            context = super().task(title, total, unit, done)
+            return self if title == "training" else context
+
+        def __enter__(self) -> "Impatient":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def advance(self, count: int = 1, **_: float) -> None:
+            self.batches += 1
+            if self.batches == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    whole = trained_on(data, "whole", epochs=3).run
+    with pytest.raises(Interrupted) as stop:
+        trained_on(data, "stopped", progress=Impatient(), epochs=3)
+    assert stop.value.message == (
+        "interrupted after step 5, and saved; go on with: bnlab train --resume --name stopped"
+    )
+    assert resume("stopped", runs=data.parent / "runs").run.folder.name == "stopped"
+    assert weights(whole) == weights(Run(data.parent / "runs" / "stopped"))
+
+
+def test_a_finished_run_resumes_to_itself(data: Path) -> None:
+    result = trained_on(data, epochs=1)
+    before = weights(result.run)
+    again = resume(runs=data.parent / "runs")
+    assert (again.epochs, again.val_top1, weights(again.run)) == (1, result.val_top1, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_loss_that_is_no_number_stops_the_training(data: Path) -> None:
+    with pytest.raises(DivergedError) as error:
+        trained_on(data, network="small_inception", learning_rate=1e6, epochs=3)
+    text = str(error.value)
+    assert text.startswith(
+        ("the loss became nan at step ", "the loss became inf at step ", "the network's probabilities")
+    )
+    assert "--learning-rate" in text
+
+
+def test_patience_ends_a_training_early(data: Path) -> None:
+    result = trained_on(data, learning_rate=1e-9, schedule="constant", epochs=40, patience=2)
+    best = next(row for row in result.rows if row["val_top1"] == result.val_top1)
+    assert 3 <= result.epochs < 40
+    assert result.epochs - best["epoch"] >= 2
+
+
+def test_a_run_in_use_is_refused(data: Path) -> None:
+    result = trained_on(data, epochs=1)
+    with result.run.locked(), pytest.raises(RunError, match=r"runs/run is in use by another training"):
+        resume("run", runs=data.parent / "runs")
+
+
+def test_a_full_disk_stops_with_all_that_was_there(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained_on(data, "whole", epochs=3).run
+    real, calls = os.fsync, 0
+
+    def filling_up(number: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 9:  # the list, the environment, the recipe, epoch 1, part of epoch 2
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", filling_up)
+        with pytest.raises(StorageError, match=r"no space left on the device to write .*runs/full/"):
+            trained_on(data, "full", epochs=3)
+    full = Run(data.parent / "runs" / "full")
+    Classifier.load(full.best)
+    Classifier.load(full.last)
+    resume("full", runs=data.parent / "runs")
+    assert weights(full) == weights(whole)
+
+
+def test_a_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnlab.training import session
+
+    real = session.new_run
+
+    def spoil(root: Path, name: str | None) -> Run:
+        (data / "train" / "disc" / "disc000.png").write_text("text")
+        return real(root, name)
+
+    monkeypatch.setattr(session, "new_run", spoil)
+    with pytest.raises(PhotoError, match=r"disc000.png cannot be used, it is no picture Pillow can read"):
+        trained_on(data)
+
+
+def test_fine_tuning_keeps_the_head_only_for_the_same_classes(data: Path, trained: Path) -> None:
+    tensors, card = read_classifier(trained / "best.safetensors")
+    frozen = {"init": str(trained / "best.safetensors"), "learning_rate": 1e-12, "epochs": 1, "weight_decay": 0}
+    same, _ = read_classifier(trained_on(data, "same", **frozen).run.last)
+    torch.testing.assert_close(same["fc.weight"], tensors["fc.weight"])
+    torch.testing.assert_close(same["conv1.conv.weight"], tensors["conv1.conv.weight"])
+    for side in ("train", "val"):
+        (data / side / "disc").rename(data / side / "zebra")  # now the last class, and the first is ring
+
+    class Notes(Silent):
+        notes: list[str] = []  # noqa: RUF012
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    progress = Notes()
+    result = trained_on(data, "other", progress, **frozen)
+    other, _ = read_classifier(result.run.last)
+    torch.testing.assert_close(other["conv1.conv.weight"], tensors["conv1.conv.weight"])
+    assert not torch.allclose(other["fc.weight"], tensors["fc.weight"])
+    assert any(n.endswith("the last layer is new, for its classes were disc, ring, stripes") for n in progress.notes)
+    assert card.view.mean == load_settings().recipe.mean
+
+
+def test_fine_tuning_takes_network_and_colours_from_the_file(data: Path, trained: Path) -> None:
+    init = str(trained / "best.safetensors")
+    options = {k: v for k, v in OPTIONS.items() if k != "network"} | {"epochs": 1}
+    result = train(data, name="a", runs=data.parent / "runs", init=init, mean=[0, 0, 0], **options)  # type: ignore[arg-type]
+    _, card = read_classifier(result.run.best)
+    assert (card.network, card.view.mean) == ("bn_small_inception", (0.485, 0.456, 0.406))
+    with pytest.raises(UsageError, match="holds a bn_small_inception, not a googlenet: leave --network out"):
+        trained_on(data, "b", init=init, network="googlenet")
+    with pytest.raises(ClassifierError, match="there is no classifier file nothere"):
+        trained_on(data, "c", init="nothere")
+
+
+def test_torchs_own_generator_is_left_alone(data: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    trained_on(data, epochs=1)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["bn_googlenet", "googlenet"])
+@pytest.mark.parametrize("size", [32, 96, 224])
+def test_the_classic_recipe_trains_at_any_size(tmp_path: Path, network: str, size: int) -> None:
+    write_photos(tmp_path / "data" / "train", each=4)
+    write_photos(tmp_path / "data" / "val", each=2, first=50)
+    result = train(
+        tmp_path / "data", recipe="classic", runs=tmp_path / "runs", network=network, size=size, epochs=1, batch_size=6
+    )
+    assert result.epochs == 1
+    assert 0 <= result.val_top1 <= 1
