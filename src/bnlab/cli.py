@@ -5,9 +5,10 @@ Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 i
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from bnlab.errors import BnlabError, Interrupted, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+S = TypeVar("S")
+R = TypeVar("R")
 
 app = typer.Typer(
     name="bnlab",
@@ -43,6 +47,13 @@ ClassifierFile = Annotated[
 ]
 
 
+_INTERRUPTED = 130
+
+
+class _Stopped(Exception):  # noqa: N818 (it is no error)
+    """An interruption that has something to say, out of Typer's reach, which would swallow it."""
+
+
 class Side(StrEnum):
     """The sides of a split that can be evaluated."""
 
@@ -56,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
     try:
         status = app(arguments, standalone_mode=False, prog_name="bnlab")
+        if status == _INTERRUPTED:  # Typer's own word for a KeyboardInterrupt
+            return _complain("interrupted; nothing half-made is left behind", _INTERRUPTED)
         return status if isinstance(status, int) else 0
     except TyperException as error:
         text = error.format_message().strip().rstrip(".")
@@ -65,10 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(f"{text}: see `{_command_path(error)} --help`", 2)
     except BnlabError as error:
         return _complain(str(error), error.exit_status)
-    except Interrupted as interruption:
-        return _complain(interruption.message, interruption.exit_status)
-    except KeyboardInterrupt:
-        return _complain("interrupted; nothing half-made is left behind", 130)
+    except _Stopped as stopped:
+        return _complain(str(stopped), _INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
         return 0
@@ -113,7 +124,7 @@ def split_verb(
         raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
     how: Any = chosen[0] if chosen else "link"
     settings = split.SplitSettings(photos=photos, into=into, val=val, test=test, seed=seed, how=how, strict=strict)
-    result = split.run(settings, _progress())
+    result = _run(split.run, settings)
     data = into / "split.csv" if how == "list" else into
     done = "written" if result.written else "nothing to do, it is all there"
     _show(
@@ -191,7 +202,7 @@ def train_verb(
         raise typer.BadParameter("DATA is missing: give a folder of classes, or --resume to go on with a run")
     else:
         asked = train.TrainSettings(data=data, settings=load_settings(recipe, options), name=name, strict=strict)
-    result = train.run(asked, _progress())
+    result = _run(train.run, asked)
     low, high = result.evaluation.top1_interval
     _show(
         as_json,
@@ -234,7 +245,7 @@ def evaluate_verb(
         device=device,
         strict=strict,
     )
-    result = evaluate.run(settings, _progress())
+    result = _run(evaluate.run, settings)
     _show(as_json, result.to_json(), evaluation_table(result), f"{result.folder}: report.html shows it.")
 
 
@@ -266,7 +277,7 @@ def predict_verb(
         device=device,
         strict=strict,
     )
-    result = predict.run(settings, _progress())
+    result = _run(predict.run, settings)
     last = ""
     if result.picture:
         last = f"{result.picture}: the photos with their answers."
@@ -287,7 +298,7 @@ def demo_verb(
     from bnlab.commands import demo
     from bnlab.tables import demo_table
 
-    result = demo.run(demo.DemoSettings(seed=seed), _progress())
+    result = _run(demo.run, demo.DemoSettings(seed=seed))
     _show(
         as_json,
         result.to_json(),
@@ -297,10 +308,13 @@ def demo_verb(
     )
 
 
-def _progress() -> Any:
+def _run(command: Callable[[S, Any], R], settings: S) -> R:
     from bnlab.console import ScreenProgress
 
-    return ScreenProgress(err)
+    try:
+        return command(settings, ScreenProgress(err))
+    except Interrupted as interruption:
+        raise _Stopped(interruption.message) from None
 
 
 def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> None:

@@ -73,8 +73,6 @@ class DivergedError(BnlabError):
 class Interrupted(KeyboardInterrupt):
     """The user pressed Ctrl-C (or the system asked to stop); `message` says what was saved and how to go on."""
 
-    exit_status = 130
-
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message

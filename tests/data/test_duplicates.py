@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
+from tests.conftest import picture
 
 from bnlab.data import duplicates
 from bnlab.data.duplicates import MAX_BITS, MAX_DIFFERENCE, Fingerprint, fingerprint, groups
-from tests.conftest import picture
 
 
 def landscape(seed: int = 0) -> Image.Image:

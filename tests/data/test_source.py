@@ -2,12 +2,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.conftest import write_photos
 
 from bnlab.data.source import Source, open_evaluation_data, open_recorded_data, open_training_data
 from bnlab.data.split import read_list, split_folder, write_list, write_split
 from bnlab.errors import DataError
 from bnlab.progress import Silent
-from tests.conftest import write_photos
 
 
 def opened(data: Path, progress: Silent | None = None) -> Source:

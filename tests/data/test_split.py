@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.conftest import picture, write_photos
 
 from bnlab.data import split as split_module
 from bnlab.data.duplicates import Fingerprint, groups
@@ -16,7 +17,6 @@ from bnlab.data.split import Split, _assigned, read_list, side, split_folder, wr
 from bnlab.errors import DataError, StorageError
 from bnlab.files import read_csv
 from bnlab.progress import Silent
-from tests.conftest import picture, write_photos
 
 names = st.sets(st.integers(0, 10_000), min_size=1, max_size=40)
 

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from tests.classifier.test_evaluate import KNOWN, answers
 from torch.nn import functional as F
 
 from bnlab.config import Recipe
 from bnlab.nets import build
 from bnlab.training.checkpoint import Position
 from bnlab.training.loop import judge_epoch, make_optimizer, out_of_patience, total_loss
-from tests.classifier.test_evaluate import KNOWN, answers
 
 
 def test_auxiliary_losses_count_for_their_weight() -> None:

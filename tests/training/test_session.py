@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import QUICK, write_photos
 
 from bnlab import Classifier, resume, train
 from bnlab.classifier.evaluate import evaluate
@@ -23,7 +24,6 @@ from bnlab.progress import Silent
 from bnlab.runs import Run
 from bnlab.training import loop
 from bnlab.training.session import TrainingResult
-from tests.conftest import QUICK, write_photos
 
 OPTIONS: dict[str, object] = {
     "network": "bn_small_inception", "size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 2, "workers": 0,
@@ -153,7 +153,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data: Path) -> None:
 
         batches = 0
 
-        def task(self, title: str, total: int, unit: str, done: int = 0):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def task(self, title: str, total: int, unit: str, done: int = 0):  # type: ignore[no-untyped-def]
             context = super().task(title, total, unit, done)
             return self if title == "training" else context
 

@@ -51,7 +51,9 @@ def load_into(network: TableNetwork, classes: Sequence[str], init: str, progress
     head = _head_by_name(tensors, card, classes) if known else {}
     network.load_state_dict(body | head, strict=False)
     new = "" if known else f"; the last layer is new, for its classes were {', '.join(map(printable, card.classes))}"
-    progress.note(f"starting from {printable(init)} ({len(body) + len(head)} tensors){new}")
+    progress.note(
+        f"starting from {printable(init)}: {len(body) + len(head)} tensors, with its network, mean and std{new}"
+    )
 
 
 def _head_by_name(tensors: dict[str, Tensor], card: Card, classes: Sequence[str]) -> dict[str, Tensor]:

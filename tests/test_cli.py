@@ -1,0 +1,347 @@
+"""The command line: what it prints, what it refuses and how, and how soon."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bnlab import __version__
+from bnlab.runs import Run
+from tests.conftest import QUICK, Outcome, write_photos
+
+Command = Callable[..., Outcome]
+VERBS = ("split", "train", "evaluate", "predict", "demo")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), *((verb, "--help") for verb in VERBS)])
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    script = (
+        "import sys; from bnlab.cli import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'numpy', 'sklearn', 'scipy', 'matplotlib', 'PIL'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if arguments else 2), done.stderr
+    assert "Usage: bnlab" in done.stdout
+
+
+def test_help_answers_at_once() -> None:
+    """The median of five: 0.4 s is promised; a machine under load is given twice that."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bnlab", "train", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert statistics.median(seconds) < 0.8
+
+
+def test_version(bnlab: Command) -> None:
+    assert bnlab("--version").out == f"bnlab {__version__}\n"
+
+
+def test_the_main_job(bnlab: Command, tmp_path: Path) -> None:
+    """Split, train, evaluate, predict: as a person types them."""
+    write_photos(tmp_path / "photos", each=16)
+    done = bnlab("split", "photos", "--into", "data", "--val", 0.3)
+    assert done.status == 0
+    assert done.out.splitlines()[0].split() == ["class", "train", "val", "all"]
+    assert done.out.splitlines()[-1] == "data: written. Next: bnlab train data"
+    assert bnlab("split", "photos", "--into", "data", "--val", 0.3).out.splitlines()[-1] == (
+        "data: nothing to do, it is all there. Next: bnlab train data"
+    )
+
+    done = bnlab("train", "data", *QUICK, "--epochs", 8)
+    assert done.status == 0
+    assert "epoch 8/8" in done.err
+    assert done.out.startswith("best val accuracy ")
+    assert done.out.splitlines()[-1] == (
+        "runs/train: report.html shows it. Next: bnlab predict runs/train/best.safetensors PHOTO"
+    )
+
+    done = bnlab("evaluate", "runs/train/best.safetensors", "data")
+    assert done.status == 0
+    assert "read                     val, n = " in done.out
+    assert done.out.splitlines()[-1] == "runs/evaluate: report.html shows it."
+    files = {p.name for p in (tmp_path / "runs" / "evaluate").iterdir()}
+    assert files >= {"evaluation.json", "predictions.csv", "confusion.png", "reliability.png", "report.html"}
+
+    done = bnlab("predict", "runs/train/best.safetensors", "photos/ring")
+    assert done.status == 0
+    assert len(done.out.splitlines()) == 17
+    assert done.out.splitlines()[1].startswith("photos/ring/ring000.png  ")
+
+
+def test_the_documents(bnlab: Command, data: Path, trained: Path) -> None:
+    done = bnlab("train", data, *QUICK, "--epochs", 1, "--name", "a", "--json")
+    document = json.loads(done.out)
+    assert list(document) == ["run", "best", "epochs", "val_top1", "seconds"]
+    assert (document["run"], document["epochs"]) == ("runs/a", 1)
+    assert 0 <= document["val_top1"] <= 1
+
+    document = json.loads(bnlab("evaluate", document["best"], data, "--json").out)
+    keys = ["split", "n", "top1", "top5", "top1_interval", "ece", "classes", "per_class", "confusion"]
+    assert list(document)[:9] == keys
+    assert (document["split"], document["n"], document["classes"]) == ("val", 12, ["disc", "ring", "stripes"])
+    low, high = document["top1_interval"]
+    assert 0 <= low <= document["top1"] <= high <= 1
+    assert sum(map(sum, document["confusion"])) == 12
+    assert list(document["per_class"][0]) == ["label", "n", "precision", "recall", "f1"]
+
+    (data / "x.jpg").write_text("text")
+    given = [data / "val/ring/ring101.png", data / "x.jpg", data / "val/disc/disc100.png"]
+    done = bnlab("predict", trained / "best.safetensors", *given, "--top", 2, "--json")
+    document = json.loads(done.out)
+    assert done.status == 0
+    assert [one["path"] for one in document] == [str(path) for path in given]
+    assert list(document[0]) == ["path", "label", "probability", "top", "error"]
+    assert document[0]["error"] is None
+    assert document[0]["top"][0] == {"label": document[0]["label"], "probability": document[0]["probability"]}
+    assert document[1] == {
+        "path": str(data / "x.jpg"), "label": None, "probability": None, "top": [],
+        "error": "it is no picture Pillow can read",
+    }  # fmt: skip
+
+    write_photos(data / "photos", each=6)
+    shutil.copy(data / "photos/ring/ring000.png", data / "photos/disc/twin.png")
+    (data / "photos/disc/bad.jpg").write_text("text")
+    document = json.loads(bnlab("split", data / "photos", "--into", "new", "--val", 0.3, "--json").out)
+    assert list(document) == ["into", "written", "counts", "refused", "duplicates", "label_conflicts"]
+    assert sum(sum(sides.values()) for sides in document["counts"].values()) == 19
+    assert document["refused"] == [
+        {"path": str(data / "photos/disc/bad.jpg"), "reason": "it is no picture Pillow can read"}
+    ]
+    (conflict,) = document["label_conflicts"]
+    assert {photo["class"] for photo in conflict["photos"]} == {"ring", "disc"}
+    assert conflict["exact"] is True
+
+
+def test_predictions_as_csv_and_picture(bnlab: Command, data: Path, trained: Path, tmp_path: Path) -> None:
+    given = data / "val/ring"
+    done = bnlab("predict", trained / "best.safetensors", given, "--csv", "out/p.csv", "--top", 2, "--show")
+    assert done.status == 0
+    with (tmp_path / "out/p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "path",
+        "label",
+        "probability",
+        "error",
+        "label1",
+        "probability1",
+        "label2",
+        "probability2",
+    ]
+    assert len(rows) == 4
+    assert done.out.splitlines()[-1] == "runs/predict/predictions.png: the photos with their answers."
+    with Image.open(tmp_path / "runs/predict/predictions.png") as picture:
+        assert picture.width > 500
+    before = (tmp_path / "out/p.csv").read_bytes()
+    assert bnlab("predict", trained / "best.safetensors", given, "--csv", "out/p.csv").complaint == (
+        "out/p.csv exists already: give --csv a new file"
+    )
+    assert (tmp_path / "out/p.csv").read_bytes() == before
+    done = bnlab("predict", trained / "best.safetensors", given / "ring100.png", "--show")
+    assert done.out.splitlines()[-1].startswith("runs/predict2/predictions.png")
+
+
+def test_resuming_from_the_command_line(bnlab: Command, data: Path) -> None:
+    bnlab("train", data, *QUICK, "--epochs", 1)
+    done = bnlab("train", "--resume")
+    assert done.status == 0
+    assert "run runs/train is complete: 1 of 1 epochs" in done.err
+    assert bnlab("train", "--resume", "--name", "trian").complaint == (
+        "there is no run runs/trian: did you mean 'train'?"
+    )
+    for extra, what in ((("--epochs", 3), "--epochs"), ((data,), "DATA"), (("--set", "size=64"), "--size")):
+        assert f"so {what} has no effect; leave it out" in bnlab("train", "--resume", *extra).complaint
+    assert bnlab("train", "--resume", "--workers", 2).status == 0
+
+
+REFUSALS: list[tuple[tuple[object, ...], str]] = [
+    (("split", "none", "--into", "x"), "there is no folder none: check the path"),
+    (("train", "none"), "there is no folder none: check the path"),
+    (("train",), "Invalid value: DATA is missing: give a folder of classes, or --resume to go on with a run: see "),
+    (("trian", "x"), "No such command 'trian'. Did you mean 'train'?: see `bnlab --help`"),
+    (("train", "data", "--epoch", 3), "No such option: --epoch (Possible options: --epochs): see `bnlab train --help`"),
+    (
+        ("train", "data", "--epochs", 0),
+        "epochs cannot be 0 (in the options): input should be greater than or equal to 1",
+    ),
+    (
+        ("train", "data", "--size", 16),
+        "size cannot be 16 (in the options): input should be greater than or equal to 32",
+    ),
+    (("train", "data", "--set", "epoch=3"), "a recipe has no key 'epoch' (in the options): did you mean 'epochs'?"),
+    (("train", "data", "--recipe", "clasic"), "no recipe is called 'clasic': did you mean 'classic'?"),
+    (
+        ("train", "data", "--network", "bn_gogglenet"),
+        "no network is called 'bn_gogglenet': did you mean 'bn_googlenet'?",
+    ),
+    (
+        ("train", "data", "--name", "a/b"),
+        "a run cannot be named 'a/b': a name has no slashes; runs lie in the folder runs",
+    ),
+    (("train", "data", "--resume"), "Invalid value: --resume goes on with a run's own recipe and data, so DATA has no"),
+    (("train", "--resume"), "there is no run to resume in runs: begin one with `bnlab train DATA`"),
+    (("evaluate", "none", "data"), "there is no classifier file none: check the path"),
+    (("evaluate", "data", "data"), "data is a folder: give the file, such as data/best.safetensors"),
+    (("evaluate", "BEST", "none"), "there is no folder none: check the path"),
+    (("evaluate", "BEST", "data", "--split", "test"), "data has no test side: say --split all or train or val"),
+    (("predict", "BEST", "none.jpg"), "there is no photo none.jpg: check the path"),
+    (
+        ("predict", "BEST", "text.jpg"),
+        "text.jpg cannot be used, it is no picture Pillow can read: replace the photo or",
+    ),
+    (("predict", "BEST", "empty"), "empty has no photos: give photos, or a folder of them"),
+    (("predict", "PICKLE", "text.jpg"), "pickle.pth is a pickle, which can run code when it is loaded: give a"),
+    (("predict", "CUT", "text.jpg"), "cut.safetensors is no whole classifier file ("),
+    (("split", "data/val", "--into", "data/val/x"), "data/val/x lies within data/val, which is never written to: give"),
+    (("split", "data/val", "--into", "x", "--val", 0), "val 0.0 and test 0.0 leave nothing to split: give shares"),
+    (
+        ("split", "data/val", "--into", "x", "--link", "--copy"),
+        "Invalid value: --link and --copy exclude each other: see",
+    ),
+    (("split", "data/val", "--into", "text.jpg", "--val", 0.3), "text.jpg is a file: give --into a new folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSALS, ids=[" ".join(map(str, a)) for a, _ in REFUSALS])
+def test_refusals(bnlab: Command, data: Path, trained: Path, arguments: tuple[object, ...], message: str) -> None:
+    """One line on stderr with what, where and the remedy; status 2; nothing on stdout and nothing left behind."""
+    home = data.parent
+    best = trained / "best.safetensors"
+    (home / "text.jpg").write_text("text")
+    (home / "empty").mkdir()
+    (home / "pickle.pth").write_bytes(b"PK\x03\x04" + bytes(99))
+    (home / "cut.safetensors").write_bytes(best.read_bytes()[:5000])
+    before = sorted(home.rglob("*"))
+    stand_ins = {"BEST": best, "PICKLE": "pickle.pth", "CUT": "cut.safetensors"}
+    done = bnlab(*(stand_ins.get(str(a), a) for a in arguments))
+    assert done.complaint.startswith(message)
+    assert done.status == 2
+    assert done.out == ""
+    assert sorted(home.rglob("*")) == before
+
+
+def test_broken_photos_are_named_and_strict_refuses_them(bnlab: Command, photos: Path) -> None:
+    for number in range(7):
+        (photos / "disc" / f"bad{number}.jpg").write_text("text")
+    done = bnlab("split", photos, "--into", "data", "--val", 0.3)
+    assert done.status == 0
+    assert f"warning: left out {photos}/disc/bad0.jpg: it is no picture Pillow can read" in done.err
+    assert "warning: and 2 more photos that cannot be used" in done.err
+    assert "7 photos cannot be used and are left out" in done.out
+    done = bnlab("split", photos, "--into", "other", "--strict")
+    assert done.status == 2
+    assert done.complaint.startswith(f"7 photos cannot be used (the first: {photos}/disc/bad0.jpg, it is no picture")
+    assert not Path("other").exists()
+
+
+def test_odd_names_all_the_way(bnlab: Command, tmp_path: Path) -> None:
+    """Spaces, quotes, newlines, markup, Chinese, and bytes that are no text: split, trained on, evaluated, predicted."""
+    photos = write_photos(tmp_path / "photos", each=6)
+    odd = ["a \"b\" 'c'.png", "new\nline.png", "百合 花.png", "[red]$x_1$.png", os.fsdecode(b"\xff\xfe.png"), "-v.png"]
+    (photos / "ring").rename(photos / "百 [b]$合$\n")
+    for number, name in enumerate(odd):
+        shutil.copy(photos / "disc" / f"disc00{number}.png", photos / "stripes" / name)
+    assert bnlab("split", photos, "--into", "data", "--val", 0.4).status == 0
+    done = bnlab("train", "data", *QUICK, "--epochs", 1)
+    assert done.status == 0, done.err
+    done = bnlab("evaluate", "runs/train/best.safetensors", "data", "--split", "all", "--json")
+    assert done.status == 0, done.err
+    document = json.loads(done.out)
+    assert document["n"] == 24
+    assert "百 [b]$合$\n" in document["classes"]
+    done = bnlab("predict", "runs/train/best.safetensors", photos / "stripes", "--csv", "p.csv", "--show")
+    assert done.status == 0, done.err
+    assert r"new\nline.png" in done.out
+    assert "[red]$x_1$.png" in done.out
+    assert len(json.loads(bnlab("predict", "runs/train/best.safetensors", photos / "stripes", "--json").out)) == 12
+
+
+def test_a_run_in_use(bnlab: Command, data: Path) -> None:
+    bnlab("train", data, *QUICK, "--epochs", 1)
+    with Run(Path("runs/train")).locked():
+        assert bnlab("train", "--resume").complaint == (
+            "run runs/train is in use by another training: wait for it, or take another --name"
+        )
+        assert bnlab("train", data, *QUICK, "--name", "train").complaint == (
+            "run runs/train exists already: take another --name, or go on with it: --resume --name train"
+        )
+
+
+def test_a_classifier_from_the_future(bnlab: Command, trained: Path, tmp_path: Path) -> None:
+    content = (trained / "best.safetensors").read_bytes()
+    old, new = rb"{\"format\": 1,", rb"{\"format\": 9,"
+    assert content.count(old) == 1
+    (tmp_path / "new.safetensors").write_bytes(content.replace(old, new))
+    assert bnlab("predict", "new.safetensors", trained).complaint == (
+        f"{trained} has no photos: give photos, or a folder of them"
+    )
+    assert bnlab("evaluate", "new.safetensors", trained.parents[1] / "data").complaint == (
+        "new.safetensors has classifier format 9, and this bnlab reads up to 1: upgrade bnlab"
+    )
+
+
+def test_a_diverged_training_is_status_1(bnlab: Command, data: Path) -> None:
+    done = bnlab("train", data, *QUICK, "--network", "small_inception", "--learning-rate", 1e8, "--epochs", 3)
+    assert done.status == 1
+    assert "--learning-rate" in done.complaint
+
+
+def test_a_closed_pipe_is_no_error(trained: Path) -> None:
+    photos = trained.parents[1] / "data"
+    words = f"{sys.executable} -m bnlab predict {trained}/best.safetensors {photos} | head -1"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_ctrl_c_is_status_130(bnlab: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnlab.commands import split
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(split, "write_split", interrupted)
+    done = bnlab("split", photos, "--into", "data", "--val", 0.3)
+    assert (done.status, done.complaint) == (130, "interrupted; nothing half-made is left behind")
+
+
+def test_ctrl_c_in_a_training_says_how_to_go_on(data: Path) -> None:
+    """As a terminal does it: SIGINT to the process."""
+    words = [sys.executable, "-m", "bnlab", "train", "data", *map(str, QUICK), "--epochs", "500"]
+    with subprocess.Popen(words, cwd=data.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (data.parent / "runs/train/state.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.splitlines()[-1].endswith(", and saved; go on with: bnlab train --resume --name train")
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promise(bnlab: Command) -> None:
+    """At least 97% on digits it never saw, in at most 90 seconds on two cores."""
+    began = time.monotonic()
+    done = bnlab("demo", "--json")
+    assert done.status == 0
+    assert time.monotonic() - began < 90
+    twins = json.loads(done.out)["twins"]
+    assert twins["with BN"]["test_top1"] >= 0.97
+    assert twins["with BN"]["n"] > 300
+    assert {"test_top1", "diverged"} <= twins["without BN"].keys()
+    assert Path("runs/demo/report.html").read_text("utf-8").count("<svg") == 2
