@@ -248,7 +248,7 @@ def test_broken_photos_are_named_and_strict_refuses_them(bnlab: Command, photos:
 
 
 def test_odd_names_all_the_way(bnlab: Command, tmp_path: Path) -> None:
-    """Spaces, quotes, newlines, markup, Chinese, and bytes that are no text: split, trained on, evaluated, predicted."""
+    """Spaces, quotes, newlines, markup, Chinese and bytes that are no text, from split to predict."""
     photos = write_photos(tmp_path / "photos", each=6)
     odd = ["a \"b\" 'c'.png", "new\nline.png", "百合 花.png", "[red]$x_1$.png", os.fsdecode(b"\xff\xfe.png"), "-v.png"]
     (photos / "ring").rename(photos / "百 [b]$合$\n")
@@ -315,7 +315,7 @@ def test_ctrl_c_is_status_130(bnlab: Command, photos: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(split, "write_split", interrupted)
     done = bnlab("split", photos, "--into", "data", "--val", 0.3)
-    assert (done.status, done.complaint) == (130, "interrupted; nothing half-made is left behind")
+    assert (done.status, done.complaint) == (130, "interrupted; every file is whole, as it was or as it should be")
 
 
 def test_ctrl_c_in_a_training_says_how_to_go_on(data: Path) -> None:

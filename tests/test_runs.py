@@ -36,7 +36,7 @@ def test_the_latest_run_is_found(tmp_path: Path) -> None:
         os.utime(run.recipe, (number, number))
     assert find_run(tmp_path, None).name == "a"
     assert find_run(tmp_path, "b").name == "b"
-    with pytest.raises(RunError, match="there is no run .*aa: did you mean 'a'"):
+    with pytest.raises(RunError, match=r"there is no run .*aa: did you mean 'a'"):
         find_run(tmp_path, "aa")
 
 

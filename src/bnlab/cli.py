@@ -4,7 +4,9 @@ Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 i
 """
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -65,10 +67,12 @@ class Side(StrEnum):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is a Ctrl-C: it cleans up
     try:
         status = app(arguments, standalone_mode=False, prog_name="bnlab")
         if status == _INTERRUPTED:  # Typer's own word for a KeyboardInterrupt
-            return _complain("interrupted; nothing half-made is left behind", _INTERRUPTED)
+            return _complain("interrupted; every file is whole, as it was or as it should be", _INTERRUPTED)
         return status if isinstance(status, int) else 0
     except TyperException as error:
         text = error.format_message().strip().rstrip(".")
@@ -291,9 +295,9 @@ def demo_verb(
     seed: Annotated[int, typer.Option(help="All randomness follows from it.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Do it all on handwritten digits, with and without batch normalisation, in about a minute.
+    """Do it all on handwritten digits, with and without BN.
 
-    The digits come with scikit-learn; nothing is fetched. Everything goes to runs/demo.
+    It takes about a minute. The digits come with scikit-learn; nothing is fetched. Everything goes to runs/demo.
     """
     from bnlab.commands import demo
     from bnlab.tables import demo_table

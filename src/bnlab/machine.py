@@ -6,7 +6,7 @@ import platform
 import sys
 from typing import Any
 
-from bnlab.errors import UsageError
+from bnlab.errors import UsageError, did_you_mean, printable
 
 _PACKAGES = ("bnlab", "torch", "numpy", "pillow", "safetensors", "scikit-learn", "scipy")
 
@@ -20,13 +20,15 @@ def choose_device(wish: str) -> str:
     """The device to run on: `wish`, or for "auto" the first of CUDA, Apple's MPS and the CPU that is there.
 
     Raises:
-        UsageError: the wished-for device is not there.
+        UsageError: the wished-for device is not there, or is none.
     """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wish == "auto":
         return next(name for name, found in there.items() if found)
+    if wish not in there:
+        raise UsageError(f"there is no device called '{printable(wish)}'", did_you_mean(wish, ["auto", *there]))
     if not there[wish]:
         found = " or ".join(name for name, found in there.items() if found)
         raise UsageError(f"PyTorch finds no {wish} device here", f"say --device {found}, or auto")

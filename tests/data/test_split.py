@@ -151,7 +151,7 @@ def test_photos_are_never_written_to(photos: Path) -> None:
     for into in (photos, photos / "data", photos / "disc"):
         with pytest.raises(DataError, match="which is never written to: give --into another folder"):
             write_split(do(photos), into, "link", Silent())
-    with pytest.raises(DataError, match="holds .* itself: give --into a new folder"):
+    with pytest.raises(DataError, match=r"holds .* itself: give --into a new folder"):
         write_split(do(photos), photos.parent, "link", Silent())
 
 

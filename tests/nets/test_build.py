@@ -35,7 +35,8 @@ def test_without_bn_the_biases_are_kept() -> None:
 def test_names_are_the_published_ones() -> None:
     names = list(build("bn_googlenet", classes=5, auxiliary=True).state_dict())
     expected = [
-        "conv1.conv.weight", "conv3.bn.running_var", "inception3a.branch1.conv.weight", "inception4e.branch2.1.bn.weight",
+        "conv1.conv.weight", "conv3.bn.running_var", "inception3a.branch1.conv.weight",
+        "inception4e.branch2.1.bn.weight",
         "inception5b.branch3.2.conv.weight", "inception5b.branch4.1.bn.bias", "aux1.conv.conv.weight", "aux2.fc1.bias",
         "aux1.fc2.weight", "fc.weight", "fc.bias",
     ]  # fmt: skip
@@ -95,5 +96,5 @@ def test_weights_follow_from_the_seed_alone() -> None:
 
 
 def test_an_unknown_network_gets_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match="no network is called 'bn_gogglenet': did you mean 'bn_googlenet'?"):
+    with pytest.raises(UsageError, match=r"no network is called 'bn_gogglenet': did you mean 'bn_googlenet'\?"):
         build("bn_gogglenet", classes=3)

@@ -89,7 +89,7 @@ def confusion_png(evaluation: Evaluation) -> bytes:
 def photos_png(images: Sequence[Image.Image], titles: Sequence[str], heading: str = "") -> bytes:
     """A contact sheet: photos in rows, each with its title."""
     columns = min(6, max(1, len(images)))
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
 
     def draw(figure: "Figure") -> None:
         if heading:

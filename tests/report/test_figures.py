@@ -1,0 +1,50 @@
+import io
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.classifier.test_evaluate import KNOWN, answers
+
+from bnlab.report import figures
+
+ROWS = [
+    {"epoch": e, "train_loss": 2 / e, "val_loss": 2.2 / e, "train_top1": 1 - 0.8 / e, "val_top1": 1 - 0.9 / e}
+    for e in range(1, 6)
+]
+
+
+def test_curves_take_the_colours_of_the_page() -> None:
+    svg = figures.curves({"one": ROWS, "two": ROWS[:2]})
+    ET.fromstring(svg)
+    assert "currentColor" in svg
+    assert figures._INK not in svg
+    assert all(colour.lower() in svg for colour in figures.COLOURS[:2])
+    assert figures.COLOURS[2].lower() not in svg
+
+
+def test_the_same_figure_is_the_same_file() -> None:
+    assert figures.reliability(KNOWN) == figures.reliability(KNOWN)
+    assert figures.confusion_png(KNOWN) == figures.confusion_png(KNOWN)
+
+
+@pytest.mark.parametrize("names", ["abc", "百$_", ["x" * 90, "a\nb", "[red]"]])
+def test_any_name_can_be_drawn(names: list[str]) -> None:
+    evaluation = answers(KNOWN.targets.tolist(), KNOWN.probabilities.tolist(), names)  # type: ignore[arg-type]
+    with Image.open(io.BytesIO(figures.confusion_png(evaluation))) as image:
+        assert image.width < 1500
+
+
+def test_many_classes_fit(tmp_path: object) -> None:
+    random = np.random.default_rng(0)
+    many = answers(random.integers(0, 200, 400).tolist(), random.dirichlet(np.ones(200), 400).tolist(), ["c"] * 200)  # type: ignore[arg-type]
+    with Image.open(io.BytesIO(figures.confusion_png(many))) as image:
+        assert image.width < 2100
+
+
+def test_matplotlib_is_left_as_it_was() -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    figures.curves({"one": ROWS})
+    assert dict(mpl.rcParams) == before

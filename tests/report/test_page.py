@@ -1,0 +1,93 @@
+import html.parser
+import re
+from pathlib import Path
+
+import numpy as np
+from tests.classifier.test_evaluate import KNOWN, answers
+from tests.report.test_figures import ROWS
+
+from bnlab import Classifier
+from bnlab.classifier.evaluate import evaluate
+from bnlab.data.split import Photo
+from bnlab.report.page import demo_page, evaluation_page, mistakes_png, run_page
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects what a page would fetch, and sees that its tags are closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.fetched += [v or "" for k, v in attributes if k in ("src", "srcset") or (k == "href" and tag != "use")]
+        assert tag not in ("script", "iframe", "object")
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open[-1] in ("html", "tr", "td") and self.open[-1] != tag:
+            self.open.pop()
+        assert self.open.pop() == tag
+
+
+def check(page: str) -> Reader:
+    reader = Reader(page)
+    assert all(address.startswith("data:image/") for address in reader.fetched)
+    assert "url(http" not in page
+    return reader
+
+
+def test_the_page_of_a_run(trained: Path) -> None:
+    page = (trained / "report.html").read_text("utf-8")
+    reader = check(page)
+    assert page.count("<svg") == 2
+    for heading in ("Curves", "Classes", "Confusion matrix", "Calibration", "Mistakes", "Recipe", "Environment"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "network: bn_small_inception  # (yours)" in page
+    assert "prefers-color-scheme: dark" in page
+    mistakes = re.search(r"(\d+) of 12 photos; the surest", page)
+    assert len(reader.fetched) == (int(mistakes[1]) if mistakes else 0)
+
+
+def test_figures_stand_in_the_page() -> None:
+    page = run_page("runs/x", KNOWN, [row | {"seconds": 90, "images_per_second": 7} for row in ROWS], "a: 1", {"p": 1})
+    check(page)
+    assert "60.0%" in page
+    low, high = KNOWN.top1_interval
+    assert f"{low:.1%} – {high:.1%}" in page
+    assert "The best epoch was 5 of 5" in page
+    assert "top-5" not in page  # with three classes it says nothing
+
+
+def test_names_cannot_break_the_page() -> None:
+    nasty = ["<script>alert(1)</script>", 'a"b&c', "x\ny"]
+    evaluation = answers(KNOWN.targets.tolist(), KNOWN.probabilities.tolist(), nasty)  # type: ignore[arg-type]
+    page = evaluation_page("<b>", evaluation, "net")
+    check(page)
+    assert "&lt;script&gt;alert(1)" in page
+    assert r"x\ny" in page
+
+
+def test_many_classes_have_no_table_wider_than_the_page() -> None:
+    random = np.random.default_rng(0)
+    many = answers(random.integers(0, 60, 90).tolist(), random.dirichlet(np.ones(60), 90).tolist(), ["c"] * 60)  # type: ignore[arg-type]
+    page = evaluation_page("x", many, "net")
+    check(page)
+    assert "Confusion matrix" not in page
+    assert "top-5" in page
+
+
+def test_the_demos_page_with_a_twin_that_diverged(trained: Path) -> None:
+    page = demo_page({"with BN": ROWS, "without BN": []}, {"with BN": "fine", "without BN": "gone"}, KNOWN, [], "", {})
+    check(page)
+    assert "gone" in page
+
+
+def test_mistakes_survive_a_photo_that_went_away(trained: Path, tmp_path: Path) -> None:
+    photos = [Photo(str(p), "disc", "val", "") for p in sorted((trained.parents[1] / "data/val/ring").iterdir())]
+    evaluation = evaluate(Classifier.load(trained / "best.safetensors"), photos, "val")
+    assert mistakes_png(evaluation)[:4] == b"\x89PNG"
+    assert mistakes_png(KNOWN)[:4] == b"\x89PNG"  # its photos were never there

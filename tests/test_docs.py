@@ -1,0 +1,61 @@
+"""The words outside the code are true: generated pages are current, and what the README promises is there."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import bnlab
+from bnlab.config import recipe_names
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_generated_pages_are_current() -> None:
+    script = (
+        "import sys; sys.path.insert(0, 'docs'); import generate; print([p.name for p, t in generate.pages().items()"
+    )
+    script += " if p.read_text('utf-8') != t])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", "run `make docs`"
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    used = re.findall(r"^\$ bnlab (\w+)(.*)$", README, re.MULTILINE)
+    assert {verb for verb, _ in used} == {"split", "train", "evaluate", "predict"}
+    for verb, rest in used:
+        section = commands.split(f"## `bnlab {verb}`")[1].split("\n## ")[0]
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in section, f"{verb} {option}"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_one_version_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == bnlab.__version__
+    assert f"## {bnlab.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    pinned = re.findall(r"^([A-Za-z0-9_.-]+)==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    known = {name.lower().replace("_", "-") for name in pinned}
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    names = {re.split(r"[\[>=<]", requirement)[0].lower().replace("_", "-") for requirement in wanted} - {"bnlab"}
+    assert names <= known
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_are_listed_where_they_are_chosen(name: str) -> None:
+    assert name in (ROOT / "docs" / "commands.md").read_text("utf-8")
