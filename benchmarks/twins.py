@@ -17,10 +17,13 @@ from bnlab.commands import demo
 from bnlab.machine import environment
 from bnlab.progress import Silent
 
+CHANCE = 0.1  # what a network gone to NaN is worth
+
 
 def main(seeds: int) -> None:
     """Run the demo for each seed and print what came out."""
     accuracy: dict[str, list[float]] = {name: [] for name in demo.TWINS}
+    diverged = dict.fromkeys(demo.TWINS, 0)
     photos, seconds = 0, []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
@@ -28,14 +31,15 @@ def main(seeds: int) -> None:
             result = demo.run(demo.DemoSettings(seed=seed, root=Path(folder)), Silent())
             seconds.append(time.perf_counter() - began)
         for name, twin in result.twins.items():
-            accuracy[name].append(twin.test.top1 if twin.test and not twin.diverged else 0.1)
+            accuracy[name].append(twin.test.top1 if twin.test and not twin.diverged else CHANCE)
+            diverged[name] += twin.diverged is not None
             photos += twin.test.n if twin.test and name == "with BN" else 0
     machine = environment("cpu")
     print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
     print(f"{seeds} seeds, {photos} held-out digits in all, {statistics.median(seconds):.0f} s a demo (median)\n")
-    print("| network | held-out accuracy, mean | lowest | highest |\n| --- | --- | --- | --- |")
+    print("| network | held-out accuracy, mean | lowest | highest | diverged |\n| --- | --- | --- | --- | --- |")
     for name, values in accuracy.items():
-        print(f"| {name} | {statistics.mean(values):.1%} | {min(values):.1%} | {max(values):.1%} |")
+        print(f"| {name} | {statistics.mean(values):.1%} | {min(values):.1%} | {max(values):.1%} | {diverged[name]} |")
 
 
 if __name__ == "__main__":
