@@ -31,8 +31,8 @@ def _recipes() -> str:
     recipes = {name: load_settings(name) for name in ("default", "classic", "digits")}
     lines = [
         "# Recipes\n",
-        "Written by `make docs` from `bnlab/config.py`. A recipe is chosen with `bnlab train --recipe NAME` or a",
-        "YAML file of these keys; any key can be set with `--set KEY=VALUE`. In `classic` and `digits` a dash is the default.\n",
+        "Written by `make docs` from `bnlab/config.py`. A recipe is chosen with `bnlab train --recipe NAME`, by name or",
+        "as a YAML file of these keys; any key can be set with `--set KEY=VALUE`. A dash is the default.\n",
         "| key | default | classic | digits | meaning |",
         "| --- | --- | --- | --- | --- |",
     ]
