@@ -31,7 +31,7 @@ def _recipes() -> str:
     recipes = {name: load_settings(name) for name in ("default", "classic", "digits")}
     lines = [
         "# Recipes\n",
-        "Written by `make docs` from `bnlab/config.py`. A recipe is chosen with `bnlab train --recipe NAME`, by name or",
+        "Written by `make docs` from `bnlab/config.py`. A recipe is chosen with `bnlab train --recipe`, by name or",
         "as a YAML file of these keys; any key can be set with `--set KEY=VALUE`. A dash is the default.\n",
         "| key | default | classic | digits | meaning |",
         "| --- | --- | --- | --- | --- |",
