@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bnlab.cli import main
+from bnlab.__main__ import run as run_command_line
 
 CLASSES = ("disc", "ring", "stripes")
 
@@ -62,7 +62,7 @@ def bnlab(
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
-        status = main([str(a) for a in arguments])
+        status = run_command_line([str(a) for a in arguments])
         printed = capsys.readouterr()
         return Outcome(status, printed.out, printed.err)
 

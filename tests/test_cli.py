@@ -26,7 +26,7 @@ VERBS = ("split", "train", "evaluate", "predict", "demo")
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((verb, "--help") for verb in VERBS)])
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     script = (
-        "import sys; from bnlab.cli import main; status = main(sys.argv[1:]);"
+        "import sys; from bnlab.__main__ import run; status = run(sys.argv[1:]);"
         "heavy = {'torch', 'numpy', 'sklearn', 'scipy', 'matplotlib', 'PIL'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )

@@ -1,13 +1,57 @@
-"""`python -m bnlab`, and the program `bnlab`."""
+"""`python -m bnlab`, and the program `bnlab`: runs a verb, and turns what it raises into one line and an exit status.
 
+Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 interrupted.
+"""
+
+import signal
 import sys
+import threading
+
+from typer.exceptions import TyperException
+
+from bnlab.cli import Stopped, app, err
+from bnlab.errors import BnlabError, printable
+
+_INTERRUPTED = 130
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; gives the exit status."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is a Ctrl-C: it cleans up
+    try:
+        status = app(arguments, standalone_mode=False, prog_name="bnlab")
+        if status == _INTERRUPTED:  # Typer's own word for a KeyboardInterrupt
+            return _complain("interrupted; every file is whole, as it was or as it should be", _INTERRUPTED)
+        return status if isinstance(status, int) else 0
+    except TyperException as error:
+        text = error.format_message().strip().rstrip(".")
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(text)  # noqa: T201
+            return 2
+        return _complain(f"{text}: see `{_command_path(error)} --help`", 2)
+    except BnlabError as error:
+        return _complain(str(error), error.exit_status)
+    except Stopped as stopped:
+        return _complain(str(stopped), _INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
+        return 0
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    from bnlab.cli import main as run
-
     sys.exit(run())
+
+
+def _complain(text: str, status: int) -> int:
+    err.print(f"bnlab: {printable(text)}", markup=False, soft_wrap=True)
+    return status
+
+
+def _command_path(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "bnlab"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,7 @@
-"""The command line: parses, calls a command, prints and exits. Nothing below it prints.
-
-Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 interrupted.
-"""
+"""The verbs of the command line: each parses, calls a command and prints. Nothing below this file prints."""
 
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -14,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from typer.exceptions import TyperException
 
 from bnlab import __version__
-from bnlab.errors import BnlabError, Interrupted, printable
+from bnlab.errors import Interrupted, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,10 +43,7 @@ ClassifierFile = Annotated[
 ]
 
 
-_INTERRUPTED = 130
-
-
-class _Stopped(Exception):  # noqa: N818 (it is no error)
+class Stopped(Exception):  # noqa: N818 (it is no error)
     """An interruption that has something to say, out of Typer's reach, which would swallow it."""
 
 
@@ -63,30 +54,6 @@ class Side(StrEnum):
     val = "val"
     test = "test"
     all = "all"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; gives the exit status."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is a Ctrl-C: it cleans up
-    try:
-        status = app(arguments, standalone_mode=False, prog_name="bnlab")
-        if status == _INTERRUPTED:  # Typer's own word for a KeyboardInterrupt
-            return _complain("interrupted; every file is whole, as it was or as it should be", _INTERRUPTED)
-        return status if isinstance(status, int) else 0
-    except TyperException as error:
-        text = error.format_message().strip().rstrip(".")
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(text)  # noqa: T201
-            return 2
-        return _complain(f"{text}: see `{_command_path(error)} --help`", 2)
-    except BnlabError as error:
-        return _complain(str(error), error.exit_status)
-    except _Stopped as stopped:
-        return _complain(str(stopped), _INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()
-        return 0
 
 
 @app.callback(invoke_without_command=True)
@@ -318,7 +285,7 @@ def _run(command: Callable[[S, Any], R], settings: S) -> R:
     try:
         return command(settings, ScreenProgress(err))
     except Interrupted as interruption:
-        raise _Stopped(interruption.message) from None
+        raise Stopped(interruption.message) from None
 
 
 def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> None:
@@ -331,13 +298,3 @@ def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> N
     out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
     if last:
         out.print("\n" + last, markup=False, soft_wrap=True)
-
-
-def _complain(text: str, status: int) -> int:
-    err.print(f"bnlab: {printable(text)}", markup=False, soft_wrap=True)
-    return status
-
-
-def _command_path(error: TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return context.command_path if context else "bnlab"

@@ -1,12 +1,14 @@
+import time
 from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 from tests.conftest import picture
 
-from bnlab.data import duplicates
 from bnlab.data.duplicates import MAX_BITS, MAX_DIFFERENCE, Fingerprint, fingerprint, groups
 
 
@@ -52,8 +54,7 @@ def test_mere_likeness_is_not_enough(tmp_path: Path) -> None:
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None)
-def test_bands_find_every_near_pair(seed: int) -> None:
-    """The quick search against the obvious one."""
+def test_the_quick_search_finds_what_the_obvious_one_finds(seed: int) -> None:
     random = np.random.default_rng(seed)
     base = random.integers(0, 2, (6, 64))
     bits = base[random.integers(0, 6, 60)] ^ (random.random((60, 64)) < 0.08)
@@ -65,11 +66,20 @@ def test_bands_find_every_near_pair(seed: int) -> None:
 
     def near(i: int, j: int) -> bool:
         difference = np.abs(colours[i].astype(int) - colours[j]).mean()
-        return (bits[i] != bits[j]).sum() <= MAX_BITS and difference <= MAX_DIFFERENCE
+        return bool((bits[i] != bits[j]).sum() <= MAX_BITS and difference <= MAX_DIFFERENCE)
 
-    expected = {(i, j) for i in range(60) for j in range(i) if near(i, j)}
-    pairs = {(max(p), min(p)) for p in duplicates._near_pairs(prints)}
-    assert pairs == expected
+    pairs = np.array([[near(i, j) for j in range(60)] for i in range(60)])
+    _, number = connected_components(csr_matrix(pairs))
+    expected = [tuple(np.flatnonzero(number == n)) for n in np.unique(number) if (number == n).sum() > 1]
+    assert sorted(group.members for group in groups(prints)) == sorted(expected)
+
+
+def test_ten_thousand_frames_of_one_film_do_not_take_their_square() -> None:
+    prints = [Fingerprint(str(i), 12345 + (i & 1), bytes(192)) for i in range(10_000)]
+    began = time.perf_counter()
+    (group,) = groups(prints)
+    assert len(group.members) == 10_000
+    assert time.perf_counter() - began < 20
 
 
 def test_chains_are_one_group() -> None:

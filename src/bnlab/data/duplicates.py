@@ -1,7 +1,7 @@
 """Photos that are the same picture: to the byte, or to the eye."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -62,27 +62,14 @@ def file_sha256(path: str) -> str:
 
 def groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
     """The sets of photos that are duplicates, directly or by a chain, in the order of their first member."""
-    parent = list(range(len(fingerprints)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    def join(i: int, j: int) -> None:
-        low, high = sorted((root(i), root(j)))
-        parent[high] = low
-
-    first: dict[str, int] = {}
-    for i, one in enumerate(fingerprints):
-        join(i, first.setdefault(one.sha256, i))
-    distinct = list(first.values())
-    for a, b in _near_pairs([fingerprints[i] for i in distinct]):
-        join(distinct[a], distinct[b])
+    numbers: dict[str, int] = {}
+    exact = np.array([numbers.setdefault(one.sha256, len(numbers)) for one in fingerprints], dtype=np.intp)
+    first = np.unique(exact, return_index=True)[1]
+    near = _near_groups([fingerprints[i] for i in first])[exact]
 
     members: dict[int, list[int]] = {}
-    for i in range(len(fingerprints)):
-        members.setdefault(root(i), []).append(i)
+    for i, number in enumerate(near):
+        members.setdefault(int(number), []).append(i)
     return [
         Group(tuple(group), exact=len({fingerprints[i].sha256 for i in group}) == 1)
         for group in members.values()
@@ -90,32 +77,33 @@ def groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
     ]
 
 
-def _near_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """Pairs of near duplicates.
+def _near_groups(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
+    """The number of each photo's group: near duplicates, and what a chain of them joins, have the same.
 
     Hashes that differ in at most MAX_BITS bits agree in at least one of MAX_BITS + 1 bands of bits, so only photos
-    that share a band are compared: a million photos need no million times a million comparisons.
+    that share a band are compared, and only those not yet known to belong together: neither a million photos nor ten
+    thousand frames of one film take their square.
     """
+    group = np.arange(len(fingerprints))
     if not fingerprints:
-        return
+        return group
     hashes = np.array([one.phash for one in fingerprints], dtype=np.uint64)
     miniatures = np.array([np.frombuffer(one.miniature, dtype=np.uint8) for one in fingerprints])
-    edges = np.linspace(0, 64, MAX_BITS + 2).astype(int)
-    for low, high in pairwise(edges):
+    for low, high in pairwise(np.linspace(0, 64, MAX_BITS + 2).astype(int)):
         band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
-        starts = np.flatnonzero(np.diff(band[order])) + 1
-        for bucket in np.split(order, starts):
-            yield from _near_in_bucket(bucket, hashes, miniatures)
+        for bucket in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
+            for k, i in enumerate(bucket[:-1]):
+                others = bucket[k + 1 :]
+                others = others[group[others] != group[i]]
+                others = others[np.bitwise_count(hashes[others] ^ hashes[i]) <= MAX_BITS]
+                if len(others):
+                    difference = np.abs(miniatures[others].astype(np.int16) - miniatures[i]).mean(axis=1)
+                    _join(group, i, others[difference <= MAX_DIFFERENCE])
+    return group
 
 
-def _near_in_bucket(
-    bucket: NDArray[np.intp], hashes: NDArray[np.uint64], miniatures: NDArray[np.uint8]
-) -> Iterator[tuple[int, int]]:
-    for k, i in enumerate(bucket[:-1]):
-        others = bucket[k + 1 :]
-        close = others[np.bitwise_count(hashes[others] ^ hashes[i]) <= MAX_BITS]
-        if len(close):
-            difference = np.abs(miniatures[close].astype(np.int16) - miniatures[i]).mean(axis=1)
-            for j in close[difference <= MAX_DIFFERENCE]:
-                yield int(i), int(j)
+def _join(group: NDArray[np.intp], i: np.intp, others: NDArray[np.intp]) -> None:
+    joined = np.append(group[others], group[i])
+    if len(others):
+        group[np.isin(group, joined)] = joined.min()
