@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.errors import StorageError
-from bnlab.files import first_free, new_folder, read_csv, write_atomic, write_csv, write_json
+from bnlab.files import first_free, new_folder, read_csv, remove_drafts, write_atomic, write_csv, write_json
 
 
 def full_disk(*_: object) -> None:
@@ -39,7 +39,7 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "fsync", denied)
-    with pytest.raises(StorageError, match=r"cannot be written \(Permission denied\): choose a folder"):
+    with pytest.raises(StorageError, match=r"cannot be written \(Permission denied\): give a place you may write to"):
         write_atomic(tmp_path / "a.txt", "new")
 
 
@@ -51,6 +51,23 @@ def test_new_folder_appears_whole(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "made" / "x").read_text() == "x"
 
 
+def test_an_empty_folder_is_filled_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be where a disk is mounted, or where the user stands."""
+    monkeypatch.chdir(tmp_path)
+    before = tmp_path.stat().st_ino
+    with new_folder(Path()) as draft:
+        (draft / "x").write_text("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert tmp_path.stat().st_ino == before
+
+
+def test_drafts_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".0123.part").write_text("half")
+    (tmp_path / "whole.part").write_text("mine")
+    remove_drafts(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["whole.part"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_new_folder_vanishes_on_failure(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), new_folder(tmp_path / "made") as draft:
@@ -60,7 +77,7 @@ def test_new_folder_vanishes_on_failure(tmp_path: Path, error: type[BaseExceptio
 
 
 def test_tables_keep_odd_names(tmp_path: Path) -> None:
-    names = ['with "quotes", commas', "new\nline", "百合", os.fsdecode(b"\xff\xfe.jpg"), " spaces "]
+    names = ['with "quotes", commas', "new\nline", "carriage\rreturn", "百合", os.fsdecode(b"\xff\xfe.jpg"), " spaces "]
     write_csv(tmp_path / "t.csv", ("name", "value"), ((name, None) for name in names))
     assert [row["name"] for row in read_csv(tmp_path / "t.csv")] == names
     assert {row["value"] for row in read_csv(tmp_path / "t.csv")} == {""}

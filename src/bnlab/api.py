@@ -9,7 +9,7 @@ from bnlab.commands import train as train_command
 from bnlab.commands.split import SplitResult, SplitSettings
 from bnlab.commands.train import TrainSettings
 from bnlab.config import load_settings
-from bnlab.data.split import How
+from bnlab.data.layout import How
 from bnlab.progress import Progress, Silent
 from bnlab.runs import RUNS
 from bnlab.training.session import TrainingResult

@@ -13,6 +13,7 @@ BnlabError
 An interruption (Ctrl-C) is `Interrupted`, a KeyboardInterrupt, so that `except Exception` does not swallow it.
 """
 
+import shlex
 from difflib import get_close_matches
 from os import PathLike
 
@@ -82,6 +83,11 @@ def printable(path: str | PathLike[str]) -> str:
     """The path as one line that any terminal and file can hold: control characters and undecodable bytes escaped."""
     text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def quoted(path: str | PathLike[str]) -> str:
+    """The path as one would type it in a shell."""
+    return shlex.quote(printable(path))
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,20 @@ from typing import Any
 from bnlab.errors import StorageError, printable
 
 # Undecodable bytes in file names survive a way through a text file as surrogates.
-ENCODING, ERRORS = "utf-8", "surrogateescape"
+ERRORS = "surrogateescape"
 
 
 def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never half of one.
 
     It is written beside the target, flushed to the disk and renamed. When that fails, the old file is untouched and
-    the half-written one is gone.
+    the half-written one is gone; a kill leaves it, as `.NAME.part`, for `remove_drafts`.
 
     Raises:
         StorageError: no space left, no permission, a read-only disk.
     """
-    data = content.encode(ENCODING, ERRORS) if isinstance(content, str) else content
-    draft = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.part")
+    data = content.encode("utf-8", ERRORS) if isinstance(content, str) else content
+    draft = _draft_of(path)
     with storage_errors(path):
         try:
             with draft.open("wb") as file:
@@ -49,16 +49,21 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table atomically, with a header line. None becomes an empty cell."""
+    table: list[list[object]] = [list(columns), *(list(row) for row in rows)]
+    # The csv module leaves a lone carriage return unquoted, and then reads it as the end of the row.
+    odd = any("\r" in cell for row in table for cell in row if isinstance(cell, str))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerows(table)
     write_atomic(path, text.getvalue())
 
 
 def read_csv(path: Path) -> Iterator[Mapping[str, str]]:
-    """The rows of a table as mappings from column to text."""
-    with path.open(newline="", encoding=ENCODING, errors=ERRORS) as file:
+    """The rows of a table as mappings from column to text.
+
+    Raises:
+        OSError, UnicodeError, csv.Error: it cannot be read as a table.
+    """
+    with path.open(newline="", encoding="utf-8-sig", errors=ERRORS) as file:
         yield from csv.DictReader(file)
 
 
@@ -66,20 +71,36 @@ def read_csv(path: Path) -> Iterator[Mapping[str, str]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A draft folder that becomes `path` when the block ends well and vanishes when it does not.
 
-    `path` must not exist, or be an empty folder.
+    `path` must not exist, or be an empty folder (which is kept, for it may be where a disk is mounted).
+
+    Raises:
+        StorageError: the folder cannot be made.
     """
-    draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    path = path.absolute()
+    inside = path.is_dir()
+    draft = _draft_of(path / "x" if inside else path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir()
-        try:
-            yield draft
-            if path.exists():
-                path.rmdir()
-            draft.rename(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    try:
+        yield draft
+        with storage_errors(path):
+            if inside:
+                for child in sorted(draft.iterdir()):
+                    child.rename(path / child.name)
+                draft.rmdir()
+            else:
+                draft.rename(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that nobody else is writing to."""
+    for draft in folder.glob(".*.part"):
+        with suppress(OSError):
+            draft.unlink()
 
 
 @contextmanager
@@ -93,16 +114,16 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"no space left on the device to write {name}", "free some; what was there before is untouched"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise StorageError(
-                f"{name} cannot be written ({error.strerror})", "choose a folder you may write to"
-            ) from error
-        raise
+        raise StorageError(f"{name} cannot be written ({error.strerror})", "give a place you may write to") from error
 
 
-def first_free(folder: Path, name: str, taken: Callable[[Path], bool] = Path.exists) -> Path:
+def first_free(folder: Path, name: str) -> Path:
     """`folder/name`, or `folder/name2`, `name3`, ...: the first that is not taken."""
     number = 1
-    while taken(path := folder / (name if number == 1 else f"{name}{number}")):
+    while (path := folder / (name if number == 1 else f"{name}{number}")).exists():
         number += 1
     return path
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{uuid.uuid4().hex[:12]}.part")

@@ -111,12 +111,12 @@ def new_run(root: Path, name: str | None, stem: str = "train") -> Run:
     number = 1
     while True:
         folder = root / (stem if number == 1 else f"{stem}{number}")
-        try:
-            with storage_errors(folder):
+        with storage_errors(folder):
+            try:
                 folder.mkdir(parents=True)
-            return Run(folder)
-        except FileExistsError:
-            number += 1
+                return Run(folder)
+            except FileExistsError:
+                number += 1
 
 
 def find_run(root: Path, name: str | None) -> Run:

@@ -8,7 +8,7 @@ from bnlab.commands.demo import DemoResult
 from bnlab.commands.evaluate import EvaluateResult
 from bnlab.commands.predict import PredictResult
 from bnlab.commands.split import SplitResult
-from bnlab.data.split import SPLITS
+from bnlab.data.listing import SPLITS
 from bnlab.errors import printable
 
 _SHOWN = 10  # groups of duplicates that are named

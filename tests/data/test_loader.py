@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import CLASSES
 
+from bnlab.data.listing import Photo
 from bnlab.data.loader import TrainingLoader, in_order, number_of_batches, prepared_batches
 from bnlab.data.pixels import View, open_photo, prepare
-from bnlab.data.split import Photo
 from bnlab.errors import PhotoError
 
 VIEW = View(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))

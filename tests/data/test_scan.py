@@ -64,7 +64,7 @@ def test_examine_keeps_order_and_refusals(tmp_path: Path) -> None:
     good, refused = examine(found, look, title="", total=300, progress=Silent())
     assert [value for _, value in good] == [f"{i:03}" for i in range(300) if i % 10 != 7]
     assert len(refused) == 30
-    assert refused[0] == Refusal(found[7].path, "seven")
+    assert refused[0] == Refusal(found[7].path, "seven", "a")
 
 
 def test_refused_photos_are_named_and_counted() -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from tests.conftest import write_photos
 
+from bnlab.data.layout import write_split
+from bnlab.data.listing import read_list, write_list
 from bnlab.data.source import Source, open_evaluation_data, open_recorded_data, open_training_data
-from bnlab.data.split import read_list, split_folder, write_list, write_split
+from bnlab.data.split import split_folder
 from bnlab.errors import DataError
 from bnlab.progress import Silent
 

@@ -8,7 +8,7 @@ from tests.report.test_figures import ROWS
 
 from bnlab import Classifier
 from bnlab.classifier.evaluate import evaluate
-from bnlab.data.split import Photo
+from bnlab.data.listing import Photo
 from bnlab.report.page import demo_page, evaluation_page, mistakes_png, run_page
 
 

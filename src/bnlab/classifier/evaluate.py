@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.classifier.predict import Classifier, Probabilities
+from bnlab.data.listing import Photo
 from bnlab.data.scan import Refusal
-from bnlab.data.split import Photo
 from bnlab.errors import ClassifierError, DataError, DivergedError, printable
 from bnlab.progress import Progress
 

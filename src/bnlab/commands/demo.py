@@ -11,9 +11,10 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier, Prediction
 from bnlab.config import load_settings
 from bnlab.data.digits import write_digits
+from bnlab.data.layout import write_split
 from bnlab.data.source import open_recorded_data
-from bnlab.data.split import split_folder, write_split
-from bnlab.errors import DivergedError
+from bnlab.data.split import split_folder
+from bnlab.errors import DivergedError, Interrupted
 from bnlab.files import read_csv, write_atomic
 from bnlab.progress import Progress
 from bnlab.report.page import demo_page
@@ -92,7 +93,10 @@ def run(settings: DemoSettings, progress: Progress) -> DemoResult:
     held_out = [photo for photo in split.photos if photo.split == "test"]
     progress.note(f"{len(split.photos)} digits in {folder / 'photos'}, {len(held_out)} of them held out as test")
 
-    twins = {name: _train(folder, name, network, settings.seed, progress) for name, network in TWINS.items()}
+    try:
+        twins = {name: _train(folder, name, network, settings.seed, progress) for name, network in TWINS.items()}
+    except Interrupted:
+        raise Interrupted(f"the demo was interrupted, and leaves {folder}; begin it anew with: bnlab demo") from None
     winner = twins["with BN"]
     assert winner.test is not None
     classifier = Classifier.load(winner.run.best)

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnlab.data.layout import How, write_split
+from bnlab.data.listing import tell_missing
 from bnlab.data.scan import tell_refused
-from bnlab.data.split import How, Split, split_folder, write_split
+from bnlab.data.split import Split, split_folder
 from bnlab.progress import Progress
 
 
@@ -66,5 +68,8 @@ def run(settings: SplitSettings, progress: Progress) -> SplitResult:
     """
     split = split_folder(settings.photos, val=settings.val, test=settings.test, seed=settings.seed, progress=progress)
     tell_refused(split.refused, strict=settings.strict, progress=progress)
+    for name, share in (("val", settings.val), ("test", settings.test)):
+        if share:
+            tell_missing(split.photos, name, progress)
     written = write_split(split, settings.into, settings.how, progress)
     return SplitResult(split=split, into=settings.into, written=written)

@@ -17,6 +17,8 @@ MAX_BITS = 8
 # ... and their 8 x 8 miniatures by at most so much a value (of 255) on average. The hash alone sees structure and
 # takes two flat pictures, or two scrawled digits, for one.
 MAX_DIFFERENCE = 12.0
+# What varies less than this is flat: all flat pictures look alike, so only identical files count.
+MIN_VARIATION = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,19 @@ def _near_groups(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
         return group
     hashes = np.array([one.phash for one in fingerprints], dtype=np.uint64)
     miniatures = np.array([np.frombuffer(one.miniature, dtype=np.uint8) for one in fingerprints])
-    for low, high in pairwise(np.linspace(0, 64, MAX_BITS + 2).astype(int)):
-        band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
-        order = np.argsort(band, kind="stable")
+    varied = np.flatnonzero(miniatures.reshape(-1, 64, 3).std(axis=1).max(axis=1) >= MIN_VARIATION)
+    edges = [int(edge) for edge in np.linspace(0, 64, MAX_BITS + 2)]
+    masks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
+    for number, mask in enumerate(masks):
+        band = hashes & mask
+        order = varied[np.argsort(band[varied], kind="stable")]
         for bucket in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
             for k, i in enumerate(bucket[:-1]):
                 others = bucket[k + 1 :]
                 others = others[group[others] != group[i]]
                 others = others[np.bitwise_count(hashes[others] ^ hashes[i]) <= MAX_BITS]
+                for earlier in masks[:number]:  # these were compared when that band's turn was
+                    others = others[(hashes[others] ^ hashes[i]) & earlier != 0]
                 if len(others):
                     difference = np.abs(miniatures[others].astype(np.int16) - miniatures[i]).mean(axis=1)
                     _join(group, i, others[difference <= MAX_DIFFERENCE])

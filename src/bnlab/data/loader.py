@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bnlab.data.listing import Photo
 from bnlab.data.pixels import Pixels, View, augment, open_photo, prepare
-from bnlab.data.split import Photo
 from bnlab.errors import PhotoError
 
 # What a number drawn from the seed is for; each use has a stream of its own.

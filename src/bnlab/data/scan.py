@@ -1,6 +1,7 @@
 """Finds photos: which files of a folder are photos, of which class, and which cannot be used."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from bnlab.data.listing import as_label
 from bnlab.errors import DataError, PhotoError, printable
 from bnlab.machine import usable_cores
 from bnlab.progress import Progress
@@ -17,6 +19,10 @@ SUFFIXES = frozenset(
     f".{kind}"
     for kind in "jpg jpeg jpe jfif png gif bmp webp tif tiff avif heic heif jp2 ppm pgm pbm pnm".split()  # noqa: SIM905
 )
+
+
+_SIDE_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Refusal:
 
     path: str
     reason: str
+    label: str = ""
 
 
 def scan(folder: Path) -> list[Found]:
@@ -50,7 +57,7 @@ def scan(folder: Path) -> list[Found]:
         raise DataError(f"{printable(folder)} has {what}", "put the photos of each class into a sub-folder of its name")
     found = []
     for label, path in classes.items():
-        photos = [Found(photo, label) for photo in photos_below(path)]
+        photos = [Found(photo, as_label(label)) for photo in photos_below(path)]
         if not photos:
             raise DataError(
                 f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
@@ -73,8 +80,38 @@ def class_folders(folder: Path) -> dict[str, Path]:
         raise DataError(f"{printable(folder)} cannot be read ({error.strerror})", "give a folder of photos") from None
 
 
+def split_sides(folder: Path) -> list[tuple[str, Path]]:
+    """The train, val and test folders of a split folder; empty for a plain folder of classes.
+
+    A class may be called `train`: a side is known by the classes below it, and by another side beside it.
+
+    Raises:
+        DataError: there is no such folder, or two of its folders are the same side.
+    """
+    folders = class_folders(folder)
+    sides = [(_SIDE_OF_FOLDER[name.lower()], path) for name, path in folders.items() if name.lower() in _SIDE_OF_FOLDER]
+    if not any(name == "train" and class_folders(path) for name, path in sides):
+        return []
+    if len(sides) == 1 and len(folders) > 1:
+        return []
+    names = [name for name, _ in sides]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{printable(folder)} has two {name} folders", "keep one of val, valid and validation")
+    return sides
+
+
 def photos_below(folder: Path) -> Iterator[str]:
     """Paths of the photos anywhere below a folder, sorted, hidden ones left out."""
+    return (path for path in _files_below(folder) if is_photo(path))
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file is taken for a photo: by its suffix."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a Path for each of a million files is slow)
+
+
+def _files_below(folder: Path) -> Iterator[str]:
     seen: set[str] = set()  # a link that leads back up would never end
     for where, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
@@ -84,11 +121,8 @@ def photos_below(folder: Path) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path for each of a million files is slow)
+            if not name.startswith("."):
                 yield os.path.join(where, name)  # noqa: PTH118
-
-
-T = TypeVar("T")
 
 
 def examine(
@@ -109,7 +143,7 @@ def examine(
         while some := list(islice(photos, 256)):
             for one, result in zip(some, pool.map(attempt, some), strict=True):
                 if isinstance(result, PhotoError):
-                    refused.append(Refusal(one.path, result.reason))
+                    refused.append(Refusal(one.path, result.reason, one.label))
                 else:
                     good.append((one, result))
                 task.advance()
@@ -133,3 +167,22 @@ def tell_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progress
         progress.warn(f"left out {printable(refusal.path)}: {refusal.reason}")
     if len(refused) > shown:
         progress.warn(f"and {len(refused) - shown} more photos that cannot be used")
+
+
+def tell_oddities(folder: Path, progress: Progress) -> None:
+    """Say what a folder of classes holds beside its classes' photos, so that nothing is passed over in silence."""
+    loose = sum(is_photo(path.name) for path in folder.iterdir() if path.is_file())
+    if loose:
+        photos = "1 photo lies" if loose == 1 else f"{loose} photos lie"
+        progress.warn(f"{photos} beside the classes in {printable(folder)} and in none of them: left out")
+    others: Counter[str] = Counter()
+    for label, path in class_folders(folder).items():
+        below = [printable(name) for name, sub in class_folders(path).items() if next(photos_below(sub), None)]
+        if below:
+            progress.warn(
+                f"class '{printable(label)}' has sub-folders ({', '.join(below[:5])}): all below it is one class"
+            )
+        others.update(Path(name).suffix.lower() or "no suffix" for name in _files_below(path) if not is_photo(name))
+    if others:
+        kinds = ", ".join(f"{number} with {printable(kind)}" for kind, number in others.most_common(5))
+        progress.note(f"left out {others.total()} other files: {kinds}")

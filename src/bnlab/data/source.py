@@ -4,18 +4,17 @@ A split folder has the sub-folders `train`, `val` (or `valid`, `validation`) and
 class. Classes are matched by name, never by position.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.data.duplicates import file_sha256
+from bnlab.data.listing import LIST_NAME, Photo, as_label, check_classes, read_list
 from bnlab.data.pixels import open_photo
-from bnlab.data.scan import Found, Refusal, class_folders, examine, photos_below, scan
-from bnlab.data.split import LIST_NAME, Photo, check_classes, read_list, side, split_folder
-from bnlab.errors import DataError, printable
+from bnlab.data.scan import Found, Refusal, class_folders, examine, photos_below, scan, split_sides
+from bnlab.data.split import split_folder, split_found
+from bnlab.errors import DataError, printable, quoted
 from bnlab.progress import Progress
-
-_SIDE_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +34,25 @@ class Source:
 def open_training_data(data: Path, *, val: float, seed: int, progress: Progress) -> Source:
     """The photos of DATA with their sides; a plain folder is split on the fly, as `bnlab split` would.
 
-    Photos are read once to see that they can be used, except those a split.csv already vouches for.
+    Photos are read once to see that they can be used, except those a split.csv gives the SHA-256 of. Where there is no
+    val side, a share of train is held out as `bnlab split` would.
 
     Raises:
         DataError: DATA is nothing to train on; the message says why.
     """
-    refused: list[Refusal] = []
-    if data.is_file():
-        photos = read_list(data)
+    if listed := _list_in(data):
+        photos, refused = _usable(read_list(listed), progress)
     elif sides := split_sides(data):
-        photos, refused = _read_sides(data, sides, progress)
+        photos, refused = _usable(_of_sides(data, sides, progress), progress)
     else:
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
-        photos, refused = split.photos, split.refused
         _tell_conflicts(len(split.conflicts), data, progress)
+        return _checked(data, split.photos, split.refused)
     if not any(photo.split == "val" for photo in photos):
-        photos = [_held_out(photo, val=val, seed=seed) for photo in photos]
         progress.note(f"{printable(data)} has no val side: {val:.0%} of train is held out")
+        train = [Found(photo.path, photo.label) for photo in photos if photo.split == "train"]
+        split = split_found(data, train, val=val, test=0.0, seed=seed, progress=progress)
+        photos = split.photos + [photo for photo in photos if photo.split != "train"]
     return _checked(data, photos, refused)
 
 
@@ -59,11 +60,11 @@ def open_recorded_data(path: Path) -> Source:
     """The photos of a run's own split.csv, which was checked when the run began.
 
     Raises:
-        DataError: the list cannot be read, or a photo is no longer there.
+        DataError: the list cannot be read, or a photo that is trained or judged on is no longer there.
     """
     photos = read_list(path)
     for photo in photos:
-        if not Path(photo.path).is_file():
+        if photo.split != "test" and not Path(photo.path).is_file():
             raise DataError(f"{printable(photo.path)} is gone, and the run was trained on it", "put it back to resume")
     return _checked(path, photos, [])
 
@@ -76,8 +77,8 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, list[Photo
     Raises:
         DataError: DATA is nothing to evaluate on, or has no such side.
     """
-    if data.is_file():
-        photos = read_list(data)
+    if listed := _list_in(data):
+        photos = read_list(listed)
     elif sides := split_sides(data):
         photos = [photo for side_name, folder in sides for photo in _listed(folder, side_name)]
     else:
@@ -93,46 +94,51 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, list[Photo
     return chosen, [photo for photo in photos if photo.split == chosen]
 
 
-def split_sides(folder: Path) -> list[tuple[str, Path]]:
-    """The train, val and test folders of a split folder; empty for a plain folder of classes.
-
-    A class may be called `train` (beside `car` and `bus`): a side is known by the classes below it.
-    """
-    folders = class_folders(folder)
-    sides = [(_SIDE_OF_FOLDER[name.lower()], path) for name, path in folders.items() if name.lower() in _SIDE_OF_FOLDER]
-    if not any(name == "train" and class_folders(path) for name, path in sides):
-        return []
-    names = [name for name, _ in sides]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{printable(folder)} has two {name} folders", "keep one of val, valid and validation")
-    return sides
+def _list_in(data: Path) -> Path | None:
+    """The split.csv that DATA is, or all that DATA holds."""
+    if data.is_file():
+        return data
+    listed = data / LIST_NAME
+    return listed if listed.is_file() and not class_folders(data) else None
 
 
 def _listed(folder: Path, split: str) -> list[Photo]:
     return [
-        Photo(photo, label, split, "") for label, path in class_folders(folder).items() for photo in photos_below(path)
+        Photo(photo, as_label(label), split, "")
+        for label, path in class_folders(folder).items()
+        for photo in photos_below(path)
     ]
 
 
-def _read_sides(data: Path, sides: Iterable[tuple[str, Path]], progress: Progress) -> tuple[list[Photo], list[Refusal]]:
+def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress) -> list[Photo]:
+    """The photos of a split folder, with the SHA-256 that its split.csv knows."""
     listed = [photo for side_name, folder in sides for photo in _listed(folder, side_name)]
     train = next(folder for name, folder in sides if name == "train")
+    filled = {photo.label for photo in listed if photo.split == "train"}
     for label, path in class_folders(train).items():
-        if not any(photo.label == label and photo.split == "train" for photo in listed):
+        if as_label(label) not in filled:
             raise DataError(
                 f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
             )
-    known = {photo.path: photo.sha256 for photo in read_list(data / LIST_NAME)} if (data / LIST_NAME).is_file() else {}
-    unknown = [Found(photo.path, photo.label) for photo in listed if photo.path not in known]
-    refused: list[Refusal] = []
-    if unknown:
-        examined, refused = examine(
-            unknown, _usable_sha256, title="reading photos", total=len(unknown), progress=progress
-        )
-        known |= {found.path: sha256 for found, sha256 in examined}
-    photos = [Photo(p.path, p.label, p.split, known[p.path]) for p in listed if p.path in known]
-    return photos, refused
+    others = sorted(class_folders(data).keys() - {folder.name for _, folder in sides})
+    if others:
+        names = ", ".join(map(printable, others[:5]))
+        progress.warn(f"{printable(data)} has folders beside its sides, which are left out: {names}")
+    known = {p.path: p.sha256 for p in read_list(data / LIST_NAME)} if (data / LIST_NAME).is_file() else {}
+    return [Photo(p.path, p.label, p.split, known.get(p.path, "")) for p in listed]
+
+
+def _usable(photos: Sequence[Photo], progress: Progress) -> tuple[list[Photo], list[Refusal]]:
+    """The photos that can be used: those without a SHA-256 are read to see, the others must only be there."""
+    unknown = [Found(photo.path, photo.label) for photo in photos if not photo.sha256]
+    examined, refused = examine(unknown, _usable_sha256, title="reading photos", total=len(unknown), progress=progress)
+    known = {found.path: sha256 for found, sha256 in examined}
+    for photo in photos:
+        if photo.sha256 and Path(photo.path).is_file():
+            known[photo.path] = photo.sha256
+        elif photo.sha256:
+            refused.append(Refusal(photo.path, "there is no such file", photo.label))
+    return [Photo(p.path, p.label, p.split, known[p.path]) for p in photos if p.path in known], refused
 
 
 def _usable_sha256(path: str) -> str:
@@ -140,18 +146,11 @@ def _usable_sha256(path: str) -> str:
     return file_sha256(path)
 
 
-def _held_out(photo: Photo, *, val: float, seed: int) -> Photo:
-    key = photo.sha256 or file_sha256(photo.path)
-    if photo.split != "train":
-        return photo
-    return Photo(photo.path, photo.label, side(key, val=val, test=0.0, seed=seed), key)
-
-
 def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
     if number:
         progress.warn(
             f"{number} photo{'s stand' if number > 1 else ' stands'} in two classes at once: "
-            f"`bnlab split {printable(data)} --list --into FOLDER` names them"
+            f"`bnlab split {quoted(data)} --list --into FOLDER` names them"
         )
 
 

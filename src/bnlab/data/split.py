@@ -5,39 +5,16 @@ side of the one among them whose SHA-256 is smallest, so only a photo's own dupl
 """
 
 import hashlib
-import os
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
-from bnlab.data.scan import Found, Refusal, examine, scan
-from bnlab.errors import DataError, printable
-from bnlab.files import new_folder, read_csv, write_csv
+from bnlab.data.listing import Photo, check_classes, count_photos
+from bnlab.data.scan import Found, Refusal, examine, scan, split_sides, tell_oddities
+from bnlab.errors import DataError, printable, quoted
 from bnlab.progress import Progress
-
-SPLITS = ("train", "val", "test")
-COLUMNS = ("path", "class", "split", "sha256")
-LIST_NAME = "split.csv"
-How = Literal["link", "copy", "list"]
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """One row of split.csv."""
-
-    path: str
-    """where the file lies"""
-    label: str
-    """its class"""
-    split: str
-    """train, val or test"""
-    sha256: str
-    """of the file; empty where it is not known"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +43,6 @@ class Split:
         return count_photos(self.photos)
 
 
-def count_photos(photos: Iterable[Photo]) -> dict[str, dict[str, int]]:
-    """Class to split to number of photos, classes sorted."""
-    photos = list(photos)
-    count = Counter((photo.label, photo.split) for photo in photos)
-    return {c: {s: count[c, s] for s in SPLITS} for c in sorted({photo.label for photo in photos})}
-
-
 def side(sha256: str, *, val: float, test: float, seed: int) -> str:
     """The side of a photo with this content: a number in [0, 1) hashed from it, held against `val` and `val + test`."""
     digest = hashlib.sha256(f"{seed}:{sha256}".encode()).digest()
@@ -84,25 +54,40 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
     """Read every photo of a folder of classes and decide its side.
 
     Raises:
-        DataError: no such folder, no or one class, an empty class, or too few photos for the sides asked for.
+        DataError: no such folder, one split already, no or one class, an empty class, or too few photos.
     """
     if not (val >= 0 and test >= 0 and 0 < val + test < 1):
         raise DataError(
             f"val {val} and test {test} leave nothing to split", "give shares that add up to between 0 and 1"
         )
+    if split_sides(folder):
+        raise DataError(f"{printable(folder)} is split already", f"train on it: bnlab train {quoted(folder)}")
     found = scan(folder)
+    tell_oddities(folder, progress)
+    return split_found(folder, found, val=val, test=test, seed=seed, progress=progress)
+
+
+def split_found(
+    folder: Path, found: Sequence[Found], *, val: float, test: float, seed: int, progress: Progress
+) -> Split:
+    """Decide the sides of photos that were found in a folder.
+
+    Raises:
+        DataError: one class only, a class without a usable photo, or too few photos.
+    """
     examined, refused = examine(
         found, duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
     )
     groups = duplicates.groups([fingerprint for _, fingerprint in examined])
-    photos = _assigned(examined, groups, val=val, test=test, seed=seed)
+    photos = assign(examined, groups, val=val, test=test, seed=seed)
     _check(folder, found, photos, refused, val=val, test=test)
     return Split(folder=folder, photos=photos, refused=refused, groups=groups)
 
 
-def _assigned(
+def assign(
     examined: Sequence[tuple[Found, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
 ) -> list[Photo]:
+    """The photos with their sides, each group of duplicates on one."""
     decides = [fingerprint.sha256 for _, fingerprint in examined]
     for group in groups:
         smallest = min(decides[i] for i in group.members)
@@ -122,7 +107,7 @@ def _check(
     labels = sorted({one.label for one in found})
     for label in labels:
         if label not in counts:
-            reason = next(r for r in refused if r.path.startswith(str(folder / label))).reason
+            reason = next(refusal.reason for refusal in refused if refusal.label == label)
             raise DataError(
                 f"class '{printable(label)}' in {name} has no photo that can be used (the first: {reason})",
                 "replace its photos or remove the folder",
@@ -141,140 +126,3 @@ def _check(
                 f"{name} has {len(photos)} photos, too few for a {split} share of {wanted}: none fell to it",
                 f"add photos, raise --{split} or take another --seed",
             )
-
-
-def check_classes(labels: Sequence[str], where: str) -> None:
-    """Refuse fewer than two classes.
-
-    Raises:
-        DataError: there is one class only, or none.
-    """
-    if len(labels) < 2:
-        only = f"one class only, '{printable(labels[0])}'" if labels else "no classes"
-        raise DataError(f"{where} has {only}", "a classifier tells at least two apart; add another sub-folder")
-
-
-def write_split(split: Split, into: Path, how: How, progress: Progress) -> bool:
-    """Lay the split out as a folder; False when it lies there already, just so.
-
-    "link": `into/train/<class>/...` as hard links, copies where the file system has none, with `split.csv` and
-    `findings.csv` (what was refused, what is a duplicate) beside them; "copy": the same as copies; "list":
-    `into/split.csv` alone.
-
-    Raises:
-        DataError: `into` holds something else, or lies within the photos.
-        StorageError: no space left or no permission; nothing is left behind.
-    """
-    _check_target(split.folder, into)
-    rows = [_target(split, photo, into, how) for photo in split.photos]
-    if into.is_dir() and any(into.iterdir()):
-        _check_same(split, rows, into, how)
-        return False
-    with new_folder(into) as draft:
-        if how != "list":
-            with progress.task("copying photos" if how == "copy" else "linking photos", len(rows), "photos") as task:
-                for photo, row in zip(split.photos, rows, strict=True):
-                    _place(photo.path, draft / row.path, how)
-                    task.advance()
-            write_csv(draft / "findings.csv", ("finding", "group", "path", "detail"), _findings(split))
-        _write_rows(draft / LIST_NAME, rows)
-    return True
-
-
-def write_list(path: Path, photos: Iterable[Photo]) -> None:
-    """Write split.csv with absolute paths."""
-    _write_rows(path, (Photo(os.path.abspath(p.path), p.label, p.split, p.sha256) for p in photos))  # noqa: PTH100 (links are kept)
-
-
-def read_list(path: Path) -> list[Photo]:
-    """Read split.csv; relative paths start at its own folder.
-
-    Raises:
-        DataError: it cannot be read or is no such list.
-    """
-    try:
-        photos = []
-        for number, row in enumerate(read_csv(path), start=2):
-            missing = [column for column in COLUMNS[:3] if not row.get(column)]
-            if missing:
-                raise DataError(
-                    f"{printable(path)} has no '{missing[0]}' in row {number}",
-                    f"it needs the columns {', '.join(COLUMNS)}",
-                )
-            if row["split"] not in SPLITS:
-                raise DataError(
-                    f"{printable(path)} has the split '{printable(row['split'])}' in row {number}",
-                    f"say {', '.join(SPLITS)}",
-                )
-            photos.append(Photo(str(path.parent / row["path"]), row["class"], row["split"], row.get("sha256") or ""))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"{printable(path)} cannot be read ({error})", "give a split.csv that bnlab wrote") from None
-    if not photos:
-        raise DataError(f"{printable(path)} lists no photos", f"it needs the columns {', '.join(COLUMNS)}")
-    return photos
-
-
-def _write_rows(path: Path, photos: Iterable[Photo]) -> None:
-    write_csv(path, COLUMNS, ((p.path, p.label, p.split, p.sha256) for p in photos))
-
-
-def _check_target(photos: Path, into: Path) -> None:
-    source, target = photos.resolve(), into.resolve()
-    if target == source or source in target.parents:
-        raise DataError(
-            f"{printable(into)} lies within {printable(photos)}, which is never written to",
-            "give --into another folder",
-        )
-    if target in source.parents and target.is_dir() and any(target.iterdir()):
-        raise DataError(f"{printable(into)} holds {printable(photos)} itself", "give --into a new folder")
-    if into.exists() and not into.is_dir():
-        raise DataError(f"{printable(into)} is a file", "give --into a new folder")
-
-
-def _target(split: Split, photo: Photo, into: Path, how: How) -> Photo:
-    """The row that split.csv will hold: a path within `into`, or the photo's own."""
-    if how == "list":
-        return Photo(os.path.abspath(photo.path), photo.label, photo.split, photo.sha256)  # noqa: PTH100
-    relative = os.path.relpath(photo.path, split.folder)
-    return Photo(os.path.join(photo.split, relative), photo.label, photo.split, photo.sha256)  # noqa: PTH118
-
-
-def _check_same(split: Split, rows: list[Photo], into: Path, how: How) -> None:
-    name, remedy = printable(into), "give --into a new folder, or remove this one"
-    if not (into / LIST_NAME).is_file():
-        raise DataError(f"{name} exists and is no split of bnlab", remedy)
-    there = [Photo(os.path.relpath(p.path, into), p.label, p.split, p.sha256) for p in read_list(into / LIST_NAME)]
-    wanted = [Photo(os.path.relpath(into / row.path, into), row.label, row.split, row.sha256) for row in rows]
-    if there != wanted:
-        raise DataError(f"{name} holds another split (other photos, --val, --test, --seed or --list)", remedy)
-    if how == "list":
-        return
-    for photo, row in zip(split.photos, rows, strict=True):
-        path = into / row.path
-        if not path.is_file():
-            raise DataError(f"{name} is a split that lacks {printable(row.path)}", remedy)
-        if how == "copy" and path.samefile(photo.path):
-            raise DataError(f"{name} holds the same split as links, not copies", remedy)
-
-
-def _place(source: str, target: Path, how: How) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if how == "link":
-        try:
-            os.link(os.path.realpath(source), target)
-            return
-        except OSError:
-            pass  # another file system, or one without hard links: copy
-    shutil.copy2(source, target)
-
-
-def _findings(split: Split) -> Iterator[tuple[str, object, str, str]]:
-    for refusal in split.refused:
-        yield "refused", "", refusal.path, refusal.reason
-    conflicts = set(split.conflicts)
-    for number, group in enumerate(split.groups, start=1):
-        kind = "duplicate" if group.exact else "near duplicate"
-        if group in conflicts:
-            kind += ", label conflict"
-        for i in group.members:
-            yield kind, number, split.photos[i].path, split.photos[i].label

@@ -12,18 +12,18 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import save_classifier
 from bnlab.classifier.predict import Classifier
 from bnlab.config import MACHINE_KEYS, Recipe, Settings, read_recipe_file, to_yaml
+from bnlab.data.listing import tell_missing, write_list
 from bnlab.data.loader import TrainingLoader
 from bnlab.data.pixels import View
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import Source, open_recorded_data, open_training_data
-from bnlab.data.split import write_list
-from bnlab.errors import Interrupted, printable
+from bnlab.errors import Interrupted
 from bnlab.files import write_atomic, write_csv, write_json
 from bnlab.machine import choose_device, environment, usable_cores, versions
 from bnlab.nets import build
 from bnlab.nets.build import to_device
 from bnlab.progress import Progress, Silent
-from bnlab.runs import Run, find_run, new_run
+from bnlab.runs import RUNS, Run, find_run, new_run
 from bnlab.training import checkpoint, loop
 from bnlab.training.board import tensorboard
 from bnlab.training.checkpoint import Position, Row
@@ -72,7 +72,7 @@ def train(
     build(recipe.network, classes=2)  # refuses an unknown name before an hour of reading photos
     source = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
     tell_refused(source.refused, strict=strict, progress=progress)
-    _tell_missing(source, progress)
+    tell_missing(source.photos, "val", progress)
     run = new_run(root, name)
     with run.locked():
         write_list(run.split, source.photos)
@@ -166,8 +166,7 @@ def _sit(run: Run, recipe: Recipe, source: Source, device: str, progress: Progre
                     progress=progress,
                 )
         except Interrupted as interruption:
-            again = f"bnlab train --resume --name {run.name}"
-            raise Interrupted(f"{interruption.message}, and saved; go on with: {again}") from None
+            raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
     return _result(run, position, source, device, workers)
 
 
@@ -186,6 +185,13 @@ def _result(run: Run, position: Position, source: Source, device: str, workers: 
     )
 
 
+def how_to_resume(run: Run) -> str:
+    """What to type to go on with a run, on the command line or, where it lies elsewhere than in `runs`, in Python."""
+    if run.folder.parent == RUNS:
+        return f"bnlab train --resume --name {run.name}"
+    return f"bnlab.resume({run.name!r}, runs={str(run.folder.parent)!r})"
+
+
 def describe(row: Row, epochs: int, is_best: bool) -> str:
     """An epoch in one line."""
     return (
@@ -194,13 +200,6 @@ def describe(row: Row, epochs: int, is_best: bool) -> str:
         f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  {row['images_per_second']:.0f} images/s"
         + ("  best so far" if is_best else "")
     )
-
-
-def _tell_missing(source: Source, progress: Progress) -> None:
-    there = {photo.label for photo in source.side("val")}
-    for label in source.classes:
-        if label not in there:
-            progress.warn(f"val has no photo of class '{printable(label)}': how well it is known will not be measured")
 
 
 def _tell_position(
