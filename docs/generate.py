@@ -39,7 +39,7 @@ def _recipes() -> str:
     for key, field in Recipe.model_fields.items():
         values = [_shown(getattr(recipes["default"].recipe, key))]
         values += [
-            _shown(getattr(recipes[name].recipe, key)) if key in recipes[name].own else "–"
+            _shown(getattr(recipes[name].recipe, key)) if key in recipes[name].origin else "–"
             for name in ("classic", "digits")
         ]
         lines.append(f"| `{key}` | {' | '.join(values)} | {field.description} |")

@@ -136,8 +136,6 @@ def test_predictions_as_csv_and_picture(bnlab: Command, data: Path, trained: Pat
         "label",
         "probability",
         "error",
-        "label1",
-        "probability1",
         "label2",
         "probability2",
     ]
@@ -162,9 +160,18 @@ def test_resuming_from_the_command_line(bnlab: Command, data: Path) -> None:
     assert bnlab("train", "--resume", "--name", "trian").complaint == (
         "there is no run runs/trian: did you mean 'train'?"
     )
-    for extra, what in ((("--epochs", 3), "--epochs"), ((data,), "DATA"), (("--set", "size=64"), "--size")):
+    for extra, what in (
+        (("--epochs", 3), "--epochs"),
+        (("--strict",), "--strict"),
+        ((data,), "DATA"),
+        (("--set", "size=64"), "--size"),
+    ):
         assert f"so {what} has no effect; leave it out" in bnlab("train", "--resume", *extra).complaint
     assert bnlab("train", "--resume", "--workers", 2).status == 0
+    assert bnlab("train", "--resume", "--workers", 999).complaint == (
+        "workers cannot be 999 (in the options): input should be less than or equal to 256"
+    )
+    assert bnlab("train", "--resume", "--device", "cpu").status == 0
 
 
 REFUSALS: list[tuple[tuple[object, ...], str]] = [
@@ -189,7 +196,7 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
     ),
     (
         ("train", "data", "--name", "a/b"),
-        "a run cannot be named 'a/b': a name has no slashes; runs lie in the folder runs",
+        "a run cannot be named 'a/b': a name has no slashes and no control characters; ",
     ),
     (("train", "data", "--resume"), "Invalid value: --resume goes on with a run's own recipe and data, so DATA has no"),
     (("train", "--resume"), "there is no run to resume in runs: begin one with `bnlab train DATA`"),
@@ -206,6 +213,8 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
     (("predict", "PICKLE", "text.jpg"), "pickle.pth is a pickle, which can run code when it is loaded: give a"),
     (("predict", "CUT", "text.jpg"), "cut.safetensors is no whole classifier file ("),
     (("split", "data/val", "--into", "data/val/x"), "data/val/x lies within data/val, which is never written to: give"),
+    (("split", "data", "--into", "x"), "data is split already: train on it: bnlab train data"),
+    (("train", "pickle.pth"), "pickle.pth lists no photos: it needs the columns path, class, split, sha256"),
     (("split", "data/val", "--into", "x", "--val", 0), "val 0.0 and test 0.0 leave nothing to split: give shares"),
     (
         ("split", "data/val", "--into", "x", "--link", "--copy"),
@@ -300,11 +309,74 @@ def test_a_diverged_training_is_status_1(bnlab: Command, data: Path) -> None:
 
 
 def test_a_closed_pipe_is_no_error(trained: Path) -> None:
-    photos = trained.parents[1] / "data"
-    words = f"{sys.executable} -m bnlab predict {trained}/best.safetensors {photos} | head -1"
-    done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
-    assert len(done.stdout.splitlines()) == 1
+    """As `bnlab predict ... | head -0`: the reader is gone before a word is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "bnlab", "predict", f"{trained}/best.safetensors", str(trained.parents[1] / "data")]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_a_terminal_cannot_show(photos: Path) -> None:
+    (photos / "disc").rename(photos / "百合")
+    words = [sys.executable, "-m", "bnlab", "split", str(photos), "--into", str(photos.parent / "data"), "--val", "0.3"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(words, capture_output=True, encoding="cp1252", env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert r"\u767e\u5408" in done.stdout
+
+
+def test_places_that_cannot_be_written_to(bnlab: Command, data: Path, photos: Path, trained: Path) -> None:
+    Path("afile").write_text("mine")
+    Path("runs").mkdir()
+    Path("runs/clash").write_text("mine")
+    best, photo = trained / "best.safetensors", data / "val/ring/ring100.png"
+    for arguments, message in (
+        (("predict", best, photo, "--csv", "afile/p.csv"), "afile/p.csv cannot be written ("),
+        (("train", data, *QUICK, "--name", "clash"), "runs/clash cannot be written (File exists): give a place"),
+        (("train", data, *QUICK, "--name", "n" * 300), f"runs/{'n' * 300} cannot be written (File name too long)"),
+        (("split", photos, "--into", "/proc/x", "--val", 0.3), "/proc/x cannot be written (No such file or directory)"),
+    ):
+        done = bnlab(*arguments)
+        assert done.complaint.startswith(message)
+        assert done.status == 2
+
+
+def test_photos_it_was_trained_on_are_told(bnlab: Command, trained: Path) -> None:
+    data = trained.parents[1] / "data"
+    done = bnlab("evaluate", trained / "best.safetensors", data, "--split", "all", "--json")
+    assert json.loads(done.out)["seen_in_training"] == 24
+    assert "warning: 24 of 36 photos are among those it was trained on: the figures flatter it" in done.err
+    assert json.loads(bnlab("evaluate", trained / "best.safetensors", data, "--json").out)["seen_in_training"] == 0
+    shutil.copy(trained / "best.safetensors", "elsewhere.safetensors")
+    assert json.loads(bnlab("evaluate", "elsewhere.safetensors", data, "--json").out)["seen_in_training"] is None
+
+
+def test_what_is_odd_in_a_folder_is_told(bnlab: Command, photos: Path) -> None:
+    shutil.copy(photos / "disc/disc000.png", photos / "stray.png")
+    shutil.copytree(photos / "disc", photos / "ring" / "deep")
+    shutil.copy(photos / "disc/disc000.png", photos / "disc" / "noname")
+    (photos / "disc" / "notes.txt").touch()
+    done = bnlab("split", photos, "--into", "data", "--val", 0.04)
+    assert f"warning: 1 photo lies beside the classes in {photos} and in none of them: left out" in done.err
+    assert "warning: class 'ring' has sub-folders (deep): all below it is one class" in done.err
+    assert "left out 2 other files: 1 with no suffix, 1 with .txt" in done.err
+    assert "warning: val has no photo of class '" in done.err
+
+
+def test_an_interrupted_demo_says_how_to_begin_anew(bnlab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnlab.errors import Interrupted
+    from bnlab.training import session
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted("x")
+
+    monkeypatch.setattr(session, "train", interrupted)
+    done = bnlab("demo")
+    assert (done.status, done.complaint) == (
+        130, "the demo was interrupted, and leaves runs/demo; begin it anew with: bnlab demo",
+    )  # fmt: skip
 
 
 def test_ctrl_c_is_status_130(bnlab: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

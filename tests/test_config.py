@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bnlab.config import MACHINE_KEYS, Recipe, load_settings, parse_assignments, read_recipe_file, recipe_names, to_yaml
+from bnlab.config import (
+    MACHINE_KEYS,
+    YOURS,
+    Recipe,
+    load_settings,
+    parse_assignments,
+    read_recipe_file,
+    recipe_names,
+    to_yaml,
+    with_changes,
+)
 from bnlab.errors import RecipeError
 
 RECIPES = Path(__file__).parents[1] / "src" / "bnlab" / "recipes"
@@ -24,13 +34,13 @@ def test_shipped_recipes_are_valid() -> None:
 def test_default_is_the_defaults() -> None:
     settings = load_settings()
     assert settings.recipe == Recipe()
-    assert settings.own == frozenset()
+    assert settings.origin == {}
 
 
 def test_classic_is_the_tutorials_to_the_letter() -> None:
     """Each key that decides a result stands in the file, so that a better default never changes it."""
     given = yaml.safe_load((RECIPES / "classic.yaml").read_text())
-    assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed", "init", "device"}
+    assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed", "init"}
     recipe = load_settings("classic").recipe
     assert (recipe.network, recipe.auxiliary, recipe.auxiliary_weight, recipe.dropout) == (
         "bn_googlenet",
@@ -49,17 +59,19 @@ def test_classic_is_the_tutorials_to_the_letter() -> None:
 def test_options_go_before_the_recipe() -> None:
     settings = load_settings("classic", {"epochs": 2, "size": None})
     assert (settings.recipe.epochs, settings.recipe.size) == (2, 224)
-    assert "epochs" in settings.own
+    assert settings.own == {"epochs"}
+    assert settings.origin["learning_rate"] == "classic"
 
 
 def test_yaml_keeps_everything_and_marks_the_users_own(tmp_path: Path) -> None:
     settings = load_settings("default", {"epochs": 2, "mean": [0.1, 0.2, 0.3], "init": "a: b#'.safetensors"})
     text = to_yaml(settings)
     (tmp_path / "recipe.yaml").write_text(text)
-    assert read_recipe_file(tmp_path / "recipe.yaml") == settings.recipe
+    assert read_recipe_file(tmp_path / "recipe.yaml").recipe == settings.recipe
     lines = {line.partition(":")[0]: line for line in text.splitlines()}
     assert lines["epochs"] == "epochs: 2  # (yours) how often training goes through all photos"
     assert "(yours)" not in lines["size"]
+    assert "optimizer: adam  # (classic) sgd (with" in to_yaml(load_settings("classic", {"epochs": 2}))
     assert all(field.description for field in Recipe.model_fields.values())
 
 
@@ -109,3 +121,20 @@ def test_recipes_that_are_none(tmp_path: Path) -> None:
     assert "is no table of keys: write one 'key: value' a line" in refusal(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     assert "is no YAML" in refusal(tmp_path / "broken.yaml")
+
+
+def test_an_option_without_effect_says_so() -> None:
+    settings = load_settings("classic", {"momentum": 0.8, "warmup": 0.1, "step_every": 9, "crop_fraction": 0.5})
+    assert settings.without_effect() == [
+        "momentum has no effect: it is for optimizer sgd",
+        "warmup has no effect: it is for schedule one-cycle",
+        "crop_fraction has no effect: it is for resize crop",
+    ]
+    assert load_settings("classic").without_effect() == []  # it was the recipe that set them
+
+
+def test_changes_are_validated() -> None:
+    settings = with_changes(load_settings(), {"workers": 3}, "init")
+    assert (settings.recipe.workers, settings.origin) == (3, {"workers": "init"})
+    with pytest.raises(RecipeError, match=r"workers cannot be 999 \(in the options\): input should be less than"):
+        with_changes(load_settings(), {"workers": 999}, YOURS)

@@ -3,9 +3,11 @@
 Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 interrupted.
 """
 
+import io
 import signal
 import sys
 import threading
+import warnings
 
 from typer.exceptions import TyperException
 
@@ -19,6 +21,10 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is a Ctrl-C: it cleans up
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name this terminal cannot show is no reason to fail
+    warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a photo we say ourselves what matters
     try:
         status = app(arguments, standalone_mode=False, prog_name="bnlab")
         if status == _INTERRUPTED:  # Typer's own word for a KeyboardInterrupt
@@ -29,14 +35,14 @@ def run(arguments: list[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(text)  # noqa: T201
             return 2
+        text = text.replace("Value error, ", "")
         return _complain(f"{text}: see `{_command_path(error)} --help`", 2)
     except BnlabError as error:
         return _complain(str(error), error.exit_status)
     except Stopped as stopped:
         return _complain(str(stopped), _INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        return _complain(f"the system refused ({error}): see that the paths are there and may be written to", 2)
 
 
 def main() -> None:

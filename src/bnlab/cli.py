@@ -1,6 +1,7 @@
 """The verbs of the command line: each parses, calls a command and prints. Nothing below this file prints."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 
 from bnlab import __version__
-from bnlab.errors import Interrupted, printable
+from bnlab.errors import Interrupted, printable, quoted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -102,7 +103,7 @@ def split_verb(
         as_json,
         result.to_json(),
         split_table(result),
-        f"{printable(data)}: {done}. Next: bnlab train {printable(data)}",
+        f"{printable(data)}: {done}. Next: bnlab train {quoted(data)}",
     )
 
 
@@ -146,6 +147,7 @@ def train_verb(
     """
     from bnlab.commands import train
     from bnlab.config import MACHINE_KEYS, load_settings, parse_assignments
+    from bnlab.tables import plural
 
     options: dict[str, Any] = {
         "network": network,
@@ -162,7 +164,8 @@ def train_verb(
     } | parse_assignments(settings or [])
     options = {key: value for key, value in options.items() if value is not None}
     if resume:
-        fixed = [key for key in options if key not in MACHINE_KEYS] + (["recipe"] if recipe != "default" else [])
+        fixed = [key for key in options if key not in MACHINE_KEYS]
+        fixed += ["recipe"] * (recipe != "default") + ["strict"] * strict
         if fixed or data:
             what = f"--{fixed[0].replace('_', '-')}" if fixed else "DATA"
             raise typer.BadParameter(
@@ -179,8 +182,8 @@ def train_verb(
         as_json,
         result.to_json(),
         f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
-        f"in {result.epochs} epochs, {result.seconds:.0f} s",
-        f"{result.run.folder}: report.html shows it. Next: bnlab predict {result.run.best} PHOTO",
+        f"in {plural(result.epochs, 'epoch')}, {result.seconds:.0f} s",
+        f"{result.run.folder}: report.html shows it. Next: bnlab predict {quoted(result.run.best)} PHOTO",
     )
 
 
@@ -290,11 +293,17 @@ def _run(command: Callable[[S, Any], R], settings: S) -> R:
 
 def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> None:
     """The result on stdout: one JSON document, or a table and where to go next."""
-    if as_json:
-        print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
-        return
-    width = None if sys.stdout.isatty() else 10_000  # a file or a pipe has no edge to fold paths at
-    out = Console(highlight=False, width=width)
-    out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
-    if last:
-        out.print("\n" + last, markup=False, soft_wrap=True)
+    try:
+        if as_json:
+            print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
+        else:
+            width = None if sys.stdout.isatty() else 10_000  # a file or a pipe has no edge to fold paths at
+            out = Console(highlight=False, width=width)
+            with out.capture() as text:
+                out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
+                if last:
+                    out.print("\n" + last, markup=False, soft_wrap=True)
+            sys.stdout.write(text.get())
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

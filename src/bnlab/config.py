@@ -102,16 +102,40 @@ class Recipe(BaseModel):
         return self
 
 
-# What may differ when a run is resumed: it changes speed, never a result on the same device.
-MACHINE_KEYS = frozenset({"workers", "checkpoint_seconds"})
+# What may differ when a run is resumed: it changes speed, never a result on the same kind of device.
+MACHINE_KEYS = frozenset({"device", "workers", "checkpoint_seconds"})
+YOURS = "yours"  # the origin of what the user set by an option
+
+# A key that has an effect only beside these values of another.
+_ONLY_WITH: Mapping[str, tuple[str, object]] = {
+    "momentum": ("optimizer", "sgd"),
+    "warmup": ("schedule", "one-cycle"),
+    "step_every": ("schedule", "step"),
+    "step_factor": ("schedule", "step"),
+    "auxiliary_weight": ("auxiliary", True),
+    "crop_fraction": ("resize", "crop"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A recipe and which of its keys the user set."""
+    """A recipe, and where each key that is no default came from: YOURS, the recipe's name, or "init"."""
 
     recipe: Recipe
-    own: frozenset[str]
+    origin: Mapping[str, str]
+
+    @property
+    def own(self) -> frozenset[str]:
+        """The keys the user set by options."""
+        return frozenset(key for key, origin in self.origin.items() if origin == YOURS)
+
+    def without_effect(self) -> list[str]:
+        """A sentence for each of the user's own keys that changes nothing."""
+        return [
+            f"{key} has no effect: it is for {other} {str(value).lower()}"
+            for key, (other, value) in _ONLY_WITH.items()
+            if key in self.own and getattr(self.recipe, other) != value
+        ]
 
 
 def recipe_names() -> list[str]:
@@ -128,8 +152,19 @@ def load_settings(recipe: str | PathLike[str] = "default", options: Mapping[str,
     values = _read(recipe)
     options = {key: value for key, value in (options or {}).items() if value is not None}
     where = {key: f"recipe {printable(recipe)}" for key in values} | dict.fromkeys(options, "the options")
-    values |= options
-    return Settings(recipe=_validated(values, where), own=frozenset(values))
+    origin = dict.fromkeys(values, Path(recipe).name) | dict.fromkeys(options, YOURS)
+    return Settings(recipe=_validated(values | options, where), origin=origin)
+
+
+def with_changes(settings: Settings, changes: Mapping[str, Any], origin: str) -> Settings:
+    """The settings with some keys changed, validated again.
+
+    Raises:
+        RecipeError: an unknown key or a value out of range.
+    """
+    where = dict.fromkeys(changes, "the options" if origin == YOURS else origin)
+    recipe = _validated(settings.recipe.model_dump() | dict(changes), where)
+    return Settings(recipe=recipe, origin={**settings.origin, **dict.fromkeys(changes, origin)})
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -148,17 +183,23 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def to_yaml(settings: Settings) -> str:
     """The whole recipe as YAML, each key with its meaning, the user's own marked."""
-    lines = ["# Every setting of this training. '(yours)': set by you or the recipe you chose; the rest are defaults."]
+    lines = [
+        "# Every setting of this training. In brackets, where it came from: your option or a recipe; else a default."
+    ]
     for key, value in settings.recipe.model_dump(mode="json").items():
         text = yaml.safe_dump({key: value}, default_flow_style=True, width=10_000).strip()[1:-1]
-        yours = "(yours) " if key in settings.own else ""
-        lines.append(f"{text}  # {yours}{Recipe.model_fields[key].description}")
+        origin = f"({printable(settings.origin[key])}) " if key in settings.origin else ""
+        lines.append(f"{text}  # {origin}{Recipe.model_fields[key].description}")
     return "\n".join(lines) + "\n"
 
 
-def read_recipe_file(path: Path) -> Recipe:
-    """The recipe a run folder holds."""
-    return _validated(_read_yaml(path.read_text("utf-8"), str(path)), {})
+def read_recipe_file(path: Path) -> Settings:
+    """The settings a run folder holds; keys that are younger than it have their defaults.
+
+    Raises:
+        RecipeError: it was changed to something that is no recipe.
+    """
+    return Settings(recipe=_validated(_read(path), {}), origin={})
 
 
 def _shipped() -> Any:
@@ -174,7 +215,8 @@ def _read(recipe: str | PathLike[str]) -> dict[str, Any]:
     try:
         return _read_yaml(path.read_text("utf-8"), str(recipe))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {printable(recipe)} cannot be read ({error})", "check the path") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"recipe {printable(recipe)} cannot be read ({reason})", "check the path") from error
 
 
 def _read_yaml(text: str, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ BnlabError
 ├── ClassifierError    a classifier file that cannot be read, or does not fit
 ├── RunError           a run folder: in use, not there, not to be resumed
 ├── StorageError       the disk is full or cannot be written to
+├── OutOfMemoryError   the batch does not fit
 └── DivergedError      the loss is no longer a number (exit status 1: the settings were legal, the training failed)
 
 An interruption (Ctrl-C) is `Interrupted`, a KeyboardInterrupt, so that `except Exception` does not swallow it.
@@ -63,6 +64,10 @@ class RunError(BnlabError):
 
 class StorageError(BnlabError):
     """The disk is full or cannot be written to. What was there before is untouched."""
+
+
+class OutOfMemoryError(BnlabError):
+    """The batch does not fit into the memory of the device."""
 
 
 class DivergedError(BnlabError):

@@ -114,7 +114,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"no space left on the device to write {name}", "free some; what was there before is untouched"
             ) from error
-        raise StorageError(f"{name} cannot be written ({error.strerror})", "give a place you may write to") from error
+        reason = error.strerror or error
+        raise StorageError(f"{name} cannot be written ({reason})", "give a place you may write to") from error
 
 
 def first_free(folder: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from bnlab.errors import UsageError, did_you_mean, printable
@@ -41,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a reader of a result wants to know about where it came from. Names no user and no host."""
+    """What a reader of a result wants to know about where it came from; neither who nor which host."""
     import torch
 
     return {
@@ -53,7 +54,7 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 

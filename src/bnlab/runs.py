@@ -7,10 +7,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bnlab.errors import RunError, UsageError, did_you_mean, printable
+from bnlab.errors import RunError, UsageError, did_you_mean, printable, quoted
 from bnlab.files import storage_errors
 
 RUNS = Path("runs")
+# What a training that was killed before its recipe stood may have left: nothing anyone would miss.
+_BEFORE_IT_BEGINS = {".lock", "split.csv", "environment.json"}
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ class Run:
             RunError: another training has it.
         """
         lock = FileLock(self.folder / ".lock")
-        try:
-            with storage_errors(self.folder):
+        with storage_errors(self.folder):
+            try:
                 lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"run {printable(self.folder)} is in use by another training", "wait for it, or take another --name"
-            ) from None
+            except Timeout:
+                raise RunError(
+                    f"run {printable(self.folder)} is in use by another training", "wait for it, or take another --name"
+                ) from None
         try:
             yield
         finally:
@@ -102,11 +104,9 @@ def new_run(root: Path, name: str | None, stem: str = "train") -> Run:
         run = Run(_named(root, name))
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
-        if any(run.folder.iterdir()):
-            raise RunError(
-                f"run {printable(run.folder)} exists already",
-                f"take another --name, or go on with it: --resume --name {name}",
-            )
+        if any(path.name not in _BEFORE_IT_BEGINS and path.suffix != ".part" for path in run.folder.iterdir()):
+            goes_on = f", or go on with it: --resume --name {quoted(name)}" if run.recipe.is_file() else ""
+            raise RunError(f"run {printable(run.folder)} exists already", f"take another --name{goes_on}")
         return run
     number = 1
     while True:
@@ -139,8 +139,9 @@ def find_run(root: Path, name: str | None) -> Run:
 
 
 def _named(root: Path, name: str) -> Path:
-    if not name or name in (".", "..") or Path(name).name != name:
+    if not name or name in (".", "..") or Path(name).name != name or printable(name) != name:
         raise UsageError(
-            f"a run cannot be named '{printable(name)}'", "a name has no slashes; runs lie in the folder runs"
+            f"a run cannot be named '{printable(name)}'",
+            "a name has no slashes and no control characters; runs lie in the folder runs",
         )
     return root / name

@@ -53,7 +53,7 @@ def prediction_table(result: PredictResult) -> RenderableType:
     table = _table("photo", "class", "probability", *(["then"] if width > 1 else []), justify="left")
     for p in result.predictions:
         if p.error:
-            table.add_row(Text(printable(p.path)), Text(f"cannot be used: {p.error}", style="yellow"))
+            table.add_row(Text(printable(p.path)), Text("cannot be used", style="yellow"))
         else:
             rest = ", ".join(f"{printable(c.label)} {c.probability:.1%}" for c in p.top[1:])
             table.add_row(
@@ -77,12 +77,14 @@ def _findings(result: SplitResult) -> list[RenderableType]:
     split = result.split
     lines: list[RenderableType] = []
     if split.refused:
-        lines.append(Text(f"{len(split.refused)} photos cannot be used and are left out"))
+        verb = "is" if len(split.refused) == 1 else "are"
+        lines.append(Text(f"{plural(len(split.refused), 'photo')} cannot be used and {verb} left out"))
     conflicts = split.conflicts
-    alike = [group for group in split.groups if group not in set(conflicts)]
+    labelled_twice = set(conflicts)
+    alike = [group for group in split.groups if group not in labelled_twice]
     if alike:
-        photos = sum(len(group.members) for group in alike)
-        lines.append(Text(f"{photos} photos are duplicates ({len(alike)} groups), each group kept on one side"))
+        photos, groups = sum(len(group.members) for group in alike), plural(len(alike), "group")
+        lines.append(Text(f"{photos} photos are duplicates ({groups}), each group kept on one side"))
     for group in conflicts[:_SHOWN]:
         names = " = ".join(
             f"{printable(split.photos[i].path)} ({printable(split.photos[i].label)})" for i in group.members
@@ -91,6 +93,11 @@ def _findings(result: SplitResult) -> list[RenderableType]:
     if len(conflicts) > _SHOWN:
         lines.append(Text(f"and {len(conflicts) - _SHOWN} more label conflicts", style="yellow"))
     return lines
+
+
+def plural(number: int, what: str) -> str:
+    """ "1 photo", "2 photos"."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _table(first: str, *others: str, justify: str = "right") -> Table:

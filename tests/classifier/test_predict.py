@@ -64,6 +64,13 @@ def test_broken_photos_do_not_stop_the_others(classifier: Classifier, trained: P
     assert classifier.predict([]) == []
 
 
+def test_what_cannot_be_asked(classifier: Classifier) -> None:
+    with pytest.raises(UsageError, match=r"predict takes a list of paths, not one \(a.jpg\): put it in a list"):
+        classifier.predict("a.jpg")
+    with pytest.raises(UsageError, match="top 0 with batch_size 32 cannot be: both are at least 1"):
+        classifier.predict(["a.jpg"], top=0)
+
+
 def test_a_training_network_is_left_training(classifier: Classifier) -> None:
     classifier.network.train()
     before = {k: v.clone() for k, v in classifier.network.state_dict().items()}

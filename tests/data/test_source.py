@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.conftest import write_photos
 
 from bnlab.data.layout import write_split
@@ -130,3 +131,52 @@ def test_evaluation_reads_the_least_seen_side(data: Path, photos: Path) -> None:
     assert open_evaluation_data(photos, None)[0] == "all"
     with pytest.raises(DataError, match="has no test side: say --split all"):
         open_evaluation_data(photos, "test")
+
+
+def test_held_out_photos_keep_their_duplicates(tmp_path: Path) -> None:
+    """Without a val side, as `bnlab split` does it: near duplicates on one side."""
+    write_photos(tmp_path / "data" / "train", each=12)
+    for path in sorted((tmp_path / "data" / "train" / "disc").iterdir()):
+        with Image.open(path) as image:
+            image.resize((80, 80)).save(path.with_suffix(".webp"), quality=95)
+    source = opened(tmp_path / "data")
+    side_of = {Path(p.path).name: p.split for p in source.photos}
+    assert {side_of[f"disc{i:03}.png"] for i in range(12)} == {"train", "val"}
+    assert all(side_of[f"disc{i:03}.png"] == side_of[f"disc{i:03}.webp"] for i in range(12))
+    assert not source.own_val
+
+
+def test_a_list_may_name_what_is_not_there(data: Path) -> None:
+    write_list(data / "split.csv", opened(data).photos)
+    gone = read_list(data / "split.csv")[0].path
+    Path(gone).unlink()
+    source = opened(data / "split.csv")
+    assert [(r.path, r.reason) for r in source.refused] == [(gone, "there is no such file")]
+    bare = "path,class,split\n" + "".join(f"{p.path},{p.label},{p.split}\n" for p in source.photos)
+    (data / "bare.csv").write_text(bare)
+    Path(source.photos[0].path).write_text("text")
+    source = opened(data / "bare.csv")
+    assert [r.reason for r in source.refused] == ["it is no picture Pillow can read"]
+    assert all(p.sha256 for p in source.photos)
+
+
+def test_a_folder_that_holds_only_a_list_is_that_list(photos: Path, tmp_path: Path) -> None:
+    split = split_folder(photos, val=0.3, test=0, seed=0, progress=Silent())
+    write_split(split, tmp_path / "lists", "list", Silent())
+    assert shape(opened(tmp_path / "lists")) == shape(opened(photos))
+    assert open_evaluation_data(tmp_path / "lists", None)[0] == "val"
+
+
+def test_folders_beside_the_sides_are_told(data: Path) -> None:
+    (data / "unlabelled").mkdir()
+    progress = Silent()
+    opened(data, progress)
+    assert progress.warnings == [f"{data} has folders beside its sides, which are left out: unlabelled"]
+
+
+def test_a_class_called_train_with_sub_folders_is_a_class(photos: Path) -> None:
+    (photos / "train" / "2020").mkdir(parents=True)
+    for path in (photos / "ring").iterdir():
+        path.rename(photos / "train" / "2020" / path.name)
+    (photos / "ring").rmdir()
+    assert opened(photos).classes == ("disc", "stripes", "train")

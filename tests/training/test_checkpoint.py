@@ -22,7 +22,7 @@ def test_a_state_survives(tmp_path: Path, optimizer: str) -> None:
 
     other = build(recipe.network, classes=3, seed=1)
     other_stepper = make_optimizer(other, recipe)
-    assert load_state(tmp_path / "state.pt", other, other_stepper, recipe, "cpu") == position
+    assert load_state(tmp_path / "state.pt", other, other_stepper, recipe) == position
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
     )
@@ -32,7 +32,7 @@ def test_a_state_survives(tmp_path: Path, optimizer: str) -> None:
 def test_nothing_saved_is_the_beginning(tmp_path: Path) -> None:
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
-    assert load_state(tmp_path / "state.pt", network, make_optimizer(network, recipe), recipe, "cpu") == Position()
+    assert load_state(tmp_path / "state.pt", network, make_optimizer(network, recipe), recipe) == Position()
 
 
 def test_another_recipe_or_a_broken_file_is_refused(tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_another_recipe_or_a_broken_file_is_refused(tmp_path: Path) -> None:
     optimizer = make_optimizer(network, recipe)
     path = tmp_path / "state.pt"
     save_state(path, Position(), network, optimizer, recipe)
-    load_state(path, network, optimizer, recipe.model_copy(update={"workers": 7}), "cpu")  # changes no result
+    load_state(path, network, optimizer, recipe.model_copy(update={"workers": 7}))  # changes no result
     with pytest.raises(RunError, match=r"was changed after it began \(epochs, learning_rate\): change it back"):
-        load_state(path, network, optimizer, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}), "cpu")
+        load_state(path, network, optimizer, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"state.pt cannot be read .*: begin a new run"):
-        load_state(path, network, optimizer, recipe, "cpu")
+        load_state(path, network, optimizer, recipe)

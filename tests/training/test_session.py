@@ -1,6 +1,7 @@
 """A training as a whole: what it leaves, and that neither kills, nor workers, nor the order of classes change it."""
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -11,15 +12,26 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from tests.conftest import QUICK, write_photos
 
 from bnlab import Classifier, resume, train
+from bnlab.classifier.card import to_json
 from bnlab.classifier.evaluate import evaluate
 from bnlab.classifier.file import read_classifier
 from bnlab.config import load_settings
 from bnlab.data.source import open_evaluation_data
-from bnlab.errors import ClassifierError, DivergedError, Interrupted, PhotoError, RunError, StorageError, UsageError
+from bnlab.errors import (
+    ClassifierError,
+    DivergedError,
+    Interrupted,
+    OutOfMemoryError,
+    PhotoError,
+    RunError,
+    StorageError,
+    UsageError,
+)
 from bnlab.progress import Silent
 from bnlab.runs import Run
 from bnlab.training import loop
@@ -102,7 +114,7 @@ def test_a_class_missing_in_val_shifts_no_label(data: Path) -> None:
     progress = Silent()
     shutil.rmtree(data / "val" / "disc")
     result = trained_on(data, progress=progress, epochs=12)
-    assert progress.warnings == ["val has no photo of class 'disc': how well it is known will not be measured"]
+    assert progress.warnings[0].startswith("val has no photo of class 'disc', so how well it is known will not be")
     assert result.evaluation.classes == ("disc", "ring", "stripes")
     assert result.evaluation.confusion.sum(1).tolist() == [0, 4, 4]
     assert result.val_top1 >= 0.6
@@ -147,6 +159,109 @@ def test_killed_three_times_and_resumed_it_ends_the_same(data: Path) -> None:
     assert resumed.epochs == 6
 
 
+class Death(BaseException):
+    """What no `except Exception` catches, as a kill."""
+
+
+@pytest.mark.parametrize("network", ["bn_small_inception", "bn_googlenet"])
+def test_dying_at_any_write_it_ends_the_same(data: Path, monkeypatch: pytest.MonkeyPatch, network: str) -> None:
+    """Just before each rename of two epochs, state and classifiers and metrics alike, auxiliary heads and all."""
+    options = {"network": network, "auxiliary": network == "bn_googlenet", "batch_size": 12, "checkpoint_seconds": 0}
+    whole = trained_on(data, "whole", **options).run
+    real = Path.replace
+    for fatal in range(4, 14 if network == "bn_small_inception" else 8):
+        writes = 0
+
+        def dying(self: Path, target: Path, fatal: int = fatal) -> Path:
+            nonlocal writes
+            writes += 1
+            if writes == fatal:
+                raise Death
+            return real(self, target)
+
+        name = f"dead{fatal}"
+        with monkeypatch.context() as patch, pytest.raises(Death):
+            patch.setattr(Path, "replace", dying)
+            trained_on(data, name, **options)
+        run = Run(data.parent / "runs" / name)
+        (run.folder / ".0123.part").write_text("left by a kill")
+        resume(name, runs=data.parent / "runs")
+        assert weights(run) == weights(whole), fatal
+        assert metrics(run) == metrics(whole)
+        assert not list(run.folder.glob(".*.part"))
+
+
+def test_a_val_photo_gone_bad_stops_by_name(data: Path) -> None:
+    """Epochs must be judged alike, so it is not left out in silence."""
+    trained_on(data, epochs=1)
+    for photo in (data / "val" / "ring").iterdir():
+        photo.write_text("text")
+    state = data.parent / "runs" / "run" / "state.pt"
+    state.unlink()
+    with pytest.raises(PhotoError, match=r"ring100.png cannot be used, it is no picture Pillow can read: put it back"):
+        resume("run", runs=data.parent / "runs")
+
+
+def test_a_start_that_was_killed_can_be_begun_again(data: Path) -> None:
+    early = data.parent / "runs" / "run"
+    early.mkdir(parents=True)
+    (early / "split.csv").write_text("half")
+    (early / ".0123.part").write_text("half")
+    assert trained_on(data, epochs=1).run.folder == early
+    with pytest.raises(RunError, match="exists already"):
+        trained_on(data, epochs=1)
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(data: Path) -> None:
+    result = trained_on(data, epochs=1)
+    environment = json.loads(result.run.environment.read_text())
+    result.run.environment.write_text(json.dumps(environment | {"processor": "an abacus", "threads": 77}))
+    progress = Silent()
+    resume("run", runs=data.parent / "runs", progress=progress)
+    assert progress.warnings == [
+        "this run began with other threads, so it does not go on bit for bit",
+        "this run began with other processor, so it does not go on bit for bit",
+    ]
+
+
+def test_full_memory_is_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(loop, "total_loss", full)
+    with pytest.raises(
+        OutOfMemoryError, match=r"out of memory at a batch size of 8 and a size of 32 px: begin a new run"
+    ):
+        trained_on(data)
+
+
+def test_options_without_effect_say_so(data: Path) -> None:
+    progress = Silent()
+    trained_on(data, progress=progress, epochs=1, val=0.5, auxiliary=True, step_every=3)
+    assert progress.warnings == [
+        "step_every has no effect: it is for schedule step",
+        "val has no effect: these photos have a val side of their own",
+        "auxiliary has no effect: bn_small_inception has no auxiliary heads",
+    ]
+
+
+def test_seconds_count_validation(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnlab.training import session
+
+    real = session.evaluate
+    monkeypatch.setattr(session, "evaluate", lambda *a, **k: (time.sleep(0.4), real(*a, **k))[1])
+    assert trained_on(data, epochs=2).seconds > 0.8
+
+
+def test_an_init_with_a_tensor_missing_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
+    tensors, card = read_classifier(trained / "best.safetensors")
+    del tensors["inception2a.branch1.conv.weight"]
+    (tmp_path / "x.safetensors").write_bytes(safetensors.torch.save(tensors, {"bnlab": to_json(card)}))
+    with pytest.raises(ClassifierError, match=r"lacks the tensor inception2a.branch1.conv.weight"):
+        trained_on(data, init=str(tmp_path / "x.safetensors"))
+    assert not (data.parent / "runs").exists()
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(data: Path) -> None:
     class Impatient(Silent):
         """Presses Ctrl-C as the fifth batch is done."""
@@ -172,7 +287,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data: Path) -> None:
     with pytest.raises(Interrupted) as stop:
         trained_on(data, "stopped", progress=Impatient(), epochs=3)
     assert stop.value.message == (
-        "interrupted after step 5, and saved; go on with: bnlab train --resume --name stopped"
+        f"interrupted after step 5, and saved; go on with: bnlab.resume('stopped', runs='{data.parent}/runs')"
     )
     assert resume("stopped", runs=data.parent / "runs").run.folder.name == "stopped"
     assert weights(whole) == weights(Run(data.parent / "runs" / "stopped"))
@@ -272,11 +387,17 @@ def test_fine_tuning_keeps_the_head_only_for_the_same_classes(data: Path, traine
 def test_fine_tuning_takes_network_and_colours_from_the_file(data: Path, trained: Path) -> None:
     init = str(trained / "best.safetensors")
     options = {k: v for k, v in OPTIONS.items() if k != "network"} | {"epochs": 1}
-    result = train(data, name="a", runs=data.parent / "runs", init=init, mean=[0, 0, 0], **options)  # type: ignore[arg-type]
+    result = train(data, name="a", runs=data.parent / "runs", init=init, **options)  # type: ignore[arg-type]
     _, card = read_classifier(result.run.best)
     assert (card.network, card.view.mean) == ("bn_small_inception", (0.485, 0.456, 0.406))
-    with pytest.raises(UsageError, match="holds a bn_small_inception, not a googlenet: leave --network out"):
+    with pytest.raises(UsageError, match="has the network bn_small_inception, not googlenet: leave network out"):
         trained_on(data, "b", init=init, network="googlenet")
+    assert "network: bn_small_inception  # (init)" in result.run.recipe.read_text()
+    assert card.recipe["init"] == "best.safetensors"
+    with pytest.raises(
+        UsageError, match=r"has the mean \(0.485, 0.456, 0.406\), not \(0.0, 0.0, 0.0\): leave mean out"
+    ):
+        train(data, name="d", runs=data.parent / "runs", init=init, mean=[0, 0, 0], **options)  # type: ignore[arg-type]
     with pytest.raises(ClassifierError, match="there is no classifier file nothere"):
         trained_on(data, "c", init="nothere")
 

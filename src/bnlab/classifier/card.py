@@ -2,32 +2,46 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from bnlab.data.listing import as_label
 from bnlab.data.pixels import View
 from bnlab.errors import ClassifierError
 
 FORMAT_VERSION = 1
 
+# A file may come from anywhere, so its card is checked; keys of later versions of the same format are passed over.
+_CHECKED = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class Arguments:
+    """What a network is built with, beside its classes."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
 class Card:
     """What stands in the header of a classifier file."""
 
     network: str
     """name of the network"""
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     """what the network is built with, beside its classes"""
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(min_length=1)]
     """class names; the position is the index of the logit"""
     view: View
     """how a photo becomes the network's input"""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = Field(default_factory=dict)
     """what was measured when it was saved, with the side of the split and n"""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = Field(default_factory=dict)
     """every setting of its training"""
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = Field(default_factory=dict)
     """of the packages it was trained with"""
 
 
@@ -49,9 +63,13 @@ def from_json(text: str, name: str) -> Card:
             raise ClassifierError(
                 f"{name} has classifier format {version}, and this bnlab reads up to {FORMAT_VERSION}", "upgrade bnlab"
             )
-        view = values["view"]
-        values["view"] = View(**view | {"mean": tuple(view["mean"]), "std": tuple(view["std"])})
-        values["classes"] = tuple(values["classes"])
-        return Card(**values)
+        card = TypeAdapter(Card).validate_python(values)
+        if version < 1 or len({as_label(label) for label in card.classes}) < len(card.classes):
+            raise ValueError("its classes are not distinct" if version == 1 else f"format {version}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise ClassifierError(f"{name} has a card that cannot be read ({reason})", "train or copy it again") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ClassifierError(f"{name} has a card that cannot be read ({error})", "train or copy it again") from None
+    return card

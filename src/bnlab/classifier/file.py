@@ -10,7 +10,7 @@ from bnlab.classifier import card as cards
 from bnlab.classifier.card import Card
 from bnlab.errors import ClassifierError, printable
 from bnlab.files import write_atomic
-from bnlab.nets import build
+from bnlab.nets import NETWORKS, build
 from bnlab.nets.build import TableNetwork
 
 _CARD_KEY = "bnlab"
@@ -64,7 +64,9 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
         ClassifierError: as `read_classifier`, or tensors that do not fit the network the card names.
     """
     tensors, card = read_classifier(path)
-    network = build(card.network, classes=len(card.classes), **card.arguments)
+    if card.network not in NETWORKS:
+        raise ClassifierError(f"{printable(path)} is of a network '{printable(card.network)}'", "upgrade bnlab")
+    network = build(card.network, classes=len(card.classes), dropout=card.arguments.dropout)
     check_fit(tensors, network.state_dict(), printable(path), card.network)
     network.load_state_dict(tensors)
     return network.eval(), card

@@ -13,7 +13,7 @@ from bnlab.classifier.card import Card
 from bnlab.classifier.file import load_network
 from bnlab.data.loader import prepared_batches
 from bnlab.data.pixels import Pixels, normalise
-from bnlab.errors import PhotoError
+from bnlab.errors import PhotoError, UsageError, printable
 from bnlab.machine import choose_device, usable_cores
 from bnlab.nets.build import TableNetwork, to_device
 from bnlab.progress import Progress, Silent
@@ -82,7 +82,8 @@ class Classifier:
         self.network.eval()
         try:
             images = torch.from_numpy(pixels).to(self.device)  # N x H x W x 3
-            logits = self.network(normalise(images, self.card.view))  # N x classes
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                logits = self.network(normalise(images, self.card.view))  # N x classes
             probabilities: Probabilities = logits.float().softmax(1).cpu().numpy()
             return probabilities
         finally:
@@ -120,7 +121,14 @@ class Classifier:
         """One prediction for each photo, in the order given, with the `top` most probable classes.
 
         A photo that cannot be used gives a prediction whose `error` says why; it raises nothing.
+
+        Raises:
+            UsageError: `paths` is a single path, or a number is below 1.
         """
+        if isinstance(paths, (str, PathLike)):
+            raise UsageError(f"predict takes a list of paths, not one ({printable(paths)})", "put it in a list: [path]")
+        if top < 1 or batch_size < 1:
+            raise UsageError(f"top {top} with batch_size {batch_size} cannot be", "both are at least 1")
         names = [fspath(path) for path in paths]
         probabilities, errors = self.classify(names, batch_size=batch_size, progress=progress)
         return list(self._predictions(names, probabilities, errors, top))

@@ -17,7 +17,7 @@ from bnlab.data.split import split_folder
 from bnlab.errors import DivergedError, Interrupted
 from bnlab.files import read_csv, write_atomic
 from bnlab.progress import Progress
-from bnlab.report.page import demo_page
+from bnlab.report.page import demo_page, write_run_page
 from bnlab.runs import RUNS, Run, new_run
 from bnlab.training import session
 
@@ -98,7 +98,8 @@ def run(settings: DemoSettings, progress: Progress) -> DemoResult:
     except Interrupted:
         raise Interrupted(f"the demo was interrupted, and leaves {folder}; begin it anew with: bnlab demo") from None
     winner = twins["with BN"]
-    assert winner.test is not None
+    if winner.test is None:
+        raise DivergedError(winner.outcome(), "try another --seed")
     classifier = Classifier.load(winner.run.best)
     random = np.random.default_rng(settings.seed)
     asked = [held_out[i].path for i in random.choice(len(held_out), ASKED, replace=False)]
@@ -121,7 +122,8 @@ def _train(folder: Path, name: str, network: str, seed: int, progress: Progress)
     run = Run(folder / name.replace(" ", "-"))
     diverged = None
     try:
-        session.train(folder / "data", settings, root=folder, name=run.name, strict=False, progress=progress)
+        result = session.train(folder / "data", settings, root=folder, name=run.name, strict=False, progress=progress)
+        write_run_page(run, result.evaluation, result.rows)
     except DivergedError as error:
         diverged = error.problem
         progress.warn(diverged)

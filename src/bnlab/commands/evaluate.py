@@ -1,20 +1,23 @@
 """`bnlab evaluate`: how good a classifier is on photos whose classes are known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
+from bnlab.data.duplicates import file_sha256
+from bnlab.data.listing import Photo, read_list
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import open_evaluation_data
 from bnlab.errors import printable
 from bnlab.files import write_atomic, write_csv, write_json
+from bnlab.machine import versions
 from bnlab.progress import Progress
 from bnlab.report import figures
 from bnlab.report.page import evaluation_page, mistakes_png
-from bnlab.runs import RUNS, new_run
+from bnlab.runs import RUNS, Run, new_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,20 @@ class EvaluateResult:
 
     evaluation: Evaluation
     folder: Path
+    classifier: Path
+    data: Path
+    seen: int | None
+    """how many of the photos it was trained on; None where that is not known"""
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `bnlab evaluate --json`."""
-        return self.evaluation.to_json() | {"folder": str(self.folder)}
+        """The document of `bnlab evaluate --json`, and evaluation.json."""
+        return self.evaluation.to_json() | {
+            "seen_in_training": self.seen,
+            "classifier": str(self.classifier),
+            "data": str(self.data),
+            "folder": str(self.folder),
+            "versions": versions(),
+        }
 
 
 def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
@@ -61,8 +74,14 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
         classifier, photos, split, batch_size=settings.batch_size, workers=settings.workers, progress=progress
     )
     tell_refused(evaluation.refused, strict=settings.strict, progress=progress)
+    seen = _seen_in_training(settings.classifier, photos)
+    if seen:
+        progress.warn(f"{seen} of {len(photos)} photos are among those it was trained on: the figures flatter it")
     folder = new_run(settings.root, settings.name, stem="evaluate").folder
-    write_json(folder / "evaluation.json", evaluation.to_json())
+    result = EvaluateResult(
+        evaluation=evaluation, folder=folder, classifier=settings.classifier, data=settings.data, seen=seen
+    )
+    write_json(folder / "evaluation.json", result.to_json())
     write_csv(
         folder / "predictions.csv",
         ("path", "class", "predicted", "probability", *(f"p({name})" for name in evaluation.classes)),
@@ -75,7 +94,23 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
     title = f"{printable(settings.classifier)} on {split} of {printable(settings.data)}"
     trained = f"{classifier.card.network}, {classifier.card.view.size} px"
     write_atomic(folder / "report.html", evaluation_page(title, evaluation, trained))
-    return EvaluateResult(evaluation=evaluation, folder=folder)
+    return result
+
+
+def _seen_in_training(classifier: Path, photos: Sequence[Photo]) -> int | None:
+    """How many photos the classifier was trained on, by content; None where its run does not lie beside it."""
+    listed = Run(classifier.parent).split
+    if not listed.is_file():
+        return None
+    trained_on = {photo.sha256 for photo in read_list(listed) if photo.split == "train"}
+    return sum((photo.sha256 or _sha256(photo.path)) in trained_on for photo in photos)
+
+
+def _sha256(path: str) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:  # it was refused, and is not counted
+        return ""
 
 
 def _rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:

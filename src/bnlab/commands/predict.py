@@ -1,6 +1,6 @@
 """`bnlab predict`: which class is this photo?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def run(settings: PredictSettings, progress: Progress) -> PredictResult:
     if len(refused) == len(predictions):
         raise PhotoError(refused[0].path, refused[0].reason)
     if settings.csv:
-        _write_csv(settings.csv, predictions, settings.top)
+        _write_csv(settings.csv, predictions)
     return PredictResult(predictions=predictions, picture=_picture(settings, predictions) if settings.show else None)
 
 
@@ -85,27 +85,28 @@ def _expanded(photos: Iterable[Path]) -> Iterable[str]:
             raise DataError(f"there is no photo {printable(path)}", "check the path")
 
 
-def _write_csv(path: Path, predictions: Iterable[Prediction], top: int) -> None:
-    places = range(1, top + 1)
-    columns = (
-        "path",
-        "label",
-        "probability",
-        "error",
-        *(f"{what}{i}" for i in places for what in ("label", "probability")),
-    )
+def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
+    """One row a photo: the best class, then the others; every row has every column."""
+    places = max(len(prediction.top) for prediction in predictions)
+    columns = ["path", "label", "probability", "error"]
+    columns += [f"{what}{i}" for i in range(2, places + 1) for what in ("label", "probability")]
+    rows = []
+    for p in predictions:
+        row = [p.path, p.label, p.probability, p.error]
+        row += [value for c in p.top[1:] for value in (c.label, c.probability)]
+        rows.append(row + [None] * (len(columns) - len(row)))
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    rows = (
-        (p.path, p.label, p.probability, p.error, *(value for c in p.top for value in (c.label, c.probability)))
-        for p in predictions
-    )
     write_csv(path, columns, rows)
 
 
 def _picture(settings: PredictSettings, predictions: list[Prediction]) -> Path:
     shown = [prediction for prediction in predictions if not prediction.error][:MOST_SHOWN]
-    images = [open_photo(prediction.path) for prediction in shown]
+    images = []
+    for prediction in shown:
+        photo = open_photo(prediction.path)
+        photo.thumbnail((1200, 1200) if len(shown) == 1 else (320, 320))  # a camera's photo is far more than is drawn
+        images.append(photo)
     if len(shown) == 1:
         top = shown[0].top
         content = figures.answer_png(images[0], [c.label for c in top], [c.probability for c in top])

@@ -1,16 +1,14 @@
 """`bnlab train`: a classifier from DATA."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bnlab.config import Settings, load_settings
-from bnlab.errors import UsageError, printable
-from bnlab.files import write_atomic
+from bnlab.errors import UsageError
 from bnlab.progress import Progress
-from bnlab.report.page import run_page
+from bnlab.report.page import write_run_page
 from bnlab.runs import RUNS
 from bnlab.training import session
 from bnlab.training.session import TrainingResult
@@ -56,17 +54,5 @@ def run(settings: TrainSettings, progress: Progress) -> TrainingResult:
             strict=settings.strict,
             progress=progress,
         )
-    write_report(result)
+    write_run_page(result.run, result.evaluation, result.rows)
     return result
-
-
-def write_report(result: TrainingResult) -> None:
-    """Write the run's report.html."""
-    page = run_page(
-        printable(result.run.folder),
-        result.evaluation,
-        result.rows,
-        result.run.recipe.read_text("utf-8"),
-        json.loads(result.run.environment.read_text("utf-8")),
-    )
-    write_atomic(result.run.report, page)

@@ -1,15 +1,16 @@
 """From a file to the pixels a network sees. Training's evaluation, `evaluate` and `predict` share `prepare`."""
 
 import stat
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
 
+from bnlab.config import Positive
 from bnlab.errors import PhotoError
 
 if TYPE_CHECKING:
@@ -19,23 +20,24 @@ Pixels = NDArray[np.uint8]
 
 # Twice Pillow's own warning limit, where it raises: a file of a few kilobytes can claim gigabytes of pixels.
 MAX_PIXELS = 178_956_970
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a network sees a photo in evaluation. It travels in the classifier file."""
+    """How a network sees a photo in evaluation. It travels in the classifier file, which is held to its bounds."""
 
-    size: int
+    size: Annotated[int, Field(ge=1, le=8192)]
     """side of the square, in pixels"""
-    resize: str
+    resize: Literal["squash", "crop"]
     """"squash": both sides to `size`; "crop": the short side, then the centre"""
-    crop_fraction: float
+    crop_fraction: Annotated[float, Field(gt=0, le=1)]
     """"crop": share of the short side that is kept"""
     mean: tuple[float, float, float]
     """of each channel (RGB, in 0..1), subtracted"""
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     """of each channel, divided by"""
+    interpolation: Literal["bilinear"] = "bilinear"
+    """Pillow's filter, which averages over all it shrinks"""
 
 
 def open_photo(path: str | Path) -> Image.Image:
@@ -75,6 +77,8 @@ def open_photo(path: str | Path) -> Image.Image:
         Exception
     ) as error:  # decoders raise whatever they please at broken files: OSError, SyntaxError, zlib.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "truncated" in reason:
+            raise PhotoError(name, "the file breaks off early (truncated)") from None
         raise PhotoError(name, f"the picture is broken ({reason})") from None
 
 

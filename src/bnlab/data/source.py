@@ -25,6 +25,8 @@ class Source:
     """names of the classes of train, sorted: the position of a name is its index in the network"""
     photos: tuple[Photo, ...]
     refused: tuple[Refusal, ...] = ()
+    own_val: bool = True
+    """whether DATA has a val side of its own, or a share was held out"""
 
     def side(self, split: str) -> list[Photo]:
         """The photos of train, val or test."""
@@ -47,13 +49,15 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     else:
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
         _tell_conflicts(len(split.conflicts), data, progress)
-        return _checked(data, split.photos, split.refused)
-    if not any(photo.split == "val" for photo in photos):
+        return _checked(data, split.photos, split.refused, own_val=False)
+    own_val = any(photo.split == "val" for photo in photos)
+    if not own_val:
         progress.note(f"{printable(data)} has no val side: {val:.0%} of train is held out")
         train = [Found(photo.path, photo.label) for photo in photos if photo.split == "train"]
         split = split_found(data, train, val=val, test=0.0, seed=seed, progress=progress)
         photos = split.photos + [photo for photo in photos if photo.split != "train"]
-    return _checked(data, photos, refused)
+        refused += split.refused
+    return _checked(data, photos, refused, own_val=own_val)
 
 
 def open_recorded_data(path: Path) -> Source:
@@ -154,7 +158,7 @@ def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
         )
 
 
-def _checked(data: Path, photos: list[Photo], refused: list[Refusal]) -> Source:
+def _checked(data: Path, photos: list[Photo], refused: list[Refusal], *, own_val: bool = True) -> Source:
     name = printable(data)
     classes = sorted({photo.label for photo in photos if photo.split == "train"})
     check_classes(classes, f"train of {name}" if classes else name)
@@ -165,7 +169,7 @@ def _checked(data: Path, photos: list[Photo], refused: list[Refusal]) -> Source:
                 f"{split} of {name} has the class '{printable(unknown[0])}', which train has not",
                 f"add photos of it to train or take it out of {split}",
             )
-    source = Source(classes=tuple(classes), photos=tuple(photos), refused=tuple(refused))
+    source = Source(classes=tuple(classes), photos=tuple(photos), refused=tuple(refused), own_val=own_val)
     if not source.side("val"):
         raise DataError(f"{name} has no photo left for val", "add photos or hold out more")
     return source

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError, did_you_mean
+from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.nets import tables
 from bnlab.nets.blocks import AuxiliaryHead, ConvUnit, Inception
 
@@ -85,12 +85,21 @@ def build(name: str, *, classes: int, dropout: float = 0.0, auxiliary: bool = Fa
     Raises:
         UsageError: there is no network of that name.
     """
-    if name not in _KINDS:
-        raise UsageError(f"no network is called '{name}'", did_you_mean(name, list(_KINDS)))
+    check_name(name)
     kind = _KINDS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TableNetwork(kind.table, classes=classes, norm=kind.norm, dropout=dropout, auxiliary=auxiliary)
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no network's name.
+
+    Raises:
+        UsageError: there is no network of that name.
+    """
+    if name not in _KINDS:
+        raise UsageError(f"no network is called '{printable(name)}'", did_you_mean(name, list(_KINDS)))
 
 
 def to_device(network: TableNetwork, device: str) -> TableNetwork:

@@ -132,8 +132,8 @@ def _reliability(axes: "Axes", evaluation: Evaluation) -> None:
     bins = evaluation.bins
     confidence, accuracy = [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins]
     axes.plot([0, 100], [0, 100], color="gray", linestyle=":", label="as sure as right")
-    axes.plot(confidence, accuracy, color=COLOURS[0], alpha=0.5)
-    axes.scatter(confidence, accuracy, [20 + 200 * b.n / evaluation.n for b in bins], color=COLOURS[0], zorder=3)
+    areas = [8 + 250 * b.n / evaluation.n for b in bins]
+    axes.scatter(confidence, accuracy, areas, color=COLOURS[0], zorder=3, clip_on=False)
     axes.set_xlim(0, 102)
     axes.set_ylim(0, 102)
     axes.set_xlabel("probability given, %")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bnlab.classifier.evaluate import Evaluation
 from bnlab.data.pixels import open_photo
 from bnlab.errors import PhotoError, printable
+from bnlab.files import write_atomic
 from bnlab.report import figures
 from bnlab.report.figures import Rows
+from bnlab.runs import Run
 
 SHOWN_MISTAKES = 24
 MOST_CLASSES = 30  # a wider confusion matrix is no longer read as a table
@@ -79,12 +82,25 @@ def demo_page(
     )
 
 
+def write_run_page(run: Run, evaluation: Evaluation, rows: Rows) -> None:
+    """Write the run's report.html; `evaluation` is of its best classifier on val, `rows` are its metrics.
+
+    Raises:
+        StorageError: no space left; an older report is untouched.
+    """
+    environment = json.loads(run.environment.read_text("utf-8"))
+    page = run_page(printable(run.folder), evaluation, rows, run.recipe.read_text("utf-8"), environment)
+    write_atomic(run.report, page)
+
+
 def mistakes_png(evaluation: Evaluation) -> bytes:
     """The surest mistakes as a contact sheet."""
     images, titles = [], []
     for i in evaluation.mistakes()[:SHOWN_MISTAKES]:
         try:
-            images.append(open_photo(evaluation.paths[i]))
+            photo = open_photo(evaluation.paths[i])
+            photo.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # a camera's photo is a hundred times what is drawn
+            images.append(photo)
         except PhotoError:
             continue  # it was there a moment ago; the sheet does without
         said, true = evaluation.predicted[i], evaluation.targets[i]

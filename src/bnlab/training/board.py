@@ -22,12 +22,14 @@ def tensorboard(run: Run, step: int) -> Iterator[Callable[[Row], None]]:
     with storage_errors(run.events):
         writer = SummaryWriter(run.events, purge_step=step or None)
 
-        def log(row: Row) -> None:
+    def log(row: Row) -> None:
+        with storage_errors(run.events):
             for key in _SCALARS:
                 writer.add_scalar(key.replace("_", "/", 1), row[key], int(row["step"]))
             writer.flush()
 
-        try:
-            yield log
-        finally:
+    try:
+        yield log
+    finally:
+        with storage_errors(run.events):
             writer.close()

@@ -14,6 +14,7 @@ from bnlab.errors import RunError, printable
 from bnlab.files import write_atomic
 
 Row = dict[str, float | int]
+FORMAT_VERSION = 1
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,14 @@ class Position:
     best: Row | None = None
     """the row of the best epoch"""
 
+    def count(self, photos: int, *, loss: float, right: int) -> None:
+        """A step is done, on so many photos, with this mean loss."""
+        self.step += 1
+        self.batch += 1
+        self.seen += photos
+        self.loss += loss * photos
+        self.right += right
+
     def begin_epoch(self) -> None:
         """Go on to the next epoch."""
         self.epoch += 1
@@ -58,6 +67,7 @@ def save_state(
     """
     content = io.BytesIO()
     state = {
+        "format": FORMAT_VERSION,
         "recipe": _results_of(recipe),
         "position": asdict(position),
         "network": network.state_dict(),
@@ -67,20 +77,21 @@ def save_state(
     write_atomic(path, content.getbuffer())
 
 
-def load_state(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str
-) -> Position:
+def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Position:
     """Put network and optimiser where they stood; from the beginning when nothing was saved yet.
 
     Raises:
-        RunError: the state is broken, or of another recipe.
+        RunError: the state is broken, of a newer format, or of another recipe.
     """
     if not path.exists():
         return Position()
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state["recipe"] != _results_of(recipe):
-            changed = sorted(key for key, value in _results_of(recipe).items() if state["recipe"].get(key) != value)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] > FORMAT_VERSION:
+            raise RunError(f"{printable(path)} was written by a newer bnlab", "upgrade bnlab to resume")
+        before, now = _results_of(Recipe.model_validate(state["recipe"])), _results_of(recipe)  # younger keys: defaults
+        if before != now:
+            changed = sorted(key for key, value in now.items() if before[key] != value)
             raise RunError(
                 f"the recipe of {printable(path.parent)} was changed after it began ({', '.join(changed)})",
                 "change it back, or begin a new run with --init",

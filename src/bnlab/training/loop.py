@@ -71,22 +71,14 @@ def fit(
                 loss = total_loss(outputs, targets, recipe)
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise DivergedError(
-                        f"the loss became {value} at step {position.step + 1} (epoch {position.epoch + 1}), at a "
-                        f"learning rate of {rate:.3g}",
-                        "try --learning-rate at a third of it, or a network with batch normalisation",
-                    )
+                    raise _diverged(f"the loss became {value}", position, rate)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
                 main = outputs[0] if isinstance(outputs, tuple) else outputs
-                position.step += 1
-                position.batch += 1
-                position.seen += len(labels)
-                position.loss += value * len(labels)
-                position.right += int((main.argmax(1) == targets).sum())
                 now = time.monotonic()
+                position.count(len(labels), loss=value, right=int((main.argmax(1) == targets).sum()))
                 position.seconds += now - began  # the wait for photos counted in
                 position.total_seconds = offset + now - started
                 task.advance(len(labels), epoch=position.epoch + 1, loss=position.loss / position.seen)
@@ -98,9 +90,13 @@ def fit(
                     saved = time.monotonic()
                 began = time.monotonic()
 
-            position.total_seconds = offset + time.monotonic() - started
             rate = learning_rate(recipe, position.step - 1, total)
-            row, is_best = judge_epoch(position, hooks.judge(), rate)
+            try:
+                evaluation = hooks.judge()
+            except DivergedError as error:
+                raise _diverged(error.problem, position, rate) from None
+            position.total_seconds = offset + time.monotonic() - started
+            row, is_best = judge_epoch(position, evaluation, rate)
             position.rows.append(row)
             position.best = row if is_best else position.best
             position.begin_epoch()
@@ -109,6 +105,13 @@ def fit(
             saved = time.monotonic()
             if stop.asked:
                 raise Interrupted(f"interrupted after epoch {position.epoch}")
+
+
+def _diverged(what: str, position: Position, rate: float) -> DivergedError:
+    return DivergedError(
+        f"{what} at step {position.step + 1} (epoch {position.epoch + 1}), at a learning rate of {rate:.3g}",
+        "try --learning-rate at a third of it, or a network with batch normalisation",
+    )
 
 
 def total_loss(outputs: Tensor | tuple[Tensor, ...], targets: Tensor, recipe: Recipe) -> Tensor:

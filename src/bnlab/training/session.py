@@ -1,27 +1,29 @@
 """One training from DATA to a finished run folder."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bnlab.classifier.card import Card
+from bnlab.classifier.card import Arguments, Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import save_classifier
 from bnlab.classifier.predict import Classifier
-from bnlab.config import MACHINE_KEYS, Recipe, Settings, read_recipe_file, to_yaml
+from bnlab.config import MACHINE_KEYS, YOURS, Recipe, Settings, read_recipe_file, to_yaml, with_changes
 from bnlab.data.listing import tell_missing, write_list
 from bnlab.data.loader import TrainingLoader
 from bnlab.data.pixels import View
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import Source, open_recorded_data, open_training_data
-from bnlab.errors import Interrupted
-from bnlab.files import write_atomic, write_csv, write_json
+from bnlab.errors import Interrupted, OutOfMemoryError, PhotoError, printable, quoted
+from bnlab.files import remove_drafts, write_atomic, write_csv, write_json
 from bnlab.machine import choose_device, environment, usable_cores, versions
 from bnlab.nets import build
-from bnlab.nets.build import to_device
+from bnlab.nets.build import TableNetwork, check_name, to_device
 from bnlab.progress import Progress, Silent
 from bnlab.runs import RUNS, Run, find_run, new_run
 from bnlab.training import checkpoint, loop
@@ -63,22 +65,26 @@ def train(
     """Train a new run on DATA.
 
     Raises:
-        BnlabError: DATA, the recipe or the name cannot be used; the training diverged; the disk is full.
+        BnlabError: DATA, the recipe or the name cannot be used; the training diverged; the disk or memory is full.
         Interrupted: Ctrl-C; what a resume needs was saved.
     """
     settings = adopt(settings)
     recipe = settings.recipe
     device = choose_device(recipe.device)
-    build(recipe.network, classes=2)  # refuses an unknown name before an hour of reading photos
+    check_name(recipe.network)
     source = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
     tell_refused(source.refused, strict=strict, progress=progress)
     tell_missing(source.photos, "val", progress)
+    network = _network(recipe, source, device)
+    _tell_without_effect(settings, source, network, progress)
+    if recipe.init is not None:
+        load_into(network, source.classes, recipe.init, progress)
     run = new_run(root, name)
     with run.locked():
         write_list(run.split, source.photos)
         write_json(run.environment, environment(device))
         write_atomic(run.recipe, to_yaml(settings))
-        return _sit(run, recipe, source, device, progress)
+        return _sit(run, recipe, network, source, device, progress)
 
 
 def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress) -> TrainingResult:
@@ -90,27 +96,37 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
     """
     run = find_run(root, name)
     with run.locked():
-        recipe = read_recipe_file(run.recipe)
-        recipe = Recipe.model_validate(recipe.model_dump() | dict(changes))
+        remove_drafts(run.folder)
+        recipe = with_changes(read_recipe_file(run.recipe), changes, YOURS).recipe
         device = choose_device(recipe.device)
         source = open_recorded_data(run.split)
-        return _sit(run, recipe, source, device, progress)
+        network = _network(recipe, source, device)
+        if recipe.init is not None and not run.state.exists():
+            load_into(network, source.classes, recipe.init, progress)
+        _tell_changes(run, device, progress)
+        return _sit(run, recipe, network, source, device, progress)
 
 
-def _sit(run: Run, recipe: Recipe, source: Source, device: str, progress: Progress) -> TrainingResult:
+def _network(recipe: Recipe, source: Source, device: str) -> TableNetwork:
+    network = build(
+        recipe.network,
+        classes=len(source.classes),
+        dropout=recipe.dropout,
+        auxiliary=recipe.auxiliary,
+        seed=recipe.seed,
+    )
+    return to_device(network, device)
+
+
+def _sit(
+    run: Run, recipe: Recipe, network: TableNetwork, source: Source, device: str, progress: Progress
+) -> TrainingResult:
     """One sitting at a run whose folder is made and locked."""
     view = View(
         size=recipe.size, resize=recipe.resize, crop_fraction=recipe.crop_fraction, mean=recipe.mean, std=recipe.std
     )
-    arguments = {"dropout": recipe.dropout}
-    network = build(
-        recipe.network, classes=len(source.classes), auxiliary=recipe.auxiliary, seed=recipe.seed, **arguments
-    )
-    if recipe.init is not None and not run.state.exists():
-        load_into(network, source.classes, recipe.init, progress)
-    network = to_device(network, device)
     optimizer = loop.make_optimizer(network, recipe)
-    position = checkpoint.load_state(run.state, network, optimizer, recipe, device)
+    position = checkpoint.load_state(run.state, network, optimizer, recipe)
     workers = usable_cores() if recipe.workers < 0 else recipe.workers
     loader = TrainingLoader(
         source.side("train"),
@@ -123,72 +139,96 @@ def _sit(run: Run, recipe: Recipe, source: Source, device: str, progress: Progre
         seed=recipe.seed,
         workers=workers,
     )
-    card = Card(
-        network=recipe.network,
-        arguments=arguments,
-        classes=source.classes,
-        view=view,
-        recipe=recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS)),
-        versions=versions(),
-    )
     val = source.side("val")
+    classifier = Classifier(network, _card(recipe, source, view), device)
     _tell_position(run, position, recipe, source, device, progress)
-    with tensorboard(run, position.step) as log:
+    with ExitStack() as stack:
+        log = stack.enter_context(tensorboard(run, position.step))
 
         def judge() -> Evaluation:
-            classifier = Classifier(network, card, device)
-            return evaluate(classifier, val, "val", workers=workers, progress=progress)
+            evaluation = evaluate(classifier, val, "val", workers=workers, progress=progress)
+            for refusal in evaluation.refused:  # it was fine when the run began, and epochs must be judged alike
+                raise PhotoError(refusal.path, refusal.reason, "put it back as it was, and resume")
+            return evaluation
 
         def save(position: Position) -> None:
             checkpoint.save_state(run.state, position, network, optimizer, recipe)
 
         def epoch_done(position: Position, row: Row, is_best: bool) -> None:
-            done = _with_metrics(card, row, len(val))
+            metrics = {"split": "val", "n": len(val), "top1": row["val_top1"], "loss": row["val_loss"]}
+            card = replace(classifier.card, metrics=metrics | {"epoch": row["epoch"]})
             if is_best:
-                save_classifier(run.best, network, done)
-            save_classifier(run.last, network, done)
+                save_classifier(run.best, network, card)
+            save_classifier(run.last, network, card)
             write_csv(run.metrics, row, (r.values() for r in position.rows))
             log(row)
             progress.note(describe(row, recipe.epochs, is_best))
 
-        _reproducible(device)
-        try:
-            with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
-                loop.fit(
-                    network,
-                    optimizer,
-                    loader,
-                    recipe,
-                    view,
-                    position,
-                    loop.Hooks(judge=judge, save=save, epoch_done=epoch_done),
-                    device=device,
-                    progress=progress,
-                )
-        except Interrupted as interruption:
-            raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
+        stack.enter_context(_exact(device))
+        stack.enter_context(_told(run, recipe))
+        hooks = loop.Hooks(judge=judge, save=save, epoch_done=epoch_done)
+        loop.fit(network, optimizer, loader, recipe, view, position, hooks, device=device, progress=progress)
     return _result(run, position, source, device, workers)
+
+
+def _card(recipe: Recipe, source: Source, view: View) -> Card:
+    settings = recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))
+    if recipe.init is not None:
+        settings["init"] = Path(recipe.init).name  # the card travels; where the file lay is nobody's business
+    return Card(
+        network=recipe.network,
+        arguments=Arguments(dropout=recipe.dropout),
+        classes=source.classes,
+        view=view,
+        recipe=settings,
+        versions=versions(),
+    )
 
 
 def _result(run: Run, position: Position, source: Source, device: str, workers: int) -> TrainingResult:
     assert position.best is not None  # at least one epoch has ended
-    evaluation = evaluate(
-        Classifier.load(run.best, device), source.side("val"), "val", workers=workers, progress=Silent()
-    )
+    best = Classifier.load(run.best, device)
     return TrainingResult(
         run=run,
         epochs=position.epoch,
         val_top1=float(position.best["val_top1"]),
         seconds=position.total_seconds,
-        evaluation=evaluation,
+        evaluation=evaluate(best, source.side("val"), "val", workers=workers, progress=Silent()),
         rows=position.rows,
     )
+
+
+@contextmanager
+def _told(run: Run, recipe: Recipe) -> Iterator[None]:
+    """Say of an interruption how to go on, and of full memory what would fit."""
+    try:
+        yield
+    except Interrupted as interruption:
+        raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory at a batch size of {recipe.batch_size} and a size of {recipe.size} px",
+            "begin a new run with half the --batch-size, or a smaller --size",
+        ) from None
+
+
+@contextmanager
+def _exact(device: str) -> Iterator[None]:
+    """The same steps give the same weights, and torch is left as it was: its generators and its choice of kernels."""
+    cuda = [torch.cuda.current_device()] if device == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=cuda),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
+    ):
+        yield
 
 
 def how_to_resume(run: Run) -> str:
     """What to type to go on with a run, on the command line or, where it lies elsewhere than in `runs`, in Python."""
     if run.folder.parent == RUNS:
-        return f"bnlab train --resume --name {run.name}"
+        return f"bnlab train --resume --name {quoted(run.name)}"
     return f"bnlab.resume({run.name!r}, runs={str(run.folder.parent)!r})"
 
 
@@ -205,21 +245,27 @@ def describe(row: Row, epochs: int, is_best: bool) -> str:
 def _tell_position(
     run: Run, position: Position, recipe: Recipe, source: Source, device: str, progress: Progress
 ) -> None:
+    name = printable(run.folder)
     if position.epoch >= recipe.epochs or loop.out_of_patience(position, recipe):
-        progress.note(f"run {run.folder} is complete: {position.epoch} of {recipe.epochs} epochs")
+        progress.note(f"run {name} is complete: {position.epoch} of {recipe.epochs} epochs")
         return
     sides = ", ".join(f"{len(source.side(split))} {split}" for split in ("train", "val"))
-    doing = f"resuming {run.folder} at step {position.step}" if position.step else f"training {run.folder}"
+    doing = f"resuming {name} at step {position.step}" if position.step else f"training {name}"
     progress.note(f"{doing}: {recipe.network}, {len(source.classes)} classes, {sides}, {recipe.size} px, on {device}")
 
 
-def _with_metrics(card: Card, row: Row, n: int) -> Card:
-    metrics = {"split": "val", "n": n, "top1": row["val_top1"], "loss": row["val_loss"], "epoch": row["epoch"]}
-    return Card(**{**vars(card), "metrics": metrics})
+def _tell_without_effect(settings: Settings, source: Source, network: TableNetwork, progress: Progress) -> None:
+    for sentence in settings.without_effect():
+        progress.warn(sentence)
+    if "val" in settings.own and source.own_val:
+        progress.warn("val has no effect: these photos have a val side of their own")
+    if settings.recipe.auxiliary and not network.heads:
+        progress.warn(f"auxiliary has no effect: {settings.recipe.network} has no auxiliary heads")
 
 
-def _reproducible(device: str) -> None:
-    """The same steps give the same weights: on a GPU that has to be asked for."""
-    if device == "cuda":
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+def _tell_changes(run: Run, device: str, progress: Progress) -> None:
+    """Warn where the run will not end in the same bits, for it goes on elsewhere than it began."""
+    began, now = json.loads(run.environment.read_text("utf-8")), environment(device)
+    for key in ("device", "gpu", "threads", "processor", "versions"):
+        if began.get(key) != now[key]:
+            progress.warn(f"this run began with other {key}, so it does not go on bit for bit")
