@@ -188,6 +188,15 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         ("train", "data", "--size", 16),
         "size cannot be 16 (in the options): input should be greater than or equal to 32",
     ),
+    (("train", "data", "--set", "epochs="), "--set epochs= has no value: say, for example, --set momentum=0.8"),
+    (
+        ("train", "data", "--set", "epochs=null"),
+        "epochs cannot be None (in the options): input should be a valid integer",
+    ),
+    (("train", "data", "--set", "seed=2026-99-99"), "--set seed=2026-99-99 has a value that is no YAML: quote it"),
+    (("evaluate", "BEST", "hollow"), "hollow has no photos: give a split folder, a split.csv or a folder of classes"),
+    (("evaluate", "BEST", "data", "--name", "empty/x"), "a run cannot be named 'empty/x'"),
+    (("demo", "--seed", -1), "seed cannot be -1 (in the options): input should be greater than or equal to 0"),
     (("train", "data", "--set", "epoch=3"), "a recipe has no key 'epoch' (in the options): did you mean 'epochs'?"),
     (("train", "data", "--recipe", "clasic"), "no recipe is called 'clasic': did you mean 'classic'?"),
     (
@@ -231,6 +240,8 @@ def test_refusals(bnlab: Command, data: Path, trained: Path, arguments: tuple[ob
     best = trained / "best.safetensors"
     (home / "text.jpg").write_text("text")
     (home / "empty").mkdir()
+    for side in ("train/a", "train/b", "val/a"):
+        (home / "hollow" / side).mkdir(parents=True)
     (home / "pickle.pth").write_bytes(b"PK\x03\x04" + bytes(99))
     (home / "cut.safetensors").write_bytes(best.read_bytes()[:5000])
     before = sorted(home.rglob("*"))
@@ -334,13 +345,76 @@ def test_places_that_cannot_be_written_to(bnlab: Command, data: Path, photos: Pa
     best, photo = trained / "best.safetensors", data / "val/ring/ring100.png"
     for arguments, message in (
         (("predict", best, photo, "--csv", "afile/p.csv"), "afile/p.csv cannot be written ("),
-        (("train", data, *QUICK, "--name", "clash"), "runs/clash cannot be written (File exists): give a place"),
+        (("train", data, *QUICK, "--name", "clash"), "runs/clash cannot be written (Not a directory): give a place"),
         (("train", data, *QUICK, "--name", "n" * 300), f"runs/{'n' * 300} cannot be written (File name too long)"),
         (("split", photos, "--into", "/proc/x", "--val", 0.3), "/proc/x cannot be written (No such file or directory)"),
     ):
         done = bnlab(*arguments)
         assert done.complaint.startswith(message)
         assert done.status == 2
+
+
+def test_a_link_to_nowhere_is_refused_at_once(bnlab: Command, data: Path) -> None:
+    """A scratch disk that is not mounted."""
+    Path("runs").symlink_to("/nonexistent/scratch")
+    assert (
+        bnlab("train", data, *QUICK).complaint == "runs cannot be written (File exists): give a place you may write to"
+    )
+
+
+def test_colons_are_no_emoji(bnlab: Command, photos: Path) -> None:
+    done = bnlab("split", photos, "--into", "o:100:k", "--val", 0.3)
+    assert done.out.splitlines()[-1] == "o:100:k: written. Next: bnlab train o:100:k"
+
+
+def test_closed_streams_are_no_error(trained: Path) -> None:
+    command = f"{sys.executable} -m bnlab predict {trained}/best.safetensors {trained.parents[1] / 'data'}"
+    for closing in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(f"{command} {closing}", shell=True, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_training_outlives_who_reads_its_messages(data: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "bnlab", "train", "data", *map(str, QUICK), "--epochs", "1"]
+    done = subprocess.run(words, cwd=data.parent, stdout=subprocess.PIPE, stderr=writing, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 0
+    assert done.stdout.startswith("best val accuracy")
+
+
+def test_a_run_can_be_evaluated_by_its_folder(bnlab: Command, trained: Path) -> None:
+    done = bnlab("evaluate", trained / "best.safetensors", trained, "--json")
+    assert (json.loads(done.out)["split"], json.loads(done.out)["n"]) == ("val", 12)
+
+
+def test_a_spoilt_environment_stops_no_resume(bnlab: Command, data: Path) -> None:
+    bnlab("train", data, *QUICK, "--epochs", 1)
+    Path("runs/train/environment.json").write_text("{")
+    done = bnlab("train", "--resume")
+    assert done.status == 0
+    assert "this run began with other processor" in done.err
+
+
+def test_broken_weights_give_no_answer(bnlab: Command, trained: Path, data: Path) -> None:
+    import safetensors.torch
+
+    from bnlab.classifier.card import to_json
+    from bnlab.classifier.file import read_classifier
+
+    tensors, card = read_classifier(trained / "best.safetensors")
+    tensors["fc.bias"].fill_(float("nan"))
+    Path("nan.safetensors").write_bytes(safetensors.torch.save(tensors, {"bnlab": to_json(card)}))
+    done = bnlab("predict", "nan.safetensors", data / "val", "--json")
+    assert (done.status, done.out) == (2, "")
+    assert done.complaint == "the classifier's probabilities are no finite numbers: train it again"
+
+
+def test_a_pipe_among_photos_is_refused_and_not_read(bnlab: Command, trained: Path, data: Path) -> None:
+    os.mkfifo(data / "val" / "ring" / "z.jpg")
+    done = bnlab("evaluate", trained / "best.safetensors", data, "--json")
+    assert json.loads(done.out)["refused"][0]["reason"] == "it is no regular file"
 
 
 def test_photos_it_was_trained_on_are_told(bnlab: Command, trained: Path) -> None:
@@ -350,6 +424,7 @@ def test_photos_it_was_trained_on_are_told(bnlab: Command, trained: Path) -> Non
     assert "warning: 24 of 36 photos are among those it was trained on: the figures flatter it" in done.err
     assert json.loads(bnlab("evaluate", trained / "best.safetensors", data, "--json").out)["seen_in_training"] == 0
     shutil.copy(trained / "best.safetensors", "elsewhere.safetensors")
+    Path("split.csv").write_text("path,class,split\n")  # some other list, that has nothing to do with it
     assert json.loads(bnlab("evaluate", "elsewhere.safetensors", data, "--json").out)["seen_in_training"] is None
 
 

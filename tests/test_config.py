@@ -57,7 +57,7 @@ def test_classic_is_the_tutorials_to_the_letter() -> None:
 
 
 def test_options_go_before_the_recipe() -> None:
-    settings = load_settings("classic", {"epochs": 2, "size": None})
+    settings = load_settings("classic", {"epochs": 2})
     assert (settings.recipe.epochs, settings.recipe.size) == (2, 224)
     assert settings.own == {"epochs"}
     assert settings.origin["learning_rate"] == "classic"

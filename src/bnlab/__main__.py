@@ -4,6 +4,7 @@ Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 i
 """
 
 import io
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,8 @@ import warnings
 
 from typer.exceptions import TyperException
 
-from bnlab.cli import Stopped, app, err
+from bnlab.cli import app
+from bnlab.console import Stopped, err
 from bnlab.errors import BnlabError, printable
 
 _INTERRUPTED = 130
@@ -21,6 +23,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is a Ctrl-C: it cleans up
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (as `>&-` leaves it: closed)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name this terminal cannot show is no reason to fail

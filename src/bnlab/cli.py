@@ -1,24 +1,14 @@
-"""The verbs of the command line: each parses, calls a command and prints. Nothing below this file prints."""
+"""The verbs of the command line: each parses, calls a command, and shows what it came to."""
 
-import json
-import os
-import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bnlab import __version__
-from bnlab.errors import Interrupted, printable, quoted
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-S = TypeVar("S")
-R = TypeVar("R")
+from bnlab.console import err, run_command, show_result
+from bnlab.errors import printable, quoted
 
 app = typer.Typer(
     name="bnlab",
@@ -32,7 +22,6 @@ app = typer.Typer(
     epilog="Begin with `bnlab demo`, or with a folder that has one sub-folder of photos for each class: "
     "`bnlab split PHOTOS --into DATA`, then `bnlab train DATA`.",
 )
-err = Console(stderr=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Make a photo that cannot be used an error.")]
@@ -42,10 +31,6 @@ BatchSize = Annotated[int, typer.Option(help="Photos at a time.", min=1)]
 ClassifierFile = Annotated[
     Path, typer.Argument(metavar="CLASSIFIER", help="A classifier file: best.safetensors of a run.")
 ]
-
-
-class Stopped(Exception):  # noqa: N818 (it is no error)
-    """An interruption that has something to say, out of Typer's reach, which would swallow it."""
 
 
 class Side(StrEnum):
@@ -96,10 +81,10 @@ def split_verb(
         raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
     how: Any = chosen[0] if chosen else "link"
     settings = split.SplitSettings(photos=photos, into=into, val=val, test=test, seed=seed, how=how, strict=strict)
-    result = _run(split.run, settings)
+    result = run_command(split.run, settings)
     data = into / "split.csv" if how == "list" else into
     done = "written" if result.written else "nothing to do, it is all there"
-    _show(
+    show_result(
         as_json,
         result.to_json(),
         split_table(result),
@@ -149,7 +134,7 @@ def train_verb(
     from bnlab.config import MACHINE_KEYS, load_settings, parse_assignments
     from bnlab.tables import plural
 
-    options: dict[str, Any] = {
+    given: dict[str, Any] = {
         "network": network,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -161,8 +146,8 @@ def train_verb(
         "init": str(init) if init else None,
         "device": device,
         "workers": workers,
-    } | parse_assignments(settings or [])
-    options = {key: value for key, value in options.items() if value is not None}
+    }
+    options = {key: value for key, value in given.items() if value is not None} | parse_assignments(settings or [])
     if resume:
         fixed = [key for key in options if key not in MACHINE_KEYS]
         fixed += ["recipe"] * (recipe != "default") + ["strict"] * strict
@@ -176,9 +161,9 @@ def train_verb(
         raise typer.BadParameter("DATA is missing: give a folder of classes, or --resume to go on with a run")
     else:
         asked = train.TrainSettings(data=data, settings=load_settings(recipe, options), name=name, strict=strict)
-    result = _run(train.run, asked)
+    result = run_command(train.run, asked)
     low, high = result.evaluation.top1_interval
-    _show(
+    show_result(
         as_json,
         result.to_json(),
         f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
@@ -219,8 +204,8 @@ def evaluate_verb(
         device=device,
         strict=strict,
     )
-    result = _run(evaluate.run, settings)
-    _show(as_json, result.to_json(), evaluation_table(result), f"{result.folder}: report.html shows it.")
+    result = run_command(evaluate.run, settings)
+    show_result(as_json, result.to_json(), evaluation_table(result), f"{result.folder}: report.html shows it.")
 
 
 @app.command("predict")
@@ -251,13 +236,13 @@ def predict_verb(
         device=device,
         strict=strict,
     )
-    result = _run(predict.run, settings)
+    result = run_command(predict.run, settings)
     last = ""
     if result.picture:
         last = f"{result.picture}: the photos with their answers."
         if err.is_terminal and not as_json:
             typer.launch(str(result.picture))
-    _show(as_json, result.to_json(), prediction_table(result), last)
+    show_result(as_json, result.to_json(), prediction_table(result), last)
 
 
 @app.command("demo")
@@ -272,38 +257,11 @@ def demo_verb(
     from bnlab.commands import demo
     from bnlab.tables import demo_table
 
-    result = _run(demo.run, demo.DemoSettings(seed=seed))
-    _show(
+    result = run_command(demo.run, demo.DemoSettings(seed=seed))
+    show_result(
         as_json,
         result.to_json(),
         demo_table(result),
         f"{result.report} shows it. Your own photos: one sub-folder for each class, then\n"
         "  bnlab split PHOTOS --into DATA\n  bnlab train DATA",
     )
-
-
-def _run(command: Callable[[S, Any], R], settings: S) -> R:
-    from bnlab.console import ScreenProgress
-
-    try:
-        return command(settings, ScreenProgress(err))
-    except Interrupted as interruption:
-        raise Stopped(interruption.message) from None
-
-
-def _show(as_json: bool, document: Any, shown: "RenderableType", last: str) -> None:
-    """The result on stdout: one JSON document, or a table and where to go next."""
-    try:
-        if as_json:
-            print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
-        else:
-            width = None if sys.stdout.isatty() else 10_000  # a file or a pipe has no edge to fold paths at
-            out = Console(highlight=False, width=width)
-            with out.capture() as text:
-                out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
-                if last:
-                    out.print("\n" + last, markup=False, soft_wrap=True)
-            sys.stdout.write(text.get())
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has seen enough; Python would complain once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -52,7 +52,7 @@ class Recipe(BaseModel):
     flip: Fraction = 0.5
     """chance that training mirrors a photo left to right"""
 
-    epochs: Annotated[int, Field(ge=1)] = 30
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
     """how often training goes through all photos"""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """photos to a step, at most; what is left over is spread evenly, so that no last batch is tiny"""
@@ -144,13 +144,13 @@ def recipe_names() -> list[str]:
 
 
 def load_settings(recipe: str | PathLike[str] = "default", options: Mapping[str, Any] | None = None) -> Settings:
-    """Resolve a recipe by name or YAML file, with `options` (key to value; None is not set) on top.
+    """Resolve a recipe by name or YAML file, with `options` (key to value) on top.
 
     Raises:
         RecipeError: no such recipe, an unknown key, a value of the wrong kind or out of range.
     """
     values = _read(recipe)
-    options = {key: value for key, value in (options or {}).items() if value is not None}
+    options = dict(options or {})
     where = {key: f"recipe {printable(recipe)}" for key in values} | dict.fromkeys(options, "the options")
     origin = dict.fromkeys(values, Path(recipe).name) | dict.fromkeys(options, YOURS)
     return Settings(recipe=_validated(values | options, where), origin=origin)
@@ -174,9 +174,11 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"--set {printable(text)} is no key=value", "say, for example, --set momentum=0.8")
+        if not value.strip():
+            raise RecipeError(f"--set {printable(text)} has no value", "say, for example, --set momentum=0.8")
         try:
             values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise RecipeError(f"--set {printable(text)} has a value that is no YAML", "quote it") from error
     return values
 
@@ -222,7 +224,7 @@ def _read(recipe: str | PathLike[str]) -> dict[str, Any]:
 def _read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"recipe {printable(name)} is no YAML ({reason})", "mend that line") from error
     if not isinstance(values, dict):

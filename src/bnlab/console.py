@@ -1,19 +1,67 @@
-"""What the screen shows while work goes on: bars, notes and warnings, all on stderr."""
+"""The screen: results on stdout; bars, notes and warnings on stderr. Nothing below the command line prints."""
 
+import json
+import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.progress import Task as RichTask
 from rich.text import Text
 
+from bnlab.errors import Interrupted
 from bnlab.progress import Task, TaskContext
 
+S = TypeVar("S")
+R = TypeVar("R")
+
 _QUIET_SECONDS = 2.0  # without a terminal, work shorter than this is not mentioned
+_FOREVER = 1e8
 _LINE_SECONDS = 30.0  # and longer work gets a line this often
+
+
+class Stopped(Exception):  # noqa: N818 (it is no error)
+    """An interruption that has something to say, out of Typer's reach, which would swallow it."""
+
+
+class _Stderr(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read our messages has left; the work goes on without them."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+err = _Stderr(stderr=True, highlight=False, emoji=False)
+
+
+def run_command(command: Callable[[S, Any], R], settings: S) -> R:
+    """Run a command with its progress on the screen."""
+    try:
+        return command(settings, ScreenProgress(err))
+    except Interrupted as interruption:
+        raise Stopped(interruption.message) from None
+
+
+def show_result(as_json: bool, document: Any, shown: RenderableType, last: str) -> None:
+    """The result on stdout: one JSON document, or a table and where to go next."""
+    try:
+        if as_json:
+            print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
+        else:
+            width = None if sys.stdout.isatty() else 10_000  # a file or a pipe has no edge to fold paths at
+            out = Console(highlight=False, emoji=False, width=width)
+            with out.capture() as text:
+                out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
+                if last:
+                    out.print("\n" + last, markup=False, soft_wrap=True)
+            sys.stdout.write(text.get())
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class ScreenProgress:
@@ -111,6 +159,8 @@ def _measured(values: Mapping[str, float]) -> list[str]:
 
 
 def _until(seconds: float) -> str:
+    if seconds > _FOREVER:
+        return "years left"
     end = datetime.now() + timedelta(seconds=seconds)
     minutes, rest = divmod(round(seconds), 60)
     left = (

@@ -4,10 +4,12 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import UsageError, did_you_mean, printable
+from bnlab.errors import OutOfMemoryError, UsageError, did_you_mean, printable
 
 _PACKAGES = ("bnlab", "torch", "numpy", "pillow", "safetensors", "scikit-learn", "scipy")
 
@@ -34,6 +36,23 @@ def choose_device(wish: str) -> str:
         found = " or ".join(name for name, found in there.items() if found)
         raise UsageError(f"PyTorch finds no {wish} device here", f"say --device {found}, or auto")
     return wish
+
+
+@contextmanager
+def memory_errors(batch_size: int, size: int) -> Iterator[None]:
+    """Turn whatever a device says of full memory into an OutOfMemoryError that names what could be smaller."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        raise OutOfMemoryError(
+            f"out of memory at a batch size of {batch_size} and a size of {size} px",
+            "try half the --batch-size, or a network of a smaller --size",
+        ) from None
 
 
 def versions() -> dict[str, str]:

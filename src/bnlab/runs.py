@@ -11,8 +11,7 @@ from bnlab.errors import RunError, UsageError, did_you_mean, printable, quoted
 from bnlab.files import storage_errors
 
 RUNS = Path("runs")
-# What a training that was killed before its recipe stood may have left: nothing anyone would miss.
-_BEFORE_IT_BEGINS = {".lock", "split.csv", "environment.json"}
+_BEFORE_IT_BEGINS = {".lock", "split.csv", "environment.json", "refused.csv"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,11 @@ class Run:
     def split(self) -> Path:
         """Which photo was train, val or test."""
         return self.folder / "split.csv"
+
+    @property
+    def refused(self) -> Path:
+        """Photos that could not be used, where there are any."""
+        return self.folder / "refused.csv"
 
     @property
     def metrics(self) -> Path:
@@ -92,28 +96,47 @@ class Run:
             lock.release()
 
 
+def check_free(root: Path, name: str | None) -> None:
+    """Refuse early a name that `new_run` would refuse.
+
+    Raises:
+        RunError: the name is taken.
+        UsageError: the name cannot be one.
+    """
+    if name is None:
+        return
+    run = Run(_named(root, name))
+    with storage_errors(run.folder):
+        left = {path.name for path in run.folder.iterdir()} if run.folder.exists() else set()
+    # What a training leaves that was killed before its recipe stood: its own lock, and nothing anyone would miss.
+    never_began = ".lock" in left and all(n in _BEFORE_IT_BEGINS or n.endswith(".part") for n in left)
+    if left and not never_began:
+        goes_on = f", or go on with it: --resume --name {quoted(name)}" if run.recipe.is_file() else ""
+        raise RunError(f"run {printable(run.folder)} exists already", f"take another --name{goes_on}")
+
+
 def new_run(root: Path, name: str | None, stem: str = "train") -> Run:
     """Make the folder of a new run: `root/name`, or the first free of `stem`, `stem2`, ... where no name is given.
 
     Raises:
         RunError: the name is taken.
-        UsageError: the name is a path.
+        UsageError: the name cannot be one.
         StorageError: the folder cannot be made.
     """
+    check_free(root, name)
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
     if name is not None:
         run = Run(_named(root, name))
         with storage_errors(run.folder):
-            run.folder.mkdir(parents=True, exist_ok=True)
-        if any(path.name not in _BEFORE_IT_BEGINS and path.suffix != ".part" for path in run.folder.iterdir()):
-            goes_on = f", or go on with it: --resume --name {quoted(name)}" if run.recipe.is_file() else ""
-            raise RunError(f"run {printable(run.folder)} exists already", f"take another --name{goes_on}")
+            run.folder.mkdir(exist_ok=True)
         return run
     number = 1
     while True:
         folder = root / (stem if number == 1 else f"{stem}{number}")
         with storage_errors(folder):
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir()
                 return Run(folder)
             except FileExistsError:
                 number += 1

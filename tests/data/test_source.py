@@ -180,3 +180,21 @@ def test_a_class_called_train_with_sub_folders_is_a_class(photos: Path) -> None:
         path.rename(photos / "train" / "2020" / path.name)
     (photos / "ring").rmdir()
     assert opened(photos).classes == ("disc", "stripes", "train")
+
+
+def test_a_photo_on_two_sides_is_told_and_one_listed_twice_refused(data: Path) -> None:
+    shutil.copy(data / "train" / "disc" / "disc000.png", data / "val" / "disc" / "x.png")
+    progress = Silent()
+    source = opened(data, progress)
+    assert progress.warnings == ["1 photos of val and test are in train too, to the byte: accuracy will flatter"]
+    write_list(data / "twice.csv", [*source.photos, source.photos[0]])
+    assert refusal(data / "twice.csv") == (
+        f"{data}/twice.csv lists {source.photos[0].path} more than once: a photo has one class and one side"
+    )
+
+
+def test_odd_things_on_a_side_are_told(data: Path) -> None:
+    shutil.copy(data / "train" / "disc" / "disc000.png", data / "train" / "loose.png")
+    progress = Silent()
+    opened(data, progress)
+    assert progress.warnings == [f"1 photo lies beside the classes in {data}/train and in none of them: left out"]

@@ -32,6 +32,7 @@ from bnlab.errors import (
     StorageError,
     UsageError,
 )
+from bnlab.files import read_csv
 from bnlab.progress import Silent
 from bnlab.runs import Run
 from bnlab.training import loop
@@ -191,15 +192,50 @@ def test_dying_at_any_write_it_ends_the_same(data: Path, monkeypatch: pytest.Mon
         assert not list(run.folder.glob(".*.part"))
 
 
-def test_a_val_photo_gone_bad_stops_by_name(data: Path) -> None:
+def test_a_val_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs must be judged alike, so it is not left out in silence."""
-    trained_on(data, epochs=1)
-    for photo in (data / "val" / "ring").iterdir():
-        photo.write_text("text")
-    state = data.parent / "runs" / "run" / "state.pt"
-    state.unlink()
-    with pytest.raises(PhotoError, match=r"ring100.png cannot be used, it is no picture Pillow can read: put it back"):
+    real = loop.judge_epoch
+
+    def spoil(*arguments: object) -> object:
+        (data / "val" / "ring" / "ring100.png").write_text("text")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "judge_epoch", spoil)
+    with pytest.raises(PhotoError) as error:
+        trained_on(data)
+    assert str(error.value) == (
+        f"{data}/val/ring/ring100.png cannot be used, it is no picture Pillow can read: put it back as it was, "
+        f"and go on with: bnlab.resume('run', runs='{data.parent}/runs')"
+    )
+
+
+def test_tensorboard_keeps_every_epoch_through_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    real, epochs = loop.judge_epoch, 0
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "judge_epoch", interrupted)
+        trained_on(data, epochs=3)
+    for _ in range(2):  # the second time it is complete
         resume("run", runs=data.parent / "runs")
+    events = EventAccumulator(str(data.parent / "runs" / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/top1")] == [3, 6, 9]
+
+
+def test_refused_photos_are_written_down(data: Path) -> None:
+    for number in range(7):
+        (data / "train" / "disc" / f"bad{number}.jpg").write_text("text")
+    rows = list(read_csv(trained_on(data, epochs=1).run.refused))
+    assert [Path(row["path"]).name for row in rows] == [f"bad{number}.jpg" for number in range(7)]
 
 
 def test_a_start_that_was_killed_can_be_begun_again(data: Path) -> None:
@@ -207,6 +243,9 @@ def test_a_start_that_was_killed_can_be_begun_again(data: Path) -> None:
     early.mkdir(parents=True)
     (early / "split.csv").write_text("half")
     (early / ".0123.part").write_text("half")
+    with pytest.raises(RunError, match="exists already: take another --name"):
+        trained_on(data, epochs=1)  # that could be anybody's list
+    (early / ".lock").touch()
     assert trained_on(data, epochs=1).run.folder == early
     with pytest.raises(RunError, match="exists already"):
         trained_on(data, epochs=1)
@@ -229,9 +268,7 @@ def test_full_memory_is_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     monkeypatch.setattr(loop, "total_loss", full)
-    with pytest.raises(
-        OutOfMemoryError, match=r"out of memory at a batch size of 8 and a size of 32 px: begin a new run"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"out of memory at a batch size of 8 and a size of 32 px: try half the"):
         trained_on(data)
 
 
@@ -356,7 +393,9 @@ def test_a_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPa
         return real(root, name)
 
     monkeypatch.setattr(session, "new_run", spoil)
-    with pytest.raises(PhotoError, match=r"disc000.png cannot be used, it is no picture Pillow can read"):
+    with pytest.raises(
+        PhotoError, match=r"disc000.png cannot be used, it is no picture Pillow can read: put it back as it was, and"
+    ):
         trained_on(data)
 
 

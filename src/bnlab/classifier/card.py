@@ -43,6 +43,8 @@ class Card:
     """every setting of its training"""
     versions: Mapping[str, str] = Field(default_factory=dict)
     """of the packages it was trained with"""
+    split_sha256: str = ""
+    """of the split.csv it was trained by"""
 
 
 def to_json(card: Card) -> str:
@@ -70,6 +72,6 @@ def from_json(text: str, name: str) -> Card:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise ClassifierError(f"{name} has a card that cannot be read ({reason})", "train or copy it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ClassifierError(f"{name} has a card that cannot be read ({error})", "train or copy it again") from None
     return card

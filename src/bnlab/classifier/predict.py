@@ -13,8 +13,8 @@ from bnlab.classifier.card import Card
 from bnlab.classifier.file import load_network
 from bnlab.data.loader import prepared_batches
 from bnlab.data.pixels import Pixels, normalise
-from bnlab.errors import PhotoError, UsageError, printable
-from bnlab.machine import choose_device, usable_cores
+from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
+from bnlab.machine import choose_device, memory_errors, usable_cores
 from bnlab.nets.build import TableNetwork, to_device
 from bnlab.progress import Progress, Silent
 
@@ -99,7 +99,8 @@ class Classifier:
         rows: list[Probabilities] = []
         errors: list[PhotoError | None] = []
         workers = usable_cores() if workers < 0 else workers
-        with (progress or Silent()).task("classifying", len(paths), "photos") as task:
+        task_of_all = (progress or Silent()).task("classifying", len(paths), "photos")
+        with memory_errors(batch_size, self.card.view.size), task_of_all as task:
             for pixels, errors_of_batch in prepared_batches(
                 paths, self.card.view, batch_size=batch_size, workers=workers
             ):
@@ -124,6 +125,7 @@ class Classifier:
 
         Raises:
             UsageError: `paths` is a single path, or a number is below 1.
+            ClassifierError: its weights are broken: what it gives are no numbers.
         """
         if isinstance(paths, (str, PathLike)):
             raise UsageError(f"predict takes a list of paths, not one ({printable(paths)})", "put it in a list: [path]")
@@ -131,6 +133,9 @@ class Classifier:
             raise UsageError(f"top {top} with batch_size {batch_size} cannot be", "both are at least 1")
         names = [fspath(path) for path in paths]
         probabilities, errors = self.classify(names, batch_size=batch_size, progress=progress)
+        usable = [error is None for error in errors]
+        if not np.isfinite(probabilities[usable]).all():
+            raise ClassifierError("the classifier's probabilities are no finite numbers", "train it again")
         return list(self._predictions(names, probabilities, errors, top))
 
     def _predictions(

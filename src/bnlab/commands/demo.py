@@ -1,6 +1,5 @@
 """`bnlab demo`: the main job on handwritten digits, with and without batch normalisation."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ import numpy as np
 
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier, Prediction
-from bnlab.config import load_settings
+from bnlab.config import Settings, load_settings
 from bnlab.data.digits import write_digits
 from bnlab.data.layout import write_split
 from bnlab.data.source import open_recorded_data
 from bnlab.data.split import split_folder
 from bnlab.errors import DivergedError, Interrupted
-from bnlab.files import read_csv, write_atomic
+from bnlab.files import read_csv, read_json, write_atomic
 from bnlab.progress import Progress
 from bnlab.report.page import demo_page, write_run_page
 from bnlab.runs import RUNS, Run, new_run
@@ -86,6 +85,7 @@ class DemoResult:
 
 def run(settings: DemoSettings, progress: Progress) -> DemoResult:
     """Write the digits out, split them, train both twins, evaluate, ask, and write the page."""
+    recipes = {name: load_settings("digits", {"network": n, "seed": settings.seed}) for name, n in TWINS.items()}
     folder = new_run(settings.root, None, stem="demo").folder
     write_digits(folder / "photos")
     split = split_folder(folder / "photos", val=0.1, test=0.2, seed=settings.seed, progress=progress)
@@ -94,7 +94,7 @@ def run(settings: DemoSettings, progress: Progress) -> DemoResult:
     progress.note(f"{len(split.photos)} digits in {folder / 'photos'}, {len(held_out)} of them held out as test")
 
     try:
-        twins = {name: _train(folder, name, network, settings.seed, progress) for name, network in TWINS.items()}
+        twins = {name: _train(folder, name, recipe, progress) for name, recipe in recipes.items()}
     except Interrupted:
         raise Interrupted(f"the demo was interrupted, and leaves {folder}; begin it anew with: bnlab demo") from None
     winner = twins["with BN"]
@@ -110,15 +110,14 @@ def run(settings: DemoSettings, progress: Progress) -> DemoResult:
         winner.test,
         [(p.path, str(p.label), float(p.probability or 0)) for p in answers],
         winner.run.recipe.read_text("utf-8"),
-        json.loads(winner.run.environment.read_text("utf-8")),
+        read_json(winner.run.environment),
     )
     write_atomic(folder / "report.html", page)
     return DemoResult(folder=folder, twins=twins, answers=answers, report=folder / "report.html")
 
 
-def _train(folder: Path, name: str, network: str, seed: int, progress: Progress) -> Twin:
+def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> Twin:
     progress.note(f"training the twin {name}")
-    settings = load_settings("digits", {"network": network, "seed": seed})
     run = Run(folder / name.replace(" ", "-"))
     diverged = None
     try:

@@ -1,23 +1,23 @@
 """`bnlab evaluate`: how good a classifier is on photos whose classes are known."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
-from bnlab.data.duplicates import file_sha256
-from bnlab.data.listing import Photo, read_list
+from bnlab.data.listing import read_list
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import open_evaluation_data
 from bnlab.errors import printable
-from bnlab.files import write_atomic, write_csv, write_json
+from bnlab.files import file_sha256, write_atomic, write_csv, write_json
 from bnlab.machine import versions
 from bnlab.progress import Progress
 from bnlab.report import figures
 from bnlab.report.page import evaluation_page, mistakes_png
-from bnlab.runs import RUNS, Run, new_run
+from bnlab.runs import RUNS, Run, check_free, new_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +68,16 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
     Raises:
         BnlabError: the classifier or the data cannot be used; the disk is full.
     """
+    check_free(settings.root, settings.name)
     split, photos = open_evaluation_data(settings.data, settings.split)
     classifier = Classifier.load(settings.classifier, settings.device)
     evaluation = evaluate(
         classifier, photos, split, batch_size=settings.batch_size, workers=settings.workers, progress=progress
     )
     tell_refused(evaluation.refused, strict=settings.strict, progress=progress)
-    seen = _seen_in_training(settings.classifier, photos)
+    seen = _seen_in_training(settings.classifier, classifier.card, evaluation)
     if seen:
-        progress.warn(f"{seen} of {len(photos)} photos are among those it was trained on: the figures flatter it")
+        progress.warn(f"{seen} of {evaluation.n} photos are among those it was trained on: the figures flatter it")
     folder = new_run(settings.root, settings.name, stem="evaluate").folder
     result = EvaluateResult(
         evaluation=evaluation, folder=folder, classifier=settings.classifier, data=settings.data, seen=seen
@@ -97,20 +98,16 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
     return result
 
 
-def _seen_in_training(classifier: Path, photos: Sequence[Photo]) -> int | None:
-    """How many photos the classifier was trained on, by content; None where its run does not lie beside it."""
-    listed = Run(classifier.parent).split
-    if not listed.is_file():
-        return None
-    trained_on = {photo.sha256 for photo in read_list(listed) if photo.split == "train"}
-    return sum((photo.sha256 or _sha256(photo.path)) in trained_on for photo in photos)
-
-
-def _sha256(path: str) -> str:
+def _seen_in_training(file: Path, card: Card, evaluation: Evaluation) -> int | None:
+    """How many photos the classifier was trained on, by content; None where its run's list does not lie beside it."""
+    listed = Run(file.parent).split
     try:
-        return file_sha256(path)
-    except OSError:  # it was refused, and is not counted
-        return ""
+        if file_sha256(listed) != card.split_sha256:
+            return None
+        trained_on = {photo.sha256 for photo in read_list(listed) if photo.split == "train"}
+        return sum(file_sha256(path) in trained_on for path in evaluation.paths)
+    except OSError:
+        return None
 
 
 def _rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:

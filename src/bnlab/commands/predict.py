@@ -59,8 +59,11 @@ def run(settings: PredictSettings, progress: Progress) -> PredictResult:
     if settings.top < 1:
         raise UsageError(f"--top {settings.top} gives no class", "say 1 or more")
     paths = list(_expanded(settings.photos))
-    if settings.csv and settings.csv.exists():
-        raise UsageError(f"{printable(settings.csv)} exists already", "give --csv a new file")
+    if settings.csv:
+        with storage_errors(settings.csv):
+            if settings.csv.exists():
+                raise UsageError(f"{printable(settings.csv)} exists already", "give --csv a new file")
+            settings.csv.parent.mkdir(parents=True, exist_ok=True)
     classifier = Classifier.load(settings.classifier, settings.device)
     predictions = classifier.predict(paths, top=settings.top, batch_size=settings.batch_size, progress=progress)
     refused = [Refusal(p.path, p.error) for p in predictions if p.error]
@@ -95,8 +98,6 @@ def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
         row = [p.path, p.label, p.probability, p.error]
         row += [value for c in p.top[1:] for value in (c.label, c.probability)]
         rows.append(row + [None] * (len(columns) - len(row)))
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_csv(path, columns, rows)
 
 

@@ -1,16 +1,15 @@
 """Photos that are the same picture: to the byte, or to the eye."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from bnlab.data.pixels import open_photo
+from bnlab.files import file_sha256
 
 # Two photos are near duplicates when their perceptual hashes differ in at most so many of 64 bits ...
 MAX_BITS = 8
@@ -56,12 +55,6 @@ def fingerprint(path: str) -> Fingerprint:
     return Fingerprint(file_sha256(path), int.from_bytes(np.packbits(bits).tobytes(), "big"), miniature)
 
 
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
     """The sets of photos that are duplicates, directly or by a chain, in the order of their first member."""
     numbers: dict[str, int] = {}
@@ -83,10 +76,10 @@ def _near_groups(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
     """The number of each photo's group: near duplicates, and what a chain of them joins, have the same.
 
     Hashes that differ in at most MAX_BITS bits agree in at least one of MAX_BITS + 1 bands of bits, so only photos
-    that share a band are compared, and only those not yet known to belong together: neither a million photos nor ten
-    thousand frames of one film take their square.
+    that share a band are compared, each pair once, and none that is known already to belong together.
     """
     group = np.arange(len(fingerprints))
+    members = {i: [i] for i in range(len(fingerprints))}
     if not fingerprints:
         return group
     hashes = np.array([one.phash for one in fingerprints], dtype=np.uint64)
@@ -106,11 +99,15 @@ def _near_groups(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
                     others = others[(hashes[others] ^ hashes[i]) & earlier != 0]
                 if len(others):
                     difference = np.abs(miniatures[others].astype(np.int16) - miniatures[i]).mean(axis=1)
-                    _join(group, i, others[difference <= MAX_DIFFERENCE])
+                    _join(group, members, group[i], group[others[difference <= MAX_DIFFERENCE]])
     return group
 
 
-def _join(group: NDArray[np.intp], i: np.intp, others: NDArray[np.intp]) -> None:
-    joined = np.append(group[others], group[i])
-    if len(others):
-        group[np.isin(group, joined)] = joined.min()
+def _join(group: NDArray[np.intp], members: dict[int, list[int]], one: int, others: NDArray[np.intp]) -> None:
+    """Let groups become one; it is always the smaller that is renumbered, so each photo is few times."""
+    for other in map(int, np.unique(others)):
+        small, large = sorted((int(one), other), key=lambda number: len(members[number]))
+        if small != large:
+            group[members[small]] = large
+            members[large] += members.pop(small)
+            one = large

@@ -4,16 +4,17 @@ A split folder has the sub-folders `train`, `val` (or `valid`, `validation`) and
 class. Classes are matched by name, never by position.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnlab.data.duplicates import file_sha256
 from bnlab.data.listing import LIST_NAME, Photo, as_label, check_classes, read_list
 from bnlab.data.pixels import open_photo
-from bnlab.data.scan import Found, Refusal, class_folders, examine, photos_below, scan, split_sides
+from bnlab.data.scan import Found, Refusal, class_folders, examine, photos_below, scan, split_sides, tell_oddities
 from bnlab.data.split import split_folder, split_found
 from bnlab.errors import DataError, printable, quoted
+from bnlab.files import file_sha256
 from bnlab.progress import Progress
 
 
@@ -57,6 +58,7 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
         split = split_found(data, train, val=val, test=0.0, seed=seed, progress=progress)
         photos = split.photos + [photo for photo in photos if photo.split != "train"]
         refused += split.refused
+    _tell_leaks(photos, progress)
     return _checked(data, photos, refused, own_val=own_val)
 
 
@@ -87,6 +89,8 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, list[Photo
         photos = [photo for side_name, folder in sides for photo in _listed(folder, side_name)]
     else:
         photos = [Photo(found.path, found.label, "all", "") for found in scan(data)]
+    if not photos:
+        raise DataError(f"{printable(data)} has no photos", "give a split folder, a split.csv or a folder of classes")
     there = {photo.split for photo in photos}
     if split == "all":
         return "all", photos
@@ -99,11 +103,12 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, list[Photo
 
 
 def _list_in(data: Path) -> Path | None:
-    """The split.csv that DATA is, or all that DATA holds."""
+    """The split.csv that DATA is, or that of a run, or all that DATA holds."""
     if data.is_file():
         return data
     listed = data / LIST_NAME
-    return listed if listed.is_file() and not class_folders(data) else None
+    is_run = (data / "recipe.yaml").is_file()
+    return listed if listed.is_file() and (is_run or not class_folders(data)) else None
 
 
 def _listed(folder: Path, split: str) -> list[Photo]:
@@ -124,6 +129,8 @@ def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress)
             raise DataError(
                 f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
             )
+    for _, folder in sides:
+        tell_oddities(folder, progress)
     others = sorted(class_folders(data).keys() - {folder.name for _, folder in sides})
     if others:
         names = ", ".join(map(printable, others[:5]))
@@ -150,6 +157,13 @@ def _usable_sha256(path: str) -> str:
     return file_sha256(path)
 
 
+def _tell_leaks(photos: Sequence[Photo], progress: Progress) -> None:
+    trained_on = {photo.sha256 for photo in photos if photo.split == "train"}
+    leaked = sum(photo.sha256 in trained_on for photo in photos if photo.split != "train")
+    if leaked:
+        progress.warn(f"{leaked} photos of val and test are in train too, to the byte: accuracy will flatter")
+
+
 def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
     if number:
         progress.warn(
@@ -160,6 +174,9 @@ def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
 
 def _checked(data: Path, photos: list[Photo], refused: list[Refusal], *, own_val: bool = True) -> Source:
     name = printable(data)
+    twice = [path for path, number in Counter(photo.path for photo in photos).items() if number > 1]
+    if twice:
+        raise DataError(f"{name} lists {printable(twice[0])} more than once", "a photo has one class and one side")
     classes = sorted({photo.label for photo in photos if photo.split == "train"})
     check_classes(classes, f"train of {name}" if classes else name)
     for split in ("val", "test"):

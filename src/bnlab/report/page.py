@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bnlab.classifier.evaluate import Evaluation
 from bnlab.data.pixels import open_photo
 from bnlab.errors import PhotoError, printable
-from bnlab.files import write_atomic
+from bnlab.files import read_json, write_atomic
 from bnlab.report import figures
 from bnlab.report.figures import Rows
 from bnlab.runs import Run
@@ -88,7 +87,7 @@ def write_run_page(run: Run, evaluation: Evaluation, rows: Rows) -> None:
     Raises:
         StorageError: no space left; an older report is untouched.
     """
-    environment = json.loads(run.environment.read_text("utf-8"))
+    environment = read_json(run.environment)
     page = run_page(printable(run.folder), evaluation, rows, run.recipe.read_text("utf-8"), environment)
     write_atomic(run.report, page)
 

@@ -12,7 +12,8 @@ _SCALARS = ("train_loss", "train_top1", "val_loss", "val_top1", "learning_rate",
 
 @contextmanager
 def tensorboard(run: Run, step: int) -> Iterator[Callable[[Row], None]]:
-    """Gives a function that logs an epoch's metrics. Events after `step`, of a sitting that was killed, are hidden.
+    """Gives a function that logs an epoch's metrics. Events after `step`, of a sitting that was killed, are
+    hidden.
 
     Raises:
         StorageError: no space left.
@@ -20,7 +21,7 @@ def tensorboard(run: Run, step: int) -> Iterator[Callable[[Row], None]]:
     from torch.utils.tensorboard import SummaryWriter
 
     with storage_errors(run.events):
-        writer = SummaryWriter(run.events, purge_step=step or None)
+        writer = SummaryWriter(run.events, purge_step=step + 1 if step else None)
 
     def log(row: Row) -> None:
         with storage_errors(run.events):

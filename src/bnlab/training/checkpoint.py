@@ -3,15 +3,15 @@
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnlab.config import MACHINE_KEYS, Recipe
-from bnlab.errors import RunError, printable
-from bnlab.files import write_atomic
+from bnlab.errors import RunError, printable, quoted
+from bnlab.files import file_sha256, write_atomic
+from bnlab.runs import Run
 
 Row = dict[str, float | int]
 FORMAT_VERSION = 1
@@ -58,9 +58,9 @@ class Position:
 
 
 def save_state(
-    path: Path, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
+    run: Run, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
 ) -> None:
-    """Write state.pt atomically.
+    """Write the run's state.pt atomically.
 
     Raises:
         StorageError: no space left; the older state is untouched.
@@ -69,21 +69,28 @@ def save_state(
     state = {
         "format": FORMAT_VERSION,
         "recipe": _results_of(recipe),
+        "split": file_sha256(run.split),
         "position": asdict(position),
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     torch.save(state, content)
-    write_atomic(path, content.getbuffer())
+    write_atomic(run.state, content.getbuffer())
 
 
-def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Position:
+def load_state(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Position:
     """Put network and optimiser where they stood; from the beginning when nothing was saved yet.
 
     Raises:
-        RunError: the state is broken, of a newer format, or of another recipe.
+        RunError: the state is lost, broken, of a newer format, or of another recipe or list of photos.
     """
+    path = run.state
     if not path.exists():
+        if run.last.exists():
+            raise RunError(
+                f"run {printable(run.folder)} has lost its state.pt, which a resume needs",
+                f"begin a new run with --init {quoted(run.last)}",
+            )
         return Position()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -95,6 +102,10 @@ def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
             raise RunError(
                 f"the recipe of {printable(path.parent)} was changed after it began ({', '.join(changed)})",
                 "change it back, or begin a new run with --init",
+            )
+        if state["split"] != file_sha256(run.split):
+            raise RunError(
+                f"{printable(run.split)} was changed after the run began", "change it back, or begin a new run"
             )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])

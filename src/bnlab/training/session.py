@@ -1,6 +1,5 @@
 """One training from DATA to a finished run folder."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ from bnlab.data.loader import TrainingLoader
 from bnlab.data.pixels import View
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import Source, open_recorded_data, open_training_data
-from bnlab.errors import Interrupted, OutOfMemoryError, PhotoError, printable, quoted
-from bnlab.files import remove_drafts, write_atomic, write_csv, write_json
-from bnlab.machine import choose_device, environment, usable_cores, versions
+from bnlab.errors import Interrupted, PhotoError, printable, quoted
+from bnlab.files import file_sha256, read_json, remove_drafts, write_atomic, write_csv, write_json
+from bnlab.machine import choose_device, environment, memory_errors, usable_cores, versions
 from bnlab.nets import build
 from bnlab.nets.build import TableNetwork, check_name, to_device
 from bnlab.progress import Progress, Silent
-from bnlab.runs import RUNS, Run, find_run, new_run
+from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 from bnlab.training import checkpoint, loop
 from bnlab.training.board import tensorboard
 from bnlab.training.checkpoint import Position, Row
@@ -72,6 +71,7 @@ def train(
     recipe = settings.recipe
     device = choose_device(recipe.device)
     check_name(recipe.network)
+    check_free(root, name)
     source = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
     tell_refused(source.refused, strict=strict, progress=progress)
     tell_missing(source.photos, "val", progress)
@@ -83,6 +83,8 @@ def train(
     with run.locked():
         write_list(run.split, source.photos)
         write_json(run.environment, environment(device))
+        if source.refused:
+            write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in source.refused))
         write_atomic(run.recipe, to_yaml(settings))
         return _sit(run, recipe, network, source, device, progress)
 
@@ -126,7 +128,7 @@ def _sit(
         size=recipe.size, resize=recipe.resize, crop_fraction=recipe.crop_fraction, mean=recipe.mean, std=recipe.std
     )
     optimizer = loop.make_optimizer(network, recipe)
-    position = checkpoint.load_state(run.state, network, optimizer, recipe)
+    position = checkpoint.load_state(run, network, optimizer, recipe)
     workers = usable_cores() if recipe.workers < 0 else recipe.workers
     loader = TrainingLoader(
         source.side("train"),
@@ -140,7 +142,7 @@ def _sit(
         workers=workers,
     )
     val = source.side("val")
-    classifier = Classifier(network, _card(recipe, source, view), device)
+    classifier = Classifier(network, _card(run, recipe, source, view), device)
     _tell_position(run, position, recipe, source, device, progress)
     with ExitStack() as stack:
         log = stack.enter_context(tensorboard(run, position.step))
@@ -148,11 +150,11 @@ def _sit(
         def judge() -> Evaluation:
             evaluation = evaluate(classifier, val, "val", workers=workers, progress=progress)
             for refusal in evaluation.refused:  # it was fine when the run began, and epochs must be judged alike
-                raise PhotoError(refusal.path, refusal.reason, "put it back as it was, and resume")
+                raise PhotoError(refusal.path, refusal.reason)
             return evaluation
 
         def save(position: Position) -> None:
-            checkpoint.save_state(run.state, position, network, optimizer, recipe)
+            checkpoint.save_state(run, position, network, optimizer, recipe)
 
         def epoch_done(position: Position, row: Row, is_best: bool) -> None:
             metrics = {"split": "val", "n": len(val), "top1": row["val_top1"], "loss": row["val_loss"]}
@@ -171,7 +173,7 @@ def _sit(
     return _result(run, position, source, device, workers)
 
 
-def _card(recipe: Recipe, source: Source, view: View) -> Card:
+def _card(run: Run, recipe: Recipe, source: Source, view: View) -> Card:
     settings = recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))
     if recipe.init is not None:
         settings["init"] = Path(recipe.init).name  # the card travels; where the file lay is nobody's business
@@ -182,6 +184,7 @@ def _card(recipe: Recipe, source: Source, view: View) -> Card:
         view=view,
         recipe=settings,
         versions=versions(),
+        split_sha256=file_sha256(run.split),
     )
 
 
@@ -200,18 +203,16 @@ def _result(run: Run, position: Position, source: Source, device: str, workers: 
 
 @contextmanager
 def _told(run: Run, recipe: Recipe) -> Iterator[None]:
-    """Say of an interruption how to go on, and of full memory what would fit."""
+    """Say of an interruption, or of a photo gone bad, how to go on, and of full memory what would fit."""
     try:
-        yield
+        with memory_errors(recipe.batch_size, recipe.size):
+            yield
+    except PhotoError as error:
+        raise PhotoError(
+            error.path, error.reason, f"put it back as it was, and go on with: {how_to_resume(run)}"
+        ) from None
     except Interrupted as interruption:
         raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemoryError(
-            f"out of memory at a batch size of {recipe.batch_size} and a size of {recipe.size} px",
-            "begin a new run with half the --batch-size, or a smaller --size",
-        ) from None
 
 
 @contextmanager
@@ -265,7 +266,7 @@ def _tell_without_effect(settings: Settings, source: Source, network: TableNetwo
 
 def _tell_changes(run: Run, device: str, progress: Progress) -> None:
     """Warn where the run will not end in the same bits, for it goes on elsewhere than it began."""
-    began, now = json.loads(run.environment.read_text("utf-8")), environment(device)
+    began, now = read_json(run.environment), environment(device)
     for key in ("device", "gpu", "threads", "processor", "versions"):
         if began.get(key) != now[key]:
             progress.warn(f"this run began with other {key}, so it does not go on bit for bit")
