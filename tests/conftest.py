@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 os.environ["OMP_NUM_THREADS"] = "2"  # sums depend on it, so that what is learned here is learned on any machine
@@ -86,6 +87,10 @@ class Outcome:
         assert "Traceback" not in self.err
         return lines[0].removeprefix("bnlab: ")
 
+
+# The same examples on every run, however slow the machine.
+settings.register_profile("bnlab", derandomize=True, deadline=None)
+settings.load_profile("bnlab")
 
 # What makes a training take seconds: the small network at its smallest size.
 QUICK = ("--network", "bn_small_inception", "--size", 32, "--batch-size", 8, "--learning-rate", 0.02, "--workers", 0)

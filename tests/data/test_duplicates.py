@@ -53,7 +53,7 @@ def test_mere_likeness_is_not_enough(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_quick_search_finds_what_the_obvious_one_finds(seed: int) -> None:
     random = np.random.default_rng(seed)
     base = random.integers(0, 2, (6, 64))
