@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.errors import StorageError
-from bnlab.files import first_free, new_folder, read_csv, remove_drafts, write_atomic, write_csv, write_json
+from bnlab.files import new_folder, read_csv, remove_drafts, write_atomic, write_csv, write_json
 
 
 def full_disk(*_: object) -> None:
@@ -86,10 +86,3 @@ def test_tables_keep_odd_names(tmp_path: Path) -> None:
 def test_json_is_written_in_order(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": [1.5]})
     assert list(json.loads((tmp_path / "a.json").read_text())) == ["b", "a"]
-
-
-def test_first_free(tmp_path: Path) -> None:
-    assert first_free(tmp_path, "x").name == "x"
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x2").mkdir()
-    assert first_free(tmp_path, "x").name == "x3"

@@ -8,7 +8,7 @@ import typer
 
 from bnlab import __version__
 from bnlab.console import err, run_command, show_result
-from bnlab.errors import printable, quoted
+from bnlab.errors import plural, printable, quoted
 
 app = typer.Typer(
     name="bnlab",
@@ -132,7 +132,6 @@ def train_verb(
     """
     from bnlab.commands import train
     from bnlab.config import MACHINE_KEYS, load_settings, parse_assignments
-    from bnlab.tables import plural
 
     given: dict[str, Any] = {
         "network": network,

@@ -95,6 +95,11 @@ def quoted(path: str | PathLike[str]) -> str:
     return shlex.quote(printable(path))
 
 
+def plural(number: int, what: str) -> str:
+    """How many of what: 1 photo, 2 photos."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """ "did you mean 'epochs'?" when a known word is near, else the list of all."""
     near = get_close_matches(word, known, n=1)

@@ -138,13 +138,5 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"{name} cannot be written ({reason})", "give a place you may write to") from error
 
 
-def first_free(folder: Path, name: str) -> Path:
-    """`folder/name`, or `folder/name2`, `name3`, ...: the first that is not taken."""
-    number = 1
-    while (path := folder / (name if number == 1 else f"{name}{number}")).exists():
-        number += 1
-    return path
-
-
 def _draft_of(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:12]}.part")

@@ -9,7 +9,7 @@ from bnlab.commands.evaluate import EvaluateResult
 from bnlab.commands.predict import PredictResult
 from bnlab.commands.split import SplitResult
 from bnlab.data.listing import SPLITS
-from bnlab.errors import printable
+from bnlab.errors import plural, printable
 
 _SHOWN = 10  # groups of duplicates that are named
 
@@ -93,11 +93,6 @@ def _findings(result: SplitResult) -> list[RenderableType]:
     if len(conflicts) > _SHOWN:
         lines.append(Text(f"and {len(conflicts) - _SHOWN} more label conflicts", style="yellow"))
     return lines
-
-
-def plural(number: int, what: str) -> str:
-    """ "1 photo", "2 photos"."""
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _table(first: str, *others: str, justify: str = "right") -> Table:

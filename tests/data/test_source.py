@@ -109,7 +109,7 @@ def test_conflicts_are_told(photos: Path) -> None:
     shutil.copy(photos / "ring" / "ring000.png", photos / "disc" / "x.png")
     progress = Silent()
     opened(photos, progress)
-    assert progress.warnings[0].startswith("1 photo stands in two classes at once")
+    assert progress.warnings[0].startswith("1 group of duplicates in more than one class")
 
 
 def test_recorded_data_must_still_be_there(data: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_photo_on_two_sides_is_told_and_one_listed_twice_refused(data: Path) -
     shutil.copy(data / "train" / "disc" / "disc000.png", data / "val" / "disc" / "x.png")
     progress = Silent()
     source = opened(data, progress)
-    assert progress.warnings == ["1 photos of val and test are in train too, to the byte: accuracy will flatter"]
+    assert progress.warnings == ["val and test share 1 photo with train, to the byte: accuracy will flatter"]
     write_list(data / "twice.csv", [*source.photos, source.photos[0]])
     assert refusal(data / "twice.csv") == (
         f"{data}/twice.csv lists {source.photos[0].path} more than once: a photo has one class and one side"
@@ -197,4 +197,4 @@ def test_odd_things_on_a_side_are_told(data: Path) -> None:
     shutil.copy(data / "train" / "disc" / "disc000.png", data / "train" / "loose.png")
     progress = Silent()
     opened(data, progress)
-    assert progress.warnings == [f"1 photo lies beside the classes in {data}/train and in none of them: left out"]
+    assert progress.warnings == [f"left out 1 photo beside the classes in {data}/train, in none of them"]

@@ -14,7 +14,7 @@ from bnlab.classifier.file import load_network
 from bnlab.data.loader import prepared_batches
 from bnlab.data.pixels import Pixels, normalise
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
-from bnlab.machine import choose_device, memory_errors, usable_cores
+from bnlab.machine import choose_device, memory_errors
 from bnlab.nets.build import TableNetwork, to_device
 from bnlab.progress import Progress, Silent
 
@@ -98,7 +98,6 @@ class Classifier:
         """
         rows: list[Probabilities] = []
         errors: list[PhotoError | None] = []
-        workers = usable_cores() if workers < 0 else workers
         task_of_all = (progress or Silent()).task("classifying", len(paths), "photos")
         with memory_errors(batch_size, self.card.view.size), task_of_all as task:
             for pixels, errors_of_batch in prepared_batches(

@@ -9,10 +9,10 @@ from bnlab.classifier.predict import Classifier, Prediction
 from bnlab.data.pixels import open_photo
 from bnlab.data.scan import Refusal, photos_below, tell_refused
 from bnlab.errors import DataError, PhotoError, UsageError, printable
-from bnlab.files import first_free, storage_errors, write_atomic, write_csv
+from bnlab.files import storage_errors, write_atomic, write_csv
 from bnlab.progress import Progress
 from bnlab.report import figures
-from bnlab.runs import RUNS
+from bnlab.runs import RUNS, new_run
 
 MOST_SHOWN = 60  # photos on one sheet
 
@@ -56,8 +56,6 @@ def run(settings: PredictSettings, progress: Progress) -> PredictResult:
     Raises:
         BnlabError: the classifier cannot be used, a path is not there, or not one photo can be used.
     """
-    if settings.top < 1:
-        raise UsageError(f"--top {settings.top} gives no class", "say 1 or more")
     paths = list(_expanded(settings.photos))
     if settings.csv:
         with storage_errors(settings.csv):
@@ -115,8 +113,6 @@ def _picture(settings: PredictSettings, predictions: list[Prediction]) -> Path:
         titles = [f"{printable(str(p.label))}  {p.probability:.1%}" for p in shown]
         more = f"the first {len(shown)} of {len(predictions)} photos" if len(predictions) > len(shown) else ""
         content = figures.photos_png(images, titles, more)
-    folder = first_free(settings.root, "predict")
-    with storage_errors(folder):
-        folder.mkdir(parents=True)
+    folder = new_run(settings.root, None, stem="predict").folder
     write_atomic(folder / "predictions.png", content)
     return folder / "predictions.png"

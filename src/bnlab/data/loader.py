@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bnlab.data.listing import Photo
 from bnlab.data.pixels import Pixels, View, augment, open_photo, prepare
 from bnlab.errors import PhotoError
+from bnlab.machine import usable_cores
 
 # What a number drawn from the seed is for; each use has a stream of its own.
 _ORDER, _AUGMENTATION = 0, 1
@@ -108,7 +109,8 @@ def prepared_batches(
 
 
 def in_order(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map(make, items)`, with `workers` threads some items ahead (0: none, each item when it is asked for)."""
+    """`map(make, items)`, with `workers` threads some items ahead (0: none, -1: as many as there are cores)."""
+    workers = usable_cores() if workers < 0 else workers
     if workers == 0:
         yield from map(make, items)
         return

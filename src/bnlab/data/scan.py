@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bnlab.data.listing import as_label
-from bnlab.errors import DataError, PhotoError, printable
+from bnlab.errors import DataError, PhotoError, plural, printable
 from bnlab.machine import usable_cores
 from bnlab.progress import Progress
 
@@ -160,7 +160,7 @@ def tell_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progress
     if refused and strict:
         first = f"{printable(refused[0].path)}, {refused[0].reason}"
         raise DataError(
-            f"{len(refused)} photo{'s' * (len(refused) != 1)} cannot be used (the first: {first})",
+            f"{plural(len(refused), 'photo')} cannot be used (the first: {first})",
             "mend them or leave --strict out",
         )
     for refusal in refused[:shown]:
@@ -173,8 +173,7 @@ def tell_oddities(folder: Path, progress: Progress) -> None:
     """Say what a folder of classes holds beside its classes' photos, so that nothing is passed over in silence."""
     loose = sum(is_photo(path.name) for path in folder.iterdir() if path.is_file())
     if loose:
-        photos = "1 photo lies" if loose == 1 else f"{loose} photos lie"
-        progress.warn(f"{photos} beside the classes in {printable(folder)} and in none of them: left out")
+        progress.warn(f"left out {plural(loose, 'photo')} beside the classes in {printable(folder)}, in none of them")
     others: Counter[str] = Counter()
     for label, path in class_folders(folder).items():
         below = [printable(name) for name, sub in class_folders(path).items() if next(photos_below(sub), None)]
@@ -185,4 +184,4 @@ def tell_oddities(folder: Path, progress: Progress) -> None:
         others.update(Path(name).suffix.lower() or "no suffix" for name in _files_below(path) if not is_photo(name))
     if others:
         kinds = ", ".join(f"{number} with {printable(kind)}" for kind, number in others.most_common(5))
-        progress.note(f"left out {others.total()} other files: {kinds}")
+        progress.note(f"left out {plural(others.total(), 'other file')}: {kinds}")

@@ -13,7 +13,7 @@ from bnlab.data.listing import LIST_NAME, Photo, as_label, check_classes, read_l
 from bnlab.data.pixels import open_photo
 from bnlab.data.scan import Found, Refusal, class_folders, examine, photos_below, scan, split_sides, tell_oddities
 from bnlab.data.split import split_folder, split_found
-from bnlab.errors import DataError, printable, quoted
+from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.files import file_sha256
 from bnlab.progress import Progress
 
@@ -161,13 +161,13 @@ def _tell_leaks(photos: Sequence[Photo], progress: Progress) -> None:
     trained_on = {photo.sha256 for photo in photos if photo.split == "train"}
     leaked = sum(photo.sha256 in trained_on for photo in photos if photo.split != "train")
     if leaked:
-        progress.warn(f"{leaked} photos of val and test are in train too, to the byte: accuracy will flatter")
+        progress.warn(f"val and test share {plural(leaked, 'photo')} with train, to the byte: accuracy will flatter")
 
 
 def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
     if number:
         progress.warn(
-            f"{number} photo{'s stand' if number > 1 else ' stands'} in two classes at once: "
+            f"{plural(number, 'group')} of duplicates in more than one class: "
             f"`bnlab split {quoted(data)} --list --into FOLDER` names them"
         )
 

@@ -13,7 +13,7 @@ from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
 from bnlab.data.listing import Photo, check_classes, count_photos
 from bnlab.data.scan import Found, Refusal, examine, scan, split_sides, tell_oddities
-from bnlab.errors import DataError, printable, quoted
+from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.progress import Progress
 
 
@@ -27,11 +27,6 @@ class Split:
     refused: list[Refusal]
     groups: list[Group]
     """duplicates, by position in `photos`"""
-
-    @property
-    def classes(self) -> list[str]:
-        """Names, sorted: the position of a name is its index in the network."""
-        return sorted({photo.label for photo in self.photos})
 
     @property
     def conflicts(self) -> list[Group]:
@@ -117,7 +112,7 @@ def _check(
         if not counts[label]["train"]:
             number = sum(counts[label].values())
             raise DataError(
-                f"class '{printable(label)}' in {name} has {number} photo{'s' * (number != 1)}, and none fell to train",
+                f"class '{printable(label)}' in {name} has {plural(number, 'photo')}, and none fell to train",
                 "add photos, hold out less or take another --seed",
             )
     for wanted, split in ((val, "val"), (test, "test")):

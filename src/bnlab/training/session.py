@@ -20,7 +20,7 @@ from bnlab.data.scan import tell_refused
 from bnlab.data.source import Source, open_recorded_data, open_training_data
 from bnlab.errors import Interrupted, PhotoError, printable, quoted
 from bnlab.files import file_sha256, read_json, remove_drafts, write_atomic, write_csv, write_json
-from bnlab.machine import choose_device, environment, memory_errors, usable_cores, versions
+from bnlab.machine import choose_device, environment, memory_errors, versions
 from bnlab.nets import build
 from bnlab.nets.build import TableNetwork, check_name, to_device
 from bnlab.progress import Progress, Silent
@@ -129,7 +129,6 @@ def _sit(
     )
     optimizer = loop.make_optimizer(network, recipe)
     position = checkpoint.load_state(run, network, optimizer, recipe)
-    workers = usable_cores() if recipe.workers < 0 else recipe.workers
     loader = TrainingLoader(
         source.side("train"),
         source.classes,
@@ -139,7 +138,7 @@ def _sit(
         flip=recipe.flip,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        workers=workers,
+        workers=recipe.workers,
     )
     val = source.side("val")
     classifier = Classifier(network, _card(run, recipe, source, view), device)
@@ -148,7 +147,7 @@ def _sit(
         log = stack.enter_context(tensorboard(run, position.step))
 
         def judge() -> Evaluation:
-            evaluation = evaluate(classifier, val, "val", workers=workers, progress=progress)
+            evaluation = evaluate(classifier, val, "val", workers=recipe.workers, progress=progress)
             for refusal in evaluation.refused:  # it was fine when the run began, and epochs must be judged alike
                 raise PhotoError(refusal.path, refusal.reason)
             return evaluation
@@ -170,7 +169,7 @@ def _sit(
         stack.enter_context(_told(run, recipe))
         hooks = loop.Hooks(judge=judge, save=save, epoch_done=epoch_done)
         loop.fit(network, optimizer, loader, recipe, view, position, hooks, device=device, progress=progress)
-    return _result(run, position, source, device, workers)
+    return _result(run, position, source, device, recipe.workers)
 
 
 def _card(run: Run, recipe: Recipe, source: Source, view: View) -> Card:
