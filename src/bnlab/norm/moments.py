@@ -1,0 +1,122 @@
+"""How many values, their mean and their scatter about it: statistics that can be merged without loss.
+
+Averaging the variances of batches, as is often done, forgets that their means differ. Merging (Chan, Golub & LeVeque
+1979) does not: whichever way the values are batched, the result is that of all of them at once.
+
+Shapes: C channels. Everything is float64.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_CHUNK = 4096  # values of a channel that are summed in float32 at a time: torch's kernel adds them one by one
+_FAR = 100.0  # |mean| / std from which float32 sums are not to be trusted
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of each channel's values: how many, their mean (C), and the sum of their squared distances from it (C).
+
+    For whitening `scatter` is the sum of outer products, groups x D x D for C = groups * D channels.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    def variance(self, *, unbiased: bool) -> Tensor:
+        """The scatter by count, or by count - 1; NaN for no values, or fewer than two."""
+        return self.scatter / (self.count - unbiased) if self.count > unbiased else self.scatter * torch.nan
+
+    def to(self, device: torch.device) -> "Moments":
+        """The same on another device."""
+        return Moments(self.count, self.mean.to(device), self.scatter.to(device))
+
+
+def none(channels: int, device: torch.device) -> Moments:
+    """The moments of no values, which change nothing they are merged with."""
+    zero = torch.zeros(channels, dtype=torch.float64, device=device)
+    return Moments(0, zero, zero)
+
+
+@torch.no_grad()
+def measure(x: Tensor) -> Moments:
+    """The moments of a batch, N x C x ...
+
+    torch's kernel sums float32 values that lie channels-last one by one in float32. So it is given few at a time, whose
+    moments are merged; and where a mean lies far from 0, where that does not suffice, the values are taken in float64.
+    """
+    channels = x.shape[1]
+    if not x.numel():
+        return none(channels, x.device)
+    if x.dtype == torch.float64:
+        return _measure_exactly(x)
+    x, count = x.float(), x.numel() // channels
+    if x.is_cuda:  # there the kernel is Welford's
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)  # C, C
+        return Moments(count, mean.double(), var.double() * count)
+    x = x.cpu()  # where it is not already: other devices may know no float64
+    chunks = torch.split(x, max(1, _CHUNK * len(x) // count))
+    means, variances = zip(*(torch.batch_norm_update_stats(c, None, None, 0.0) for c in chunks), strict=True)
+    mean, var = torch.stack(means).double(), torch.stack(variances).double()  # chunks x C
+    if not bool((mean.square() <= _FAR**2 * var).all()):
+        return _measure_exactly(x)
+    counts = torch.tensor([c.numel() // channels for c in chunks], dtype=torch.float64)
+    return _merge(counts, mean, var * counts[:, None])
+
+
+def measure_covariance(x: Tensor, groups: int) -> Moments:
+    """As `measure`, with the scatter of the channels of each group with one another."""
+    values = x.detach().double().transpose(0, 1).reshape(groups, x.shape[1] // groups, -1)  # groups x D x count
+    if not x.numel():
+        zero = values.new_zeros(groups, values.shape[1], values.shape[1])
+        return Moments(0, zero[..., 0].flatten(), zero)
+    mean = values.mean(2, keepdim=True)  # groups x D x 1
+    centred = values - mean
+    return Moments(values.shape[2], mean.flatten(), centred @ centred.mT)
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """The moments of all the parts' values together; of at least one part."""
+    parts = list(parts)
+    counts = torch.tensor([part.count for part in parts], dtype=torch.float64, device=parts[0].mean.device)
+    return _merge(counts, torch.stack([p.mean for p in parts]), torch.stack([p.scatter for p in parts]))
+
+
+def merge_processes(own: Moments, group: dist.ProcessGroup | None = None) -> Moments:
+    """The moments of all processes' values, the same to the bit on each; every process of the group has to call it."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return own
+    shape = own.scatter.shape
+    count = own.mean.new_tensor([own.count])
+    mine = torch.cat([count, own.mean, own.scatter.flatten()])
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, mine, group=group)
+    sizes = [1, own.mean.numel(), own.scatter.numel()]
+    counts, means, scatters = torch.split(torch.stack(everyone), sizes, dim=1)
+    return _merge(counts.flatten(), means, scatters.reshape(-1, *shape))
+
+
+def _measure_exactly(x: Tensor) -> Moments:
+    over = [d for d in range(x.ndim) if d != 1]
+    var, mean = torch.var_mean(x.double(), over, correction=0)  # C, C
+    count = x.numel() // x.shape[1]
+    return Moments(count, mean, var * count)
+
+
+def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> Moments:
+    """P parts: counts P, means P x C, scatters P x C or P x groups x D x D."""
+    total = counts.sum()
+    weights = counts / total.clamp(min=1)  # P
+    mean = torch.einsum("p,pc->c", weights, means)  # C
+    apart = means - mean  # P x C
+    if scatters.ndim == 2:
+        scatter = scatters.sum(0) + torch.einsum("p,pc,pc->c", counts, apart, apart)  # C
+    else:
+        apart = apart.view(scatters.shape[:3])  # P x groups x D
+        scatter = scatters.sum(0) + torch.einsum("p,pgi,pgj->gij", counts, apart, apart)  # groups x D x D
+    return Moments(int(total), mean, scatter)
