@@ -61,6 +61,17 @@ def test_files_are_of_a_size_to_read() -> None:
     assert not long
 
 
+def test_norm_is_of_use_without_the_rest() -> None:
+    """It imports torch and the standard library alone."""
+    for path in (HOUSE / "norm").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in modules:
+                known = module.split(".")[0] in sys.stdlib_module_names | {"torch"} or module.startswith("bnlab.norm")
+                assert known or module == "bnlab", f"{path.name} imports {module}"
+
+
 def test_light_rooms_import_no_torch() -> None:
     modules = "errors files config runs machine progress data.pixels data.scan data.duplicates data.split data.source"
     names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.cli", "bnlab.commands.split"]

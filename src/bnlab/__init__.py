@@ -1,18 +1,19 @@
 """Train a batch-normalised image classifier on your own photos, know what batch normalisation does for it, and ship it.
 
->>> from bnlab import Classifier, train, split
+>>> from bnlab import Classifier, train, split, norm
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bnlab import norm
     from bnlab.api import resume, split, train
     from bnlab.classifier.predict import Candidate, Classifier, Prediction
     from bnlab.errors import BnlabError
 
 __version__ = "0.1.0"
-__all__ = ["BnlabError", "Candidate", "Classifier", "Prediction", "resume", "split", "train"]
+__all__ = ["BnlabError", "Candidate", "Classifier", "Prediction", "norm", "resume", "split", "train"]
 
 # Imported when first asked for: `import bnlab`, and so `bnlab --help`, costs no seconds of torch.
 _WHERE = {
@@ -29,4 +30,6 @@ _WHERE = {
 def __getattr__(name: str) -> object:
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
+    if name == "norm":
+        return import_module("bnlab.norm")
     raise AttributeError(f"module 'bnlab' has no attribute '{name}'")

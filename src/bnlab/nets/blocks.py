@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.nets import tables
+from bnlab.norm.layers import BatchNorm, BatchNorm2d
 
 
 class ConvUnit(nn.Module):
@@ -22,13 +23,14 @@ class ConvUnit(nn.Module):
     def __init__(self, inputs: int, channels: int, kernel: int, *, stride: int = 1, norm: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, channels, kernel, stride, padding=kernel // 2, bias=not norm)
-        self.bn = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        self.bn = BatchNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised, rectified feature maps."""
         x = self.conv(x)  # N x channels x H/stride x W/stride
-        x = self.bn(x)
-        return F.relu(x, inplace=True)
+        if isinstance(self.bn, BatchNorm):
+            return cast(Tensor, self.bn(x, relu=True))  # backward then keeps one tensor, not two
+        return F.relu(self.bn(x), inplace=True)
 
 
 class Inception(nn.Module):

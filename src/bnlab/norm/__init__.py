@@ -1,6 +1,34 @@
 """Batch normalisation itself: what the paper describes, on torch alone; of use without the rest of bnlab."""
 
 from bnlab.norm import reference
+from bnlab.norm.accumulate import accumulate
+from bnlab.norm.fold import Folding, fold
+from bnlab.norm.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnlab.norm.memory import save_memory
+from bnlab.norm.placement import Placed
+from bnlab.norm.population import Measured, Recalibration, recalibrate
+from bnlab.norm.sync import SyncBatchNorm, convert_sync, revert_sync
+from bnlab.norm.whitening import Whitening1d, Whitening2d
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "reference"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Folding",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "Measured",
+    "Placed",
+    "Recalibration",
+    "SyncBatchNorm",
+    "Whitening1d",
+    "Whitening2d",
+    "accumulate",
+    "convert_sync",
+    "fold",
+    "recalibrate",
+    "reference",
+    "revert_sync",
+    "save_memory",
+]

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.norm.moments import Moments
+
 _FAR = 1e5  # the sum over channels of (mean / std)^2 from which values are shifted
 
 
@@ -29,12 +31,13 @@ class Running(NamedTuple):
 class Normalised(NamedTuple):
     """What a batch became.
 
-    `y` was made of `x`, perhaps shifted from what was given, by its `mean` and `invstd`, 1 / sqrt(var + eps). `moved`
-    is whether the running statistics were moved: a tensor where that is known on the device alone.
+    `y` was made of x, shifted by `pilot` where there is one, by the shifted x's `mean` and `invstd`,
+    1 / sqrt(var + eps). `moved` is whether the running statistics were moved: a tensor where that is known on the
+    device alone.
     """
 
     y: Tensor
-    x: Tensor
+    pilot: Tensor | None
     mean: Tensor
     invstd: Tensor
     moved: bool | Tensor
@@ -42,29 +45,35 @@ class Normalised(NamedTuple):
 
 def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
     """Normalise by the batch's own statistics, and move the running ones unless the batch's are not finite."""
-    kept = None if running is None else (running.mean.clone(), running.var.clone())
-    done = _native(x, weight, bias, running, eps)
+    # Copies are moved: autograd keeps what the kernel is given, and would not have it changed in place.
+    moving = None if running is None else running._replace(mean=running.mean.clone(), var=running.var.clone())
+    done = _native(x, weight, bias, moving, eps)
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        if running is None or kept is None:
+        if running is None or moving is None:
             return done
-        finite = running.mean.dot(running.var).isfinite()
-        _put_back(running, torch.where(finite, running.mean, kept[0]), torch.where(finite, running.var, kept[1]))
+        finite = _finite(moving)
+        running.mean.copy_(torch.where(finite, moving.mean, running.mean))
+        running.var.copy_(torch.where(finite, moving.var, running.var))
         return done._replace(moved=finite)
-    ratios = (done.mean * done.invstd).float()
+    ratios = done.mean.float() * done.invstd.float()
     distance = float(ratios.dot(ratios))
-    if distance < _FAR:
+    if _FAR <= distance < math.inf:
+        pilot = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C
+        if running is not None:
+            moving = running._replace(mean=running.mean - pilot, var=running.var.clone())
+        done = _native(shift(x, pilot), weight, bias, moving, eps)._replace(pilot=pilot)
+    if running is None or moving is None:
         return done
-    if running is not None and kept is not None:
-        _put_back(running, *kept)
-    if not math.isfinite(distance):
+    if not math.isfinite(distance) or not bool(_finite(moving)):
         return done._replace(moved=False)
-    pilot = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C
-    if running is not None:
-        running.mean.sub_(pilot)
-    done = _native(x - _wide(pilot, x), weight, bias, running, eps)
-    if running is not None:
-        running.mean.add_(pilot)
+    running.mean.copy_(moving.mean if done.pilot is None else moving.mean + done.pilot)
+    running.var.copy_(moving.var)
     return done
+
+
+def shift(x: Tensor, pilot: Tensor | None) -> Tensor:
+    """The x that a batch was normalised from."""
+    return x if pilot is None else x - _wide(pilot, x)
 
 
 def by_statistics(
@@ -79,7 +88,7 @@ def by_statistics(
 
 
 def again(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor) -> Tensor:
-    """The y of `by_batch` once more, to the same bits, from the x, mean and invstd it gave.
+    """The y of `by_batch` once more, to the same bits, from the (shifted) x, and the mean and invstd it gave.
 
     The kernel multiplies weight by 1 / sqrt(var + eps): with var 1 and eps 0, that product can be given it as it was.
     """
@@ -87,15 +96,24 @@ def again(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, i
     return torch.batch_norm(x, scale, bias, mean, torch.ones_like(mean), False, 0.0, 0.0, False)
 
 
+def move(running: Running, found: Moments) -> Tensor:
+    """Move running statistics towards those of a batch, unless these are not finite; whether they were, as a tensor."""
+    mean = running.mean.lerp(found.mean.to(running.mean), running.momentum)  # C
+    var = running.var.lerp(found.variance(unbiased=True).to(running.var), running.momentum)  # C
+    finite = _finite(Running(mean, var, running.momentum))
+    running.mean.copy_(torch.where(finite, mean, running.mean))
+    running.var.copy_(torch.where(finite, var, running.var))
+    return finite
+
+
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
     mean, var, momentum = running or (None, None, 0.0)
     y, batch_mean, invstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
-    return Normalised(y, x, batch_mean, invstd, moved=running is not None)
+    return Normalised(y, None, batch_mean, invstd, moved=running is not None)
 
 
-def _put_back(running: Running, mean: Tensor, var: Tensor) -> None:
-    running.mean.copy_(mean)
-    running.var.copy_(var)
+def _finite(running: Running) -> Tensor:
+    return running.mean.float().dot(running.var.float()).isfinite()
 
 
 def _wide(channels: Tensor, x: Tensor) -> Tensor:

@@ -34,9 +34,12 @@ class BatchNorm(Modes, _BatchNorm):
 
     Raises:
         ValueError: in training, an empty batch or one with a single value for each channel; inference without
-            population statistics; an input of the wrong number of dimensions. The message names the layer.
+            population statistics; an input of the wrong number of dimensions; an eps of 0 or less. Messages name the
+            layer.
         RuntimeError: an input with another number of channels.
     """
+
+    example_weight: float = 0.0
 
     def __init__(
         self,
@@ -64,9 +67,10 @@ class BatchNorm(Modes, _BatchNorm):
         With `relu` it is rectified too, and backward needs one tensor of that size instead of two (see `memory.py`).
         """
         self._check_shape(input)
-        if not self._by_stored():
+        if self.running_mean is None or self.running_var is None or not self._by_stored():
             return self._by_batch(input, relu=relu)
-        assert self.running_mean is not None and self.running_var is not None
+        if self.eps < 0:
+            raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps} at {name_of(self)}")
         given = (self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         if self.example_weight:
             y = weighing.normalise(input, *given, self.example_weight)  # N x C x ...
@@ -92,6 +96,8 @@ class BatchNorm(Modes, _BatchNorm):
 
     def _by_batch(self, input: Tensor, *, relu: bool) -> Tensor:
         self._check_size(input)
+        if self.eps <= 0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps} at {name_of(self)}")
         y, moved = self._transform(input, self._running() if self._moves() else None, relu=relu)
         if self._moves():
             self._count(moved)
@@ -107,6 +113,8 @@ class BatchNorm(Modes, _BatchNorm):
     def _running(self) -> Running | None:
         """What a training batch moves; nothing where population statistics stand."""
         if self.running_mean is None or self.running_var is None or self.statistics == "population":
+            return None
+        if not self.track_running_stats:  # taken back by hand, as with torch's layers
             return None
         momentum = self.momentum
         if momentum is None:

@@ -27,15 +27,17 @@ class _BatchNormReLU(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
     ) -> tuple[Tensor, bool | Tensor]:
         done = kernels.by_batch(x, weight, bias, running, eps)
-        ctx.save_for_backward(done.x, weight, bias, done.mean, done.invstd)
+        ctx.save_for_backward(x, weight, bias, done.mean, done.invstd, done.pilot)
         y = done.y.relu_()
         ctx.eps, ctx.version = eps, y._version
+        ctx.shadow = y.detach()  # without y's memory, it has y's version still: whether y was changed in place
+        ctx.shadow.data = y.new_empty(0)
         return y, done.moved
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        x, weight, _, mean, invstd = ctx.saved_tensors
-        y = _y_again(ctx)
+        x, weight, _, mean, invstd, pilot = ctx.saved_tensors
+        x, y = kernels.shift(x, pilot), _y_again(ctx)
         if torch.is_grad_enabled():  # for a gradient of the gradient
             dy = torch.ops.aten.threshold_backward(dy, y, 0)
         else:
@@ -56,8 +58,10 @@ def batch_norm_relu(
     """ReLU of the batch, normalised by its own statistics; and whether the running statistics were moved.
 
     In pure half precision (parameters too) the statistics are too coarse to compute y from again: two tensors are kept.
+    When compiling too: what to keep and what to compute again is the compiler's to choose.
     """
-    if not torch.is_grad_enabled() or (weight if weight is not None else x).dtype in (torch.float16, torch.bfloat16):
+    coarse = (weight if weight is not None else x).dtype in (torch.float16, torch.bfloat16)
+    if coarse or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         done = kernels.by_batch(x, weight, bias, running, eps)
         return done.y.relu_(), done.moved
     y, moved = _BatchNormReLU.apply(x, weight, bias, running, eps)  # type: ignore[no-untyped-call]
@@ -68,14 +72,36 @@ def batch_norm_relu(
 def save_memory() -> Iterator[None]:
     """Run a network's forward within it, and no layer keeps a rectified output for backward: it is computed again.
 
-    Outputs and gradients are the same to the bit; forward and backward take one more reading of each such tensor.
+    Nor does it keep several of them concatenated, as an Inception block gives them. Outputs and gradients are the same
+    to the bit; it costs one more reading of each such tensor.
 
         with norm.save_memory():
             loss = criterion(network(images), labels)
         loss.backward()
     """
-    with torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
-        yield
+    saver = _Saver()
+    with torch.autograd.graph.saved_tensors_hooks(saver.keep, saver.give):
+        try:
+            yield
+        finally:  # what autograd keeps holds the saver, which would hold all that autograd keeps
+            saver.recipes.clear()
+
+
+class _Recipe:
+    """How to compute a tensor again, from the autograd node that did; kept, once computed, until all have read it."""
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+        self.readers = self.to_come = 0
+        self.tensor: Tensor | None = None
+
+    def read(self) -> Tensor:
+        if self.tensor is None:
+            self.tensor, self.to_come = _again(self.node), self.readers
+        tensor, self.to_come = self.tensor, self.to_come - 1
+        if not self.to_come:
+            self.tensor = None
+        return tensor
 
 
 class _Kept(NamedTuple):
@@ -83,30 +109,47 @@ class _Kept(NamedTuple):
     version: int
 
 
-class _Recipe(NamedTuple):
-    node: Any
-    """what computed the tensor: its autograd node, which keeps x and the statistics"""
+class _Saver:
+    """Keeps for backward what cannot be computed again, and recipes for what can."""
+
+    def __init__(self) -> None:
+        self.recipes: dict[Any, _Recipe] = {}
+
+    def keep(self, tensor: Tensor) -> _Kept | _Recipe:
+        node: Any = tensor.grad_fn
+        if not _is_cheap(node) or tensor._version != getattr(node, "version", 0):
+            return _Kept(tensor.detach(), tensor._version)  # itself, it would keep what computed it, which keeps this
+        recipe = self.recipes.setdefault(node, _Recipe(node))
+        recipe.readers += 1
+        return recipe
+
+    @staticmethod
+    def give(kept: _Kept | _Recipe) -> Tensor:
+        if isinstance(kept, _Recipe):
+            return kept.read()
+        if kept.tensor._version != kept.version:  # with hooks in place autograd does not look itself
+            raise RuntimeError(
+                f"a tensor of shape {list(kept.tensor.shape)} that backward needs was changed in place after it was "
+                "kept: do it out of place, or outside of save_memory()"
+            )
+        return kept.tensor
 
 
-def _pack(tensor: Tensor) -> _Kept | _Recipe:
-    node: Any = tensor.grad_fn
-    if isinstance(node, _NODE) and tensor._version == node.version:
-        return _Recipe(node)
-    return _Kept(tensor, tensor._version)
+def _is_cheap(node: Any) -> bool:
+    """Whether it is BN and ReLU, as they came from there, or a concatenation of nothing else."""
+    if isinstance(node, _NODE):
+        return bool(node.shadow._version == node.version)
+    return node is not None and node.name() == "CatBackward0" and all(_is_cheap(n) for n, _ in node.next_functions)
 
 
-def _unpack(kept: _Kept | _Recipe) -> Tensor:
-    if isinstance(kept, _Recipe):
-        return _y_again(kept.node)
-    if kept.tensor._version != kept.version:  # with hooks in place autograd does not look itself
-        raise RuntimeError(
-            f"a tensor of shape {list(kept.tensor.shape)} that backward needs was changed in place after it was kept: "
-            "do it out of place, or outside of save_memory()"
-        )
-    return kept.tensor
+def _again(node: Any) -> Tensor:
+    if isinstance(node, _NODE):
+        return _y_again(node)
+    dim = node._saved_dim
+    return torch.cat([_again(n) for n, _ in node.next_functions], dim - 2**64 if dim >= 2**63 else dim)
 
 
 def _y_again(ctx: Any) -> Tensor:
-    x, weight, bias, mean, invstd = ctx.saved_tensors
+    x, weight, bias, mean, invstd, pilot = ctx.saved_tensors
     with torch.no_grad():
-        return kernels.again(x, weight, bias, mean, invstd).relu_()
+        return kernels.again(kernels.shift(x, pilot), weight, bias, mean, invstd).relu_()

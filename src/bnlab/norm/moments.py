@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 _CHUNK = 4096  # values of a channel that are summed in float32 at a time: torch's kernel adds them one by one
@@ -32,9 +31,9 @@ class Moments:
         """The scatter by count, or by count - 1; NaN for no values, or fewer than two."""
         return self.scatter / (self.count - unbiased) if self.count > unbiased else self.scatter * torch.nan
 
-    def to(self, device: torch.device) -> "Moments":
-        """The same on another device."""
-        return Moments(self.count, self.mean.to(device), self.scatter.to(device))
+    def cpu(self) -> "Moments":
+        """The same in main memory."""
+        return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
 
 
 def none(channels: int, device: torch.device) -> Moments:
@@ -60,6 +59,9 @@ def measure(x: Tensor) -> Moments:
         mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)  # C, C
         return Moments(count, mean.double(), var.double() * count)
     x = x.cpu()  # where it is not already: other devices may know no float64
+    rows = x.movedim(1, -1)  # N x ... x C
+    if rows.is_contiguous():
+        x = rows.flatten(0, -2)  # count x C: can be cut within an example too
     chunks = torch.split(x, max(1, _CHUNK * len(x) // count))
     means, variances = zip(*(torch.batch_norm_update_stats(c, None, None, 0.0) for c in chunks), strict=True)
     mean, var = torch.stack(means).double(), torch.stack(variances).double()  # chunks x C
@@ -85,20 +87,6 @@ def merge(parts: Iterable[Moments]) -> Moments:
     parts = list(parts)
     counts = torch.tensor([part.count for part in parts], dtype=torch.float64, device=parts[0].mean.device)
     return _merge(counts, torch.stack([p.mean for p in parts]), torch.stack([p.scatter for p in parts]))
-
-
-def merge_processes(own: Moments, group: dist.ProcessGroup | None = None) -> Moments:
-    """The moments of all processes' values, the same to the bit on each; every process of the group has to call it."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
-        return own
-    shape = own.scatter.shape
-    count = own.mean.new_tensor([own.count])
-    mine = torch.cat([count, own.mean, own.scatter.flatten()])
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everyone, mine, group=group)
-    sizes = [1, own.mean.numel(), own.scatter.numel()]
-    counts, means, scatters = torch.split(torch.stack(everyone), sizes, dim=1)
-    return _merge(counts.flatten(), means, scatters.reshape(-1, *shape))
 
 
 def _measure_exactly(x: Tensor) -> Moments:

@@ -1,0 +1,271 @@
+"""What norm/ costs and what it saves, each against plain torch in the same run.
+
+    python benchmarks/norm.py [layers] [recalibrate] [sync] [memory] [fold]
+
+Without names all of it; about six minutes on two idle cores. Ways are timed in turn, over and over, and each time is
+divided by the plain way's beside it; printed are the median ratio and the middle half of the ratios. Shapes, channels
+last, are those of bn_googlenet with both auxiliary heads in a training step of 32 images.
+"""
+
+import copy
+import statistics
+import sys
+import tempfile
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import date
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bnlab.machine import environment
+from bnlab.nets.build import TableNetwork, build, to_device
+from bnlab.norm import BatchNorm2d, convert_sync, fold, recalibrate, save_memory
+from bnlab.norm.layers import BatchNorm, layers_of
+
+BATCH = 32
+LAST = torch.channels_last
+
+
+def main(parts: list[str]) -> None:
+    """Run the parts named, or all."""
+    machine = environment("cpu")
+    print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
+    for name, part in PARTS.items():
+        if not parts or name in parts:
+            print(f"\n## {name}")
+            part()
+
+
+def layers() -> None:
+    """Forward and backward of each layer of bn_googlenet, on its own, against torch.nn's."""
+    shapes = Counter(_layer_shapes(224))
+    print(
+        f"{sum(shapes.values())} layers of {len(shapes)} shapes, forward and backward, ratio to torch.nn.BatchNorm2d\n"
+    )
+    print("| shape | layers | torch.nn | bnlab | middle half |\n| --- | --- | --- | --- | --- |")
+    plain_total = own_total = 0.0
+    ratios = []
+    for shape, count in sorted(shapes.items(), key=lambda item: -torch.Size(item[0]).numel()):
+        x = torch.randn(shape).to(memory_format=LAST).requires_grad_()
+        dy = torch.randn(shape).to(memory_format=LAST)
+        ways = {"plain": _step(nn.BatchNorm2d(shape[1]), x, dy), "own": _step(BatchNorm2d(shape[1]), x, dy)}
+        found = _race(ways, seconds=4.0)
+        plain, own = statistics.median(found["plain"]), statistics.median(found["own"])
+        plain_total, own_total = plain_total + count * plain, own_total + count * own
+        ratios.append(own / plain)
+        low, ratio, high = _spread(found["own"], found["plain"])
+        size = " x ".join(map(str, shape))
+        print(f"| {size} | {count} | {plain * 1e6:.0f} us | {ratio:.3f} | {low:.3f} to {high:.3f} |")
+    print(f"\nall layers, by their time: {own_total / plain_total:.3f}; worst shape {max(ratios):.3f}")
+
+
+def recalibration() -> None:
+    """The measuring pass against the forwards it needs: those of the network normalising by its batches."""
+    network = to_device(build("bn_googlenet", classes=5), "cpu")
+    batches = [torch.randn(BATCH, 3, 128, 128).to(memory_format=LAST) for _ in range(4)]
+
+    def forwards() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                network(batch)
+
+    def as_training() -> None:
+        for _, layer in layers_of(network.eval()):
+            layer.train()
+        forwards()
+
+    def as_inference() -> None:
+        network.eval()
+        forwards()
+
+    found = _race(
+        {
+            "plain": as_training,
+            "inference": as_inference,
+            "one pass": lambda: recalibrate(network.eval(), batches),
+            "layer by layer": lambda: recalibrate(network.eval(), batches, layer_by_layer=True),
+        },
+        seconds=120.0,
+        least=5,
+    )
+    print(f"{len(batches)} batches of {BATCH}, 128 px; ratio to plain forwards that normalise by batches\n")
+    for name in ("inference", "one pass", "layer by layer"):
+        low, ratio, high = _spread(found[name], found["plain"])
+        print(f"- {name}: {ratio:.2f} ({low:.2f} to {high:.2f}), n = {len(found[name])}")
+    ratio = statistics.median(a / b for a, b in zip(found["one pass"], found["inference"], strict=True))
+    print(f"- one pass, against inference: {ratio:.2f}")
+
+
+def synchronisation() -> None:
+    """A training step of two processes, one thread each, with and without synchronised statistics."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_sync_process, args=(folder,), nprocs=2)
+
+
+def _sync_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    plain = to_device(build("bn_googlenet", classes=5), "cpu")
+    networks = {"plain": plain, "sync": convert_sync(copy.deepcopy(plain))}
+    x, targets = torch.randn(16, 3, 128, 128).to(memory_format=LAST), torch.arange(16) % 5
+    # Both processes have to do the same number of steps: as many as are told, not as many as there is time for.
+    found = _race({name: _training_step(net, x, targets) for name, net in networks.items()}, rounds=12)
+    if rank == 0:
+        low, ratio, high = _spread(found["sync"], found["plain"])
+        layer_count = sum(1 for _ in layers_of(plain))
+        more = statistics.median(a - b for a, b in zip(found["sync"], found["plain"], strict=True)) / layer_count
+        print("two processes on gloo, one thread each, 16 images of 128 px each, forward and backward\n")
+        print(f"- step: {ratio:.2f} ({low:.2f} to {high:.2f}) times the step without, n = {len(found['sync'])}")
+        print(f"- {layer_count} layers, {more * 1e3:.2f} ms more for each")
+    dist.destroy_process_group()
+
+
+def memory() -> None:
+    """Peak of live tensors, and time, of a training step at 224 px."""
+    own = to_device(build("bn_googlenet", classes=5, auxiliary=True), "cpu")
+    plain = to_device(_with_torchs_layers(own), "cpu")
+    x, targets = torch.randn(BATCH, 3, 224, 224).to(memory_format=LAST), torch.arange(BATCH) % 5
+    steps = {
+        "plain": _training_step(plain, x, targets),
+        "bnlab's layers": _training_step(own, x, targets),
+        "within save_memory()": _training_step(own, x, targets, save_memory),
+    }
+    peaks, gradients = {}, {}
+    for name, step in steps.items():
+        with _Peak() as peak:
+            step()
+        peaks[name] = peak.highest
+        gradients[name] = [p.grad for p in (plain if name == "plain" else own).parameters()]
+    found = _race(steps, seconds=150.0, least=7)
+    print(f"bn_googlenet, {BATCH} images of 224 px, forward and backward; plain: nn.BatchNorm2d, ReLU in place\n")
+    print("| way | peak | less | time | middle half | gradients differ by |\n| --- | --- | --- | --- | --- | --- |")
+    for name in steps:
+        low, ratio, high = _spread(found[name], found["plain"])
+        off = max(float((a - b).abs().max()) for a, b in zip(gradients[name], gradients["plain"], strict=True))
+        less = 1 - peaks[name] / peaks["plain"]
+        print(
+            f"| {name} | {peaks[name] / 2**20:.0f} MiB | {less:.1%} | {ratio:.3f} | {low:.3f} to {high:.3f} | {off:g} |"
+        )
+    print(f"\nn = {len(found['plain'])} steps of each")
+
+
+def folding() -> None:
+    """Inference with and without batch normalisation folded away."""
+    network = to_device(build("bn_googlenet", classes=5), "cpu")
+    x = torch.randn(BATCH, 3, 128, 128).to(memory_format=LAST)
+    recalibrate(network, [x])
+    folding = fold(network)
+
+    def run(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return model(x)  # type: ignore[no-any-return]
+
+    network.eval()
+    logits, folded = run(network), run(folding.model)
+    found = _race({"plain": lambda: run(network), "folded": lambda: run(folding.model)}, seconds=30.0)
+    low, ratio, high = _spread(found["folded"], found["plain"])
+    print(f"{len(folding.folded)} of {len(folding.folded) + len(folding.kept)} layers fold\n")
+    print(f"- logits differ by {float((folded - logits).abs().max() / logits.std()):.1e} of their standard deviation")
+    print(
+        f"- inference, {BATCH} images of 128 px: {ratio:.3f} ({low:.3f} to {high:.3f}) of the time, n = {len(found['plain'])}"
+    )
+
+
+def _race(
+    ways: Mapping[str, Callable[[], object]], *, seconds: float = 10.0, least: int = 5, rounds: int | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each way, in turn, each round in another order; one round before the clock starts."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    began, names = time.perf_counter(), list(ways)
+    while len(found[names[0]]) < (rounds or least) or (rounds is None and time.perf_counter() - began < seconds):
+        for name in names:
+            start = time.perf_counter()
+            ways[name]()
+            found[name].append(time.perf_counter() - start)
+        names = names[1:] + names[:1]
+    return found
+
+
+def _spread(times: list[float], plain: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the ratios of each time to the plain one beside it."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(times, plain, strict=True)], n=4)
+    return low, middle, high
+
+
+def _step(layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], None]:
+    parameters = [x, *layer.parameters()]
+    return lambda: torch.autograd.grad(layer(x), parameters, dy) and None
+
+
+def _training_step(
+    network: nn.Module, x: Tensor, targets: Tensor, context: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Callable[[], None]:
+    def step() -> None:
+        network.train().zero_grad()
+        torch.manual_seed(0)
+        with context():
+            outputs = network(x)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum(F.cross_entropy(output, targets) for output in outputs).backward()  # type: ignore[union-attr]
+
+    return step
+
+
+def _layer_shapes(size: int) -> list[tuple[int, ...]]:
+    network = build("bn_googlenet", classes=5, auxiliary=True)
+    shapes: list[tuple[int, ...]] = []
+    for _, layer in layers_of(network):
+        layer.register_forward_pre_hook(lambda _, args: shapes.append((BATCH, *args[0].shape[1:])))
+    network(torch.randn(2, 3, size, size))
+    return shapes
+
+
+def _with_torchs_layers(network: TableNetwork) -> TableNetwork:
+    plain = copy.deepcopy(network)
+    for module in list(plain.modules()):
+        if isinstance(getattr(module, "bn", None), BatchNorm):
+            layer = nn.BatchNorm2d(module.bn.num_features)
+            layer.load_state_dict(module.bn.state_dict())
+            module.bn = layer
+    return plain
+
+
+class _Peak(TorchDispatchMode):
+    """The most bytes of tensors, made within it, that live at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.highest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self.live:
+                self.live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, storage._cdata, None)
+        self.highest = max(self.highest, sum(self.live.values()))
+        return result
+
+
+PARTS = {
+    "layers": layers,
+    "recalibrate": recalibration,
+    "sync": synchronisation,
+    "memory": memory,
+    "fold": folding,
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

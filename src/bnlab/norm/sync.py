@@ -1,0 +1,194 @@
+"""Batch normalisation by the statistics of all processes' batches together, on any backend of torch.distributed.
+
+nn.SyncBatchNorm refuses CPU tensors; this does with collectives that gloo has too. Batches may be of different sizes,
+and a process that has no data left takes part with an empty batch (N = 0), so that the others need not wait for ever.
+As with nn.SyncBatchNorm the gradients of gamma and beta are the process's own, for DistributedDataParallel to average.
+
+Exchanged are each process's count, mean and scatter, merged in float64 (see `moments.py`), and in backward two sums a
+channel: 3C + 1 numbers, however large the maps.
+
+Shapes: N examples in this process, C channels, then any number of positions; M values a channel in all processes.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnlab.norm import kernels, moments
+from bnlab.norm.kernels import Running
+from bnlab.norm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnlab.norm.moments import Moments
+from bnlab.norm.naming import name_of
+
+Module = TypeVar("Module", bound=nn.Module)
+_CONVERTIBLE = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(BatchNorm1d, BatchNorm2d, BatchNorm3d),
+)
+
+
+class SyncBatchNorm(BatchNorm):
+    """Over N x C x ..., N of all processes together; in inference, or with one process, plain batch normalisation.
+
+    Parameters are nn.SyncBatchNorm's and those of `BatchNorm`. All processes of the group have to call the layer, and
+    its backward, equally often.
+
+    Raises:
+        ValueError: all processes together have one value for each channel, or none.
+    """
+
+    process_group: dist.ProcessGroup | None = None
+    _origin: type[_BatchNorm] | None = None
+    """what it was before `convert_sync`"""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected at least 2D input (got {input.ndim}D input)")
+
+    def _synchronised(self) -> bool:
+        return (
+            self._moves()
+            and dist.is_available()
+            and dist.is_initialized()
+            and dist.get_world_size(self.process_group) > 1
+        )
+
+    def _check_size(self, input: Tensor) -> None:
+        if not self._synchronised():
+            super()._check_size(input)
+
+    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+        if not self._synchronised():
+            return super()._transform(input, running, relu=relu)
+        everyone = _merged(moments.measure(input), input.device, self.process_group)
+        if everyone.count < 2:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got {everyone.count} in all processes at "
+                f"{name_of(self)}: use batches of two or more, larger images, or freeze() the layer"
+            )
+        y = _Synchronised.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, everyone, self.eps, self.process_group
+        )  # N x C x ...
+        moved = False if running is None else kernels.move(running, everyone)
+        return F.relu(y, inplace=True) if relu else y, moved
+
+
+class _Synchronised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        everyone: Moments,
+        eps: float,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        held = x.dtype if weight is None else weight.dtype
+        mean, var = everyone.mean.to(held), everyone.variance(unbiased=False).to(held)  # C, C
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+        ctx.eps, ctx.group, ctx.count = eps, group, everyone.count
+        return kernels.by_statistics(x, mean, var, weight, bias, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd = ctx.saved_tensors
+        dgamma, dbeta = torch.zeros_like(mean), torch.zeros_like(mean)  # C: sums of dy x_hat and dy
+        if x.numel():
+            like = torch.ones_like(mean)
+            _, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+                dy, x, like, None, None, mean, invstd, True, ctx.eps, (False, True, True)
+            )
+        sums = torch.cat([dgamma, dbeta])  # 2C
+        dist.all_reduce(sums, group=ctx.group)
+        sum_dy_x_hat, sum_dy = (sums / ctx.count).chunk(2)
+        scale = invstd if weight is None else invstd * weight
+        wide = (-1, *[1] * (x.ndim - 2))
+        centred = x - mean.view(wide).to(x.dtype)
+        # scale * (dy - sum_dy - x_hat * sum_dy_x_hat), the sums divided by M (paper, sec. 3)
+        dx = (dy - sum_dy.view(wide)).addcmul_(centred, (-invstd * sum_dy_x_hat).view(wide)).mul_(scale.view(wide))
+        return (
+            dx.to(x.dtype),
+            dgamma if ctx.needs_input_grad[1] else None,
+            dbeta if ctx.needs_input_grad[2] else None,
+            *(None, None, None),
+        )
+
+
+def convert_sync(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+    """Make every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, a `SyncBatchNorm`.
+
+    In place; parameters, buffers and hooks are the very same, so that optimisers still hold them. Ghost batch
+    normalisation is left as it is. Returns the model, or the new layer where the model is itself one.
+    """
+
+    def convert(layer: nn.Module) -> nn.Module:
+        if type(layer) not in _CONVERTIBLE:
+            return layer
+        mode = vars(layer).get("_mode", layer.training)
+        return _become(layer, SyncBatchNorm, _origin=type(layer), process_group=process_group, _mode=mode)
+
+    return _replace(model, convert)
+
+
+def revert_sync(model: nn.Module) -> nn.Module:
+    """Undo `convert_sync`. A layer that was made as a SyncBatchNorm, rather than converted, stays one."""
+
+    def revert(layer: nn.Module) -> nn.Module:
+        if not isinstance(layer, SyncBatchNorm) or layer._origin is None:
+            return layer
+        return _become(layer, layer._origin)
+
+    return _replace(model, revert)
+
+
+def _become(layer: nn.Module, kind: type[Module], **more: Any) -> Module:
+    """The layer as another class, with the same parameters, buffers, hooks and flags."""
+    new = kind.__new__(kind)
+    vars(new).update(vars(layer) | more)
+    return new
+
+
+def _replace(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    done: dict[nn.Module, nn.Module] = {}  # a layer used in several places stays one
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in done:
+            done[module] = change(module)
+            for name, child in module._modules.items():  # named_children() skips a second name of one
+                if child is not None:
+                    module._modules[name] = visit(child)
+        return done[module]
+
+    return visit(model)
+
+
+def _merged(own: Moments, device: torch.device, group: dist.ProcessGroup | None) -> Moments:
+    """The moments of all processes' values, the same to the bit in each."""
+    mine = torch.cat([torch.tensor([own.count], dtype=torch.float64), own.mean.cpu(), own.scatter.cpu()]).to(device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, mine, group=group)
+    channels = own.mean.numel()
+    return moments.merge(Moments(int(part[0]), part[1 : channels + 1], part[channels + 1 :]) for part in everyone)

@@ -1,0 +1,441 @@
+"""Folding: the same outputs, no layer that should have stayed, and the reasons of those that did."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from bnlab.nets import build
+from bnlab.norm import BatchNorm1d, BatchNorm2d, GhostBatchNorm2d
+from bnlab.norm.fold import Folded, fold
+from bnlab.norm.layers import layers_of
+
+CONTROL_FLOW = "cannot be traced: symbolically traced variables cannot be used as inputs to control flow"
+
+
+class Net(nn.Module):
+    """Whatever layers, run by whatever function of the network and its input."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """With statistics and parameters as training might leave them, in evaluation."""
+    torch.manual_seed(seed)
+    for _, norm in layers_of(model):
+        if norm.running_mean is not None:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.02, 2)  # some small, so that eps matters
+            norm.num_batches_tracked.fill_(1)
+        norm.eps = 1e-2
+        if norm.affine:
+            nn.init.uniform_(norm.weight, -1.5, 1.5)
+            nn.init.normal_(norm.bias)
+    return model.eval()
+
+
+def assert_folds(model: nn.Module, x: Tensor, layers: dict[str, tuple[str, ...]]) -> nn.Module:
+    """Exactly these layers are folded, into those; and the outputs are the same."""
+    folding = fold(randomised(model))
+    assert folding.folded == layers
+    torch.testing.assert_close(folding.model(x), model(x), rtol=1e-9, atol=1e-9)
+    return folding.model
+
+
+def assert_kept(model: nn.Module, reasons: dict[str, str]) -> None:
+    folding = fold(randomised(model))
+    assert folding.kept == reasons
+
+
+def pair(run: Callable[[Any, Tensor], Any], **more: nn.Module) -> Net:
+    return Net(run, **{"conv": nn.Conv2d(3, 3, 1), "bn": nn.BatchNorm2d(3), **more}).double()
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["bn_googlenet", "bn_small_inception"])
+def test_every_layer_of_a_network_folds(name: str) -> None:
+    network = randomised(build(name, classes=5))
+    for _, norm in layers_of(network):
+        norm.running_var.clamp_(min=0.5)
+    folding = fold(network)
+    assert not folding.kept
+    assert len(folding.folded) == len(list(layers_of(network))) > 40
+    assert not list(layers_of(folding.model))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = network(x), folding.model(x)
+    assert float((found - expected).abs().max() / expected.std()) < 1e-5
+
+
+def test_heads_of_training_are_never_reached() -> None:
+    folding = fold(build("bn_googlenet", classes=5, auxiliary=True))
+    assert folding.kept == dict.fromkeys(["aux1.conv.bn", "aux2.conv.bn"], "inference never reaches it")
+    assert type(folding.model) is type(build("bn_googlenet", classes=5))
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3, groups=2), nn.BatchNorm1d(6), (3, 4, 7)),
+        (nn.Conv2d(4, 6, 3, bias=False, padding=1, padding_mode="reflect"), nn.BatchNorm2d(6), (2, 4, 5, 5)),
+        (nn.Conv3d(4, 6, (1, 2, 3), stride=2), nn.BatchNorm3d(6), (2, 4, 5, 5, 5)),
+        (nn.ConvTranspose1d(4, 6, 3), nn.BatchNorm1d(6), (3, 4, 7)),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), (2, 4, 5, 5)),
+        (nn.ConvTranspose3d(4, 8, (1, 2, 3), groups=4), nn.BatchNorm3d(8), (2, 4, 3, 3, 3)),
+        (nn.Linear(4, 6), nn.BatchNorm1d(6), (3, 4)),
+        (nn.Linear(4, 6, bias=False), BatchNorm1d(6, statistics="population"), (3, 4)),
+        (nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, affine=False), (2, 4, 5, 5)),
+        (nn.Conv2d(4, 6, 1), nn.SyncBatchNorm(6), (2, 4, 5, 5)),
+        (nn.Conv2d(4, 6, 1), GhostBatchNorm2d(6, ghost_size=2), (2, 4, 5, 5)),
+    ],
+    ids=str,
+)
+def test_every_kind_of_layer(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(layer, norm, nn.ReLU(inplace=True)).double()
+    assert_folds(model, torch.randn(shape, dtype=torch.float64), {"1": ("0",)})
+
+
+def test_identities_and_dropout_are_passed_over() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.bn(F.dropout(net.drop(net.same(net.conv(x))), 0.5, net.training))
+
+    assert_folds(pair(run, same=nn.Identity(), drop=nn.Dropout(0.3)), images(), {"bn": ("conv",)})
+
+
+def test_bn_and_relu_in_one() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.bn(net.conv(x), relu=True) - net.bn2(net.conv2(x))
+
+    model = pair(run, bn=BatchNorm2d(3), conv2=nn.Conv2d(3, 3, 1), bn2=BatchNorm2d(3))
+    assert_folds(model, images(), {"bn": ("conv",), "bn2": ("conv2",)})
+
+
+@pytest.mark.parametrize("dim", [1, -3])
+def test_concatenations_fold_slice_by_slice(dim: int) -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        inner = torch.cat((net.b(x), net.same(net.c(x))), dim=dim)
+        return net.bn(input=torch.cat(tensors=[net.a(x), inner], dim=dim))
+
+    layers = {"a": nn.Conv2d(3, 2, 1), "b": nn.ConvTranspose2d(3, 4, 1, groups=1), "c": nn.Conv2d(3, 3, 1, bias=False)}
+    model = Net(run, **layers, same=nn.Identity(), bn=nn.BatchNorm2d(9)).double()
+    assert_folds(model, images(), {"bn": ("a", "b", "c")})
+
+
+def test_a_pair_that_is_called_twice() -> None:
+    model = pair(lambda net, x: net.bn(net.conv(F.relu(net.bn(net.conv(x))))))
+    assert_folds(model, images(), {"bn": ("conv",)})
+
+
+def test_derived_layers_and_torchs_own_wrappers() -> None:
+    class Derived(nn.Conv2d):
+        """With nothing of its own in what it computes."""
+
+    model = Net(lambda net, x: net.wrapped(x), wrapped=nn.DataParallel(Block()))
+    model.wrapped.module.conv = Derived(3, 3, 1)
+    assert_folds(model.double(), images(), {"wrapped.module.bn": ("wrapped.module.conv",)})
+
+
+def test_layers_under_two_names_and_in_a_plain_list() -> None:
+    model = pair(lambda net, x: net.layers[0](net.conv(x)))
+    model.layers, model.again = [model.bn], model.bn
+    found = assert_folds(model, images(), {"bn": ("conv",)})
+    assert isinstance(found.bn, Folded) and found.again is found.bn and found.layers[0] is found.bn
+
+
+def test_weights_shared_with_another_convolution_stay_its() -> None:
+    model = pair(lambda net, x: net.bn(net.conv(x)) + net.other(x), other=nn.Conv2d(3, 3, 1, dtype=torch.float64))
+    model.other.weight, model.other.bias = model.conv.weight, model.conv.bias
+    assert_folds(model, images(), {"bn": ("conv",)})
+
+
+def test_the_model_given_is_left_as_it_is() -> None:
+    model = randomised(pair(lambda net, x: net.bn(net.conv(x)) + torch.rand(1)))
+    model.train()
+    model.bn.eval()
+    state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    folding = fold(model)
+    assert torch.equal(torch.rand(3), expected)  # torch's generator is where it was
+    assert type(folding.model) is Net and not any(m.training for m in folding.model.modules())
+    assert isinstance(model.bn, nn.BatchNorm2d) and [m.training for m in model.modules()] == modes
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+    assert vars(model).keys() == vars(folding.model).keys() == vars(Net(model.run)).keys()  # tracing leaves no marks
+
+
+def test_order_in_memory_and_what_learns_are_kept() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)).to(memory_format=torch.channels_last)
+    model[0].weight.requires_grad_(False)
+    conv = fold(model).model[0]
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last) and not conv.weight.is_contiguous()
+    assert isinstance(conv.bias, nn.Parameter) and not conv.bias.requires_grad and not conv.weight.requires_grad
+    assert all(p.requires_grad for p in fold(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))).model.parameters())
+
+
+def test_the_sums_are_done_in_float64_and_rounded_once() -> None:
+    model = randomised(nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64)))
+    exact = copy.deepcopy(model).double()
+    scale = exact[1].weight / (exact[1].running_var + exact[1].eps).sqrt()
+    found = fold(model).model[0]
+    for width in (torch.float32, torch.float16):
+        expected = (exact[0].weight * scale[:, None]).to(width)
+        assert torch.equal(found.weight, expected) and found.bias.dtype == width
+        exact[0].half().double()
+        found = fold(nn.Sequential(model[0].half(), model[1])).model[0]
+
+
+def test_a_linear_layer_before_folds_for_examples_alone() -> None:
+    """Over N x L x C batch normalisation goes by L."""
+    model = fold(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))).model
+    assert model(torch.randn(3, 4)).shape == (3, 6)
+    message = r"1 was folded into 0 for N x C, and got \[3, 6, 6\]: run the model that was not folded"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        model(torch.randn(3, 6, 4))
+    assert repr(model[1]) == "Folded(into 0)"
+
+
+def test_every_way_of_calling_counts() -> None:
+    class Optional(Block):
+        def forward(self, x: Tensor, skip: Tensor | None = None, twice: bool = False) -> Tensor:
+            x = self.conv(x)
+            skip = x if skip is None else skip
+            return self.bn(x) + skip if twice else self.bn(x)
+
+    assert_kept(Optional(), {"bn": "the output of conv (Conv2d) before it is also used elsewhere"})
+
+
+def test_parts_of_what_cannot_be_traced_fold() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.called(x)
+        if x.sum() > 0:
+            x = x + 1
+        for layer in net.stepped:
+            x = layer(x)
+        return net.bn(net.block(x))
+
+    stepped = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Block())
+    model = Net(run, called=copy.deepcopy(stepped), stepped=stepped, block=Block(), bn=nn.BatchNorm2d(3)).double()
+    pairs = {"called.1": ("called.0",), "called.2.bn": ("called.2.conv",), "stepped.2.bn": ("stepped.2.conv",)}
+    assert_folds(model, images(), {**pairs, "block.bn": ("block.conv",)})
+    assert_kept(model, dict.fromkeys(["stepped.1", "bn"], f"the model {CONTROL_FLOW}"))
+
+
+def test_what_is_shared_by_parts_stays() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.second(net.first(x)) if x.sum() > 0 else net.third(x)
+
+    first, second, third = Block(), Block(), Block()
+    second.conv, third.bn = first.conv, first.bn
+    held = "is also held outside of {}, in what cannot be traced"
+    assert_kept(
+        Net(run, first=first, second=second, third=third),
+        {
+            "first.bn": f"it {held.format('first')}",
+            "second.bn": f"first.conv (Conv2d) before it {held.format('second')}",
+        },
+    )
+
+
+def watched(part: str) -> Net:
+    model = pair(lambda net, x: net.bn(net.inner(x)), inner=nn.Sequential(nn.Conv2d(3, 3, 1)))
+    model.get_submodule(part).register_forward_hook(lambda *_: pytest.fail("tracing runs no hook"))
+    return model
+
+
+class Own(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class OwnConv(torch.ao.nn.qat.Conv2d):
+    """A layer that tracing takes for one of torch's."""
+
+    __module__ = "torch.nn.own"
+
+    def __init__(self) -> None:
+        nn.Conv2d.__init__(self, 3, 3, 1)
+
+
+def replaced(model: nn.Module) -> nn.Module:
+    model.forward = lambda x: x
+    return model
+
+
+class AnyArguments(Block):
+    def forward(self, *args: Tensor) -> Tensor:
+        return super().forward(*args)
+
+
+class ManyArguments(Block):
+    def forward(self, x: Tensor, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0) -> Tensor:
+        return super().forward(x)
+
+
+def stores(net: Any, x: Tensor) -> Tensor:
+    net.seen = {"conv": [net.conv(x)]}
+    return net.bn(net.seen["conv"][0])
+
+
+CHAIN = "before it stands {}, not a convolution or linear layer"
+CONV = "conv (Conv2d)"
+BATCH = "it normalises by the batch's own statistics"
+REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "its own forward": (lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=Own(3)), "Own has a forward of its own"),
+    "batch statistics": (lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=BatchNorm2d(3, statistics="batch")), BATCH),
+    "no statistics": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=nn.BatchNorm2d(3, track_running_stats=False)),
+        BATCH,
+    ),
+    "weighing": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=BatchNorm2d(3, example_weight=0.1)),
+        "it mixes each example's own statistics into those it keeps (example_weight)",
+    ),
+    "parametrised norm": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None)),
+        "its parameters are parametrised",
+    ),
+    "hook": (lambda: watched("bn"), "a hook watches it"),
+    "never": (lambda: pair(lambda n, x: n.conv(x)), "inference never reaches it"),
+    "read": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)) + n.bn.running_var.sum()),
+        "its parameters or statistics are also used elsewhere",
+    ),
+    "different layers": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)) + n.bn(n.other(x)), other=nn.Conv2d(3, 3, 1)),
+        "it is called after different layers",
+    ),
+    "layer called elsewhere": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)) + n.conv(x + 1)),
+        f"{CONV} before it is also called elsewhere",
+    ),
+    "layer twice in one": (
+        lambda: pair(lambda n, x: n.bn(torch.cat([n.conv(x), n.conv(-x)], 1)), bn=nn.BatchNorm2d(6)),
+        f"{CONV} before it is also called elsewhere",
+    ),
+    "the same output twice": (
+        lambda: pair(lambda n, x: n.bn(torch.cat([n.conv(x)] * 2, 1)), bn=nn.BatchNorm2d(6)),
+        f"{CONV} before it is also called elsewhere",
+    ),
+    "layer's own forward": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), conv=OwnConv()),
+        "conv (OwnConv) before it has a forward of its own",
+    ),
+    "parametrised layer": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), conv=parametrizations.weight_norm(nn.Conv2d(3, 3, 1))),
+        "the parameters of conv (ParametrizedConv2d) before it are parametrised",
+    ),
+    "hook on the layer": (lambda: watched("inner.0"), "a hook watches inner.0 (Conv2d) before it"),
+    "hook on what holds it": (lambda: watched("inner"), "a hook watches the output of inner.0 (Conv2d) before it"),
+    "layer read": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)) + F.conv2d(x, n.conv.weight)),
+        f"the parameters of {CONV} before it are also used elsewhere",
+    ),
+    "layer read past its attributes": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)) + F.conv2d(x, next(n.conv.parameters()))),
+        f"the parameters of {CONV} before it are also used elsewhere",
+    ),
+    "output used": (
+        lambda: pair(lambda n, x: (h := n.conv(x)) + n.bn(h)),
+        f"the output of {CONV} before it is also used elsewhere",
+    ),
+    "output stored": (lambda: pair(stores), f"the output of {CONV} before it is also used elsewhere"),
+    "output of concatenation used": (
+        lambda: pair(lambda n, x: (h := torch.cat([n.conv(x)], 1)) + n.bn(h)),
+        "the output of cat() before it is also used elsewhere",
+    ),
+    "activation": (
+        lambda: pair(lambda n, x: n.bn(n.relu(n.conv(x))), relu=nn.ReLU()),
+        CHAIN.format("relu (ReLU)"),
+    ),
+    "replaced identity": (
+        lambda: pair(lambda n, x: n.bn(n.same(n.conv(x))), same=replaced(nn.Identity())),
+        CHAIN.format("same (Identity)"),
+    ),
+    "addition": (lambda: pair(lambda n, x: n.bn(n.conv(x) + x)), CHAIN.format("add()")),
+    "input": (lambda: pair(lambda n, x: n.bn(x)), CHAIN.format("the input of the model")),
+    "constant": (lambda: pair(lambda n, x: x + n.bn(2.0)), CHAIN.format("a constant")),
+    "active dropout": (lambda: pair(lambda n, x: n.bn(F.dropout(n.conv(x)))), CHAIN.format("dropout()")),
+    "part of a concatenation": (
+        lambda: pair(lambda n, x: n.bn(torch.cat([n.conv(x), x], 1)), bn=nn.BatchNorm2d(6)),
+        CHAIN.format("the input of the model"),
+    ),
+    "along the rows": (
+        lambda: pair(lambda n, x: n.bn(torch.cat([n.conv(x)], -2))),
+        "before it stands a concatenation along dimension -2, not along the channels",
+    ),
+    "channels": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=nn.BatchNorm2d(4)),
+        "it is for 4 channels, and what is before it gives 3",
+    ),
+    "linear": (
+        lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm2d(3)),
+        "it takes images, where a linear layer's features are not the channels",
+    ),
+    "forward replaced": (lambda: replaced(Block()), "the model cannot be traced: its forward was replaced"),
+    "any arguments": (AnyArguments, "the model cannot be traced: its forward takes any number of arguments"),
+    "five optional": (
+        ManyArguments,
+        "the model cannot be traced: its forward has more than four optional arguments",
+    ),
+    "whole model": (lambda: nn.Sequential(nn.BatchNorm2d(3))[0], "it is the whole model"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_reasons(case: str) -> None:
+    make, reason = REASONS[case]
+    folding = fold(randomised(make()))
+    assert list(folding.kept.values()) == [reason]
+    assert not folding.folded and len(list(layers_of(folding.model))) == 1
+
+
+def test_population_statistics_have_to_be_there() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), BatchNorm2d(3, statistics="population"))
+    assert fold(model).kept == {"1": "it has no population statistics for its present weights"}
+
+
+def test_what_is_not_finite_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, eps=0))
+    model[1].running_var[1] = 0
+    assert fold(model).kept == {"1": "its scale or shift is not finite"}
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_what_the_layers_type_cannot_hold_stays(part: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False).half(), nn.BatchNorm2d(3))
+    getattr(model[1], part).data.fill_(1e7)
+    folding = fold(model)
+    assert folding.kept == {"1": "the weights of 0 would not be finite in torch.float16"}
+    assert torch.equal(folding.model[0].weight, model[0].weight) and folding.model[0].bias is None
+
+
+def test_functions_are_listed_too() -> None:
+    model = pair(lambda n, x: F.batch_norm(n.bn(n.conv(x)), torch.zeros(3), torch.ones(3)))
+    name = "F.batch_norm (batch_norm in the model)"
+    assert fold(model).kept == {name: "it is a function, which takes its parameters from elsewhere"}
