@@ -34,8 +34,20 @@ def test_every_option_in_the_readme_exists() -> None:
             assert option in section, f"{verb} {option}"
 
 
+def test_the_code_of_the_norm_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "norm.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 8
+    exec("\n".join(blocks), {})  # one after the other, as the page says
+    printed = capsys.readouterr().out.splitlines()
+    promised = re.findall(r"^print\(.*?\)  # (.*)$", "\n".join(blocks), re.MULTILINE)
+    assert len(printed) == len(promised) == 3
+    for line, words in zip(printed, promised, strict=True):
+        assert re.fullmatch(re.escape(words).replace(r"\.\.\.", "[0-9.]+"), line), line
+
+
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "norm.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), target
 

@@ -108,7 +108,10 @@ def move(running: Running, found: Moments) -> Tensor:
 
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
     mean, var, momentum = running or (None, None, 0.0)
-    y, batch_mean, invstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
+    # What torch.batch_norm calls, to choose cuDNN where there is one, and which gives the statistics too.
+    y, batch_mean, invstd, _, _ = torch._batch_norm_impl_index(
+        x, weight, bias, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
+    )
     return Normalised(y, None, batch_mean, invstd, moved=running is not None)
 
 

@@ -90,7 +90,7 @@ class Modes(nn.Module):
 
     def _count(self, moved: bool | Tensor) -> None:
         """A training batch has passed; `moved` is whether it moved the running statistics."""
-        if self.num_batches_tracked is None or not self.track_running_stats:
+        if self.num_batches_tracked is None:
             return
         if self._statistics == "population":  # measured for weights that are about to change
             self.num_batches_tracked.zero_()
