@@ -10,7 +10,7 @@ Shapes: N examples, C channels, then any number of positions; statistics, weight
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class Running(NamedTuple):
     mean: Tensor
     var: Tensor
     momentum: float
+
+
+_NOTHING: Any = (None, None, 0.0)
 
 
 class Normalised(NamedTuple):
@@ -45,30 +48,47 @@ class Normalised(NamedTuple):
 
 def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
     """Normalise by the batch's own statistics, and move the running ones unless the batch's are not finite."""
-    # Copies are moved: autograd keeps what the kernel is given, and would not have it changed in place.
-    moving = None if running is None else running._replace(mean=running.mean.clone(), var=running.var.clone())
-    done = _native(x, weight, bias, moving, eps)
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        if running is None or moving is None:
-            return done
-        finite = _finite(moving)
-        running.mean.copy_(torch.where(finite, moving.mean, running.mean))
-        running.var.copy_(torch.where(finite, moving.var, running.var))
-        return done._replace(moved=finite)
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return _unseen(x, weight, bias, running, eps)
+    mean, var, momentum = running or _NOTHING
+    kept = None if running is None else Running(mean.clone(), var.clone(), momentum)
+    y, batch_mean, invstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
+    ratios = batch_mean * invstd  # C
+    if float(ratios.dot(ratios)) < _FAR and (running is None or math.isfinite(float(mean.dot(var)))):
+        return Normalised(y, None, batch_mean, invstd, running is not None)
+    return _with_care(x, weight, bias, running, kept, eps)
+
+
+def _with_care(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, kept: Running | None, eps: float
+) -> Normalised:
+    """The same for values that are, or seem to be, far from 0 or not finite; `kept` is what running was."""
+    if running is not None and kept is not None:
+        _put(running, kept.mean, kept.var)
+    done = _native(x, weight, bias, None, eps)
     ratios = done.mean.float() * done.invstd.float()
-    distance = float(ratios.dot(ratios))
-    if _FAR <= distance < math.inf:
+    pilot = None
+    if _FAR <= float(ratios.dot(ratios)) < math.inf:
         pilot = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C
-        if running is not None:
-            moving = running._replace(mean=running.mean - pilot, var=running.var.clone())
-        done = _native(shift(x, pilot), weight, bias, moving, eps)._replace(pilot=pilot)
-    if running is None or moving is None:
+        kept = None if kept is None else kept._replace(mean=kept.mean - pilot)
+    done = _native(shift(x, pilot), weight, bias, kept, eps)._replace(pilot=pilot)
+    if running is None or kept is None:
         return done
-    if not math.isfinite(distance) or not bool(_finite(moving)):
+    if not bool(_finite(kept)):
         return done._replace(moved=False)
-    running.mean.copy_(moving.mean if done.pilot is None else moving.mean + done.pilot)
-    running.var.copy_(moving.var)
+    _put(running, kept.mean if pilot is None else kept.mean + pilot, kept.var)
     return done
+
+
+def _unseen(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
+    """The same without a look at the values, for which a device would have to wait; no kernel there needs the care."""
+    if running is None:
+        return _native(x, weight, bias, None, eps)
+    moving = running._replace(mean=running.mean.clone(), var=running.var.clone())
+    done = _native(x, weight, bias, moving, eps)
+    finite = _finite(moving)
+    _put(running, torch.where(finite, moving.mean, running.mean), torch.where(finite, moving.var, running.var))
+    return done._replace(moved=finite)
 
 
 def shift(x: Tensor, pilot: Tensor | None) -> Tensor:
@@ -101,13 +121,12 @@ def move(running: Running, found: Moments) -> Tensor:
     mean = running.mean.lerp(found.mean.to(running.mean), running.momentum)  # C
     var = running.var.lerp(found.variance(unbiased=True).to(running.var), running.momentum)  # C
     finite = _finite(Running(mean, var, running.momentum))
-    running.mean.copy_(torch.where(finite, mean, running.mean))
-    running.var.copy_(torch.where(finite, var, running.var))
+    _put(running, torch.where(finite, mean, running.mean), torch.where(finite, var, running.var))
     return finite
 
 
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
-    mean, var, momentum = running or (None, None, 0.0)
+    mean, var, momentum = running or _NOTHING
     # What torch.batch_norm calls, to choose cuDNN where there is one, and which gives the statistics too.
     y, batch_mean, invstd, _, _ = torch._batch_norm_impl_index(
         x, weight, bias, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
@@ -116,7 +135,14 @@ def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Runn
 
 
 def _finite(running: Running) -> Tensor:
-    return running.mean.float().dot(running.var.float()).isfinite()
+    return running.mean.isfinite().all() & running.var.isfinite().all()
+
+
+@torch.no_grad()
+def _put(running: Running, mean: Tensor, var: Tensor) -> None:
+    """Write the statistics. Autograd keeps what the kernel was given: it is not to notice, for it does not use it."""
+    running.mean.data.copy_(mean)
+    running.var.data.copy_(var)
 
 
 def _wide(channels: Tensor, x: Tensor) -> Tensor:

@@ -67,15 +67,19 @@ class BatchNorm(Modes, _BatchNorm):
         With `relu` it is rectified too, and backward needs one tensor of that size instead of two (see `memory.py`).
         """
         self._check_shape(input)
-        if self.running_mean is None or self.running_var is None or not self._by_stored():
-            return self._by_batch(input, relu=relu)
+        if self.training and not self.frozen:
+            y, moved = self._by_batch(input, self._running(), relu=relu)
+            self._count(moved)
+            return y
+        mean, var = self.running_mean, self.running_var
+        if mean is None or var is None or not self._by_stored():
+            return self._by_batch(input, None, relu=relu)[0]
         if self.eps < 0:
             raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps} at {name_of(self)}")
-        given = (self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         if self.example_weight:
-            y = weighing.normalise(input, *given, self.example_weight)  # N x C x ...
+            y = weighing.normalise(input, mean, var, self.weight, self.bias, self.eps, self.example_weight)
         else:
-            y = kernels.by_statistics(input, *given)
+            y = kernels.by_statistics(input, mean, var, self.weight, self.bias, self.eps)  # N x C x ...
         return F.relu(y, inplace=True) if relu else y
 
     def _check_shape(self, input: Tensor) -> None:
@@ -83,7 +87,7 @@ class BatchNorm(Modes, _BatchNorm):
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ValueError(f"{error} at {name_of(self)}") from None
-        if input.shape[1] != self.num_features:
+        if input.size(1) != self.num_features:
             raise RuntimeError(  # torch's class of error for it
                 f"{name_of(self)} is for {self.num_features} channels, and got {input.shape[1]}: {list(input.shape)}"
             )
@@ -94,14 +98,12 @@ class BatchNorm(Modes, _BatchNorm):
         more += [f"example_weight={self.example_weight}"] * bool(self.example_weight)
         return ", ".join([super().extra_repr(), *more, *["frozen"] * self.frozen])  # type: ignore[no-untyped-call]
 
-    def _by_batch(self, input: Tensor, *, relu: bool) -> Tensor:
-        self._check_size(input)
+    def _by_batch(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+        if input.numel() < 2 * self.num_features:
+            self._check_size(input)
         if self.eps <= 0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps} at {name_of(self)}")
-        y, moved = self._transform(input, self._running() if self._moves() else None, relu=relu)
-        if self._moves():
-            self._count(moved)
-        return y
+        return self._transform(input, running, relu=relu)
 
     def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
         """Normalise by the batch and move the running statistics: what other kinds of layer do their own way."""
@@ -112,14 +114,13 @@ class BatchNorm(Modes, _BatchNorm):
 
     def _running(self) -> Running | None:
         """What a training batch moves; nothing where population statistics stand."""
-        if self.running_mean is None or self.running_var is None or self.statistics == "population":
+        buffers = self._buffers  # looked up here, for attributes of a module take their time
+        mean, var, momentum = buffers["running_mean"], buffers["running_var"], self.momentum
+        if mean is None or var is None or not self.track_running_stats or self._statistics == "population":
             return None
-        if not self.track_running_stats:  # taken back by hand, as with torch's layers
-            return None
-        momentum = self.momentum
         if momentum is None:
             momentum = 1 / (1 + (0 if self.num_batches_tracked is None else int(self.num_batches_tracked)))
-        return Running(self.running_mean, self.running_var, momentum)
+        return Running(mean, var, momentum)
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):

@@ -90,12 +90,13 @@ class Modes(nn.Module):
 
     def _count(self, moved: bool | Tensor) -> None:
         """A training batch has passed; `moved` is whether it moved the running statistics."""
-        if self.num_batches_tracked is None:
+        batches = self.num_batches_tracked
+        if batches is None:
             return
         if self._statistics == "population":  # measured for weights that are about to change
-            self.num_batches_tracked.zero_()
-        elif moved is not False:
-            self.num_batches_tracked.add_(moved)
+            batches.zero_()
+        else:
+            batches.add_(1 if moved is True else moved)
 
     def _check_size(self, input: Tensor) -> None:
         """Refuse a batch that has no statistics.
