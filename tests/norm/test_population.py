@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnlab.nets.build import build
-from bnlab.norm import BatchNorm1d, BatchNorm2d, Whitening2d, recalibrate, reference
+from bnlab.norm import BatchNorm1d, BatchNorm2d, Whitening2d, convert_sync, recalibrate, reference
 from bnlab.norm.layers import layers_of
 
 
@@ -128,6 +128,7 @@ def test_images_is_a_limit_that_a_whole_batch_may_pass() -> None:
     model, x = Pair(), images()
     done = recalibrate(model, x.split(7), images=10)
     assert (done.images, done.batches) == (14, 2)
+    assert recalibrate(Pair(), x.split(7), images=14).images == 14
     with torch.no_grad():
         assert_holds(model.bn1, model.first(x[:14]))
 
@@ -353,6 +354,22 @@ def test_statistics_that_do_not_fit() -> None:
     ):
         recalibrate(model, [images().half() * 1000])
     assert_same(statistics(model), before)
+
+
+def test_layers_made_by_conversion_normalise_afterwards_as_before() -> None:
+    """What they have not of their own, they have from their class: it is not to be left behind on them."""
+    model, x = convert_sync(nn.Sequential(nn.BatchNorm2d(3))).double(), images()
+    recalibrate(model, [x])
+    assert model[0].statistics == "running"
+    assert model.eval()(x[:1]).mean().abs() > 0.1  # by its own statistics it would be 0
+
+
+def test_layer_by_layer_computes_no_more_than_it_needs() -> None:
+    calls = []
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Identity()).double()
+    model[2].register_forward_hook(lambda *_: calls.append(1))
+    recalibrate(model, images().split(4), layer_by_layer=True)  # six batches
+    assert len(calls) == 2  # the first of each level alone goes to the end
 
 
 def test_pythons_generator_is_not_ours_to_move() -> None:

@@ -285,3 +285,4 @@ def test_conversion_and_back() -> None:
     alone = convert_sync(nn.BatchNorm2d(2))
     assert type(alone) is SyncBatchNorm and type(revert_sync(alone)) is nn.BatchNorm2d
     assert alone.unfreeze().training
+    assert not convert_sync(nn.BatchNorm2d(2).eval()).unfreeze().training
