@@ -2,10 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from bnlab.norm import kernels, reference
+from bnlab.norm import BatchNorm2d, kernels, reference
 from bnlab.norm.kernels import Running
 
 EPS = 1e-5
@@ -181,9 +182,39 @@ def test_inference_far_from_0(layout: torch.memory_format, dtype: torch.dtype) -
     mean, var = (t.to(dtype) for t in (x.double().mean((0, 2, 3)), x.double().var((0, 2, 3))))
     y = kernels.by_statistics(x, mean, var, gamma, beta, EPS)
     expected = reference.inference(x.double() - wide(mean, x).double(), gamma, beta, mean * 0, var, EPS)
-    assert (y - expected).abs().max() < 1e-5 if dtype == torch.float32 else 1e-8
+    assert (y - expected).abs().max() < (1e-5 if dtype == torch.float32 else 1e-8)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)], ids=str)
+def test_half_precision_inference_far_from_0(dtype: torch.dtype, least: float) -> None:
+    """The statistics are float32, and have digits that the values have not."""
+    x = (values(0, (8, 2, 9, 9), torch.float32) + 2001.9).to(dtype)
+    mean, var = torch.full((2,), 2001.9), torch.ones(2)
+    expected = reference.inference(x.double() - mean.double()[0], torch.ones(2), torch.zeros(2), mean * 0, var, EPS)
+    assert (kernels.by_statistics(x, mean, var, None, None, EPS) - expected).abs().max() < least * expected.abs().max()
+    large = kernels.by_statistics(torch.full((2, 2), 6e4).half(), torch.full((2,), 7e4), torch.ones(2), None, None, EPS)
+    assert (large < 0).all()  # the mean itself has no half
+
+
+def test_a_constant_channel_is_not_far_from_0() -> None:
+    x = values(0, (4, 3, 6, 6), torch.float32)
+    x[:, 1] = 2.0
+    assert kernels.by_batch(x.contiguous(memory_format=torch.channels_last), None, None, None, EPS).pilot is None
+
+
+def test_where_there_are_no_values_to_look_at() -> None:
+    layer = BatchNorm2d(3)
+    x = values(0, (2, 8, 3, 4, 4), torch.float32)
+    each = torch.stack([layer.eval()(part) for part in x])
+    torch.testing.assert_close(torch.vmap(layer)(x), each)
+    free = BatchNorm2d(3, track_running_stats=False)
+    torch.testing.assert_close(torch.vmap(free)(x), torch.stack([free(part) for part in x]))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer.train()(mode.from_tensor(x[0])).shape == x[0].shape
+    exported = torch.export.export(nn.Sequential(BatchNorm2d(3)).train(), (x[0],)).module()
+    torch.testing.assert_close(exported(x[0]), nn.BatchNorm2d(3)(x[0]))
 
 
 def test_torchs_own_kernel_fails_far_from_0() -> None:
@@ -268,7 +299,7 @@ def test_without_running_statistics_nothing_is_moved(device_path: bool) -> None:
     assert kernels.by_batch(values(0, (4, 3)) + 1e6, None, None, None, EPS).moved is False
 
 
-@pytest.mark.parametrize("offset", [0.0, 400.0])
+@pytest.mark.parametrize("offset", [0.0, 4000.0])
 def test_gradients_of_gradients(offset: float) -> None:
     x = (values(0, (3, 2, 2, 2)) + offset).requires_grad_()
     gamma, beta = (t.requires_grad_() for t in values(2, (2, 2)))

@@ -1,12 +1,14 @@
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bnlab import norm
 from bnlab.norm.memory import batch_norm_relu, save_memory
@@ -423,3 +425,46 @@ def test_compiled(relu: bool) -> None:
         assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-6, equal_nan=True)
         assert ours.layer.num_batches_tracked == 1
         assert torch.allclose(ours.layer.running_var, same.layer.running_var)
+
+
+@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_within_torchs_checkpoint(saving: bool, reentrant: bool) -> None:
+    """Which lets each kept tensor be read once."""
+    found = []
+    for plain in (True, False):
+        torch.manual_seed(0)
+        bn = nn.BatchNorm2d(3) if plain else norm.BatchNorm2d(3)
+        conv = nn.Conv2d(3, 4, 3)
+        x = torch.randn(4, 3, 8, 8, requires_grad=True)
+
+        def block(x: Tensor, bn: nn.Module = bn, conv: nn.Module = conv, plain: bool = plain) -> Tensor:
+            return conv(bn(x).relu() if plain else bn(x, relu=True))
+
+        with norm.save_memory() if saving else nullcontext():
+            y = checkpoint(block, x, use_reentrant=reentrant)
+        y.square().sum().backward()
+        found.append([x.grad, conv.weight.grad, bn.weight.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_with_what_is_kept_elsewhere() -> None:
+    kept = []
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: (kept.append(t), t)[1]):
+        norm.BatchNorm2d(3)(x, relu=True).sum().backward()
+    assert len(kept) == 5  # each read once
+
+
+def test_gradients_within_inference_mode_are_refused_by_nobody() -> None:
+    with torch.inference_mode(), torch.enable_grad():
+        x = torch.randn(4, 3, 8, 8)
+        assert torch.equal(norm.BatchNorm2d(3)(x, relu=True), nn.BatchNorm2d(3)(x).relu())
+
+
+def test_under_torch_func() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    own, plain = norm.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3, track_running_stats=False)
+    weights = torch.randn(4, 3, 8, 8)
+    found = torch.func.grad(lambda x: (own(x, relu=True) * weights).sum())(x)
+    torch.testing.assert_close(found, torch.func.grad(lambda x: (plain(x).relu() * weights).sum())(x))

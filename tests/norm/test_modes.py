@@ -223,3 +223,21 @@ def test_frozen_gradients_are_those_of_a_linear_function() -> None:
     (dx,) = torch.autograd.grad(bn(x), x, dy)
     expected = (bn.weight / (bn.running_var + bn.eps).sqrt()).view(3, 1, 1) * dy
     assert (dx - expected).abs().max() < 1e-12
+
+
+def test_a_mode_set_by_hand_is_what_unfreeze_goes_back_to() -> None:
+    layer = norm.BatchNorm2d(3)
+    layer.training = False
+    assert not layer.freeze().unfreeze().training
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_layers_that_count_no_batches(momentum: float | None) -> None:
+    own, plain = norm.BatchNorm2d(3, momentum=momentum), torch.nn.BatchNorm2d(3, momentum=momentum)
+    x = torch.randn(4, 3, 5, 5) + 7
+    for layer in (own, plain):
+        layer.num_batches_tracked = None
+        layer(x)
+        layer.eval()
+    assert torch.equal(own(x), plain(x))
+    assert torch.equal(own.running_mean, plain.running_mean)

@@ -18,7 +18,7 @@ def test_order(norm: type[nn.BatchNorm2d], activation: type[nn.Module]) -> None:
 
 def test_weights_can_be_exchanged_between_both() -> None:
     before, after = Placed(BatchNorm2d(3), nn.PReLU()), Placed(BatchNorm2d(3), nn.PReLU(), "after")
-    assert before.state_dict().keys() == after.state_dict().keys() | set()
+    assert before.state_dict().keys() == after.state_dict().keys()
     after.load_state_dict(before.state_dict())
     assert [name for name, _ in after.named_children()] == ["activation", "norm"]
 
@@ -36,6 +36,10 @@ def test_an_activation_that_is_watched_is_called() -> None:
     placed.activation.register_forward_hook(lambda *_: calls.append(1))
     placed(x())
     assert calls == [1]
+    placed, seen = Placed(BatchNorm2d(3), nn.ReLU()), []
+    placed.norm.register_forward_hook(lambda _, args, y: seen.append(y.min()))
+    placed(x())
+    assert seen[0] < 0  # not rectified yet
 
 
 def test_refusal() -> None:

@@ -109,3 +109,10 @@ def test_a_weight_is_a_share(weight: float) -> None:
         norm.BatchNorm2d(3, example_weight=weight)
     assert str(error.value) == f"example_weight is a share, 0 to 1, not {weight}"
     assert norm.BatchNorm2d(3, example_weight=1).example_weight == 1
+
+
+def test_large_values_in_half_precision() -> None:
+    x = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 300).half()
+    layer = norm.BatchNorm2d(3, example_weight=0.1).eval()
+    layer.running_var.fill_(9e4)
+    torch.testing.assert_close(layer(x).float(), layer(x.float()), atol=0.01, rtol=0.01)

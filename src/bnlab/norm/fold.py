@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.norm.fold_pairs import Stays, dims_of, layers_before
 from bnlab.norm.fold_trace import TRANSPOSED, survey
 from bnlab.norm.layers import layers_of
+from bnlab.norm.models import network_of
 
 _SHAPES = {2: "N x C", 3: "N x C x L", 4: "N x C x H x W", 5: "N x C x D x H x W"}
 
@@ -41,16 +42,17 @@ class Folded(nn.Module):
 
     def __init__(self, name: str, layers: tuple[str, ...], dims: int) -> None:
         super().__init__()
-        self.name, self.layers, self.dims = name, layers, dims
+        self.layers, self.dims = layers, dims
+        self.refusal = (
+            f"{name} was folded into {', '.join(layers)} for {_SHAPES[dims]}, and got another number of dimensions: "
+            "run the model that was not folded"
+        )
         self.eval()
 
-    def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
+    def forward(self, input: Tensor, relu: bool = False) -> Tensor:
         """As it came, N x C x ...; rectified in place, for nothing else uses it."""
-        if input.ndim != self.dims:
-            raise ValueError(
-                f"{self.name} was folded into {', '.join(self.layers)} for {_SHAPES[self.dims]}, "
-                f"and got {list(input.shape)}: run the model that was not folded"
-            )
+        if input.dim() != self.dims:
+            raise ValueError(self.refusal)
         return F.relu(input, inplace=True) if relu else input
 
     def extra_repr(self) -> str:
@@ -73,9 +75,10 @@ class Folding:
 def fold(model: nn.Module) -> Folding:
     """A copy of the model for inference, without the batch normalisation layers that others can take the work of.
 
-    All that derive from torch.nn's are considered, in a model on any device; the model given is left as it is.
+    All that derive from torch.nn's are considered, in a model on any device; the model given is left as it is. Of a
+    DistributedDataParallel the module is taken: without layers' buffers it cannot run.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(network_of(model)).eval()
     regions, untraced = survey(copied)
     names = {module: name for name, module in copied.named_modules()}
     planned: list[tuple[str, _BatchNorm, list[nn.Module]]] = []

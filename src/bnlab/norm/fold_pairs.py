@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnlab.norm.fold_trace import LAYERS, Region, hooked, plain
+from bnlab.norm.fold_trace import LAYERS, Region, plain
 from bnlab.norm.layers import BatchNorm
+from bnlab.norm.models import hooked
 
 _FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)  # in evaluation

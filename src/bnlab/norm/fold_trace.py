@@ -17,6 +17,8 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnlab.norm.models import hooked
+
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS: dict[type[nn.Module], int] = {  # and the dimensions of their outputs
     nn.Linear: 2,
@@ -204,12 +206,6 @@ def _nodes_in(values: list[Any]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     map_aggregate(values, lambda value: found.add(value.node) if isinstance(value, Proxy) else None)
     return found
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether something watches its calls."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
 
 
 def plain(layer: nn.Module) -> bool:

@@ -13,11 +13,11 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnlab.norm.moments import Moments
 
-_FAR = 1e5  # the sum over channels of (mean / std)^2 from which values are shifted
+_FAR = 1e6  # the sum over channels of (mean / std)^2 from which values are shifted: one channel 1,000 std from 0
 
 
 class Running(NamedTuple):
@@ -48,46 +48,50 @@ class Normalised(NamedTuple):
 
 def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
     """Normalise by the batch's own statistics, and move the running ones unless the batch's are not finite."""
-    if not x.is_cpu or torch.compiler.is_compiling():
+    if not _may_look(x):
         return _unseen(x, weight, bias, running, eps)
     mean, var, momentum = running or _NOTHING
     kept = None if running is None else Running(mean.clone(), var.clone(), momentum)
     y, batch_mean, invstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
     ratios = batch_mean * invstd  # C
-    if float(ratios.dot(ratios)) < _FAR and (running is None or math.isfinite(float(mean.dot(var)))):
+    distance = float(ratios.dot(ratios))
+    if distance < _FAR and (running is None or math.isfinite(float(mean.dot(var)))):
         return Normalised(y, None, batch_mean, invstd, running is not None)
-    return _with_care(x, weight, bias, running, kept, eps)
+    if running is not None and kept is not None:
+        _put_back(running, kept)
+    return _with_care(x, weight, bias, running, eps, batch_mean.float() * invstd.float())
 
 
 def _with_care(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, kept: Running | None, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float, ratios: Tensor
 ) -> Normalised:
-    """The same for values that are, or seem to be, far from 0 or not finite; `kept` is what running was."""
-    if running is not None and kept is not None:
-        _put(running, kept.mean, kept.var)
-    done = _native(x, weight, bias, None, eps)
-    ratios = done.mean.float() * done.invstd.float()
+    """The same for values that are, or seem to be, far from 0 or not finite; `ratios` are mean / std, C."""
     pilot = None
     if _FAR <= float(ratios.dot(ratios)) < math.inf:
         pilot = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C
-        kept = None if kept is None else kept._replace(mean=kept.mean - pilot)
-    done = _native(shift(x, pilot), weight, bias, kept, eps)._replace(pilot=pilot)
-    if running is None or kept is None:
+    # Copies are moved: autograd keeps what the kernel is given, and would not have it changed in place.
+    moving = None if running is None else running._replace(mean=running.mean.clone(), var=running.var.clone())
+    if moving is not None and pilot is not None:
+        moving.mean.sub_(pilot)
+    done = _native(shift(x, pilot), weight, bias, moving, eps)._replace(pilot=pilot)
+    if running is None or moving is None:
         return done
-    if not bool(_finite(kept)):
+    if not bool(_finite(moving)):
         return done._replace(moved=False)
-    _put(running, kept.mean if pilot is None else kept.mean + pilot, kept.var)
+    running.mean.copy_(moving.mean if pilot is None else moving.mean + pilot)
+    running.var.copy_(moving.var)
     return done
 
 
 def _unseen(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
-    """The same without a look at the values, for which a device would have to wait; no kernel there needs the care."""
+    """The same without a look at the values."""
     if running is None:
         return _native(x, weight, bias, None, eps)
     moving = running._replace(mean=running.mean.clone(), var=running.var.clone())
     done = _native(x, weight, bias, moving, eps)
     finite = _finite(moving)
-    _put(running, torch.where(finite, moving.mean, running.mean), torch.where(finite, moving.var, running.var))
+    running.mean.copy_(torch.where(finite, moving.mean, running.mean))
+    running.var.copy_(torch.where(finite, moving.var, running.var))
     return done._replace(moved=finite)
 
 
@@ -100,10 +104,12 @@ def by_statistics(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """Normalise by statistics that are given: a linear function of each channel (paper, Alg. 2, step 11)."""
-    if x.device.type == "cpu" and x.dtype != torch.float64 and not torch.compiler.is_compiling():
+    if x.dtype != torch.float64 and _may_look(x):
         ratios = mean.float() * (var.float() + eps).rsqrt()
         if _FAR <= float(ratios.dot(ratios)) < math.inf:
-            x, mean = x - _wide(mean.to(x.dtype), x), torch.zeros_like(mean)
+            pilot = mean.to(x.dtype)  # C
+            if pilot.isfinite().all():
+                x, mean = x - _wide(pilot, x), mean - pilot.to(mean.dtype)
     return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, torch.backends.cudnn.enabled)
 
 
@@ -121,7 +127,8 @@ def move(running: Running, found: Moments) -> Tensor:
     mean = running.mean.lerp(found.mean.to(running.mean), running.momentum)  # C
     var = running.var.lerp(found.variance(unbiased=True).to(running.var), running.momentum)  # C
     finite = _finite(Running(mean, var, running.momentum))
-    _put(running, torch.where(finite, mean, running.mean), torch.where(finite, var, running.var))
+    running.mean.copy_(torch.where(finite, mean, running.mean))
+    running.var.copy_(torch.where(finite, var, running.var))
     return finite
 
 
@@ -134,15 +141,23 @@ def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Runn
     return Normalised(y, None, batch_mean, invstd, moved=running is not None)
 
 
+def _may_look(x: Tensor) -> bool:
+    """Whether x has values to look at: a GPU would have to be waited for, and in a trace or a vmap there are none."""
+    return (
+        x.is_cpu
+        and type(x) in (Tensor, nn.Parameter)
+        and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing())
+    )
+
+
 def _finite(running: Running) -> Tensor:
     return running.mean.isfinite().all() & running.var.isfinite().all()
 
 
-@torch.no_grad()
-def _put(running: Running, mean: Tensor, var: Tensor) -> None:
-    """Write the statistics. Autograd keeps what the kernel was given: it is not to notice, for it does not use it."""
-    running.mean.data.copy_(mean)
-    running.var.data.copy_(var)
+def _put_back(running: Running, kept: Running) -> None:
+    """Undo the kernel's move as it was made, without autograd's notice, for the discarded y holds them still."""
+    running.mean.data.copy_(kept.mean)
+    running.var.data.copy_(kept.var)
 
 
 def _wide(channels: Tensor, x: Tensor) -> Tensor:

@@ -86,6 +86,8 @@ class BatchNorm(Modes, _BatchNorm):
         try:
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
         except ValueError as error:
+            if type(error) is not ValueError:  # a tracer's own
+                raise
             raise ValueError(f"{error} at {name_of(self)}") from None
         if input.size(1) != self.num_features:
             raise RuntimeError(  # torch's class of error for it
@@ -114,12 +116,11 @@ class BatchNorm(Modes, _BatchNorm):
 
     def _running(self) -> Running | None:
         """What a training batch moves; nothing where population statistics stand."""
-        buffers = self._buffers  # looked up here, for attributes of a module take their time
-        mean, var, momentum = buffers["running_mean"], buffers["running_var"], self.momentum
+        mean, var, momentum = self.running_mean, self.running_var, self.momentum
         if mean is None or var is None or not self.track_running_stats or self._statistics == "population":
             return None
         if momentum is None:
-            momentum = 1 / (1 + (0 if self.num_batches_tracked is None else int(self.num_batches_tracked)))
+            momentum = 0.0 if self.num_batches_tracked is None else 1 / (1 + int(self.num_batches_tracked))
         return Running(mean, var, momentum)
 
 

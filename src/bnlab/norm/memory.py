@@ -13,6 +13,7 @@ Shapes: N examples, C channels, then any number of positions.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ class _BatchNormReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        x, weight, _, mean, invstd, pilot = ctx.saved_tensors
-        x, y = kernels.shift(x, pilot), _y_again(ctx)
+        saved = ctx.saved_tensors  # once: within torch.utils.checkpoint they cannot be read again
+        x, weight, _, mean, invstd, pilot = saved
+        x, y = kernels.shift(x, pilot), _y_again(*saved)
         if torch.is_grad_enabled():  # for a gradient of the gradient
             dy = torch.ops.aten.threshold_backward(dy, y, 0)
         else:
@@ -58,10 +60,11 @@ def batch_norm_relu(
     """ReLU of the batch, normalised by its own statistics; and whether the running statistics were moved.
 
     In pure half precision (parameters too) the statistics are too coarse to compute y from again: two tensors are kept.
-    When compiling too: what to keep and what to compute again is the compiler's to choose.
+    When compiling too, and under torch.func: what to keep and what to compute again is theirs to choose.
     """
     coarse = (weight if weight is not None else x).dtype in (torch.float16, torch.bfloat16)
-    if coarse or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if coarse or transformed or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         done = kernels.by_batch(x, weight, bias, running, eps)
         return done.y.relu_(), done.moved
     y, moved = _BatchNormReLU.apply(x, weight, bias, running, eps)  # type: ignore[no-untyped-call]
@@ -72,8 +75,9 @@ def batch_norm_relu(
 def save_memory() -> Iterator[None]:
     """Run a network's forward within it, and no layer keeps a rectified output for backward: it is computed again.
 
-    Nor does it keep several of them concatenated, as an Inception block gives them. Outputs and gradients are the same
-    to the bit; it costs one more reading of each such tensor.
+    Nor does it keep several of them concatenated, as an Inception block gives them. It costs one more reading of each
+    such tensor. Outputs and gradients are the same to the bit (on a GPU but for rounding), if nothing is changed
+    behind autograd's back, through `.data`, before backward.
 
         with norm.save_memory():
             loss = criterion(network(images), labels)
@@ -113,13 +117,14 @@ class _Saver:
     """Keeps for backward what cannot be computed again, and recipes for what can."""
 
     def __init__(self) -> None:
-        self.recipes: dict[Any, _Recipe] = {}
+        self.recipes: WeakValueDictionary[Any, _Recipe] = WeakValueDictionary()  # theirs who keep them
 
     def keep(self, tensor: Tensor) -> _Kept | _Recipe:
         node: Any = tensor.grad_fn
         if not _is_cheap(node) or tensor._version != getattr(node, "version", 0):
             return _Kept(tensor.detach(), tensor._version)  # itself, it would keep what computed it, which keeps this
-        recipe = self.recipes.setdefault(node, _Recipe(node))
+        recipe = self.recipes.get(node) or _Recipe(node)
+        self.recipes[node] = recipe
         recipe.readers += 1
         return recipe
 
@@ -136,20 +141,20 @@ class _Saver:
 
 
 def _is_cheap(node: Any) -> bool:
-    """Whether it is BN and ReLU, as they came from there, or a concatenation of nothing else."""
-    if isinstance(node, _NODE):
-        return bool(node.shadow._version == node.version)
-    return node is not None and node.name() == "CatBackward0" and all(_is_cheap(n) for n, _ in node.next_functions)
+    """Whether it is BN and ReLU, or a concatenation of their outputs, none changed in place since."""
+    nodes = [n for n, _ in node.next_functions] if node is not None and node.name() == "CatBackward0" else [node]
+    return all(isinstance(n, _NODE) and n.shadow._version == n.version for n in nodes)
 
 
 def _again(node: Any) -> Tensor:
     if isinstance(node, _NODE):
-        return _y_again(node)
-    dim = node._saved_dim
+        return _y_again(*node.saved_tensors)
+    dim = node._saved_dim  # negative ones wrapped around
     return torch.cat([_again(n) for n, _ in node.next_functions], dim - 2**64 if dim >= 2**63 else dim)
 
 
-def _y_again(ctx: Any) -> Tensor:
-    x, weight, bias, mean, invstd, pilot = ctx.saved_tensors
+def _y_again(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, pilot: Tensor | None
+) -> Tensor:
     with torch.no_grad():
         return kernels.again(kernels.shift(x, pilot), weight, bias, mean, invstd).relu_()

@@ -42,19 +42,21 @@ class Modes(nn.Module):
     def freeze(self, *, affine: bool = True) -> Self:
         """Normalise by the stored statistics from now on, in training too, and leave them alone.
 
-        Unlike `eval()` it survives a later `train()`. With `affine` gamma and beta are no longer trained either.
+        Unlike `eval()` it survives a later `train()`. With `affine` gamma and beta are no longer trained either
+        (until a later `requires_grad_(True)` on the model).
 
         Raises:
             ValueError: the layer keeps no statistics to freeze.
         """
-        if not self.track_running_stats or self.num_batches_tracked is None:
+        if not self.track_running_stats or getattr(self, "running_mean", None) is None:
             raise ValueError(f"{name_of(self)} cannot be frozen: it keeps no running statistics")
         if affine:
             for name, parameter in self.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     self._stopped = (*self._stopped, name)
                     parameter.requires_grad_(False)
-        self.frozen = True
+        if not self.frozen:
+            self._mode, self.frozen = self.training, True
         return self.train(self._mode)
 
     def unfreeze(self) -> Self:
@@ -79,14 +81,17 @@ class Modes(nn.Module):
         Raises:
             ValueError: it should, by population statistics, and they are not those of the present weights.
         """
-        if self._moves() or self._statistics == "batch" or self.num_batches_tracked is None:
+        if self._moves() or self._statistics == "batch":
             return False
-        if self._statistics == "population" and not torch.compiler.is_compiling() and not int(self.num_batches_tracked):
+        if self._statistics == "population" and not torch.compiler.is_compiling() and not self._measured():
             raise ValueError(
                 f"{name_of(self)} has no population statistics for its present weights: "
                 "norm.recalibrate(model, batches) measures them"
             )
         return True
+
+    def _measured(self) -> bool:
+        return self.num_batches_tracked is not None and bool(self.num_batches_tracked)
 
     def _count(self, moved: bool | Tensor) -> None:
         """A training batch has passed; `moved` is whether it moved the running statistics."""

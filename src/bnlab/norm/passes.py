@@ -22,23 +22,34 @@ Layer = _BatchNorm | Whitening
 Layers = Mapping[str, Layer]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Source:
-    """The batches, and how a network is called with one."""
+    """The batches, and how a network is called with one. Each pass gets the same, also of a loader that shuffles."""
 
-    batches: Iterable[Any]
-    images: int | None = None
-    """stop after the batch that reaches so many"""
-    forward: Callable[[nn.Module, Any], object] | None = None
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        images: int | None = None,
+        forward: Callable[[nn.Module, Any], object] | None = None,
+    ) -> None:
+        self.batches, self.images, self.forward = batches, images, forward
+        own = getattr(batches, "generator", None)
+        self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
+        self.state = self.generator.get_state()
 
     def each(self, network: nn.Module) -> Iterator[tuple[int, Callable[[], object]]]:
-        """For each batch, how many images it has, and the call of the network with it."""
-        device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+        """For each batch, how many images it has, and the call of the network with it; `images` ends it."""
+        self.generator.set_state(self.state)
+        tensors = [*network.parameters(), *network.buffers()]
+        device = tensors[0].device if tensors else torch.device("cpu")
         seen = 0
         for batch in self.batches:
             images = _images(batch)
             seen += len(images)
             if self.forward is None:
+                if images.dtype == torch.uint8:
+                    raise ValueError(
+                        "a batch holds uint8 images: give them as the model takes them, or say with forward= how to"
+                    )
                 yield len(images), partial(network, images.to(device))
             else:
                 yield len(images), partial(self.forward, network, batch)
@@ -53,7 +64,7 @@ class Share:
     found: dict[str, list[Moments]] = field(default_factory=dict)
     """by layer, in the order of their first calls"""
     uses: dict[str, int] = field(default_factory=dict)
-    """how often a forward calls each layer"""
+    """the most calls of each layer in one forward"""
     sizes: list[int] = field(default_factory=list)
     """images of each batch"""
 
@@ -64,94 +75,104 @@ class Reached(BaseException):
 
 @contextmanager
 def restored(network: nn.Module) -> Iterator[None]:
-    """Whatever happens within, flags, modes and torch's generators are afterwards as they were."""
-    names = {"training", "track_running_stats", "_statistics", "_mode"}
-    before = [(module, {n: v for n, v in vars(module).items() if n in names}) for module in network.modules()]
-    devices = {tensor.device for tensor in network.parameters() if tensor.is_cuda}
+    """In evaluation; whatever happens within, training flags and torch's generators are afterwards as they were.
+
+    The flags are set one by one: `eval()` may do more, such as merging weights, that `train()` does not undo.
+    """
+    before = [(module, module.training) for module in network.modules()]
+    devices = {tensor.device for tensor in [*network.parameters(), *network.buffers()] if tensor.is_cuda}
     try:
         with torch.random.fork_rng(devices=[*devices]):
+            for module, _ in before:
+                module.training = False
             yield
     finally:
-        for module, flags in before:
-            for name in names & set(vars(module)) - set(flags):
-                delattr(module, name)
-            vars(module).update(flags)
+        for module, training in before:
+            module.training = training
 
 
-def in_one_pass(network: nn.Module, layers: Layers, source: Source) -> Share:
-    """Measure what each layer gets while all of them normalise by their batches."""
-    share = Share()
-    with ExitStack() as hooks:
+def calls(network: nn.Module, layers: Layers, source: Source) -> Share:
+    """Only see which layers are called, in which order and how often."""
+    share, now = Share(), dict[str, int]()
+
+    def count(name: str, _: Tensor) -> None:
+        now[name] = now.get(name, 0) + 1
+        share.uses[name] = max(share.uses.get(name, 0), now[name])
+
+    with ExitStack() as stack:
         for name, layer in layers.items():
-            normalise_by_batch(layer)
-            hooks.enter_context(_before(layer, partial(_add, share, name, layer)))
+            stack.enter_context(_normalising_by_stored(layer))
+            stack.enter_context(_before(layer, partial(count, name)))
         for images, call in source.each(network):
+            now.clear()
             call()
             share.sizes.append(images)
-    share.uses = {name: len(found) // len(share.sizes) for name, found in share.found.items()}
     return share
 
 
-def in_one_level(network: nn.Module, pending: Layers, source: Source, alone: str | None = None) -> Share:
-    """Measure the pending layers that no other pending layer stands before; the others normalise by what is stored.
+def measure(network: nn.Module, layers: Layers, source: Source, only: str | None = None, uses: int = 0) -> Share:
+    """Measure what each layer gets while all of them normalise by their batches.
 
-    Which those are shows in the first batch: pending layers give NaN, which reaches whatever stands behind them. A
-    layer that is used more than once stands behind itself: it is measured `alone`, normalising by its batch meanwhile.
+    With `only` just that one is measured, which is called at most `uses` times: the forward is then ended.
     """
-    share, behind, calls = Share(), set[str](), dict[str, int]()
+    share, now = Share(), dict[str, int]()
 
     def look(name: str, x: Tensor) -> None:
-        first = not share.sizes
-        calls[name] = calls.get(name, 0) + 1
-        if name == alone:
-            if not x.isnan().any():
-                _add(share, name, pending[name], x)
-        elif first and x.isnan().any():
-            behind.add(name)
-        elif alone is None and name not in behind:
-            _add(share, name, pending[name], x)
-
-    def taint(name: str, y: Tensor) -> Tensor | None:
-        done = share.sizes and all(calls.get(other) == share.uses[other] for other in share.found)
-        if done and share.found:
+        layer = layers[name]
+        now[name] = now.get(name, 0) + 1
+        share.uses[name] = max(share.uses.get(name, 0), now[name])
+        found = layer.measure(x) if isinstance(layer, Whitening) else moments.measure(x)
+        share.found.setdefault(name, []).append(found)
+        if name == only and now[name] == uses:
             raise Reached
-        return None if name == alone else torch.full_like(y, torch.nan)
+        if found.count == 1:
+            raise ValueError(
+                f"a batch has one value for each channel at {name}, and cannot be normalised by itself: leave it out "
+                "(drop_last=True), give larger batches, or measure layer_by_layer"
+            )
 
-    with ExitStack() as hooks:
-        for name, layer in pending.items():
-            hooks.enter_context(_before(layer, partial(look, name)))
-            hooks.enter_context(_after(layer, partial(taint, name)))
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(_normalising_by_batch(layer))
+            if only in (None, name):
+                stack.enter_context(_before(layer, partial(look, name)))
         for images, call in source.each(network):
-            calls.clear()
+            now.clear()
             with suppress(Reached):
                 call()
-            if not share.sizes:
-                share.uses = dict(calls)
-                for name in behind & set(share.found):
-                    del share.found[name]
             share.sizes.append(images)
     return share
 
 
-def normalise_by_batch(layer: Layer) -> None:
-    """From now on, moving nothing; `restored` undoes it."""
+@contextmanager
+def _normalising_by_batch(layer: Layer) -> Iterator[None]:
+    """By the batch of this process alone, and moving nothing."""
     if isinstance(layer, Modes):
-        layer._statistics = "batch"
-    else:
-        layer.training, layer.track_running_stats = True, False
+        before, layer._statistics = layer._statistics, "batch"
+        try:
+            yield
+        finally:
+            layer._statistics = before
+    else:  # torch's, also the synchronised ones: in evaluation without statistics
+        kept = {name: layer._buffers[name] for name in ("running_mean", "running_var")}
+        try:
+            layer._buffers.update(dict.fromkeys(kept))
+            yield
+        finally:
+            layer._buffers.update(kept)
 
 
-def normalise_by_stored(layer: Layer) -> None:
-    """From now on; `restored` undoes it."""
-    if isinstance(layer, Modes):
-        layer._statistics = "running"
-    else:
-        layer.training, layer.track_running_stats = False, True
-
-
-def _add(share: Share, name: str, layer: Layer, x: Tensor) -> None:
-    found = layer.measure(x) if isinstance(layer, Whitening) else moments.measure(x)
-    share.found.setdefault(name, []).append(found)
+@contextmanager
+def _normalising_by_stored(layer: Layer) -> Iterator[None]:
+    """By whatever statistics there are."""
+    if not isinstance(layer, Modes):
+        yield  # as in evaluation anyway
+        return
+    before, layer._statistics = layer._statistics, "running"
+    try:
+        yield
+    finally:
+        layer._statistics = before
 
 
 @contextmanager
@@ -160,12 +181,6 @@ def _before(layer: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
         see(args[0] if args else kwargs["input"])
 
     with layer.register_forward_pre_hook(hook, with_kwargs=True):
-        yield
-
-
-@contextmanager
-def _after(layer: nn.Module, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    with layer.register_forward_hook(lambda module, args, y: see(y)):
         yield
 
 

@@ -9,6 +9,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from bnlab.norm.layers import BatchNorm
+from bnlab.norm.models import hooked
 
 
 class Placed(nn.Sequential):
@@ -31,12 +32,7 @@ class Placed(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised and activated."""
-        watched = self.activation._forward_hooks or self.activation._forward_pre_hooks
-        if (
-            self.placement == "before"
-            and isinstance(self.norm, BatchNorm)
-            and type(self.activation) is nn.ReLU
-            and not watched
-        ):
+        fits = self.placement == "before" and isinstance(self.norm, BatchNorm) and type(self.activation) is nn.ReLU
+        if fits and not hooked(self.norm) and not hooked(self.activation):
             return cast(Tensor, self.norm(input, relu=True))  # one tensor for backward, not two
         return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]

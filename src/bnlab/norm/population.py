@@ -7,11 +7,12 @@ and nothing of earlier weights is left.
 Three ways:
 - in one pass: each layer normalises by its batch, as in training, and its input is measured;
 - layer by layer: a layer is measured once all layers before it normalise by their population statistics, as they will
-  in inference. Exact, and as many passes as the network has layers behind one another;
+  in inference. Exact, and as many passes as there are layers, each ended when its layer is reached. (A layer that is
+  used more than once stands behind itself; then it, and what lies between its uses, normalises by its batch.)
 - to the letter of Alg. 2 (`as_paper`): in one pass, the batches' means and unbiased variances averaged.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import moments, passes
+from bnlab.norm.models import network_of
 from bnlab.norm.modes import Modes
 from bnlab.norm.moments import Moments
 from bnlab.norm.passes import Layer, Layers, Share, Source
@@ -70,7 +72,8 @@ def recalibrate(
 
     They replace the layers' running statistics; `num_batches_tracked` becomes the number of batches. Until all is
     measured nothing is changed, so that after an error or an interruption the model is as it was. Afterwards so are
-    training flags, momenta, hooks and torch's generators. Frozen layers are left alone. Dropout is off.
+    training flags, momenta, hooks and torch's generators. Dropout is off. Frozen layers are left alone: bnlab's after
+    `freeze()`, torch.nn's where they are in evaluation while other layers are in training.
 
     Across processes (torch.distributed), each with batches of its own, as many as it has, all end with the same
     numbers: those of all batches together. Every process of the group has to call it.
@@ -91,36 +94,46 @@ def recalibrate(
     """
     if layer_by_layer and as_paper:
         raise ValueError("Alg. 2 measures all layers in one pass: choose layer_by_layer or as_paper")
-    if layer_by_layer and iter(batches) is batches:
+    if layer_by_layer and isinstance(batches, Iterator):
         raise ValueError("layer by layer the batches are gone through many times: give a list or a DataLoader")
     if images is not None and images < 1:
         raise ValueError(f"images is how many to measure, not {images}")
-    network = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    network = network_of(model)
     layers, left = _choose(network)
-    source = Source(batches=batches, images=images, forward=forward)
-    found = Recalibration(images=0, batches=0, passes=0, layers={}, left={})
-    if layers:
+    if not layers:
+        return Recalibration(images=0, batches=0, passes=0, layers={}, left=left)
+    buffers = [buffer for layer in layers.values() for buffer in layer.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
+    try:
         with passes.restored(network), torch.no_grad():
-            network.eval()
+            source = Source(batches, images, forward)
             if layer_by_layer:
-                found = _layer_by_layer(network, layers, source, group)
+                done = _layer_by_layer(network, layers, source, group)
             else:
-                found = _in_one_pass(network, layers, source, group, as_paper=as_paper)
-    left |= {name: "no forward reaches it" for name in layers if name not in found.layers}
-    return replace(found, left=left)
+                done = _in_one_pass(network, layers, source, group, as_paper=as_paper)
+    except BaseException:
+        with torch.no_grad():
+            for buffer, values in zip(buffers, before, strict=True):
+                buffer.copy_(values)
+        raise
+    return replace(done, left=left | {name: "no forward reaches it" for name in layers if name not in done.layers})
 
 
 def _choose(network: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
     """The layers to measure, and those to leave with the reason."""
     layers: dict[str, Layer] = {}
     left: dict[str, str] = {}
-    for name, layer in network.named_modules():
-        if not isinstance(layer, _BatchNorm | Whitening):
-            continue
+    found = {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm | Whitening)}
+    some_train = any(layer.training for layer in found.values())
+    for name, layer in found.items():
         if layer.running_mean is None or not layer.track_running_stats:
             left[name] = "it keeps no running statistics"
-        elif layer.frozen if isinstance(layer, Modes) else network.training and not layer.training:
+        elif isinstance(layer, Modes) and layer.frozen:
             left[name] = "it is frozen"
+        elif isinstance(layer, Modes) and layer.statistics == "batch":
+            left[name] = "its inference is by the batch"
+        elif not isinstance(layer, Modes) and some_train and not layer.training:
+            left[name] = "it is frozen: in evaluation, where other layers are in training"
         else:
             layers[name] = layer
     return layers, left
@@ -129,17 +142,14 @@ def _choose(network: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
 def _in_one_pass(
     network: nn.Module, layers: Layers, source: Source, group: dist.ProcessGroup | None, *, as_paper: bool
 ) -> Recalibration:
-    def work() -> Share:
-        share = passes.in_one_pass(network, layers, source)
-        if not as_paper:  # less to send
-            share.found = {name: [moments.merge(found)] for name, found in share.found.items()}
-        return share
-
-    share = _together(work, group)
-    if as_paper and len(set(share.sizes)) > 1:
-        raise ValueError(
-            f"Alg. 2 is for batches of one size, not of {sorted(set(share.sizes))}: drop the last one (drop_last=True)"
-        )
+    share = _together(partial(passes.measure, network, layers, source), group, merged=not as_paper)
+    if as_paper:
+        for name, found in share.found.items():
+            if len(sizes := sorted({batch.count for batch in found})) > 1:
+                raise ValueError(
+                    f"Alg. 2 is for batches of one size, not of {sizes} values a channel as {name} gets: drop the last "
+                    "one (drop_last=True)"
+                )
     combine = _as_paper if as_paper else moments.merge
     statistics = {name: _checked(name, layers[name], combine(found)) for name, found in share.found.items()}
     measured = {name: _store(layers[name], found, share, share.uses[name]) for name, found in statistics.items()}
@@ -149,45 +159,32 @@ def _in_one_pass(
 def _layer_by_layer(
     network: nn.Module, layers: Layers, source: Source, group: dist.ProcessGroup | None
 ) -> Recalibration:
-    buffers = [buffer for layer in layers.values() for buffer in layer.buffers(recurse=False)]
-    before = [buffer.clone() for buffer in buffers]
-    for layer in layers.values():
-        passes.normalise_by_stored(layer)
-    pending, measured, uses, levels = dict(layers), dict[str, Measured](), dict[str, int](), 0
-    share, alone = Share(), None
-    try:
-        while pending:
-            if alone is not None:
-                passes.normalise_by_batch(pending[alone])
-            share = _together(partial(passes.in_one_level, network, pending, source, alone), group)
-            levels += 1
-            uses = uses or share.uses
-            if not share.uses:
-                break
-            if not share.found:
-                if alone is not None:
-                    raise ValueError(f"values that are not finite reach {alone}: nothing was changed")
-                alone = next(iter(share.uses))
-                continue
-            for name, found in share.found.items():
-                layer = pending.pop(name)
-                measured[name] = _store(layer, _checked(name, layer, moments.merge(found)), share, share.uses[name])
-                passes.normalise_by_stored(layer)
-            alone = None
-    except BaseException:
-        for buffer, values in zip(buffers, before, strict=True):
-            buffer.copy_(values)
-        raise
-    measured = {name: measured[name] for name in uses if name in measured}
-    return Recalibration(images=sum(share.sizes), batches=len(share.sizes), passes=levels, layers=measured, left={})
+    """One layer a pass, in the order of their calls: those before it normalise by what was stored by then."""
+    share = _together(partial(passes.calls, network, layers, source), group, merged=False)
+    sizes, uses = share.sizes, share.uses
+    pending, measured = dict(layers), dict[str, Measured]()
+    for name in uses:
+        work = partial(passes.measure, network, pending, source, name, uses[name])
+        share = _together(work, group, merged=True)
+        if share.sizes != sizes:
+            raise ValueError(f"the batches were of {sizes} images, and then of {share.sizes}: give the same each time")
+        if name not in share.found:  # forwards that differ from one time to the next
+            continue
+        layer = pending.pop(name)
+        found = _checked(name, layer, moments.merge(share.found[name]))
+        measured[name] = _store(layer, found, share, uses[name])
+    return Recalibration(images=sum(sizes), batches=len(sizes), passes=1 + len(uses), layers=measured, left={})
 
 
-def _together(work: Callable[[], Share], group: dist.ProcessGroup | None) -> Share:
+def _together(work: Callable[[], Share], group: dist.ProcessGroup | None, *, merged: bool) -> Share:
     """What all processes found. Where the work fails in one it fails in all, so that none waits for ever."""
     failure, share = None, Share()
     try:
         share = work()
-    except Exception as error:
+        # In main memory, for the processes' devices are not the same; merged, for there is less to send.
+        combine = (lambda found: [moments.merge(found)]) if merged else list
+        share.found = {name: [m.cpu() for m in combine(found)] for name, found in share.found.items()}
+    except BaseException as error:
         failure = error
     everyone = [(failure is not None, share)]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
@@ -197,15 +194,16 @@ def _together(work: Callable[[], Share], group: dist.ProcessGroup | None) -> Sha
         raise failure
     if any(failed for failed, _ in everyone):
         raise RuntimeError("recalibration failed in another process, whose message says why")
-    shares = [share for _, share in everyone if share.sizes]
-    if not shares:
+    whole = Share()
+    for _, share in everyone:
+        whole.sizes += share.sizes
+        for name, found in share.found.items():
+            whole.found.setdefault(name, []).extend(found)
+        for name, uses in share.uses.items():
+            whole.uses[name] = max(whole.uses.get(name, 0), uses)
+    if not whole.sizes:
         raise ValueError("there is no batch to measure: give at least one")
-    common = [name for name in shares[0].found if all(name in share.found for share in shares)]
-    return Share(
-        found={name: [moments for share in shares for moments in share.found[name]] for name in common},
-        uses=shares[0].uses,
-        sizes=[size for share in shares for size in share.sizes],
-    )
+    return whole
 
 
 def _as_paper(batches: list[Moments]) -> Moments:

@@ -8,6 +8,7 @@ arXiv 1906.03548, sec. 3.1, who choose the weight on validation data. Mixed are 
 Shapes: N examples, C channels, then any number of positions.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,7 @@ def normalise(
     The mixture's variance is (1 - w) var + w var_own + w (1 - w) (mean - mean_own)^2: E[x^2] - E[x]^2 without their
     cancellation.
     """
+    held, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # squares would not fit into float16
     wide = (1, -1, *[1] * (x.ndim - 2))
     mean, var = mean.view(wide), var.view(wide)  # 1 x C x 1 ...
     own_mean, own_var = x, x.new_zeros(())  # one value is its own mean
@@ -31,4 +33,4 @@ def normalise(
     y = (x - mean - weight * apart) * (mixed_var + eps).rsqrt()  # N x C x ...
     if gamma is not None:
         y = y * gamma.view(wide)
-    return (y if beta is None else y + beta.view(wide)).to(x.dtype)
+    return (y if beta is None else y + beta.view(wide)).to(held)
