@@ -1,6 +1,7 @@
 """Folding: the same outputs, no layer that should have stayed, and the reasons of those that did."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -439,3 +440,38 @@ def test_functions_are_listed_too() -> None:
     model = pair(lambda n, x: F.batch_norm(n.bn(n.conv(x)), torch.zeros(3), torch.ones(3)))
     name = "F.batch_norm (batch_norm in the model)"
     assert fold(model).kept == {name: "it is a function, which takes its parameters from elsewhere"}
+
+
+def test_an_example_shows_what_no_graph_does() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.conv(x)
+        y = net.bn(h)
+        return y + h if isinstance(h, Tensor) else y  # in a graph it is none
+
+    model = randomised(Net(run, conv=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3)))
+    with pytest.raises(
+        ValueError, match=r"^the folded model's output differs by [0-9.]+ of its standard deviation: the"
+    ):
+        fold(model, torch.randn(4, 3, 6, 6))
+    sound = randomised(Block())
+    assert fold(sound, (torch.randn(4, 3, 6, 6),)).folded == {"bn": ("conv",)}
+
+
+def test_what_forward_reads_of_a_folded_layer_is_still_there() -> None:
+    model = randomised(Net(lambda net, x: net.bn(net.conv(x)) / net.bn.num_features, conv=nn.Conv2d(3, 3, 1),
+                           bn=nn.BatchNorm2d(3)))  # fmt: skip
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(model, x).model(x), model(x))
+
+
+def test_a_folded_model_can_be_scripted() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own
+        model, x = fold(randomised(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))).model, torch.randn(2, 3, 4, 4)
+        torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+def test_of_a_wrapper_the_network_is_folded() -> None:
+    folding = fold(nn.DataParallel(randomised(Block())))
+    assert isinstance(folding.model, Block) and folding.folded == {"bn": ("conv",)}

@@ -83,6 +83,11 @@ class RectifiedPair(nn.Module):
         return self.bn(x, relu=True)
 
 
+def coarse(rank: int) -> Tensor:
+    """bfloat16 without parameters: the statistics are to be float32 all the same."""
+    return SyncBatchNorm(3, affine=False)((batch() + 10).split(16)[rank].bfloat16())
+
+
 def one_value(rank: int) -> str:
     try:
         SyncBatchNorm(3)(torch.zeros(1 - rank, 3, 1, 1))
@@ -145,6 +150,7 @@ SCENES: dict[str, Callable[[int], Any]] = {
     "empty": lambda rank: both(rank, (32, 0)),
     "averaged": averaged,
     "rectified": rectified,
+    "coarse": coarse,
     "one value": one_value,
     "one each": one_each,
     "not finite": not_finite,
@@ -205,6 +211,14 @@ def test_with_relu(scenes: tuple[Found, Found]) -> None:
     assert one["y"].min() == 0
     assert_close(torch.cat([first["y"], second["y"]]), one["y"])
     assert_close(torch.cat([first["dx"], second["dx"]]), one["dx"])
+
+
+def test_statistics_are_float32_at_least(scenes: tuple[Found, Found]) -> None:
+    x = (batch() + 10).bfloat16().double()
+    expected = nn.BatchNorm2d(3, affine=False).double()(x)
+    found = torch.cat([process["coarse"] for process in scenes])
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().max() < 2e-2
 
 
 def test_one_value_in_all_processes_is_refused_in_each(scenes: tuple[Found, Found]) -> None:
@@ -286,3 +300,30 @@ def test_conversion_and_back() -> None:
     assert type(alone) is SyncBatchNorm and type(revert_sync(alone)) is nn.BatchNorm2d
     assert alone.unfreeze().training
     assert not convert_sync(nn.BatchNorm2d(2).eval()).unfreeze().training
+
+
+def test_conversion_keeps_groups_and_refuses_what_it_cannot_undo() -> None:
+    group = object()
+    synchronised = nn.SyncBatchNorm(2, process_group=group)
+    assert convert_sync(synchronised).process_group is group
+    again = SyncBatchNorm(2)
+    assert convert_sync(again, group).process_group is group
+    frozen = convert_sync(nn.BatchNorm2d(2)).freeze()
+    with pytest.raises(ValueError, match=r"^a frozen layer cannot become BatchNorm2d again: unfreeze\(\) it first$"):
+        revert_sync(frozen)
+    assert type(revert_sync(frozen.unfreeze())) is nn.BatchNorm2d
+
+
+class Derived(nn.BatchNorm2d):
+    pass
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+def test_subclasses_are_converted_where_they_compute_nothing_else() -> None:
+    model = convert_sync(nn.Sequential(Derived(2), Activated(2)))
+    assert [type(layer) for layer in model] == [SyncBatchNorm, Activated]
+    assert [type(layer) for layer in revert_sync(model)] == [Derived, Activated]

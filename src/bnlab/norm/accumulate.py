@@ -1,4 +1,4 @@
-"""Gradient accumulation whose running statistics move as with one large batch."""
+"""Gradient accumulation whose running statistics move as far as with one large batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -9,8 +9,9 @@ the graph that torch.fx traces, where identities and dropout are passed over, an
 slice by slice into each of those before it. Where anything else may see the values between the two, or where the graph
 cannot be had, the layer stays, and the reason is given.
 
-What no graph shows is taken on trust: that the model is run through `forward`, and, where it cannot be traced as a
-whole, that each part of it with a forward of its own is run through that, not layer by layer.
+What no graph shows is taken on trust, or is tried out with an `example`: that the model is run through `forward`; that
+its branches do not turn on attributes that change, or on what type a value is; that weights are not computed on the
+side; and, where it cannot be traced as a whole, that each part with a forward of its own is run through that.
 
 Shapes: N examples, C channels, then any number of positions.
 """
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from bnlab.norm.fold_pairs import Stays, dims_of, layers_before
 from bnlab.norm.fold_trace import TRANSPOSED, survey
@@ -72,11 +74,17 @@ class Folding:
     """each layer that stays, and why"""
 
 
-def fold(model: nn.Module) -> Folding:
+def fold(model: nn.Module, example: Any = None) -> Folding:
     """A copy of the model for inference, without the batch normalisation layers that others can take the work of.
+
+    With an `example`, a batch or a tuple of arguments, both are run on it. Give one where the model does what no graph
+    shows: branches on attributes that change, weights computed on the side.
 
     All that derive from torch.nn's are considered, in a model on any device; the model given is left as it is. Of a
     DistributedDataParallel the module is taken: without layers' buffers it cannot run.
+
+    Raises:
+        ValueError: the outputs for the example differ by more than 1e-3 of their standard deviation.
     """
     copied = copy.deepcopy(network_of(model)).eval()
     regions, untraced = survey(copied)
@@ -98,14 +106,32 @@ def fold(model: nn.Module) -> Folding:
         folded[name] = tuple(names[layer] for layer in layers)
         stand_in = Folded(name, folded[name], dims_of(layers[0]))
         # Not replaced but turned into it: it may be held under several names, or in a plain list.
-        norm.__class__, norm.__dict__ = Folded, stand_in.__dict__  # type: ignore[assignment]
+        kept_attributes = {
+            key: value for key, value in vars(norm).items() if key not in vars(stand_in) and key[0] != "_"
+        }
+        norm.__class__, norm.__dict__ = Folded, vars(stand_in) | kept_attributes  # type: ignore[assignment]
     for region in regions:
         for node in region.nodes():
             if node.target in (F.batch_norm, torch.batch_norm):
                 kept[f"F.batch_norm ({node.name} in {region.name})"] = (
                     "it is a function, which takes its parameters from elsewhere"
                 )
+    if example is not None:
+        _compare(network_of(model), copied, example if isinstance(example, tuple) else (example,))
     return Folding(copied, folded, kept)
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, folded: nn.Module, example: tuple[Any, ...]) -> None:
+    plain = copy.deepcopy(model).eval()
+    for expected, found in zip(tree_leaves(plain(*example)), tree_leaves(folded(*example)), strict=True):
+        if isinstance(expected, Tensor) and expected.numel():
+            off = float((found - expected).abs().max()) / max(float(expected.std(correction=0)), 1e-30)
+            if not off < 1e-3:
+                raise ValueError(
+                    f"the folded model's output differs by {off:.2g} of its standard deviation: "
+                    "the model does what its graph does not show, and cannot be folded"
+                )
 
 
 @torch.no_grad()

@@ -1,8 +1,4 @@
-"""The graphs of a model, or of its parts where it cannot be traced as a whole: what `fold` reads pairs of layers off.
-
-What no graph shows is taken on trust: that the model is run through `forward`, and, where it cannot be traced as a
-whole, that each part of it with a forward of its own is run through that, not layer by layer.
-"""
+"""The graphs of a model, or of its parts where it cannot be traced as a whole, for `fold` to read pairs off."""
 
 import copy
 import inspect
@@ -103,7 +99,7 @@ def survey(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]:
         for child in module.children():
             explore(child, reason, called)
 
-    with torch.random.fork_rng(devices=[]):  # forward may draw numbers
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # forward may draw numbers
         explore(model, "it is the whole model", {model})
     return regions, untraced
 

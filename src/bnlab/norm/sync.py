@@ -21,16 +21,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import kernels, moments
+from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.kernels import Running
-from bnlab.norm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnlab.norm.layers import BatchNorm
+from bnlab.norm.models import network_of
 from bnlab.norm.moments import Moments
 from bnlab.norm.naming import name_of
 
 Module = TypeVar("Module", bound=nn.Module)
-_CONVERTIBLE = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(BatchNorm1d, BatchNorm2d, BatchNorm3d),
-)
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -105,7 +104,7 @@ class _Synchronised(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        held = x.dtype if weight is None else weight.dtype
+        held = torch.promote_types(x.dtype, torch.float32) if weight is None else weight.dtype
         mean, var = everyone.mean.to(held), everyone.variance(unbiased=False).to(held)  # C, C
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
         ctx.eps, ctx.group, ctx.count = eps, group, everyone.count
@@ -140,25 +139,36 @@ class _Synchronised(torch.autograd.Function):
 def convert_sync(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
     """Make every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, a `SyncBatchNorm`.
 
-    In place; parameters, buffers and hooks are the very same, so that optimisers still hold them. Ghost batch
-    normalisation is left as it is. Returns the model, or the new layer where the model is itself one.
+    In place; parameters, buffers and hooks are the very same, so that optimisers still hold them. Left as they are:
+    ghost batch normalisation, and subclasses with a forward of their own. Convert before DistributedDataParallel.
+    Returns the model, or the new layer where the model is itself one.
     """
 
     def convert(layer: nn.Module) -> nn.Module:
-        if type(layer) not in _CONVERTIBLE:
+        if isinstance(layer, SyncBatchNorm):
+            layer.process_group = process_group or layer.process_group
+        ours = isinstance(layer, _BatchNorm) and type(layer).forward in _FORWARDS
+        if not ours or isinstance(layer, SyncBatchNorm | GhostBatchNorm):
             return layer
         mode = vars(layer).get("_mode", layer.training)
-        return _become(layer, SyncBatchNorm, _origin=type(layer), process_group=process_group, _mode=mode)
+        group = process_group or getattr(layer, "process_group", None)
+        return _become(layer, SyncBatchNorm, _origin=type(layer), process_group=group, _mode=mode)
 
-    return _replace(model, convert)
+    return _replace(network_of(model), convert)
 
 
 def revert_sync(model: nn.Module) -> nn.Module:
-    """Undo `convert_sync`. A layer that was made as a SyncBatchNorm, rather than converted, stays one."""
+    """Undo `convert_sync`. A layer that was made as a SyncBatchNorm, rather than converted, stays one.
+
+    Raises:
+        ValueError: a layer was frozen meanwhile, and was torch.nn's, which cannot be.
+    """
 
     def revert(layer: nn.Module) -> nn.Module:
         if not isinstance(layer, SyncBatchNorm) or layer._origin is None:
             return layer
+        if layer.frozen and not issubclass(layer._origin, BatchNorm):
+            raise ValueError(f"a frozen layer cannot become {layer._origin.__name__} again: unfreeze() it first")
         return _become(layer, layer._origin)
 
     return _replace(model, revert)
