@@ -478,24 +478,6 @@ def test_torchs_synchronised_layers_are_measured_by_each_process_itself() -> Non
     assert model[0].training and model[0].running_mean is not None
 
 
-@pytest.mark.parametrize(
-    ("model", "error", "complaint"),
-    [
-        ([1], TypeError, "the model comes first, an nn.Module, not list"),
-        (nn.LazyBatchNorm1d(), ValueError, "the model has lazy layers without tensors yet: run it once on a batch"),
-        (
-            nn.BatchNorm1d(3, device="meta"),
-            ValueError,
-            "the model is on the meta device, where tensors hold no values: move it and load its weights",
-        ),
-    ],
-)
-def test_models_that_cannot_be_measured(model: object, error: type[Exception], complaint: str) -> None:
-    with pytest.raises(error) as refusal:
-        recalibrate(model, [images()])
-    assert str(refusal.value) == complaint
-
-
 def test_uint8_images() -> None:
     with pytest.raises(
         ValueError, match=r"^a batch holds uint8 images: give them as the model takes them, or say with"

@@ -84,7 +84,8 @@ def recalibrate(
             inference will see the like of, so without augmentation, and shuffled, for in one pass each layer
             normalises by its batch. They are moved to the model's device.
         images: stop after the batch that reaches so many; None takes all. 1,000 to 10,000 suffice (Wu & Johnson 2021).
-        layer_by_layer: the exact way; the batches are gone through many times, so no generator will do.
+        layer_by_layer: the exact way; the batches are gone through many times, so no generator will do, and forwards
+            are ended early, by an exception.
         as_paper: Alg. 2 to the letter, for batches of one size.
         forward: how the model is called with a batch, where it is not `model(images)`.
         group: the processes to measure with; None is all.

@@ -80,7 +80,7 @@ class SyncBatchNorm(BatchNorm):
     def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
         if not self._synchronised():
             return super()._transform(input, running, relu=relu)
-        everyone = _merged(moments.measure(input), input.device, self.process_group)
+        everyone = _merged(moments.measure(input), self.process_group)
         if everyone.count < 2:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got {everyone.count} in all processes at "
@@ -195,9 +195,9 @@ def _replace(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.M
     return visit(model)
 
 
-def _merged(own: Moments, device: torch.device, group: dist.ProcessGroup | None) -> Moments:
+def _merged(own: Moments, group: dist.ProcessGroup | None) -> Moments:
     """The moments of all processes' values, the same to the bit in each."""
-    mine = torch.cat([torch.tensor([own.count], dtype=torch.float64), own.mean.cpu(), own.scatter.cpu()]).to(device)
+    mine = torch.cat([own.mean.new_tensor([own.count]), own.mean, own.scatter])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)
     channels = own.mean.numel()
