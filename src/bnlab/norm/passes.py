@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import moments
+from bnlab.norm.ghost import GhostBatchNorm
+from bnlab.norm.layers import BatchNorm
 from bnlab.norm.modes import Modes
 from bnlab.norm.moments import Moments
 from bnlab.norm.whitening import Whitening
@@ -130,10 +132,17 @@ def measure(network: nn.Module, layers: Layers, source: Source, only: str | None
                 f"a batch has one value for each channel at {name}, and cannot be normalised by itself: leave it out "
                 "(drop_last=True), give larger batches, or measure layer_by_layer"
             )
+        if name in plain:
+            mean, var = found.mean, found.variance(unbiased=False)
+            layer._buffers.update(
+                running_mean=mean.to(x.device, plain[name]), running_var=var.to(x.device, plain[name])
+            )
 
+    # What is measured of a batch is also what most layers normalise it by: they need not read it once more.
+    plain = {name: dtype for name, layer in layers.items() if (dtype := _precision(layer)) and only is None}
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(_normalising_by_batch(layer))
+            stack.enter_context(_normalising_by_batch(layer, measured=name in plain))
             if only in (None, name):
                 stack.enter_context(_before(layer, partial(look, name)))
         for images, call in source.each(network):
@@ -144,22 +153,29 @@ def measure(network: nn.Module, layers: Layers, source: Source, only: str | None
     return share
 
 
+def _precision(layer: Layer) -> torch.dtype | None:
+    """That of the statistics of a layer that normalises all of a batch by one mean and variance; None for others."""
+    if isinstance(layer, BatchNorm) and (isinstance(layer, GhostBatchNorm) or layer.example_weight):
+        return None
+    dtype = layer.running_mean.dtype if isinstance(layer, _BatchNorm) and layer.running_mean is not None else None
+    return dtype if dtype in (torch.float32, torch.float64) else None
+
+
 @contextmanager
-def _normalising_by_batch(layer: Layer) -> Iterator[None]:
-    """By the batch of this process alone, and moving nothing."""
-    if isinstance(layer, Modes):
-        before, layer._statistics = layer._statistics, "batch"
-        try:
-            yield
-        finally:
-            layer._statistics = before
-    else:  # torch's, also the synchronised ones: in evaluation without statistics
-        kept = {name: layer._buffers[name] for name in ("running_mean", "running_var")}
-        try:
-            layer._buffers.update(dict.fromkeys(kept))
-            yield
-        finally:
-            layer._buffers.update(kept)
+def _normalising_by_batch(layer: Layer, *, measured: bool) -> Iterator[None]:
+    """By the batch of this process alone, and moving nothing; if `measured`, its statistics will be put in place."""
+    kept = dict(layer._buffers)
+    statistics = layer._statistics if isinstance(layer, Modes) else None
+    try:
+        if isinstance(layer, Modes):
+            layer._statistics = "running" if measured else "batch"
+        else:  # torch's, also the synchronised ones: in evaluation without statistics
+            layer._buffers.update(running_mean=None, running_var=None)
+        yield
+    finally:
+        layer._buffers.update(kept)
+        if isinstance(layer, Modes) and statistics is not None:
+            layer._statistics = statistics
 
 
 @contextmanager
