@@ -615,3 +615,18 @@ def test_on_a_device_whose_values_cannot_be_seen() -> None:
         assert (y.shape, y.device.type) == (x.shape, "meta")
         y.sum().backward()
         assert x.grad.shape == x.shape
+
+
+def test_within_autocast() -> None:
+    found = []
+    for kind in (torch.nn.BatchNorm2d, norm.BatchNorm2d):
+        torch.manual_seed(0)
+        conv, layer = torch.nn.Conv2d(3, 4, 3), kind(4)
+        x = torch.randn(4, 3, 8, 8)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+            y = layer(y, relu=True) if kind is norm.BatchNorm2d else layer(y).relu()
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+        found.append([y, layer.running_var, layer.weight.grad, conv.weight.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

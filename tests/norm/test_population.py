@@ -416,12 +416,13 @@ def test_a_loader_that_shuffles_gives_the_same_images_in_every_pass() -> None:
     for generator in (None, torch.Generator().manual_seed(4)):
         loader = torch.utils.data.DataLoader(x, batch_size=4, shuffle=True, generator=generator)
         seen: list[Tensor] = []
-        state = torch.get_rng_state()
+        state, own = torch.get_rng_state(), None if generator is None else generator.get_state()
         model = Pair()
         done = recalibrate(
             model, loader, images=8, layer_by_layer=True, forward=lambda net, x, seen=seen: (seen.append(x), net(x))
         )
         assert torch.equal(torch.get_rng_state(), state)
+        assert generator is None or torch.equal(generator.get_state(), own)
         assert (done.images, len(seen)) == (8, 8)
         assert all(torch.equal(torch.cat(seen[i : i + 2]), torch.cat(seen[:2])) for i in range(0, 8, 2))
 

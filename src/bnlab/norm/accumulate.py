@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.norm.models import network_of
 from bnlab.norm.whitening import Whitening
 
 
@@ -26,7 +25,6 @@ def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
     """
     if steps < 1:
         raise ValueError(f"steps is how many batches make an optimiser step, not {steps}")
-    network_of(model)
     before = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm | Whitening)}
     try:
         for layer, momentum in before.items():

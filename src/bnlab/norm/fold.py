@@ -86,7 +86,8 @@ def fold(model: nn.Module, example: Any = None) -> Folding:
     Raises:
         ValueError: the outputs for the example differ by more than 1e-3 of their standard deviation.
     """
-    copied = copy.deepcopy(network_of(model)).eval()
+    network = network_of(model)
+    copied = copy.deepcopy(network).eval()
     regions, untraced = survey(copied)
     names = {module: name for name, module in copied.named_modules()}
     planned: list[tuple[str, _BatchNorm, list[nn.Module]]] = []
@@ -117,7 +118,7 @@ def fold(model: nn.Module, example: Any = None) -> Folding:
                     "it is a function, which takes its parameters from elsewhere"
                 )
     if example is not None:
-        _compare(network_of(model), copied, example if isinstance(example, tuple) else (example,))
+        _compare(network, copied, example if isinstance(example, tuple) else (example,))
     return Folding(copied, folded, kept)
 
 

@@ -9,10 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from bnlab.norm.fold_trace import LAYERS, Region, plain
-from bnlab.norm.layers import BatchNorm
+from bnlab.norm.layers import BatchNorm, is_plain
 from bnlab.norm.models import hooked
 
-_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)  # in evaluation
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
@@ -48,7 +47,7 @@ def layers_before(norm: _BatchNorm, regions: list[Region], untraced: dict[nn.Mod
 
 
 def _check_norm(norm: _BatchNorm) -> None:
-    if type(norm).forward not in _FORWARDS or "forward" in vars(norm):
+    if not is_plain(norm):
         raise Stays(f"{type(norm).__name__} has a forward of its own")
     kept = norm.running_mean is not None and norm.running_var is not None
     if isinstance(norm, BatchNorm):

@@ -67,7 +67,7 @@ class BatchNorm(Modes, _BatchNorm):
         With `relu` it is rectified too, and backward needs one tensor of that size instead of two (see `memory.py`).
         """
         self._check_shape(input)
-        if self.training and not self.frozen:
+        if self._moves():
             y, moved = self._by_batch(input, self._running(), relu=relu)
             self._count(moved)
             return y
@@ -134,6 +134,12 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
 
 class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     """Over N x C x D x H x W."""
+
+
+def is_plain(layer: _BatchNorm) -> bool:
+    """Whether its forward is batch normalisation and nothing else: a subclass may have added an activation, say."""
+    known = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
+    return type(layer).forward in known and "forward" not in vars(layer)
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:

@@ -38,9 +38,13 @@ class Source:
         self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
         self.state = self.generator.get_state()
 
+    def rewind(self) -> None:
+        """Put the generator that a loader shuffles by where it was."""
+        self.generator.set_state(self.state)
+
     def each(self, network: nn.Module) -> Iterator[tuple[int, Callable[[], object]]]:
         """For each batch, how many images it has, and the call of the network with it; `images` ends it."""
-        self.generator.set_state(self.state)
+        self.rewind()
         tensors = [*network.parameters(), *network.buffers()]
         device = tensors[0].device if tensors else torch.device("cpu")
         seen = 0
@@ -70,6 +74,11 @@ class Share:
     sizes: list[int] = field(default_factory=list)
     """images of each batch"""
 
+    def called(self, name: str, now: dict[str, int]) -> None:
+        """A layer was called; `now` counts the calls of this forward."""
+        now[name] = now.get(name, 0) + 1
+        self.uses[name] = max(self.uses.get(name, 0), now[name])
+
 
 class Reached(BaseException):
     """All that is to be measured of this batch is measured: the rest of its forward is not needed."""
@@ -98,8 +107,7 @@ def calls(network: nn.Module, layers: Layers, source: Source) -> Share:
     share, now = Share(), dict[str, int]()
 
     def count(name: str, _: Tensor) -> None:
-        now[name] = now.get(name, 0) + 1
-        share.uses[name] = max(share.uses.get(name, 0), now[name])
+        share.called(name, now)
 
     with ExitStack() as stack:
         for name, layer in layers.items():
@@ -121,8 +129,7 @@ def measure(network: nn.Module, layers: Layers, source: Source, only: str | None
 
     def look(name: str, x: Tensor) -> None:
         layer = layers[name]
-        now[name] = now.get(name, 0) + 1
-        share.uses[name] = max(share.uses.get(name, 0), now[name])
+        share.called(name, now)
         found = layer.measure(x) if isinstance(layer, Whitening) else moments.measure(x)
         share.found.setdefault(name, []).append(found)
         if name == only and now[name] == uses:

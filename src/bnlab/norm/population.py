@@ -105,9 +105,9 @@ def recalibrate(
         return Recalibration(images=0, batches=0, passes=0, layers={}, left=left)
     buffers = [buffer for layer in layers.values() for buffer in layer.buffers(recurse=False)]
     before = [buffer.clone() for buffer in buffers]
+    source = Source(batches, images, forward)
     try:
         with passes.restored(network), torch.no_grad():
-            source = Source(batches, images, forward)
             if layer_by_layer:
                 done = _layer_by_layer(network, layers, source, group)
             else:
@@ -117,6 +117,8 @@ def recalibrate(
             for buffer, values in zip(buffers, before, strict=True):
                 buffer.copy_(values)
         raise
+    finally:
+        source.rewind()
     return replace(done, left=left | {name: "no forward reaches it" for name in layers if name not in done.layers})
 
 

@@ -23,13 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.norm import kernels, moments
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.kernels import Running
-from bnlab.norm.layers import BatchNorm
-from bnlab.norm.models import network_of
+from bnlab.norm.layers import BatchNorm, is_plain
 from bnlab.norm.moments import Moments
 from bnlab.norm.naming import name_of
 
 Module = TypeVar("Module", bound=nn.Module)
-_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -147,14 +145,14 @@ def convert_sync(model: nn.Module, process_group: dist.ProcessGroup | None = Non
     def convert(layer: nn.Module) -> nn.Module:
         if isinstance(layer, SyncBatchNorm):
             layer.process_group = process_group or layer.process_group
-        ours = isinstance(layer, _BatchNorm) and type(layer).forward in _FORWARDS
-        if not ours or isinstance(layer, SyncBatchNorm | GhostBatchNorm):
+        plain = isinstance(layer, _BatchNorm) and is_plain(layer)
+        if not plain or isinstance(layer, SyncBatchNorm | GhostBatchNorm):
             return layer
         mode = vars(layer).get("_mode", layer.training)
         group = process_group or getattr(layer, "process_group", None)
         return _become(layer, SyncBatchNorm, _origin=type(layer), process_group=group, _mode=mode)
 
-    return _replace(network_of(model), convert)
+    return _replace(model, convert)
 
 
 def revert_sync(model: nn.Module) -> nn.Module:
