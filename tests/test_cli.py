@@ -84,7 +84,7 @@ def test_the_main_job(bnlab: Command, tmp_path: Path) -> None:
 def test_the_documents(bnlab: Command, data: Path, trained: Path) -> None:
     done = bnlab("train", data, *QUICK, "--epochs", 1, "--name", "a", "--json")
     document = json.loads(done.out)
-    assert list(document) == ["run", "best", "epochs", "val_top1", "seconds"]
+    assert list(document) == ["run", "best", "epochs", "val_top1", "seconds", "frozen"]
     assert (document["run"], document["epochs"]) == ("runs/a", 1)
     assert 0 <= document["val_top1"] <= 1
 

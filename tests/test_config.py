@@ -40,7 +40,9 @@ def test_default_is_the_defaults() -> None:
 def test_classic_is_the_tutorials_to_the_letter() -> None:
     """Each key that decides a result stands in the file, so that a better default never changes it."""
     given = yaml.safe_load((RECIPES / "classic.yaml").read_text())
-    assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed", "init"}
+    of_the_network = {"variant", "norm", "activation", "initialisation"}
+    of_fine_tuning = {"init", "trunk_rate", "freeze", "freeze_bn"}
+    assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed"} | of_the_network | of_fine_tuning
     recipe = load_settings("classic").recipe
     assert (recipe.network, recipe.auxiliary, recipe.auxiliary_weight, recipe.dropout) == (
         "bn_googlenet",

@@ -27,7 +27,31 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     network: str = "bn_googlenet"
-    """which network of bnlab.nets"""
+    """which network of bnlab.nets (`bnlab net` lists them)"""
+    variant: str | None = None
+    """of its table, where there are several; none: the first"""
+    norm: str | None = None
+    """none, batch, sync, ghost:SIZE or whitening:SIZE; left out: the network's own"""
+    norm_eps: Positive = 1e-5
+    """normalisation: added to the variance"""
+    norm_momentum: Fraction | None = 0.1
+    """normalisation: weight of the new batch in the running statistics; none: their plain average"""
+    activation: str | None = None
+    """relu, leaky_relu, elu, gelu, silu, sigmoid, tanh or none; left out: the network's own"""
+    placement: Literal["before", "after"] = "before"
+    """normalise before the activation (as the paper) or after it"""
+    conv_bias: bool = False
+    """keep the biases that normalisation makes redundant"""
+    width: Positive = 1.0
+    """how many times as wide each layer is as in the table"""
+    stem: Literal["separable", "small"] | None = None
+    """other first layers: separable (as the paper's) or small (for photos of 32 to 64 px); none: the table's own"""
+    local_response: bool = False
+    """GoogLeNet's local response normalisation, in the stem"""
+    initialisation: str | None = None
+    """he, xavier or gaussian:STD; none: he, or xavier before sigmoid and tanh"""
+    data_dependent: bool = False
+    """without normalisation: scale every layer on the first batch so that its outputs begin as N(0, 1)"""
     auxiliary: bool = False
     """train GoogLeNet's two auxiliary classifiers beside the main one"""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.3
@@ -83,6 +107,12 @@ class Recipe(BaseModel):
     """all randomness follows from it"""
     init: str | None = None
     """classifier file to start from (fine-tuning)"""
+    trunk_rate: Fraction = 1.0
+    """factor on the learning rate of all but the last layer (and auxiliary heads); 0.1 with `init` unless set"""
+    freeze: Literal["none", "stem", "trunk"] = "none"
+    """`init`: do not train the stem (before the first Inception block), or the trunk (all but the last layer)"""
+    freeze_bn: bool = False
+    """`init`: normalise by the file's statistics, in training too, and keep them, gamma and beta as they are"""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """where the network runs"""
@@ -114,6 +144,8 @@ _ONLY_WITH: Mapping[str, tuple[str, object]] = {
     "step_factor": ("schedule", "step"),
     "auxiliary_weight": ("auxiliary", True),
     "crop_fraction": ("resize", "crop"),
+    "initialisation": ("init", None),
+    "data_dependent": ("init", None),
 }
 
 

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from bnlab.classifier.card import FORMAT_VERSION, Arguments, Card, from_json, to_json
+from bnlab.classifier.card import FORMAT_VERSION, Card, from_json, to_json
 from bnlab.data.pixels import View
 from bnlab.errors import ClassifierError
 
 CARD = Card(
     network="bn_googlenet",
-    arguments=Arguments(dropout=0.2),
+    arguments={"dropout": 0.2},
     classes=("rose", "百合", 'a "b"'),
     view=View(size=96, resize="crop", crop_fraction=0.9, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
     metrics={"split": "val", "n": 12, "top1": 0.5},
@@ -35,7 +35,7 @@ def test_what_is_no_card_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"arguments": {"dropout": "x"}}, "arguments.dropout: input should be a valid number"),
+        ({"arguments": {"dropout": [0.2]}}, "arguments.dropout.str: input should be a valid string"),
         ({"classes": ["a", 3, "c"]}, "classes.1: input should be a valid string"),
         ({"classes": ["a", "a"]}, "its classes are not distinct"),
         ({"classes": []}, "classes: tuple should have at least 1 item"),

@@ -19,20 +19,13 @@ _CHECKED = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_CHECKED)
-class Arguments:
-    """What a network is built with, beside its classes."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, config=_CHECKED)
 class Card:
     """What stands in the header of a classifier file."""
 
     network: str
     """name of the network"""
-    arguments: Arguments
-    """what the network is built with, beside its classes"""
+    arguments: Mapping[str, str | bool | int | float | None]
+    """what the network is built with, beside its classes: arguments of `bnlab.nets.build`"""
     classes: Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(min_length=1)]
     """class names; the position is the index of the logit"""
     view: View

@@ -1,17 +1,20 @@
 """Reads and writes the classifier file: safetensors weights with the card in the header. Nothing in it is ever run."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from bnlab.classifier import card as cards
 from bnlab.classifier.card import Card
-from bnlab.errors import ClassifierError, printable
+from bnlab.errors import ClassifierError, UsageError, printable
 from bnlab.files import write_atomic
 from bnlab.nets import NETWORKS, build
-from bnlab.nets.build import TableNetwork
+from bnlab.nets.network import TableNetwork
 
 _CARD_KEY = "bnlab"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
@@ -21,8 +24,11 @@ def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
     """Write the network's inference weights and the card; atomically, and the same bytes for the same classifier.
 
     Raises:
+        UsageError: the network has a normalisation that no card can name.
         StorageError: no space left or no permission; an older file is untouched.
     """
+    if network.arguments["norm"] is None:
+        raise UsageError("a network with a normalisation of your own has no classifier file", "keep its state_dict")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.inference_state().items()}
     write_atomic(path, safetensors.torch.save(tensors, {_CARD_KEY: cards.to_json(card)}))
 
@@ -64,12 +70,29 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
         ClassifierError: as `read_classifier`, or tensors that do not fit the network the card names.
     """
     tensors, card = read_classifier(path)
-    if card.network not in NETWORKS:
-        raise ClassifierError(f"{printable(path)} is of a network '{printable(card.network)}'", "upgrade bnlab")
-    network = build(card.network, classes=len(card.classes), dropout=card.arguments.dropout)
-    check_fit(tensors, network.state_dict(), printable(path), card.network)
-    network.load_state_dict(tensors)
+    network = network_of(card, printable(path))
+    expected = network.state_dict()
+    check_fit(tensors, expected, printable(path), card.network)
+    network.load_state_dict({key: tensors[key].to(expected[key].dtype) for key in expected}, assign=True)
     return network.eval(), card
+
+
+def network_of(card: Card, name: str) -> TableNetwork:
+    """The network that a card describes, with shapes and no weights yet; `name` is what messages call its file.
+
+    Raises:
+        ClassifierError: this bnlab has no such network, or cannot build it so.
+    """
+    unknown = sorted(card.arguments.keys() - inspect.signature(build).parameters.keys())
+    if card.network not in NETWORKS or unknown:
+        what = f"with {printable(', '.join(unknown))}" if unknown else f"'{printable(card.network)}'"
+        raise ClassifierError(f"{name} is of a network {what}, which this bnlab does not know", "upgrade bnlab")
+    try:
+        arguments: dict[str, Any] = dict(card.arguments)
+        with torch.device("meta"):  # a card may ask for any width: nothing is allocated before the tensors fit
+            return build(card.network, classes=len(card.classes), **arguments)
+    except (UsageError, TypeError, ValueError, RuntimeError) as error:  # of any types and sizes
+        raise ClassifierError(f"{name} has a card that cannot be read ({error})", "train or copy it again") from None
 
 
 def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str, network: str) -> None:

@@ -15,7 +15,8 @@ from bnlab.data.loader import prepared_batches
 from bnlab.data.pixels import Pixels, normalise
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
 from bnlab.machine import choose_device, memory_errors
-from bnlab.nets.build import TableNetwork, to_device
+from bnlab.nets.build import to_device
+from bnlab.nets.network import TableNetwork
 from bnlab.progress import Progress, Silent
 
 Probabilities = NDArray[np.float32]

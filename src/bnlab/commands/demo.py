@@ -122,7 +122,7 @@ def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> T
     diverged = None
     try:
         result = session.train(folder / "data", settings, root=folder, name=run.name, strict=False, progress=progress)
-        write_run_page(run, result.evaluation, result.rows)
+        write_run_page(run, result.evaluation, result.rows, str(result.frozen))
     except DivergedError as error:
         diverged = error.problem
         progress.warn(diverged)

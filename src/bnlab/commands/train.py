@@ -54,5 +54,5 @@ def run(settings: TrainSettings, progress: Progress) -> TrainingResult:
             strict=settings.strict,
             progress=progress,
         )
-    write_run_page(result.run, result.evaluation, result.rows)
+    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
     return result

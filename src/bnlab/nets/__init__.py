@@ -1,5 +1,7 @@
-"""Networks as tables: `build` makes one by name, `NETWORKS` lists them."""
+"""The networks: `build` makes one by name, `NETWORKS` lists them."""
 
-from bnlab.nets.build import NETWORKS, build
+from bnlab.nets.build import build
+from bnlab.nets.catalogue import NETWORKS
+from bnlab.nets.initialise import fit_to_data
 
-__all__ = ["NETWORKS", "build"]
+__all__ = ["NETWORKS", "build", "fit_to_data"]

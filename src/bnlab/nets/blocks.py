@@ -1,8 +1,9 @@
 """The blocks the tables are built of.
 
-Shapes: N photos, C channels in, H x W the size of the map.
+Shapes: N photos, C channels in, H x W the size of the map; H' = ceil(H / stride), W' likewise.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -10,50 +11,161 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.nets import tables
-from bnlab.norm.layers import BatchNorm, BatchNorm2d
+from bnlab.nets.options import MakeActivation, MakeNorm
+from bnlab.norm.placement import Placement, placed
+
+MakeUnit = Callable[..., "Unit"]
+"""`Unit.convolution`, with all but (inputs, channels, kernel, stride) settled"""
 
 
-class ConvUnit(nn.Module):
-    """Convolution, batch normalisation (or none), ReLU: in this order, as the paper places it (sec. 3.2).
+class Unit(nn.Module):
+    """A convolution or a fully connected layer, its normalisation (or none), its activation: the one place for them.
 
-    With batch normalisation the convolution has no bias: the mean would remove it, and beta takes its place.
-    N x C x H x W in, N x channels x H/stride x W/stride out.
+    "before" the activation, as the paper places it (sec. 3.2), normalisation makes a bias redundant: the mean would
+    remove it, and beta takes its place. So there is one only where nothing is normalised, where normalisation comes
+    "after", and where it is asked for.
     """
 
-    def __init__(self, inputs: int, channels: int, kernel: int, *, stride: int = 1, norm: bool) -> None:
+    placement: Placement
+
+    def __init__(
+        self, layer: nn.Module, bn: nn.Module | None, activation: nn.Module, placement: Placement, *, name: str = "conv"
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, channels, kernel, stride, padding=kernel // 2, bias=not norm)
-        self.bn = BatchNorm2d(channels) if norm else nn.Identity()
+        self.layer_name = name  # "conv" and "linear" stand in the names of the weights
+        self.add_module(name, layer)
+        self.bn = bn or nn.Identity()
+        self.activation = activation
+        self.placement = placement
+
+    @property
+    def layer(self) -> nn.Module:
+        """The convolution, or the fully connected layer."""
+        return self.get_submodule(self.layer_name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, rectified feature maps."""
-        x = self.conv(x)  # N x channels x H/stride x W/stride
-        if isinstance(self.bn, BatchNorm):
-            return cast(Tensor, self.bn(x, relu=True))  # backward then keeps one tensor, not two
-        return F.relu(self.bn(x), inplace=True)
+        """N x C x H x W to N x channels x H' x W', or N x C to N x units."""
+        x = self.layer(x)  # N x channels x H' x W', or N x units
+        return placed(x, self.bn, self.activation, self.placement)
+
+
+def convolution(
+    inputs: int,
+    channels: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    multiplier: int = 0,
+    norm: MakeNorm | None,
+    activation: MakeActivation,
+    placement: Placement,
+    bias: bool,
+) -> Unit:
+    """A unit of a convolution padded to keep the size at stride 1; `multiplier` as in `tables.Conv`."""
+    depthwise = inputs * multiplier
+    if depthwise:
+        layer: nn.Module = nn.Sequential(
+            nn.Conv2d(inputs, depthwise, kernel, stride, kernel // 2, groups=inputs, bias=False),
+            nn.Conv2d(depthwise, channels, 1, bias=bias),
+        )
+    else:
+        layer = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2, bias=bias)
+    return Unit(layer, norm and norm(channels), activation(), placement)
+
+
+def dense(
+    inputs: int,
+    units: int,
+    *,
+    norm: MakeNorm | None,
+    activation: MakeActivation,
+    placement: Placement,
+    bias: bool,
+) -> Unit:
+    """A unit of a fully connected layer."""
+    layer = nn.Linear(inputs, units, bias=bias)
+    return Unit(layer, norm and norm(units), activation(), placement, name="linear")
 
 
 class Inception(nn.Module):
-    """The four branches of one row of a table. N x C x H x W in, N x `channels` x H x W out."""
+    """The branches of one row of a table. N x C x H x W in, N x `channels` x H' x W' out."""
 
-    def __init__(self, inputs: int, row: tables.Inception, *, norm: bool) -> None:
+    def __init__(self, inputs: int, row: tables.Inception, unit: MakeUnit) -> None:
         super().__init__()
-        self.branch1 = ConvUnit(inputs, row.one, 1, norm=norm)
-        self.branch2 = nn.Sequential(
-            ConvUnit(inputs, row.reduce3, 1, norm=norm),
-            ConvUnit(row.reduce3, row.three, 3, norm=norm),
-        )
-        self.branch3 = nn.Sequential(
-            ConvUnit(inputs, row.reduce5, 1, norm=norm),
-            ConvUnit(row.reduce5, row.five, 3, norm=norm),
-            ConvUnit(row.five, row.five, 3, norm=norm),
-        )
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), ConvUnit(inputs, row.pool, 1, norm=norm))
-        self.channels = row.one + row.three + row.five + row.pool
+        self.has_one = row.one > 0
+        if self.has_one:
+            self.branch1 = unit(inputs, row.one, 1, row.stride)
+        self.branch2 = nn.Sequential(unit(inputs, row.reduce3, 1), unit(row.reduce3, row.three, 3, row.stride))
+        inner = [unit(row.reduce5 if i == 0 else row.five, row.five, k) for i, k in enumerate(row.kernels[:-1])]
+        last = unit(row.five if inner else row.reduce5, row.five, row.kernels[-1], row.stride)
+        self.branch3 = nn.Sequential(unit(inputs, row.reduce5, 1), *inner, last)
+        self.branch4 = nn.Sequential(Pool(row.pooling, row.stride), *([unit(inputs, row.pool, 1)] if row.pool else []))
+        self.channels = row.one + row.three + row.five + (row.pool or inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """The branches' feature maps, concatenated."""
-        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
+        maps = [self.branch1(x)] if self.has_one else []  # N x one x H' x W'
+        maps += [self.branch2(x), self.branch3(x), self.branch4(x)]
+        return torch.cat(maps, dim=1)  # N x channels x H' x W'
+
+
+class Pool(nn.Module):
+    """3 x 3 pooling within a block; N x C x H x W in, N x C x H' x W' out. The average counts the padding in.
+
+    With stride 2 its windows lie as the padding "same" of TensorFlow has them, so that its output is as large as the
+    convolutions' beside it: from the first pixel of an even side (as ceil mode has it), centred on it of an odd one.
+    """
+
+    def __init__(self, kind: str, stride: int) -> None:
+        super().__init__()
+        self.kind, self.stride = kind, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The largest, or the mean, of each window."""
+        if self.kind == "avg":
+            return F.avg_pool2d(x, 3, self.stride, padding=1)  # N x C x H x W
+        if self.stride == 1:
+            return F.max_pool2d(x, 3, 1, padding=1)  # N x C x H x W
+        return F.max_pool2d(x, 3, 2, padding=(x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)  # N x C x H' x W'
+
+    def extra_repr(self) -> str:
+        """What a printed network says of it."""
+        return f"{self.kind}, stride={self.stride}"
+
+
+class LocalResponse(nn.Module):
+    """Each value divided by (1 + 1e-4 * mean of the squares of the 5 channels about it)^0.75; N x C x H x W in and out.
+
+    As in GoogLeNet's published configuration (Krizhevsky et al. 2012, sec. 3.3, with k = 1). It is
+    `torch.nn.LocalResponseNorm(5)`, which would leave the memory format, and takes three times as long.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised maps."""
+        squares = F.pad(x.square(), (0, 0, 0, 0, 2, 2))  # N x (C + 4) x H x W
+        channels = x.shape[1]
+        total = sum((squares[:, i : i + channels] for i in range(1, 5)), start=squares[:, :channels])
+        return x * (1 + total * (1e-4 / 5)) ** -0.75  # N x C x H x W
+
+
+class Pixels(nn.Module):
+    """The picture averaged to side x side, as a vector; N x C x H x W in, N x (C * side * side) out."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channel by channel, row by row."""
+        return shrink(x, self.side).flatten(1)  # N x C*side*side
+
+
+class GlobalPool(nn.Module):
+    """The mean of each map; N x C x H x W in, N x C out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One value a channel."""
+        return x.mean((2, 3))  # N x C
 
 
 class AuxiliaryHead(nn.Module):
@@ -62,9 +174,9 @@ class AuxiliaryHead(nn.Module):
     N x C x H x W in, for any H and W; N x classes out.
     """
 
-    def __init__(self, inputs: int, classes: int, *, norm: bool) -> None:
+    def __init__(self, inputs: int, classes: int, unit: MakeUnit) -> None:
         super().__init__()
-        self.conv = ConvUnit(inputs, 128, 1, norm=norm)
+        self.conv = unit(inputs, 128, 1)
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
         self.fc2 = nn.Linear(1024, classes)
 
@@ -79,20 +191,28 @@ class AuxiliaryHead(nn.Module):
 
 
 def pool_to_4x4(x: Tensor) -> Tensor:
-    """Average pooling to 4 x 4: GoogLeNet's own windows (5 x 5, stride 3) on its 14 x 14 maps, adaptive ones on others.
+    """Average pooling to 4 x 4: GoogLeNet's own windows (5 x 5, stride 3) on its 14 x 14 maps, adaptive elsewhere."""
+    if x.shape[-2:] == (14, 14):
+        return F.avg_pool2d(x, 5, stride=3)  # N x C x 4 x 4
+    return shrink(x, 4)
 
-    The adaptive windows are those of `F.adaptive_avg_pool2d`, as two products with the windows' matrices: that
-    function's gradient on a GPU adds in no fixed order, which would break exact resuming.
+
+def shrink(x: Tensor, side: int) -> Tensor:
+    """The means of side x side windows, which overlap or repeat where `side` is no divisor; N x C x side x side out.
+
+    The windows are those of `F.adaptive_avg_pool2d`, as two products with the windows' matrices: that function's
+    gradient on a GPU adds in no fixed order, which would break exact resuming.
     """
     height, width = x.shape[-2:]
-    if (height, width) == (14, 14):
-        return F.avg_pool2d(x, 5, stride=3)
-    return torch.einsum("ih,nchw,jw->ncij", _windows(height, x), x, _windows(width, x))
+    if height == width == side:
+        return x
+    y = torch.einsum("ih,nchw,jw->ncij", _windows(height, side, x), x, _windows(width, side, x))
+    return y.contiguous(memory_format=torch.channels_last)  # N x C x side x side
 
 
-def _windows(length: int, like: Tensor) -> Tensor:
-    matrix = torch.zeros(4, length)
-    for i in range(4):
-        start, stop = i * length // 4, -(-(i + 1) * length // 4)
+def _windows(length: int, side: int, like: Tensor) -> Tensor:
+    matrix = torch.zeros(side, length)
+    for i in range(side):
+        start, stop = i * length // side, -(-(i + 1) * length // side)
         matrix[i, start:stop] = 1 / (stop - start)
     return matrix.to(like)

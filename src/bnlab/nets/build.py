@@ -1,105 +1,111 @@
-"""From a table to a network."""
+"""From a name and options to a network."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import math
+from functools import partial
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
 
-from bnlab.errors import UsageError, did_you_mean, printable
-from bnlab.nets import tables
-from bnlab.nets.blocks import AuxiliaryHead, ConvUnit, Inception
-
-
-class _Kind(NamedTuple):
-    table: tables.Table
-    norm: bool
+from bnlab.errors import UsageError, printable
+from bnlab.nets import blocks, catalogue, initialise, options, tables
+from bnlab.nets.network import TableNetwork
+from bnlab.nets.options import MakeNorm
+from bnlab.norm.placement import Placement
 
 
-_KINDS: Mapping[str, _Kind] = {
-    "bn_googlenet": _Kind(tables.GOOGLENET, norm=True),
-    "googlenet": _Kind(tables.GOOGLENET, norm=False),
-    "bn_small_inception": _Kind(tables.SMALL_INCEPTION, norm=True),
-    "small_inception": _Kind(tables.SMALL_INCEPTION, norm=False),
-}
-NETWORKS: tuple[str, ...] = tuple(_KINDS)
+def build(
+    name: str,
+    *,
+    classes: int,
+    variant: str | None = None,
+    norm: str | MakeNorm | None = None,
+    norm_eps: float = 1e-5,
+    norm_momentum: float | None = 0.1,
+    activation: str | None = None,
+    placement: Placement = "before",
+    conv_bias: bool = False,
+    width: float = 1.0,
+    stem: str | None = None,
+    local_response: bool = False,
+    dropout: float | None = None,
+    auxiliary: bool = False,
+    initialisation: str | None = None,
+    in_channels: int = 3,
+    seed: int = 0,
+) -> TableNetwork:
+    """A new network, its weights following from `seed` alone; torch's own generator is left as it was.
 
+    >>> network = build("bn_inception", classes=1000, variant="corrected", norm="ghost:16")
 
-class TableNetwork(nn.Module):
-    """A network as its table says: the rows in order, global average pooling, dropout and one linear layer.
-
-    N x 3 x H x W in (normalised colours). In evaluation N x classes logits out; in training with auxiliary heads the
-    tuple (main, last auxiliary, ..., first auxiliary), each N x classes.
-    """
-
-    def __init__(
-        self, table: tables.Table, *, classes: int, norm: bool, dropout: float = 0.0, auxiliary: bool = False
-    ) -> None:
-        super().__init__()
-        self.order: list[str] = []
-        self.heads: dict[str, str] = {}  # layer -> the auxiliary head on its output
-        channels = 3
-        for row in table:
-            match row:
-                case tables.Conv():
-                    self.add_module(
-                        row.name, ConvUnit(channels, row.channels, row.kernel, stride=row.stride, norm=norm)
-                    )
-                    channels = row.channels
-                case tables.MaxPool():
-                    self.add_module(row.name, nn.MaxPool2d(3, stride=2, ceil_mode=True))
-                case tables.Inception():
-                    block = Inception(channels, row, norm=norm)
-                    self.add_module(row.name, block)
-                    channels = block.channels
-                case tables.Auxiliary():
-                    if auxiliary:
-                        self.add_module(row.name, AuxiliaryHead(channels, classes, norm=norm))
-                        self.heads[self.order[-1]] = row.name
-                    continue
-            self.order.append(row.name)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, classes)
-        self.apply(_initialise)
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Logits (see the class)."""
-        auxiliary = []
-        for name in self.order:
-            x = self.get_submodule(name)(x)
-            if self.training and name in self.heads:
-                auxiliary.append(self.get_submodule(self.heads[name])(x))  # N x classes
-        x = x.mean((2, 3))  # N x C
-        x = self.fc(self.dropout(x))  # N x classes
-        return (x, *reversed(auxiliary)) if auxiliary else x
-
-    def inference_state(self) -> dict[str, Tensor]:
-        """The tensors that inference needs: all but the auxiliary heads'."""
-        heads = tuple(f"{head}." for head in self.heads.values())
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
-
-
-def build(name: str, *, classes: int, dropout: float = 0.0, auxiliary: bool = False, seed: int = 0) -> TableNetwork:
-    """A new network with weights that follow from `seed` alone; torch's own generator is left as it was.
+    Args:
+        name: one of `NETWORKS`.
+        classes: how many there are.
+        variant: of the table, where it can be read in more ways than one; the first unless given.
+        norm: "none", "batch", "sync", "ghost:SIZE" or "whitening:SIZE" (see `options.py`), or a function from a number
+            of channels to a layer of your own; the network's own unless given.
+        norm_eps: added to the variance.
+        norm_momentum: weight of the new batch in the running statistics; None: their plain average.
+        activation: "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh" or "none"; the network's own unless
+            given.
+        placement: normalise "before" or "after" the activation.
+        conv_bias: keep the biases that normalisation makes redundant.
+        width: every layer so many times as wide.
+        stem: "separable" (the paper's first layer) or "small" (for 32 px pictures); the table's own unless given.
+        local_response: with GoogLeNet's local response normalisation.
+        dropout: share of the features before the last layer that training drops; the network's own unless given.
+        auxiliary: with GoogLeNet's two auxiliary classifiers.
+        initialisation: "he", "xavier" or "gaussian:STD"; the one that suits the activation unless given.
+        in_channels: of the images.
+        seed: of the weights.
 
     Raises:
-        UsageError: there is no network of that name.
+        UsageError: there is no such network, an argument is out of range, or this network has no use for it.
     """
-    check_name(name)
-    kind = _KINDS[name]
+    network = catalogue.find(name)
+    variant = network.default_variant if variant is None else variant
+    norm = network.norm if norm is None else norm
+    activation = network.activation if activation is None else activation
+    dropout = network.dropout if dropout is None else dropout
+    _check_numbers(classes=classes, in_channels=in_channels, dropout=dropout, eps=norm_eps, momentum=norm_momentum)
+    table = catalogue.table_of(name, variant=variant, stem=stem, width=width)
+    norms = (norm, norm) if callable(norm) else options.choose_norm(norm, eps=norm_eps, momentum=norm_momentum)
+    _check_use(name, norms is not None, placement, auxiliary=auxiliary, local_response=local_response)
+    fill = initialise.choose(initialisation, activation)
+    settled: dict[str, Any] = {
+        "activation": options.choose_activation(activation),
+        "placement": placement,
+        "bias": conv_bias or norms is None or placement == "after",
+    }
+    for_maps, for_units = norms or (None, None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TableNetwork(kind.table, classes=classes, norm=kind.norm, dropout=dropout, auxiliary=auxiliary)
-
-
-def check_name(name: str) -> None:
-    """Refuse what is no network's name.
-
-    Raises:
-        UsageError: there is no network of that name.
-    """
-    if name not in _KINDS:
-        raise UsageError(f"no network is called '{printable(name)}'", did_you_mean(name, list(_KINDS)))
+        made = TableNetwork(
+            table,
+            in_channels=in_channels,
+            classes=classes,
+            convolution=partial(blocks.convolution, norm=for_maps, **settled),
+            dense=partial(blocks.dense, norm=for_units, **settled),
+            dropout=dropout,
+            local_response=local_response,
+            auxiliary=auxiliary,
+        )
+        initialise.initialise(made, fill)
+    made.name = name
+    made.arguments = {
+        "variant": variant,
+        "norm": norm if isinstance(norm, str) else None,
+        "norm_eps": norm_eps,
+        "norm_momentum": norm_momentum,
+        "activation": activation,
+        "placement": placement,
+        "conv_bias": conv_bias,
+        "width": width,
+        "stem": stem,
+        "local_response": local_response,
+        "dropout": dropout,
+        "in_channels": in_channels,
+    }
+    return made
 
 
 def to_device(network: TableNetwork, device: str) -> TableNetwork:
@@ -107,12 +113,25 @@ def to_device(network: TableNetwork, device: str) -> TableNetwork:
     return network.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 for what a ReLU follows; small weights for linear layers, so that all classes start alike."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, 0.0, 0.01)
-        nn.init.zeros_(module.bias)
+def _check_numbers(*, classes: int, in_channels: int, dropout: float, eps: float, momentum: float | None) -> None:
+    for key, number in (("classes", classes), ("in_channels", in_channels)):
+        if not isinstance(number, int) or number < 1:
+            raise UsageError(f"{key} {printable(repr(number))} cannot be", "give a whole number of at least 1")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"dropout {dropout} cannot be", "it is a share, at least 0 and below 1")
+    if not 0 < eps < math.inf:
+        raise UsageError(f"norm_eps {eps} cannot be", "it is a small number above 0")
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise UsageError(f"norm_momentum {momentum} cannot be", "it is the new batch's weight, 0 to 1")
+
+
+def _check_use(name: str, normalised: bool, placement: str, *, auxiliary: bool, local_response: bool) -> None:
+    """Refuse what would change nothing."""
+    if auxiliary and not catalogue.has_row(name, tables.Auxiliary):
+        raise UsageError(f"{name} has no auxiliary classifiers", "leave auxiliary out")
+    if local_response and not catalogue.has_row(name, tables.LocalResponse):
+        raise UsageError(f"{name} has no place for local response normalisation", "leave local_response out")
+    if placement not in get_args(Placement):
+        raise UsageError(f"placement '{printable(str(placement))}' cannot be", "say before or after")
+    if placement == "after" and not normalised:
+        raise UsageError(f"{name} has no normalisation to place after the activation", "leave placement out")

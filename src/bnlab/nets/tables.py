@@ -1,33 +1,49 @@
 """The shapes of the networks, one row a layer. Comments: C x H x W of the output at the network's own input size."""
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Conv(NamedTuple):
-    """A convolution, its normalisation and ReLU, padded to keep the size at stride 1."""
+    """A convolution with its normalisation and activation, padded to keep the size at stride 1."""
 
     name: str
     channels: int
     kernel: int
     stride: int = 1
+    multiplier: int = 0
+    """separable: so many filters on each input channel by itself, then a 1x1 convolution; 0: a plain convolution"""
 
 
 class MaxPool(NamedTuple):
-    """3 x 3 max pooling with stride 2, in ceil mode."""
+    """Max pooling with stride 2, in ceil mode."""
+
+    name: str
+    kernel: int = 3
+
+
+class LocalResponse(NamedTuple):
+    """Local response normalisation, where it is asked for."""
 
     name: str
 
 
 class Inception(NamedTuple):
-    """Four branches side by side, concatenated: 1x1 | 1x1, 3x3 | 1x1, 3x3, 3x3 | 3x3 max pool, 1x1."""
+    """Branches side by side, concatenated: 1x1 | 1x1, 3x3 | 1x1, `kernels` of one width | 3x3 pool, 1x1."""
 
     name: str
     one: int
+    """0: no such branch"""
     reduce3: int
     three: int
     reduce5: int
     five: int
     pool: int
+    """channels of the projection after the pooling; 0: what was pooled is passed through"""
+    pooling: Literal["max", "avg"] = "max"
+    stride: int = 1
+    """of the last convolution of each branch, and of the pooling"""
+    kernels: tuple[int, ...] = (3, 3)
+    """of the third branch: 5 x 5 in the first Inception, two 3 x 3 in Inception v2"""
 
 
 class Auxiliary(NamedTuple):
@@ -36,29 +52,81 @@ class Auxiliary(NamedTuple):
     name: str
 
 
-Table = tuple[Conv | MaxPool | Inception | Auxiliary, ...]
+class Pixels(NamedTuple):
+    """The picture averaged to `side` x `side` (as it is where it has that size), as one vector."""
 
-# Szegedy et al. 2015, Table 1. The 5 x 5 convolution is two 3 x 3 of the same width, as Inception v2 has it.
-GOOGLENET: Table = (
-    Conv("conv1", 64, 7, stride=2),  # 64 x 112 x 112
-    MaxPool("pool1"),  # 64 x 56 x 56
-    Conv("conv2", 64, 1),  # 64 x 56 x 56
-    Conv("conv3", 192, 3),  # 192 x 56 x 56
-    MaxPool("pool2"),  # 192 x 28 x 28
-    Inception("inception3a", 64, 96, 128, 16, 32, 32),  # 256 x 28 x 28
-    Inception("inception3b", 128, 128, 192, 32, 96, 64),  # 480 x 28 x 28
-    MaxPool("pool3"),  # 480 x 14 x 14
-    Inception("inception4a", 192, 96, 208, 16, 48, 64),  # 512 x 14 x 14
-    Auxiliary("aux1"),
-    Inception("inception4b", 160, 112, 224, 24, 64, 64),  # 512 x 14 x 14
-    Inception("inception4c", 128, 128, 256, 24, 64, 64),  # 512 x 14 x 14
-    Inception("inception4d", 112, 144, 288, 32, 64, 64),  # 528 x 14 x 14
-    Auxiliary("aux2"),
-    Inception("inception4e", 256, 160, 320, 32, 128, 128),  # 832 x 14 x 14
-    MaxPool("pool4"),  # 832 x 7 x 7
-    Inception("inception5a", 256, 160, 320, 32, 128, 128),  # 832 x 7 x 7
-    Inception("inception5b", 384, 192, 384, 48, 128, 128),  # 1024 x 7 x 7
-)
+    name: str
+    side: int
+
+
+class Dense(NamedTuple):
+    """A fully connected layer with its normalisation and activation."""
+
+    name: str
+    units: int
+
+
+Row = Conv | MaxPool | LocalResponse | Inception | Auxiliary | Pixels | Dense
+Table = tuple[Row, ...]
+
+
+def googlenet(kernels: tuple[int, ...] = (3, 3), last_pool: int = 3) -> Table:
+    """Szegedy et al. 2015 (arXiv 1409.4842), Table 1, with `kernels` in the place of its 5 x 5 convolutions."""
+
+    def block(name: str, one: int, reduce3: int, three: int, reduce5: int, five: int, pool: int) -> Inception:
+        return Inception(name, one, reduce3, three, reduce5, five, pool, kernels=kernels)
+
+    return (
+        Conv("conv1", 64, 7, stride=2),  # 64 x 112 x 112
+        MaxPool("pool1"),  # 64 x 56 x 56
+        LocalResponse("lrn1"),
+        Conv("conv2", 64, 1),  # 64 x 56 x 56
+        Conv("conv3", 192, 3),  # 192 x 56 x 56
+        LocalResponse("lrn2"),
+        MaxPool("pool2"),  # 192 x 28 x 28
+        block("inception3a", 64, 96, 128, 16, 32, 32),  # 256 x 28 x 28
+        block("inception3b", 128, 128, 192, 32, 96, 64),  # 480 x 28 x 28
+        MaxPool("pool3"),  # 480 x 14 x 14
+        block("inception4a", 192, 96, 208, 16, 48, 64),  # 512 x 14 x 14
+        Auxiliary("aux1"),
+        block("inception4b", 160, 112, 224, 24, 64, 64),  # 512 x 14 x 14
+        block("inception4c", 128, 128, 256, 24, 64, 64),  # 512 x 14 x 14
+        block("inception4d", 112, 144, 288, 32, 64, 64),  # 528 x 14 x 14
+        Auxiliary("aux2"),
+        block("inception4e", 256, 160, 320, 32, 128, 128),  # 832 x 14 x 14
+        MaxPool("pool4", last_pool),  # 832 x 7 x 7
+        block("inception5a", 256, 160, 320, 32, 128, 128),  # 832 x 7 x 7
+        block("inception5b", 384, 192, 384, 48, 128, 128),  # 1024 x 7 x 7
+    )
+
+
+def inception(projection: int) -> Table:
+    """Ioffe & Szegedy 2015 (arXiv 1502.03167), Fig. 5, with `projection` channels after the pooling of 4c and 4d.
+
+    The figure contradicts itself there: it prints 128, and an output of 576 channels, which takes 96.
+    """
+    return (
+        Conv("conv1", 64, 7, stride=2),  # 64 x 112 x 112
+        MaxPool("pool1"),  # 64 x 56 x 56
+        LocalResponse("lrn1"),
+        Conv("conv2", 64, 1),  # 64 x 56 x 56
+        Conv("conv3", 192, 3),  # 192 x 56 x 56
+        LocalResponse("lrn2"),
+        MaxPool("pool2"),  # 192 x 28 x 28
+        Inception("inception3a", 64, 64, 64, 64, 96, 32, "avg"),  # 256 x 28 x 28
+        Inception("inception3b", 64, 64, 96, 64, 96, 64, "avg"),  # 320 x 28 x 28
+        Inception("inception3c", 0, 128, 160, 64, 96, 0, "max", stride=2),  # 576 x 14 x 14
+        Inception("inception4a", 224, 64, 96, 96, 128, 128, "avg"),  # 576 x 14 x 14
+        Auxiliary("aux1"),
+        Inception("inception4b", 192, 96, 128, 96, 128, 128, "avg"),  # 576 x 14 x 14
+        Inception("inception4c", 160, 128, 160, 128, 160, projection, "avg"),  # 608 (576 with 96) x 14 x 14
+        Inception("inception4d", 96, 128, 192, 160, 192, projection, "avg"),  # 608 (576 with 96) x 14 x 14
+        Auxiliary("aux2"),
+        Inception("inception4e", 0, 128, 192, 192, 256, 0, "max", stride=2),  # 1056 (1024 with 96) x 7 x 7
+        Inception("inception5a", 352, 192, 320, 160, 224, 128, "avg"),  # 1024 x 7 x 7
+        Inception("inception5b", 352, 192, 320, 192, 224, 128, "max"),  # 1024 x 7 x 7
+    )
+
 
 # GoogLeNet's block at the scale of a 32 px picture, for studies and for the demo.
 SMALL_INCEPTION: Table = (
@@ -73,3 +141,59 @@ SMALL_INCEPTION: Table = (
     Inception("inception4a", 48, 48, 72, 24, 36, 36),  # 192 x 4 x 4
     Inception("inception4b", 48, 48, 72, 24, 36, 36),  # 192 x 4 x 4
 )
+
+# The network of Ioffe & Szegedy's first experiment (sec. 4.1), on 28 x 28 pixels.
+MLP: Table = (
+    Pixels("pixels", 28),  # C * 784
+    Dense("hidden1", 100),  # 100
+    Dense("hidden2", 100),  # 100
+    Dense("hidden3", 100),  # 100
+)
+
+
+def separable_stem(table: Table) -> Table:
+    """With the paper's first layer: separable, depth multiplier 8."""
+    first = table[0]
+    assert isinstance(first, Conv)
+    return (first._replace(multiplier=8), *table[1:])
+
+
+def small_stem(table: Table) -> Table:
+    """For small pictures: a first convolution of 3 x 3 with stride 1, no pooling after it, and so 4 times the maps."""
+    first = table[0]
+    assert isinstance(first, Conv)
+    at = next(i for i, row in enumerate(table) if isinstance(row, MaxPool))
+    return (first._replace(kernel=3, stride=1), *table[1:at], *table[at + 1 :])
+
+
+def widened(table: Table, width: float) -> Table:
+    """Every layer `width` times as wide, to the nearest whole channel; what is there stays there."""
+
+    def scaled(row: Row) -> Row:
+        widths: dict[str, Any] = {key: _times(getattr(row, key), width) for key in _WIDTHS if key in row._fields}
+        return row._replace(**widths)
+
+    return tuple(scaled(row) for row in table)
+
+
+def smallest_side(table: Table) -> int:
+    """The least height and width that every layer has an output for."""
+    side = 1
+    for row in reversed(table):
+        match row:
+            case Conv() | Inception():
+                side = (side - 1) * row.stride + 1
+            case MaxPool():
+                side = 2 * side + row.kernel - 3
+            case Pixels():
+                side = 1
+            case _:
+                pass
+    return side
+
+
+_WIDTHS = ("channels", "one", "reduce3", "three", "reduce5", "five", "pool", "units")
+
+
+def _times(channels: int, width: float) -> int:
+    return max(1, int(channels * width + 0.5)) if channels else 0

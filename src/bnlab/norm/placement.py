@@ -4,12 +4,14 @@ The paper places it before (sec. 3.2). Later measurements disagree, by network: 
 """
 
 from collections import OrderedDict
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
 
 from bnlab.norm.layers import BatchNorm
 from bnlab.norm.models import hooked
+
+Placement = Literal["before", "after"]
 
 
 class Placed(nn.Sequential):
@@ -21,18 +23,22 @@ class Placed(nn.Sequential):
     norm: nn.Module
     activation: nn.Module
 
-    def __init__(
-        self, norm: nn.Module, activation: nn.Module, placement: Literal["before", "after"] = "before"
-    ) -> None:
+    def __init__(self, norm: nn.Module, activation: nn.Module, placement: Placement = "before") -> None:
         parts = [("norm", norm), ("activation", activation)]
-        if placement not in ("before", "after"):
+        if placement not in get_args(Placement):
             raise ValueError(f"normalisation is placed 'before' or 'after' the activation, not {placement!r}")
         super().__init__(OrderedDict(parts if placement == "before" else parts[::-1]))
         self.placement = placement
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised and activated."""
-        fits = self.placement == "before" and isinstance(self.norm, BatchNorm) and type(self.activation) is nn.ReLU
-        if fits and not hooked(self.norm) and not hooked(self.activation):
-            return cast(Tensor, self.norm(input, relu=True))  # one tensor for backward, not two
-        return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
+        return placed(input, self.norm, self.activation, self.placement)
+
+
+def placed(x: Tensor, norm: nn.Module, activation: nn.Module, placement: Placement) -> Tensor:
+    """Normalised and activated, in that order or the other; in one call where both are BN and a ReLU."""
+    if placement == "after":
+        return cast(Tensor, norm(activation(x)))
+    if isinstance(norm, BatchNorm) and type(activation) is nn.ReLU and not hooked(norm) and not hooked(activation):
+        return cast(Tensor, norm(x, relu=True))  # one tensor for backward, not two
+    return cast(Tensor, activation(norm(x)))

@@ -35,10 +35,11 @@ def run_page(
     title: str,
     evaluation: Evaluation,
     rows: Rows,
+    frozen: str,
     recipe: str,
     environment: Mapping[str, Any],
 ) -> str:
-    """The page of one training: curves, confusion matrix, calibration, worst mistakes, recipe, environment."""
+    """The page of one training: its figures, what was frozen, curves, mistakes, recipe and environment."""
     return _render(
         "run.html",
         title=title,
@@ -46,6 +47,7 @@ def run_page(
         rows=rows,
         best=max(rows, key=lambda row: (row["val_top1"], -row["val_loss"])),
         curves=figures.curves({"run": rows}),
+        frozen=frozen,
         recipe=recipe,
         environment=environment,
     )
@@ -81,14 +83,16 @@ def demo_page(
     )
 
 
-def write_run_page(run: Run, evaluation: Evaluation, rows: Rows) -> None:
+def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) -> None:
     """Write the run's report.html; `evaluation` is of its best classifier on val, `rows` are its metrics.
+
+    `frozen` says what of the network was not trained.
 
     Raises:
         StorageError: no space left; an older report is untouched.
     """
     environment = read_json(run.environment)
-    page = run_page(printable(run.folder), evaluation, rows, run.recipe.read_text("utf-8"), environment)
+    page = run_page(printable(run.folder), evaluation, rows, frozen, run.recipe.read_text("utf-8"), environment)
     write_atomic(run.report, page)
 
 

@@ -2,33 +2,35 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bnlab.classifier.card import Arguments, Card
+from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import save_classifier
 from bnlab.classifier.predict import Classifier
 from bnlab.config import MACHINE_KEYS, YOURS, Recipe, Settings, read_recipe_file, to_yaml, with_changes
 from bnlab.data.listing import tell_missing, write_list
 from bnlab.data.loader import TrainingLoader
-from bnlab.data.pixels import View
+from bnlab.data.pixels import View, normalise
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import Source, open_recorded_data, open_training_data
 from bnlab.errors import Interrupted, PhotoError, printable, quoted
 from bnlab.files import file_sha256, read_json, remove_drafts, write_atomic, write_csv, write_json
 from bnlab.machine import choose_device, environment, memory_errors, versions
-from bnlab.nets import build
-from bnlab.nets.build import TableNetwork, check_name, to_device
+from bnlab.nets import fit_to_data
+from bnlab.nets.build import to_device
+from bnlab.nets.freeze import Frozen
+from bnlab.nets.network import TableNetwork
 from bnlab.progress import Progress, Silent
 from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 from bnlab.training import checkpoint, loop
 from bnlab.training.board import tensorboard
 from bnlab.training.checkpoint import Position, Row
-from bnlab.training.start import adopt, load_into
+from bnlab.training.start import adopt, check_network, load_into, new_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class TrainingResult:
     """of the best classifier on val"""
     rows: list[Row]
     """metrics, one row an epoch"""
+    frozen: Frozen
+    """what of the network was not trained"""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab train --json`."""
@@ -55,6 +59,7 @@ class TrainingResult:
             "epochs": self.epochs,
             "val_top1": self.val_top1,
             "seconds": self.seconds,
+            "frozen": asdict(self.frozen),
         }
 
 
@@ -70,12 +75,12 @@ def train(
     settings = adopt(settings)
     recipe = settings.recipe
     device = choose_device(recipe.device)
-    check_name(recipe.network)
+    check_network(recipe)
     check_free(root, name)
     source = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
     tell_refused(source.refused, strict=strict, progress=progress)
     tell_missing(source.photos, "val", progress)
-    network = _network(recipe, source, device)
+    network, frozen = new_network(recipe, classes=len(source.classes))
     _tell_without_effect(settings, source, network, progress)
     if recipe.init is not None:
         load_into(network, source.classes, recipe.init, progress)
@@ -86,7 +91,7 @@ def train(
         if source.refused:
             write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in source.refused))
         write_atomic(run.recipe, to_yaml(settings))
-        return _sit(run, recipe, network, source, device, progress)
+        return _sit(run, recipe, network, frozen, source, device, progress)
 
 
 def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress) -> TrainingResult:
@@ -102,28 +107,24 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
         recipe = with_changes(read_recipe_file(run.recipe), changes, YOURS).recipe
         device = choose_device(recipe.device)
         source = open_recorded_data(run.split)
-        network = _network(recipe, source, device)
+        network, frozen = new_network(recipe, classes=len(source.classes))
         if recipe.init is not None and not run.state.exists():
             load_into(network, source.classes, recipe.init, progress)
         _tell_changes(run, device, progress)
-        return _sit(run, recipe, network, source, device, progress)
-
-
-def _network(recipe: Recipe, source: Source, device: str) -> TableNetwork:
-    network = build(
-        recipe.network,
-        classes=len(source.classes),
-        dropout=recipe.dropout,
-        auxiliary=recipe.auxiliary,
-        seed=recipe.seed,
-    )
-    return to_device(network, device)
+        return _sit(run, recipe, network, frozen, source, device, progress)
 
 
 def _sit(
-    run: Run, recipe: Recipe, network: TableNetwork, source: Source, device: str, progress: Progress
+    run: Run,
+    recipe: Recipe,
+    network: TableNetwork,
+    frozen: Frozen,
+    source: Source,
+    device: str,
+    progress: Progress,
 ) -> TrainingResult:
     """One sitting at a run whose folder is made and locked."""
+    network = to_device(network, device)
     view = View(
         size=recipe.size, resize=recipe.resize, crop_fraction=recipe.crop_fraction, mean=recipe.mean, std=recipe.std
     )
@@ -141,8 +142,8 @@ def _sit(
         workers=recipe.workers,
     )
     val = source.side("val")
-    classifier = Classifier(network, _card(run, recipe, source, view), device)
-    _tell_position(run, position, recipe, source, device, progress)
+    classifier = Classifier(network, _card(run, recipe, network, source, view), device)
+    _tell_position(run, position, recipe, frozen, source, device, progress)
     with ExitStack() as stack:
         log = stack.enter_context(tensorboard(run, position.step))
 
@@ -167,18 +168,21 @@ def _sit(
 
         stack.enter_context(_exact(device))
         stack.enter_context(_told(run, recipe))
+        if recipe.data_dependent and recipe.init is None and not position.step:
+            pixels, _ = next(loader.epoch(0))
+            fit_to_data(network, normalise(torch.from_numpy(pixels).to(device), view))
         hooks = loop.Hooks(judge=judge, save=save, epoch_done=epoch_done)
         loop.fit(network, optimizer, loader, recipe, view, position, hooks, device=device, progress=progress)
-    return _result(run, position, source, device, recipe.workers)
+    return _result(run, position, frozen, source, device, recipe.workers)
 
 
-def _card(run: Run, recipe: Recipe, source: Source, view: View) -> Card:
+def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source, view: View) -> Card:
     settings = recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))
     if recipe.init is not None:
         settings["init"] = Path(recipe.init).name  # the card travels; where the file lay is nobody's business
     return Card(
         network=recipe.network,
-        arguments=Arguments(dropout=recipe.dropout),
+        arguments=network.arguments,
         classes=source.classes,
         view=view,
         recipe=settings,
@@ -187,7 +191,7 @@ def _card(run: Run, recipe: Recipe, source: Source, view: View) -> Card:
     )
 
 
-def _result(run: Run, position: Position, source: Source, device: str, workers: int) -> TrainingResult:
+def _result(run: Run, position: Position, frozen: Frozen, source: Source, device: str, workers: int) -> TrainingResult:
     assert position.best is not None  # at least one epoch has ended
     best = Classifier.load(run.best, device)
     return TrainingResult(
@@ -197,6 +201,7 @@ def _result(run: Run, position: Position, source: Source, device: str, workers: 
         seconds=position.total_seconds,
         evaluation=evaluate(best, source.side("val"), "val", workers=workers, progress=Silent()),
         rows=position.rows,
+        frozen=frozen,
     )
 
 
@@ -243,7 +248,7 @@ def describe(row: Row, epochs: int, is_best: bool) -> str:
 
 
 def _tell_position(
-    run: Run, position: Position, recipe: Recipe, source: Source, device: str, progress: Progress
+    run: Run, position: Position, recipe: Recipe, frozen: Frozen, source: Source, device: str, progress: Progress
 ) -> None:
     name = printable(run.folder)
     if position.epoch >= recipe.epochs or loop.out_of_patience(position, recipe):
@@ -252,6 +257,8 @@ def _tell_position(
     sides = ", ".join(f"{len(source.side(split))} {split}" for split in ("train", "val"))
     doing = f"resuming {name} at step {position.step}" if position.step else f"training {name}"
     progress.note(f"{doing}: {recipe.network}, {len(source.classes)} classes, {sides}, {recipe.size} px, on {device}")
+    if str(frozen):
+        progress.note(f"frozen: {frozen}")
 
 
 def _tell_without_effect(settings: Settings, source: Source, network: TableNetwork, progress: Progress) -> None:

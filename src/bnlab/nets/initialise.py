@@ -1,0 +1,125 @@
+"""The weights a network begins with."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.errors import UsageError, printable
+from bnlab.nets.blocks import Unit
+from bnlab.nets.options import split_number
+
+Fill = Callable[[Tensor], object]
+_SCHEMES = ("he", "xavier", "gaussian")
+_SATURATING = ("sigmoid", "tanh", "none")
+
+
+def choose(scheme: str | None, activation: str) -> Fill:
+    """What fills the weights of the convolutions and fully connected layers before an activation.
+
+    "he": N(0, 2 / fan-out), for activations that pass one side on (He et al. 2015, arXiv 1502.01852); "xavier":
+    N(0, 2 / (fan-in + fan-out)), for those that pass both (Glorot & Bengio 2010); "gaussian:STD": N(0, STD^2), as the
+    paper has it for its first experiment (sec. 4.1). None: the one that suits the activation.
+
+    Raises:
+        UsageError: there is none of that name, or its standard deviation cannot be.
+    """
+    if scheme is None:
+        scheme = "xavier" if activation in _SATURATING else "he"
+    word, std = split_number("initialisation", scheme, _SCHEMES, with_number=("gaussian",))
+    if word == "xavier":
+        return nn.init.xavier_normal_
+    if word == "he":
+        return partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+    if std is None or not 0 < std < math.inf:
+        raise UsageError(
+            f"initialisation {printable(scheme)} cannot be", "give its standard deviation, as in gaussian:0.05"
+        )
+    return partial(nn.init.normal_, std=std)
+
+
+def initialise(network: nn.Module, fill: Fill) -> None:
+    """Fill every unit's weights so, and the last layers' with N(0, 0.01^2), so that all classes start alike; biases 0.
+
+    A separable convolution's first half has no activation behind it and keeps its input's variance instead.
+    """
+    before_activation = {_last(unit) for unit in units_of(network)}
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if module in before_activation:
+                fill(module.weight)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
+            else:
+                nn.init.normal_(module.weight, 0.0, 0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def fit_to_data(network: nn.Module, images: Tensor) -> int:
+    """Scale and shift each unit so that on these images every channel is N(0, 1) before its activation; how many.
+
+    It is what batch normalisation does in its first step, done once (Salimans & Kingma 2016, arXiv 1602.07868, sec. 3;
+    Mishkin & Matas 2016, arXiv 1511.06422), in one pass: each unit sees what the ones before it now give. A channel
+    that does not vary is left as it is. For networks without normalisation: with it, there is nothing to do.
+
+    Args:
+        network: without normalisation. Of one in training mode the auxiliary heads are fitted, too.
+        images: N x C x H x W, N at least 2.
+
+    Raises:
+        UsageError: the network is normalised, the batch is too small, or an output is not finite.
+    """
+    check_unnormalised(network)
+    units = units_of(network)
+    if len(images) < 2:
+        raise UsageError(f"a batch of {len(images)} has no variance to fit weights to", "give two images or more")
+    hooks = [_last(unit).register_forward_hook(_standardise) for unit in units]
+    try:
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return len(units)
+
+
+def check_unnormalised(network: nn.Module) -> None:
+    """Refuse a network whose normalisation would undo what is fitted to data.
+
+    Raises:
+        UsageError: it has such layers.
+    """
+    if any(not isinstance(unit.bn, nn.Identity) for unit in units_of(network)):
+        raise UsageError(
+            "normalisation would undo weights that are fitted to data (data_dependent)",
+            "leave it out, or take a network without, such as googlenet",
+        )
+
+
+def units_of(network: nn.Module) -> list[Unit]:
+    """Every unit of a network."""
+    return [module for module in network.modules() if isinstance(module, Unit)]
+
+
+def _last(unit: Unit) -> nn.Conv2d | nn.Linear:
+    layer = unit.layer[-1] if isinstance(unit.layer, nn.Sequential) else unit.layer
+    return cast(nn.Conv2d | nn.Linear, layer)
+
+
+def _standardise(layer: Any, _: Any, output: Tensor) -> Tensor:
+    """Change the layer so that it would have given this output standardised, and give that."""
+    over = [d for d in range(output.ndim) if d != 1]
+    var, mean = torch.var_mean(output.double(), over, correction=0)  # C
+    if not (var.isfinite().all() and mean.isfinite().all()):
+        raise UsageError("a layer gives no finite numbers for these images", "check the images, or take another seed")
+    scale = torch.where(var > 1e-12, var.clamp_min(1e-12).rsqrt(), 1.0)  # C
+    shift = torch.where(var > 1e-12, -mean * scale, 0.0)  # C
+    shape = [-1, *[1] * (output.ndim - 2)]
+    layer.weight.mul_(scale.to(layer.weight).view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.mul_(scale.to(layer.bias)).add_(shift.to(layer.bias))
+    return output * scale.to(output).view(shape) + shift.to(output).view(shape)  # as `output`

@@ -1,0 +1,108 @@
+"""A network of a table's rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bnlab.errors import UsageError
+from bnlab.nets import blocks, tables
+from bnlab.nets.blocks import MakeUnit
+from bnlab.nets.tables import Table
+
+
+class TableNetwork(nn.Module):
+    """The rows of a table in order, the mean of each map, dropout and one linear layer.
+
+    N x C x H x W in, C = `in_channels`, H and W at least `smallest_side`. In evaluation N x classes logits out; in
+    training with auxiliary heads the tuple (main, last auxiliary, ..., first auxiliary), each N x classes.
+
+    Raises:
+        UsageError: the input is no N x C x H x W, has other channels, or is too small.
+    """
+
+    name: str = "the network"
+    """in the catalogue; `build` sets both"""
+    arguments: Mapping[str, Any]
+    """of `build`, as far as inference needs them"""
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        in_channels: int,
+        classes: int,
+        convolution: MakeUnit,
+        dense: MakeUnit,
+        dropout: float,
+        local_response: bool,
+        auxiliary: bool,
+    ) -> None:
+        super().__init__()
+        self.in_channels = channels = in_channels
+        self.smallest_side = tables.smallest_side(table)
+        self.order: list[str] = []
+        self.heads: dict[str, str] = {}  # layer -> the auxiliary head on its output
+        for row in table:
+            layer: nn.Module
+            match row:
+                case tables.Conv():
+                    layer = convolution(channels, row.channels, row.kernel, row.stride, multiplier=row.multiplier)
+                    channels = row.channels
+                case tables.MaxPool():
+                    layer = nn.MaxPool2d(row.kernel, stride=2, ceil_mode=True)
+                case tables.LocalResponse():
+                    if not local_response:
+                        continue
+                    layer = blocks.LocalResponse()
+                case tables.Inception():
+                    layer = blocks.Inception(channels, row, convolution)
+                    channels = row.one + row.three + row.five + (row.pool or channels)
+                case tables.Auxiliary():
+                    if auxiliary:
+                        self.add_module(row.name, blocks.AuxiliaryHead(channels, classes, convolution))
+                        self.heads[self.order[-1]] = row.name
+                    continue
+                case tables.Pixels():
+                    layer = blocks.Pixels(row.side)
+                    channels *= row.side**2
+                case tables.Dense():
+                    layer = dense(channels, row.units)
+                    channels = row.units
+            self.add_module(row.name, layer)
+            self.order.append(row.name)
+        self.pool = nn.Identity() if isinstance(table[-1], tables.Dense) else blocks.GlobalPool()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits (see the class)."""
+        self._check(x)
+        auxiliary = []
+        for name in self.order:
+            x = self.get_submodule(name)(x)  # as the comments in `tables.py` say
+            if self.training and name in self.heads:
+                auxiliary.append(self.get_submodule(self.heads[name])(x))  # N x classes
+        x = self.pool(x)  # N x features
+        x = self.fc(self.dropout(x))  # N x classes
+        return (x, *reversed(auxiliary)) if auxiliary else x
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """The tensors that inference needs: all but the auxiliary heads'."""
+        heads = tuple(f"{head}." for head in self.heads.values())
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
+
+    def _check(self, x: object) -> None:
+        if not isinstance(x, Tensor):  # a tracer's stand-in
+            return
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            last = x.ndim == 4 and x.shape[3] == self.in_channels
+            raise UsageError(
+                f"{self.name} takes images of N x {self.in_channels} x H x W, not {' x '.join(map(str, x.shape))}",
+                "put the channels second: x.permute(0, 3, 1, 2)" if last else "reshape the batch",
+            )
+        if min(x.shape[2:]) < self.smallest_side:
+            raise UsageError(
+                f"{self.name} cannot see images of {x.shape[2]} x {x.shape[3]} pixels",
+                f"give {self.smallest_side} x {self.smallest_side} or more",
+            )
