@@ -133,21 +133,6 @@ class Pool(nn.Module):
         return f"{self.kind}, stride={self.stride}"
 
 
-class LocalResponse(nn.Module):
-    """Each value divided by (1 + 1e-4 * mean of the squares of the 5 channels about it)^0.75; N x C x H x W in and out.
-
-    As in GoogLeNet's published configuration (Krizhevsky et al. 2012, sec. 3.3, with k = 1). It is
-    `torch.nn.LocalResponseNorm(5)`, which would leave the memory format, and takes three times as long.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalised maps."""
-        squares = F.pad(x.square(), (0, 0, 0, 0, 2, 2))  # N x (C + 4) x H x W
-        channels = x.shape[1]
-        total = sum((squares[:, i : i + channels] for i in range(1, 5)), start=squares[:, :channels])
-        return x * (1 + total * (1e-4 / 5)) ** -0.75  # N x C x H x W
-
-
 class Pixels(nn.Module):
     """The picture averaged to side x side, as a vector; N x C x H x W in, N x (C * side * side) out."""
 

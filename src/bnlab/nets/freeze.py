@@ -18,7 +18,7 @@ class Frozen:
     """What no longer changes in training."""
 
     layers: tuple[str, ...]
-    """rows of the table, all of each"""
+    """rows of the table with anything to train in them, all of each"""
     parameters: int
     """numbers that are not trained"""
     of: int
@@ -30,9 +30,10 @@ class Frozen:
         """In a line, as a report has it; nothing frozen: an empty one."""
         if not self.parameters and not self.norms:
             return ""
-        what = f"{self.layers[0]} to {self.layers[-1]}, " if self.layers else ""
-        share = f"{self.parameters:,} of {self.of:,} parameters"
-        return f"{what}{share}, the statistics of {plural(self.norms, 'normalisation layer')}"
+        parts = [f"{self.layers[0]} to {self.layers[-1]}"] if self.layers else []
+        parts += [f"{self.parameters:,} of {self.of:,} parameters"]
+        parts += [f"the statistics of {plural(self.norms, 'normalisation layer')}"] if self.norms else []
+        return ", ".join(parts)
 
 
 def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
@@ -55,7 +56,7 @@ def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
     heads = {id(p) for head in network.heads.values() for p in network.get_submodule(head).parameters()}
     needed = [p for p in network.parameters() if id(p) not in heads]
     return Frozen(
-        layers=tuple(layers),
+        layers=tuple(name for name in layers if list(network.get_submodule(name).parameters())),
         parameters=sum(p.numel() for p in needed if not p.requires_grad),
         of=sum(p.numel() for p in needed),
         norms=sum(norm.frozen for norm in _norms(network)),

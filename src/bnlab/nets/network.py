@@ -54,7 +54,7 @@ class TableNetwork(nn.Module):
                 case tables.LocalResponse():
                     if not local_response:
                         continue
-                    layer = blocks.LocalResponse()
+                    layer = nn.LocalResponseNorm(5)  # GoogLeNet's: alpha 1e-4, beta 0.75, k 1
                 case tables.Inception():
                     layer = blocks.Inception(channels, row, convolution)
                     channels = row.one + row.three + row.five + (row.pool or channels)

@@ -39,9 +39,9 @@ def choose_norm(name: str, *, eps: float, momentum: float | None) -> tuple[MakeN
         UsageError: there is no normalisation of that name, or its number cannot be.
     """
     word, number = split_number("norm", name, NORMS, with_number=("ghost", "whitening"))
-    size = 0 if number is None else int(number)
-    if number is not None and (size != number or size < 1):
+    if number is not None and not (number >= 1 and number.is_integer()):
         raise UsageError(f"norm {printable(name)} cannot be", f"after the colon comes a whole number, as in {word}:16")
+    size = int(number or 0)
     common: dict[str, Any] = {"eps": eps, "momentum": momentum}
     match word:
         case "none":

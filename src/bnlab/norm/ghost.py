@@ -45,7 +45,9 @@ class GhostBatchNorm(BatchNorm):
         parts = -(-len(input) // self.ghost_size)
         if parts == 1:
             return super()._transform(input, running, relu=relu)
-        ghosts = input.tensor_split(parts)
+        least, more = divmod(len(input), parts)
+        # not tensor_split, whose backward makes a tensor of the whole batch for each part, and loses channels_last
+        ghosts = input.split([least + 1] * more + [least] * (parts - more))
         if ghosts[-1].numel() == self.num_features:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got parts of size {ghosts[-1].size()} at "

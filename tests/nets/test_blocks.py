@@ -1,0 +1,99 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bnlab import norm
+from bnlab.nets import tables
+from bnlab.nets.blocks import Inception, Pixels, Pool, convolution, pool_to_4x4, shrink
+
+PLAIN = partial(convolution, norm=None, activation=nn.Identity, placement="before", bias=False)
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
+def test_a_unit_is_a_convolution_normalised_and_activated_in_its_order(
+    placement: str, activation: type[nn.Module]
+) -> None:
+    unit = convolution(
+        3,
+        5,
+        3,
+        2,
+        norm=norm.BatchNorm2d,
+        activation=activation,
+        placement=placement,
+        bias=True,  # type: ignore[arg-type]
+    )
+    twin = nn.BatchNorm2d(5)
+    x = torch.randn(4, 3, 8, 8)
+    y = F.conv2d(x, unit.layer.weight, unit.layer.bias, 2, 1)  # type: ignore[arg-type]
+    expected = activation()(twin(y)) if placement == "before" else twin(activation()(y))
+    torch.testing.assert_close(unit(x), expected)
+    torch.testing.assert_close(unit.bn.running_var, twin.running_var)
+
+
+def test_a_hook_on_the_normalisation_sees_what_it_gives() -> None:
+    """In one call with its ReLU there would be nothing to see."""
+    unit = convolution(3, 5, 1, norm=norm.BatchNorm2d, activation=nn.ReLU, placement="before", bias=False)
+    seen: list[torch.Tensor] = []
+    unit.bn.register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
+    unit(torch.randn(4, 3, 8, 8))
+    assert (seen[0] < 0).any()
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 6, 7, 8, 14, 37])
+def test_what_passes_through_is_as_large_as_what_is_convolved(side: int) -> None:
+    row = tables.Inception("x", 0, 2, 3, 2, 4, 0, "max", stride=2)
+    y = Inception(5, row, PLAIN)(torch.randn(1, 5, side, side + 1))
+    assert y.shape == (1, 3 + 4 + 5, -(-side // 2), -(-(side + 1) // 2))
+
+
+@pytest.mark.parametrize("side", range(1, 12))
+def test_pooling_with_stride_2_has_the_windows_of_same_padding(side: int) -> None:
+    """TensorFlow's "same": all padding that is needed, its larger half behind."""
+    x = torch.randn(2, 3, side, side)
+    total = max((-(-side // 2) - 1) * 2 + 3 - side, 0)
+    before, behind = total // 2, total - total // 2
+    padded = F.pad(x, (before, behind, before, behind), value=-torch.inf)
+    assert torch.equal(Pool("max", 2)(x), F.max_pool2d(padded, 3, 2))
+
+
+def test_pooling_with_stride_2_is_ceil_mode_where_sides_are_even() -> None:
+    x = torch.randn(2, 3, 28, 14)
+    assert torch.equal(Pool("max", 2)(x), F.max_pool2d(x, 3, 2, ceil_mode=True))
+
+
+def test_pooling_with_stride_1() -> None:
+    x = torch.randn(2, 3, 7, 6)
+    assert torch.equal(Pool("max", 1)(x), F.max_pool2d(x, 3, 1, 1))
+    assert torch.equal(Pool("avg", 1)(x), F.avg_pool2d(x, 3, 1, 1, count_include_pad=True))
+
+
+def test_branches_stand_in_their_order() -> None:
+    row = tables.Inception("x", 1, 2, 3, 4, 5, 6, "avg", kernels=(5,))
+    block = Inception(7, row, PLAIN)
+    x = torch.randn(2, 7, 6, 6)
+    parts = block(x).split([1, 3, 5, 6], dim=1)
+    for part, branch in zip(parts, (block.branch1, block.branch2, block.branch3, block.branch4), strict=True):
+        assert torch.equal(part, branch(x))
+    kernels = [m.kernel_size for m in block.branch3.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels == [(1, 1), (5, 5)]
+
+
+@pytest.mark.parametrize("shape", [(14, 14), (1, 1), (2, 2), (4, 4), (6, 6), (7, 9), (19, 19)])
+def test_pooling_to_4x4(shape: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *shape, dtype=torch.float64)
+    expected = F.avg_pool2d(x, 5, 3) if shape == (14, 14) else F.adaptive_avg_pool2d(x, 4)
+    torch.testing.assert_close(pool_to_4x4(x), expected)
+
+
+def test_pixels() -> None:
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(Pixels(28)(x), x.flatten(1))
+    assert torch.equal(Pixels(28)(x.contiguous(memory_format=torch.channels_last)), x.flatten(1))
+    larger = torch.randn(2, 1, 96, 64)
+    torch.testing.assert_close(Pixels(28)(larger), F.adaptive_avg_pool2d(larger, 28).flatten(1))
+    assert shrink(x, 28) is x

@@ -1,0 +1,86 @@
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bnlab.errors import UsageError
+from bnlab.nets import build
+from bnlab.nets.freeze import Part, freeze
+from bnlab.nets.network import TableNetwork
+
+
+def trained(network: TableNetwork) -> set[str]:
+    """The rows of which any number changes in two steps of training, statistics included."""
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.train()  # as every loop says, and which must not undo it
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    torch.manual_seed(0)
+    for _ in range(2):
+        outputs = network(torch.randn(4, 3, 32, 32))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = sum(F.cross_entropy(o, torch.tensor([0, 1, 2, 0])) for o in outputs)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+    return {key.split(".")[0] for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+
+
+STEM = {"conv1", "conv2", "conv3"}
+ALL = set(build("bn_googlenet", classes=3, width=0.25).order) - {"pool1", "pool2", "pool3", "pool4"} | {"fc"}
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [("none", ALL | {"aux1", "aux2"}), ("stem", ALL - STEM | {"aux1", "aux2"}), ("trunk", {"fc", "aux1", "aux2"})],
+)
+def test_what_is_frozen_stays_to_the_bit(part: Part, changes: set[str]) -> None:
+    network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
+    freeze(network, part, norms=False)
+    assert trained(network) == changes
+
+
+def test_frozen_normalisation_lets_the_filters_train() -> None:
+    network = build("bn_small_inception", classes=3)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    frozen = freeze(network, "none", norms=True)
+    assert "conv1" in trained(network)
+    changed = {key.split(".")[-2] for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"conv", "fc"}
+    assert frozen.norms == 43
+    assert frozen.parameters == sum(p.numel() for n, p in network.named_parameters() if ".bn." in n)
+
+
+def test_heads_are_never_frozen() -> None:
+    """They are new in fine-tuning: their statistics are those of no batch."""
+    network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
+    frozen = freeze(network, "trunk", norms=True)
+    assert frozen.norms == 57 + 9  # three in the stem, seven in each of nine blocks
+    assert all(p.requires_grad for p in network.get_submodule("aux1").parameters())
+    assert network.get_submodule("aux1.conv.bn").training
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "options", "text"),
+    [
+        (
+            "bn_mlp",
+            "trunk",
+            {},
+            "hidden1 to hidden3, 255,800 of 256,103 parameters, the statistics of 3 normalisation layers",
+        ),
+        ("mlp", "trunk", {}, "hidden1 to hidden3, 255,500 of 255,803 parameters"),
+        ("bn_mlp", "none", {}, ""),
+    ],
+)
+def test_it_says_what_it_froze(name: str, part: Part, options: dict[str, Any], text: str) -> None:
+    network = build(name, classes=3, **options)
+    frozen = freeze(network, part, norms=False)
+    assert frozen.of == sum(p.numel() for p in network.parameters())
+    assert str(frozen).endswith(text), str(frozen)
+
+
+def test_a_network_without_a_stem() -> None:
+    with pytest.raises(UsageError) as error:
+        freeze(build("mlp", classes=3), "stem", norms=False)
+    assert str(error.value) == "mlp has no stem to freeze: say trunk or none"

@@ -1,0 +1,143 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.errors import UsageError
+from bnlab.nets import build, fit_to_data
+from bnlab.nets.initialise import units_of
+
+
+def spread(layer: Any) -> float:
+    return float(layer.weight.detach().std())
+
+
+def test_he_before_one_sided_activations_and_xavier_before_others() -> None:
+    """The standard deviations by hand, for 192 -> 384 channels of 3 x 3 in 5b, and for 784 * 3 -> 100 units."""
+    wide = build("googlenet", classes=2).get_submodule("inception5b.branch2.1.conv")
+    assert spread(wide) == pytest.approx((2 / (384 * 9)) ** 0.5, rel=0.01)
+    wide = build("googlenet", classes=2, activation="tanh").get_submodule("inception5b.branch2.1.conv")
+    assert spread(wide) == pytest.approx((2 / ((384 + 192) * 9)) ** 0.5, rel=0.01)
+    hidden = build("mlp", classes=2).get_submodule("hidden1.linear")
+    assert spread(hidden) == pytest.approx((2 / (784 * 3 + 100)) ** 0.5, rel=0.01)
+    hidden = build("mlp", classes=2, initialisation="he").get_submodule("hidden1.linear")
+    assert spread(hidden) == pytest.approx((2 / 100) ** 0.5, rel=0.01)
+
+
+def test_gaussian_is_for_every_unit_and_last_layers_begin_small() -> None:
+    network = build("bn_googlenet", classes=50, initialisation="gaussian:0.3", auxiliary=True)
+    for unit in units_of(network):
+        assert spread(unit.layer) == pytest.approx(0.3, rel=0.1)
+    for name in ("fc", "aux1.fc1", "aux2.fc2"):
+        assert spread(network.get_submodule(name)) == pytest.approx(0.01, rel=0.05)
+    assert not [n for n, p in network.named_parameters() if n.endswith((".bias", "fc.bias")) and p.any()]
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception"])
+def test_a_separable_stem_keeps_the_scale_of_a_plain_one(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 64, 64)
+    plain, separable = (
+        build(name, classes=2, stem=stem).get_submodule("conv1.conv")(x).std() for stem in (None, "separable")
+    )
+    # Fan-out makes of 3 * 49 inputs by 64 * 49 outputs a factor sqrt(2 * 3 / 64), of 24 by 64 one of sqrt(2 * 24 / 64).
+    assert plain == pytest.approx((2 * 3 / 64) ** 0.5, rel=0.2)
+    assert separable == pytest.approx((2 * 24 / 64) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("small_inception", {}),
+        ("small_inception", {"activation": "sigmoid"}),
+        ("mlp", {}),
+        ("googlenet", {"auxiliary": True, "width": 0.25, "stem": "separable"}),
+    ],
+    ids=str,
+)
+def test_fitted_to_data_every_channel_begins_as_a_standard_normal(name: str, options: dict[str, Any]) -> None:
+    network = build(name, classes=3, initialisation="gaussian:0.7", **options)
+    images = torch.randn(8, 3, 64, 64) * 5 + 2
+    units = units_of(network)
+    assert fit_to_data(network, images) == len(units) > 2
+    seen: list[Tensor] = []
+    for unit in units:
+        assert not unit.layer._forward_hooks
+        unit.layer.register_forward_hook(lambda _m, _i, output: seen.append(output.detach().clone()))
+    network(images)
+    assert len(seen) == len(units)
+    for output in seen:
+        over = [d for d in range(output.ndim) if d != 1]
+        assert output.mean(over).abs().max() < 1e-3
+        varies = output.var(over) > 1e-3  # a channel of a sigmoid net may be constant to rounding
+        assert varies.float().mean() > 0.99
+        torch.testing.assert_close(
+            output.std(over, correction=0)[varies], torch.ones(int(varies.sum())), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_a_channel_that_does_not_vary_is_left() -> None:
+    network = build("mlp", classes=2, in_channels=1)
+    nn.init.zeros_(network.hidden1.linear.weight[3])  # type: ignore[union-attr, index, arg-type]
+    fit_to_data(network, torch.randn(8, 1, 28, 28))
+    hidden: Any = network.get_submodule("hidden1.linear")
+    assert not hidden.weight[3].any()
+    assert hidden.bias[3] == 0
+    assert hidden.weight.isfinite().all()
+
+
+def test_fitting_draws_no_numbers_and_leaves_the_mode() -> None:
+    network = build("small_inception", classes=2, dropout=0.5)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    fit_to_data(network, torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.rand(2), expected)
+    assert network.training
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "message"),
+    [
+        (
+            "bn_mlp",
+            torch.zeros(4, 3, 28, 28),
+            "normalisation would undo weights that are fitted to data (data_dependent): "
+            "leave it out, or take a network without, such as googlenet",
+        ),
+        ("mlp", torch.zeros(1, 3, 28, 28), "a batch of 1 has no variance to fit weights to: give two images or more"),
+        (
+            "mlp",
+            torch.full((4, 3, 28, 28), torch.nan),
+            "a layer gives no finite numbers for these images: check the images, or take another seed",
+        ),
+    ],
+)
+def test_refusals(name: str, images: Tensor, message: str) -> None:
+    network = build(name, classes=2)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(UsageError) as error:
+        fit_to_data(network, images)
+    assert str(error.value) == message
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert not [m for m in network.modules() if m._forward_hooks]
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_deep_network_without_bn_learns_from_a_bad_scale_once_fitted(fitted: bool) -> None:
+    """Weights ten times too small: nothing reaches the loss, unless each layer is scaled on the first batch."""
+    torch.manual_seed(0)
+    labels = torch.arange(16) % 2
+    images = torch.randn(16, 3, 32, 32) + labels.view(-1, 1, 1, 1) * 2
+    network = build("googlenet", classes=2, width=0.25, initialisation="gaussian:0.01")
+    if fitted:
+        fit_to_data(network, images)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(20):
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert (loss.item() < 0.1) == fitted, loss.item()

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nn
+
+from bnlab import norm
+from bnlab.errors import UsageError
+from bnlab.nets import build
+from bnlab.nets.blocks import Unit
+from bnlab.nets.initialise import units_of
+from bnlab.nets.options import ACTIVATIONS, choose_norm
+
+
+@pytest.mark.parametrize(
+    ("name", "of_maps", "of_units"),
+    [
+        ("batch", norm.BatchNorm2d, norm.BatchNorm1d),
+        ("sync", norm.SyncBatchNorm, norm.SyncBatchNorm),
+        ("ghost", norm.GhostBatchNorm2d, norm.GhostBatchNorm1d),
+        ("whitening", norm.Whitening2d, norm.Whitening1d),
+    ],
+)
+def test_every_kind_of_normalisation(name: str, of_maps: type[nn.Module], of_units: type[nn.Module]) -> None:
+    makers = choose_norm(name, eps=0.01, momentum=0.3)
+    assert makers is not None
+    for maker, kind in zip(makers, (of_maps, of_units), strict=True):
+        layer = maker(24)
+        assert type(layer) is kind
+        assert (layer.num_features, layer.eps, layer.momentum) == (24, 0.01, 0.3)
+    for network in ("small_inception", "mlp"):
+        kind = of_units if network == "mlp" else of_maps
+        layers = {type(unit.bn) for unit in units_of(build(network, classes=2, norm=name))}
+        assert layers == {kind}
+
+
+def test_none_is_no_layer() -> None:
+    assert choose_norm("none", eps=0.01, momentum=0.3) is None
+    for name in ("bn_small_inception", "bn_mlp"):
+        assert {type(unit.bn) for unit in units_of(build(name, classes=2, norm="none"))} == {nn.Identity}
+
+
+@pytest.mark.parametrize(("name", "size"), [("ghost", 32), ("ghost:7", 7)])
+def test_the_size_of_a_ghost_batch(name: str, size: int) -> None:
+    for maker in choose_norm(name, eps=1e-5, momentum=0.1) or ():
+        assert maker(8).ghost_size == size
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "groups"),
+    [
+        ("whitening", 64, 4),
+        ("whitening:8", 64, 8),
+        ("whitening:8", 12, 2),
+        ("whitening:8", 13, 13),
+        ("whitening:99", 12, 1),
+    ],
+)
+def test_whitened_groups_are_as_large_as_may_be(name: str, channels: int, groups: int) -> None:
+    for maker in choose_norm(name, eps=1e-5, momentum=0.1) or ():
+        assert maker(channels).groups == groups
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bacth", "no norm is called 'bacth': did you mean 'batch'?"),
+        ("batch:3", "norm batch takes no number ('batch:3'): say batch"),
+        ("ghost:x", "norm 'ghost:x' has no number after the colon: say, for example, ghost:16"),
+        ("ghost:", "norm 'ghost:' has no number after the colon: say, for example, ghost:16"),
+        ("ghost:0", "norm ghost:0 cannot be: after the colon comes a whole number, as in ghost:16"),
+        ("ghost:1.5", "norm ghost:1.5 cannot be: after the colon comes a whole number, as in ghost:16"),
+        ("ghost:nan", "norm ghost:nan cannot be: after the colon comes a whole number, as in ghost:16"),
+        ("ghost:inf", "norm ghost:inf cannot be: after the colon comes a whole number, as in ghost:16"),
+        ("whitening:-2", "norm whitening:-2 cannot be: after the colon comes a whole number, as in whitening:16"),
+    ],
+)
+def test_what_is_no_normalisation(name: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        build("bn_mlp", classes=2, norm=name)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_stands_behind_every_unit(name: str) -> None:
+    network = build("bn_small_inception", classes=2, activation=name)
+    kinds = {type(unit.activation) for unit in units_of(network)}
+    assert kinds == {type(ACTIVATIONS[name]())}
+    unit = network.get_submodule("conv1")
+    assert isinstance(unit, Unit)
+    x = torch.randn(4, 3, 9, 9)
+    torch.testing.assert_close(unit(x), ACTIVATIONS[name]()(unit.bn(unit.layer(x))))

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+
+from bnlab.nets import build, catalogue, tables
+
+TABLES = [(n, v) for n, network in catalogue.CATALOGUE.items() for v in network.variants]
+
+
+def outputs(name: str, variant: str, size: int) -> dict[str, tuple[int, ...]]:
+    """C x H x W of every row of the table."""
+    network = build(name, classes=2, variant=variant, norm="none").eval()
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def note(row: str, output: torch.Tensor) -> None:
+        seen[row] = tuple(output.shape[1:])
+
+    for row in network.order:
+        network.get_submodule(row).register_forward_hook(lambda _m, _i, output, row=row: note(row, output))
+    with torch.no_grad():
+        network(torch.zeros(1, 3, size, size))
+    return seen
+
+
+def test_googlenets_maps_are_those_of_its_paper() -> None:
+    for variant in ("double", "5x5", "torchvision"):
+        seen = outputs("googlenet", variant, 224)
+        assert seen["conv1"] == (64, 112, 112)
+        assert seen["pool2"] == (192, 28, 28)
+        assert [seen[f"inception3{x}"] for x in "ab"] == [(256, 28, 28), (480, 28, 28)]
+        assert [seen[f"inception4{x}"][0] for x in "abcde"] == [512, 512, 512, 528, 832]
+        assert [seen[f"inception5{x}"] for x in "ab"] == [(832, 7, 7), (1024, 7, 7)]
+
+
+@pytest.mark.parametrize(("variant", "contradiction"), [("literal", (608, 608, 1056)), ("corrected", (576, 576, 1024))])
+def test_inceptions_maps_are_those_of_figure_5(variant: str, contradiction: tuple[int, ...]) -> None:
+    seen = outputs("inception", variant, 224)
+    assert [seen[f"inception3{x}"] for x in "abc"] == [(256, 28, 28), (320, 28, 28), (576, 14, 14)]
+    assert [seen[f"inception4{x}"][0] for x in "abcde"] == [576, 576, *contradiction]
+    assert seen["inception4e"][1:] == (7, 7)
+    assert [seen[f"inception5{x}"] for x in "ab"] == [(1024, 7, 7), (1024, 7, 7)]
+
+
+@pytest.mark.parametrize(("name", "variant"), TABLES)
+def test_the_smallest_side_is_the_smallest(name: str, variant: str) -> None:
+    stems = (None, *catalogue.find(name).stems)
+    for stem in stems:
+        network = build(name, classes=2, variant=variant, stem=stem, width=0.25).eval()
+        side = network.smallest_side
+        assert network(torch.zeros(1, 3, side, side)).shape == (1, 2)
+        assert network(torch.zeros(1, 3, side + 3, side)).shape == (1, 2)
+        if side > 1:
+            network.smallest_side = 1
+            with pytest.raises(RuntimeError, match=r"[Oo]utput size is too small"):
+                network(torch.zeros(1, 3, side - 1, side - 1))
+
+
+def test_a_separable_stem_has_the_papers_depth_multiplier() -> None:
+    first = tables.separable_stem(tables.inception(128))[0]
+    assert first == tables.Conv("conv1", 64, 7, stride=2, multiplier=8)
+    conv1 = build("bn_inception", classes=2, stem="separable").get_submodule("conv1.conv")
+    assert isinstance(conv1, nn.Sequential)
+    assert [tuple(layer.weight.shape) for layer in conv1] == [(24, 1, 7, 7), (64, 24, 1, 1)]  # type: ignore[union-attr, arg-type]
+
+
+def test_a_small_stem_sees_four_times_as_much() -> None:
+    plain, small = tables.inception(128), tables.small_stem(tables.inception(128))
+    assert small[0] == tables.Conv("conv1", 64, 3)
+    assert [row.name for row in plain if row not in small] == ["conv1", "pool1"]
+    assert [row.name for row in small if row not in plain] == ["conv1"]
+    network = build("bn_inception", classes=2, stem="small", width=0.25).eval()
+    maps = network.inception5b(network.get_submodule("conv1")(torch.zeros(1, 3, 32, 32))[:, :1].expand(1, 256, -1, -1))
+    assert maps.shape[2:] == (32, 32)
+
+
+def test_width_multiplies_every_layer_and_nothing_vanishes() -> None:
+    for name, variant in TABLES:
+        table = catalogue.find(name).variants[variant]
+        assert tables.widened(table, 1.0) == table
+        double, least = tables.widened(table, 2), tables.widened(table, 0.001)
+        for row, wide, thin in zip(table, double, least, strict=True):
+            for key in set(row._fields) & {"channels", "one", "reduce3", "three", "reduce5", "five", "pool", "units"}:
+                assert getattr(wide, key) == 2 * getattr(row, key)
+                assert getattr(thin, key) == min(getattr(row, key), 1)
+            for key in set(row._fields) & {"name", "kernel", "stride", "kernels", "side", "pooling"}:
+                assert getattr(wide, key) == getattr(row, key)
