@@ -51,7 +51,7 @@ class Recipe(BaseModel):
     initialisation: str | None = None
     """he, xavier or gaussian:STD; none: he, or xavier before sigmoid and tanh"""
     data_dependent: bool = False
-    """without normalisation: scale every layer on the first batch so that its outputs begin as N(0, 1)"""
+    """without normalisation: scale every layer on the first batch, so that its outputs begin with a mean square of 1"""
     auxiliary: bool = False
     """train GoogLeNet's two auxiliary classifiers beside the main one"""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.3

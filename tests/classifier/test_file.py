@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_files_that_are_none(saved: Path, tmp_path: Path) -> None:
         assert refusal(tmp_path / "cut").startswith(f"{tmp_path / 'cut'} is no whole classifier file (")
     (tmp_path / "photo").write_bytes(b"\xff\xd8\xff\xe0" * 100)
     assert "is no whole classifier file" in refusal(tmp_path / "photo")
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
+    """The first byte of one file in 32: a pickle's is 0x80."""
+    network = build("mlp", classes=3)
+    for length in range(256):
+        card = replace(CARD, network="mlp", arguments=network.arguments, recipe={"note": "x" * length})
+        save_classifier(tmp_path / "x", network, card)
+        if (tmp_path / "x").read_bytes()[0] == 0x80:
+            assert load_network(tmp_path / "x")[1] == card
+            return
+    pytest.fail("no such header was made")
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from bnlab import Classifier, resume, train
 from bnlab.classifier.card import to_json
 from bnlab.classifier.evaluate import evaluate
 from bnlab.classifier.file import read_classifier
-from bnlab.config import load_settings
 from bnlab.data.source import open_evaluation_data
 from bnlab.errors import (
     ClassifierError,
@@ -30,7 +29,6 @@ from bnlab.errors import (
     PhotoError,
     RunError,
     StorageError,
-    UsageError,
 )
 from bnlab.files import read_csv
 from bnlab.progress import Silent
@@ -397,48 +395,6 @@ def test_a_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPa
         PhotoError, match=r"disc000.png cannot be used, it is no picture Pillow can read: put it back as it was, and"
     ):
         trained_on(data)
-
-
-def test_fine_tuning_keeps_the_head_only_for_the_same_classes(data: Path, trained: Path) -> None:
-    tensors, card = read_classifier(trained / "best.safetensors")
-    frozen = {"init": str(trained / "best.safetensors"), "learning_rate": 1e-12, "epochs": 1, "weight_decay": 0}
-    same, _ = read_classifier(trained_on(data, "same", **frozen).run.last)
-    torch.testing.assert_close(same["fc.weight"], tensors["fc.weight"])
-    torch.testing.assert_close(same["conv1.conv.weight"], tensors["conv1.conv.weight"])
-    for side in ("train", "val"):
-        (data / side / "disc").rename(data / side / "zebra")  # now the last class, and the first is ring
-
-    class Notes(Silent):
-        notes: list[str] = []  # noqa: RUF012
-
-        def note(self, text: str) -> None:
-            self.notes.append(text)
-
-    progress = Notes()
-    result = trained_on(data, "other", progress, **frozen)
-    other, _ = read_classifier(result.run.last)
-    torch.testing.assert_close(other["conv1.conv.weight"], tensors["conv1.conv.weight"])
-    assert not torch.allclose(other["fc.weight"], tensors["fc.weight"])
-    assert any(n.endswith("the last layer is new, for its classes were disc, ring, stripes") for n in progress.notes)
-    assert card.view.mean == load_settings().recipe.mean
-
-
-def test_fine_tuning_takes_network_and_colours_from_the_file(data: Path, trained: Path) -> None:
-    init = str(trained / "best.safetensors")
-    options = {k: v for k, v in OPTIONS.items() if k != "network"} | {"epochs": 1}
-    result = train(data, name="a", runs=data.parent / "runs", init=init, **options)  # type: ignore[arg-type]
-    _, card = read_classifier(result.run.best)
-    assert (card.network, card.view.mean) == ("bn_small_inception", (0.485, 0.456, 0.406))
-    with pytest.raises(UsageError, match="has the network bn_small_inception, not googlenet: leave network out"):
-        trained_on(data, "b", init=init, network="googlenet")
-    assert "network: bn_small_inception  # (init)" in result.run.recipe.read_text()
-    assert card.recipe["init"] == "best.safetensors"
-    with pytest.raises(
-        UsageError, match=r"has the mean \(0.485, 0.456, 0.406\), not \(0.0, 0.0, 0.0\): leave mean out"
-    ):
-        train(data, name="d", runs=data.parent / "runs", init=init, mean=[0, 0, 0], **options)  # type: ignore[arg-type]
-    with pytest.raises(ClassifierError, match="there is no classifier file nothere"):
-        trained_on(data, "c", init="nothere")
 
 
 def test_torchs_own_generator_is_left_alone(data: Path) -> None:

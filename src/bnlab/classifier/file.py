@@ -48,15 +48,15 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
         raise ClassifierError(f"{name} is a folder", f"give the file, such as {name}/best.safetensors") from None
     except OSError as error:
         raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check the path") from None
-    if content.startswith(_PICKLES):
-        raise ClassifierError(
-            f"{name} is a pickle, which can run code when it is loaded", "give a .safetensors file that bnlab wrote"
-        )
     try:
         tensors = safetensors.torch.load(content)
         header_size = int.from_bytes(content[:8], "little")
         metadata = _metadata(content[8 : 8 + header_size])
     except (SafetensorError, ValueError) as error:
+        if content.startswith(_PICKLES):  # only now: a header's length may look like one
+            raise ClassifierError(
+                f"{name} is a pickle, which can run code when it is loaded", "give a .safetensors file that bnlab wrote"
+            ) from None
         raise ClassifierError(f"{name} is no whole classifier file ({error})", "copy or train it again") from None
     if _CARD_KEY not in metadata:
         raise ClassifierError(f"{name} holds weights but no bnlab card", "give a .safetensors file that bnlab wrote")

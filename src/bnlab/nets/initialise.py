@@ -61,31 +61,42 @@ def initialise(network: nn.Module, fill: Fill) -> None:
 
 @torch.no_grad()
 def fit_to_data(network: nn.Module, images: Tensor) -> int:
-    """Scale and shift each unit so that on these images every channel is N(0, 1) before its activation; how many.
+    """Scale each unit so that on these images it has a root mean square of 1 before its activation; how many.
 
-    It is what batch normalisation does in its first step, done once (Salimans & Kingma 2016, arXiv 1602.07868, sec. 3;
-    Mishkin & Matas 2016, arXiv 1511.06422), in one pass: each unit sees what the ones before it now give. A channel
-    that does not vary is left as it is. For networks without normalisation: with it, there is nothing to do.
+    It is what batch normalisation does for the scale of a network, done once, at the beginning (Mishkin & Matas 2016,
+    arXiv 1511.06422), in one pass: each unit sees what the ones before it now give. A unit that gives zeros alone is
+    left as it is. For networks without normalisation: with it, there is nothing to do.
+
+    It scales whole layers and moves no mean: made N(0, 1) channel by channel (Salimans & Kingma 2016), a deep network
+    has gradients that explode (measured: docs/nets.md).
 
     Args:
         network: without normalisation. Of one in training mode the auxiliary heads are fitted, too.
-        images: N x C x H x W, N at least 2.
+        images: N x C x H x W.
 
     Raises:
-        UsageError: the network is normalised, the batch is too small, or an output is not finite.
+        UsageError: the network is normalised, or a unit gives what is no finite number; nothing was changed then.
     """
     check_unnormalised(network)
     units = units_of(network)
-    if len(images) < 2:
-        raise UsageError(f"a batch of {len(images)} has no variance to fit weights to", "give two images or more")
-    hooks = [_last(unit).register_forward_hook(_standardise) for unit in units]
+    scales: dict[nn.Conv2d | nn.Linear, Tensor] = {}
+
+    def measure(layer: Any, _: Any, output: Tensor) -> Tensor:
+        scales[layer] = scale = _to_one(output)
+        return output * scale
+
+    hooks = [_last(unit).register_forward_hook(measure) for unit in units]
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             network(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return len(units)
+    for layer, scale in scales.items():
+        layer.weight.mul_(scale)
+        if layer.bias is not None:
+            layer.bias.mul_(scale)
+    return len(scales)
 
 
 def check_unnormalised(network: nn.Module) -> None:
@@ -111,15 +122,9 @@ def _last(unit: Unit) -> nn.Conv2d | nn.Linear:
     return cast(nn.Conv2d | nn.Linear, layer)
 
 
-def _standardise(layer: Any, _: Any, output: Tensor) -> Tensor:
-    """Change the layer so that it would have given this output standardised, and give that."""
-    over = [d for d in range(output.ndim) if d != 1]
-    var, mean = torch.var_mean(output.double(), over, correction=0)  # C
-    if not (var.isfinite().all() and mean.isfinite().all()):
+def _to_one(output: Tensor) -> Tensor:
+    """The factor that makes the output's root mean square 1; a number, as a tensor."""
+    square = output.double().square().mean()
+    if not square.isfinite():
         raise UsageError("a layer gives no finite numbers for these images", "check the images, or take another seed")
-    scale = torch.where(var > 1e-12, var.clamp_min(1e-12).rsqrt(), 1.0)  # C
-    shift = torch.where(var > 1e-12, -mean * scale, 0.0)  # C
-    shape = [-1, *[1] * (output.ndim - 2)]
-    layer.weight.mul_(scale.to(layer.weight).view(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.mul_(scale.to(layer.bias)).add_(shift.to(layer.bias))
-    return output * scale.to(output).view(shape) + shift.to(output).view(shape)  # as `output`
+    return torch.where(square > 0, square.rsqrt(), 1.0).to(output.dtype)

@@ -168,9 +168,11 @@ def _sit(
 
         stack.enter_context(_exact(device))
         stack.enter_context(_told(run, recipe))
-        if recipe.data_dependent and recipe.init is None and not position.step:
-            pixels, _ = next(loader.epoch(0))
-            fit_to_data(network, normalise(torch.from_numpy(pixels).to(device), view))
+        if not run.state.exists():
+            if recipe.data_dependent and recipe.init is None:
+                pixels, _ = next(loader.epoch(0))
+                fit_to_data(network, normalise(torch.from_numpy(pixels).to(device), view))
+            save(position)  # before any classifier is written: whatever happens then, there is a state to go on from
         hooks = loop.Hooks(judge=judge, save=save, epoch_done=epoch_done)
         loop.fit(network, optimizer, loader, recipe, view, position, hooks, device=device, progress=progress)
     return _result(run, position, frozen, source, device, recipe.workers)
