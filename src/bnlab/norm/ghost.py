@@ -47,7 +47,7 @@ class GhostBatchNorm(BatchNorm):
             return super()._transform(input, running, relu=relu)
         least, more = divmod(len(input), parts)
         # not tensor_split, whose backward makes a tensor of the whole batch for each part, and loses channels_last
-        ghosts = input.split([least + 1] * more + [least] * (parts - more))
+        ghosts = torch.split(input, [least + 1] * more + [least] * (parts - more))
         if ghosts[-1].numel() == self.num_features:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got parts of size {ghosts[-1].size()} at "

@@ -1,0 +1,122 @@
+"""What a training starts from: initial weights with and without BN, and fine-tuning.
+
+    python benchmarks/start.py initialisation [SEEDS]
+    python benchmarks/start.py scratch PHOTOS [SEEDS]
+    python benchmarks/start.py tuning PHOTOS [SEEDS]
+
+`initialisation` trains the small Inception on scikit-learn's digits; about 12 minutes for 3 seeds on two cores.
+`scratch` trains GoogLeNet on a folder of photos for 2 epochs at 96 px, `tuning` trains on the first half of its classes
+(in alphabetic order) and goes on from there with the others. Every seed is another split and other weights. What is
+printed is the accuracy of the last epoch on val, which nothing was chosen by; a diverged training counts as guessing.
+"""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from bnlab import train
+from bnlab.data.digits import write_digits
+from bnlab.errors import DivergedError
+from bnlab.machine import environment
+
+Starts = Mapping[str, Mapping[str, Any]]
+QUICK = {"epochs": 2, "size": 96}  # the README's taste of a training
+
+
+def initialisation(seeds: int) -> None:
+    """Ways to begin, at learning rates that are easy, hard and too high without BN."""
+    starts: Starts = {
+        "BN, He": {"network": "bn_small_inception"},
+        "BN, N(0, 0.01^2)": {"network": "bn_small_inception", "initialisation": "gaussian:0.01"},
+        "no BN, He": {"network": "small_inception"},
+        "no BN, N(0, 0.01^2)": {"network": "small_inception", "initialisation": "gaussian:0.01"},
+        "no BN, fitted to the first batch": {"network": "small_inception", "data_dependent": True},
+    }
+    with tempfile.TemporaryDirectory() as home:
+        photos = Path(home, "digits")
+        write_digits(photos)
+        for rate in (0.01, 0.03, 0.1):
+            _table(
+                f"digits, 6 epochs, learning rate {rate}",
+                photos,
+                starts,
+                seeds,
+                recipe="digits",
+                epochs=6,
+                learning_rate=rate,
+                val=0.3,
+            )
+
+
+def scratch(photos: Path, seeds: int) -> None:
+    """GoogLeNet from scratch, with and without BN, from He's weights, torchvision's scale and fitted ones."""
+    starts: Starts = {
+        "BN, He": {"network": "bn_googlenet"},
+        "BN, N(0, 0.01^2)": {"network": "bn_googlenet", "initialisation": "gaussian:0.01"},
+        "no BN, He, a tenth of the rate": {"network": "googlenet", "learning_rate": 0.01},
+        "no BN, N(0, 0.01^2), a tenth of the rate": {
+            "network": "googlenet",
+            "initialisation": "gaussian:0.01",
+            "learning_rate": 0.01,
+        },
+        "no BN, fitted, a tenth of the rate": {"network": "googlenet", "data_dependent": True, "learning_rate": 0.01},
+    }
+    _table("GoogLeNet, 2 epochs at 96 px", photos, starts, seeds, **QUICK)
+
+
+def tuning(photos: Path, seeds: int) -> None:
+    """New classes on a network that knows others."""
+    classes = sorted(folder for folder in photos.iterdir() if folder.is_dir())
+    with tempfile.TemporaryDirectory() as home:
+        for side, chosen in (("known", classes[: len(classes) // 2]), ("new", classes[len(classes) // 2 :])):
+            for folder in chosen:
+                Path(home, side).mkdir(exist_ok=True)
+                Path(home, side, folder.name).symlink_to(folder.resolve(), target_is_directory=True)
+        init = str(train(Path(home, "known"), runs=home, name="known", size=96, epochs=8).run.last)
+        starts: Starts = {
+            "from scratch": {},
+            "fine-tuned, trunk at a tenth of the rate": {"init": init},
+            "fine-tuned, trunk at the full rate": {"init": init, "trunk_rate": 1.0},
+            "fine-tuned, statistics frozen": {"init": init, "freeze_bn": True},
+            "fine-tuned, stem frozen": {"init": init, "freeze": "stem"},
+            "last layer alone": {"init": init, "freeze": "trunk"},
+        }
+        names = f"{len(classes) - len(classes) // 2} classes after {len(classes) // 2} others"
+        _table(f"{names}, 2 epochs at 96 px", Path(home, "new"), starts, seeds, **QUICK)
+
+
+def _table(title: str, photos: Path, starts: Starts, seeds: int, **common: Any) -> None:
+    print(f"\n{title}, {seeds} seeds\n\n| start | val accuracy, mean | lowest | highest | diverged |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, start in starts.items():
+        values = list(_accuracies(photos, range(seeds), common | dict(start)))
+        right = [1 / _classes(photos) if value is None else value for value in values]
+        low, high = min(right), max(right)
+        print(f"| {name} | {statistics.mean(right):.1%} | {low:.1%} | {high:.1%} | {values.count(None)} |", flush=True)
+
+
+def _accuracies(photos: Path, seeds: Iterable[int], options: Mapping[str, Any]) -> Iterable[float | None]:
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as runs:
+            try:
+                yield float(train(photos, runs=runs, seed=seed, **options).rows[-1]["val_top1"])
+            except DivergedError:
+                yield None
+
+
+def _classes(photos: Path) -> int:
+    return sum(folder.is_dir() for folder in photos.iterdir())
+
+
+if __name__ == "__main__":
+    part, *rest = sys.argv[1:] or ["initialisation"]
+    machine = environment("cpu")
+    print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
+    if part == "initialisation":
+        initialisation(int(rest[0]) if rest else 3)
+    else:
+        {"scratch": scratch, "tuning": tuning}[part](Path(rest[0]), int(rest[1]) if rest[1:] else 3)
