@@ -244,6 +244,36 @@ def predict_verb(
     show_result(as_json, result.to_json(), prediction_table(result), last)
 
 
+@app.command("net")
+def net_verb(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A network; none: list them all.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the picture the network sees, in pixels.")] = 224,
+    classes: Annotated[int, typer.Option(help="How many classes it tells apart.")] = 1000,
+    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="With GoogLeNet's auxiliary classifiers.")] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A recipe's key that shapes the network, or in_channels."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Each part by itself (in --json they always are).")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the networks, or count the parameters and multiply-adds of one, layer by layer."""
+    from bnlab import tables
+    from bnlab.commands import net
+    from bnlab.config import parse_assignments
+
+    if name is None:
+        if auxiliary or options or every or (size, classes) != (224, 1000):
+            raise typer.BadParameter("without NAME, only --json has an effect; name a network")
+        show_result(as_json, net.listing(), tables.net_list(), "Count one: bnlab net NAME")
+        return
+    asked = net.NetSettings(
+        name=name, size=size, classes=classes, auxiliary=auxiliary, options=parse_assignments(options or [])
+    )
+    result = run_command(net.run, asked)
+    show_result(as_json, result.to_json(), tables.net_table(result, by_part=every), tables.what_is_counted(result))
+
+
 @app.command("demo")
 def demo_verb(
     seed: Annotated[int, typer.Option(help="All randomness follows from it.")] = 0,

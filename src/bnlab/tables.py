@@ -6,6 +6,7 @@ from rich.text import Text
 
 from bnlab.commands.demo import DemoResult
 from bnlab.commands.evaluate import EvaluateResult
+from bnlab.commands.net import NetResult, listing
 from bnlab.commands.predict import PredictResult
 from bnlab.commands.split import SplitResult
 from bnlab.data.listing import SPLITS
@@ -71,6 +72,46 @@ def demo_table(result: DemoResult) -> RenderableType:
     for p in result.answers:
         answers.add_row(Text(printable(p.path)), Text(str(p.label), style="bold"), f"{p.probability:.1%}")
     return Group(outcomes, "", answers)
+
+
+def net_list() -> RenderableType:
+    """The networks, the default variant of each first."""
+    table = _table("network", "what it is", "variants", "stems", justify="left")
+    for network in listing():
+        table.add_row(
+            network["name"], Text(network["summary"]), ", ".join(network["variants"]), ", ".join(network["stems"])
+        )
+    return table
+
+
+def net_table(result: NetResult, *, by_part: bool) -> RenderableType:
+    """A network's layers, or the parts of each (without their share, for which names of parts leave no room)."""
+    share = [] if by_part else ["share"]
+    table = _table("layer", "what it is", "output", "parameters", "multiply-adds", *share)
+    table.columns[1].justify = "left"
+    total = result.multiply_adds
+
+    def numbers(parameters: int, multiply_adds: int) -> list[str]:
+        shares = [] if by_part else [f"{multiply_adds / total:.1%}"]
+        return [f"{parameters:,}", f"{multiply_adds:,}", *shares]
+
+    for row in (part for layer in result.layers for part in (layer.parts if by_part else [layer])):
+        output = " x ".join(map(str, row.output))
+        table.add_row(row.name, row.kind, output, *numbers(row.parameters, row.multiply_adds))
+    table.add_section()
+    table.add_row("total", "", "", *numbers(result.parameters, total))
+    return table
+
+
+def what_is_counted(result: NetResult) -> str:
+    """The lines below a network's table."""
+    channels = result.arguments["in_channels"]
+    heads = " The auxiliary heads are counted in; they run in training alone."
+    return (
+        f"Multiply-adds: of convolutions and linear layers, for one image of {channels} x {result.size} x {result.size}"
+        "; biases, normalisation, pooling and activations are not counted."
+        f"{heads if result.auxiliary else ''}"
+    )
 
 
 def _findings(result: SplitResult) -> list[RenderableType]:

@@ -9,6 +9,19 @@ from bnlab.nets.tables import Table
 
 Stem = Callable[[Table], Table]
 WIDEST = 16  # times a table's own width
+SHAPE = (
+    "variant",
+    "norm",
+    "norm_eps",
+    "norm_momentum",
+    "activation",
+    "placement",
+    "conv_bias",
+    "width",
+    "stem",
+    "local_response",
+)
+"""the arguments of `build`, and keys of a recipe, that say what a trained network computes: its weights go with them"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from bnlab.classifier.file import check_fit, read_classifier
 from bnlab.config import Recipe, Settings, with_changes
 from bnlab.errors import UsageError, printable
 from bnlab.nets import build
-from bnlab.nets.catalogue import has_row
+from bnlab.nets.catalogue import SHAPE, has_row
 from bnlab.nets.freeze import Frozen, freeze
 from bnlab.nets.initialise import check_unnormalised
 from bnlab.nets.network import TableNetwork
@@ -19,18 +19,6 @@ from bnlab.progress import Progress
 
 TRUNK_RATE = 0.1  # of fine-tuning, unless set: the trunk knows something already, and the last layer nothing
 _HEAD = ("fc.weight", "fc.bias")
-_SHAPE = (
-    "variant",
-    "norm",
-    "norm_eps",
-    "norm_momentum",
-    "activation",
-    "placement",
-    "conv_bias",
-    "width",
-    "stem",
-    "local_response",
-)
 _YOURS_TO_CHANGE = ("norm", "norm_momentum")  # layers of other kinds may take the same weights
 
 
@@ -40,7 +28,7 @@ def new_network(recipe: Recipe, *, classes: int) -> tuple[TableNetwork, Frozen]:
     Raises:
         UsageError: there is no such network, or it cannot be built or frozen so.
     """
-    options: dict[str, Any] = {key: getattr(recipe, key) for key in (*_SHAPE, "dropout", "initialisation", "seed")}
+    options: dict[str, Any] = {key: getattr(recipe, key) for key in (*SHAPE, "dropout", "initialisation", "seed")}
     heads = recipe.auxiliary and has_row(recipe.network, Auxiliary)
     network = build(recipe.network, classes=classes, auxiliary=heads, **options)
     return network, freeze(network, recipe.freeze, norms=recipe.freeze_bn)
@@ -73,7 +61,7 @@ def adopt(settings: Settings) -> Settings:
         return settings
     _, card = read_classifier(Path(recipe.init))
     adopted: dict[str, Any] = {"network": card.network, "mean": card.view.mean, "std": card.view.std}
-    adopted |= {key: card.arguments[key] for key in _SHAPE if key in card.arguments}
+    adopted |= {key: card.arguments[key] for key in SHAPE if key in card.arguments}
     for key in list(adopted):
         if key in settings.own and getattr(recipe, key) != adopted[key]:
             if key in _YOURS_TO_CHANGE:

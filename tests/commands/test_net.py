@@ -1,0 +1,180 @@
+"""`bnlab net`: what it prints, the documents, and what it refuses."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from tests.conftest import Outcome
+
+from bnlab.commands.net import NetSettings, run
+from bnlab.config import parse_assignments
+from bnlab.nets import NETWORKS
+from bnlab.nets.catalogue import SHAPE
+from bnlab.progress import Silent
+
+Command = Callable[..., Outcome]
+COUNTED = (
+    "Multiply-adds: of convolutions and linear layers, for one image of 3 x {0} x {0}; biases, normalisation, pooling "
+    "and activations are not counted."
+)
+
+
+def test_the_table(bnlab: Command) -> None:
+    done = bnlab("net", "bn_inception")
+    assert done.status == 0
+    assert done.err == ""
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert lines[0] == "layer what it is output parameters multiply-adds share"
+    assert lines[1] == "conv1 7x7 convolution, stride 2 64 x 112 x 112 9,536 118,013,952 5.8%"
+    assert "inception3c inception, stride 2 576 x 14 x 14 385,088 143,904,768 7.1%" in lines
+    assert lines[-4] == "fc linear 1000 1,025,000 1,024,000 0.1%"
+    assert lines[-3:] == ["total 11,285,224 2,032,600,064 100.0%", "", COUNTED.format(224)]
+    assert len(lines) == 21
+    assert max(map(len, done.out.splitlines()[:-1])) < 100
+
+
+def test_every_part_by_itself(bnlab: Command) -> None:
+    lines = [" ".join(line.split()) for line in bnlab("net", "bn_mlp", "--classes", 10, "--all").out.splitlines()]
+    assert lines == [
+        "layer what it is output parameters multiply-adds",
+        "hidden1.linear linear 100 235,200 235,200",
+        "hidden1.bn BatchNorm1d 100 200 0",
+        "hidden2.linear linear 100 10,000 10,000",
+        "hidden2.bn BatchNorm1d 100 200 0",
+        "hidden3.linear linear 100 10,000 10,000",
+        "hidden3.bn BatchNorm1d 100 200 0",
+        "fc linear 10 1,010 1,000",
+        "total 256,810 256,200",
+        "",
+        COUNTED.format(224),
+    ]
+
+
+def test_auxiliary_heads_are_marked_and_counted(bnlab: Command) -> None:
+    done = bnlab("net", "bn_googlenet", "--auxiliary", "--set", "variant=torchvision", "--size", 64)
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    names = [line.split()[0] for line in lines if line]
+    assert names[names.index("inception4a") + 1] == "aux1"
+    assert "aux2 auxiliary head 1000 3,191,016 4,202,496 3.2%" in lines
+    assert next(line for line in lines if line.startswith("total")).split()[1] == "13,004,888"
+    assert lines[-1] == COUNTED.format(64) + " The auxiliary heads are counted in; they run in training alone."
+
+
+def test_the_list(bnlab: Command) -> None:
+    done = bnlab("net")
+    assert done.status == 0
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["network", "what", "it", "is", "variants", "stems"]
+    assert tuple(line.split()[0] for line in lines[1:-2]) == NETWORKS
+    assert "  GoogLeNet with batch normalisation  " in lines[1]
+    assert "  double, 5x5, torchvision  separable, small" in lines[1]
+    assert lines[-1] == "Count one: bnlab net NAME"
+    document = json.loads(bnlab("net", "--json").out)
+    assert [network["name"] for network in document] == list(NETWORKS)
+    assert document[2] == {
+        "name": "bn_inception",
+        "summary": "BN-Inception (Ioffe & Szegedy 2015, Fig. 5)",
+        "variants": ["literal", "corrected"],
+        "stems": ["separable", "small"],
+    }
+
+
+def test_the_document(bnlab: Command) -> None:
+    words = ("--classes", 5, "--size", 32, "--set", "norm=ghost:8", "--set", "in_channels=1", "--set", "width=0.5")
+    document = json.loads(bnlab("net", "bn_small_inception", *words, "--json").out)
+    assert list(document) == ["network", "arguments", "classes", "size", "parameters", "multiply_adds", "layers"]
+    assert (document["network"], document["classes"], document["size"]) == ("bn_small_inception", 5, 32)
+    assert set(document["arguments"]) == {*SHAPE, "dropout", "in_channels"}
+    assert document["arguments"]["norm"] == "ghost:8"
+    assert document["arguments"]["dropout"] == 0.0  # the network's own, and not a recipe's
+    assert document["parameters"] == sum(layer["parameters"] for layer in document["layers"])
+    assert document["multiply_adds"] == sum(layer["multiply_adds"] for layer in document["layers"])
+    conv1 = document["layers"][0]
+    assert conv1 == {
+        "name": "conv1", "kind": "3x3 convolution", "output": [16, 32, 32], "parameters": 176, "multiply_adds": 147456,
+        "parts": [
+            {"name": "conv1.conv", "kind": "3x3 convolution", "output": [16, 32, 32], "parameters": 144,
+             "multiply_adds": 147456},
+            {"name": "conv1.bn", "kind": "GhostBatchNorm2d", "output": [16, 32, 32], "parameters": 32,
+             "multiply_adds": 0},
+        ],
+    }  # fmt: skip
+
+
+ASSIGNMENTS = {
+    "variant": "corrected",
+    "norm": "whitening:8",
+    "norm_eps": "0.001",
+    "norm_momentum": "null",
+    "activation": "elu",
+    "placement": "after",
+    "conv_bias": "true",
+    "width": "0.5",
+    "stem": "small",
+    "local_response": "true",
+    "dropout": "0.5",
+    "in_channels": "4",
+}
+
+
+def test_every_key_that_shapes_a_network_can_be_set() -> None:
+    assert list(ASSIGNMENTS) == [*SHAPE, "dropout", "in_channels"]
+    before = run(NetSettings(name="bn_inception", size=32), Silent()).arguments
+    for key, value in ASSIGNMENTS.items():
+        options = parse_assignments([f"{key}={value}"])
+        after = run(NetSettings(name="bn_inception", size=32, options=options), Silent()).arguments
+        assert {name for name in before if before[name] != after[name]} == {key}
+
+
+def test_from_python() -> None:
+    progress = Silent()
+    result = run(NetSettings(name="googlenet", options={"stem": "separable"}), progress)
+    assert result.parameters == sum(layer.parameters for layer in result.layers)
+    assert (result.size, result.classes, result.auxiliary) == (224, 1000, False)
+    assert progress.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bn_gogglenet",), "no network is called 'bn_gogglenet': did you mean 'bn_googlenet'?"),
+        (("bn_googlenet", "--size", 4), "bn_googlenet cannot see images of 4 x 4 pixels: give 31 x 31 or more"),
+        (("bn_inception", "--size", 0), "size 0 cannot be: give a whole number of pixels, 1 to 65536"),
+        (("bn_inception", "--classes", 0), "classes 0 cannot be: give a whole number of at least 1"),
+        (("bn_inception", "--classes", 10**20), f"classes {10**20} cannot be: give at most 1000000"),
+        (("bn_mlp", "--auxiliary"), "bn_mlp has no auxiliary classifiers: leave auxiliary out"),
+        (
+            ("bn_inception", "--set", "variant=literl"),
+            "bn_inception has no variant 'literl': did you mean 'literal'?",
+        ),
+        (
+            ("bn_inception", "--set", "stem=big"),
+            "stem cannot be 'big' (in the options): input should be 'separable' or 'small'",
+        ),
+        (("bn_inception", "--set", "norm=gost:8"), "no norm is called 'gost:8': did you mean 'ghost'?"),
+        (("bn_inception", "--set", "width=99"), "width 99.0 cannot be: it is a factor, above 0 and up to 16"),
+        (("bn_inception", "--set", "in_channels=x"), "in_channels 'x' cannot be: give a whole number of at least 1"),
+        (("bn_inception", "--set", f"in_channels={10**20}"), f"in_channels {10**20} cannot be: give at most 1000000"),
+        (("bn_inception", "--set", "nrm=none"), "nrm does not shape a network: did you mean 'norm'?"),
+        (
+            ("bn_inception", "--set", "epochs=3"),
+            "epochs does not shape a network: there are variant, norm, norm_eps, norm_momentum, activation, placement, "
+            "conv_bias, width, stem, local_response, dropout, in_channels",
+        ),
+        (("bn_inception", "--set", "width"), "--set width is no key=value: say, for example, --set momentum=0.8"),
+        (
+            ("--set", "width=2"),
+            "Invalid value: without NAME, only --json has an effect; name a network: see `bnlab net --help`",
+        ),
+        (
+            ("--size", 64),
+            "Invalid value: without NAME, only --json has an effect; name a network: see `bnlab net --help`",
+        ),
+    ],
+    ids=str,
+)
+def test_refusals(bnlab: Command, arguments: tuple[object, ...], message: str) -> None:
+    done = bnlab("net", *arguments)
+    assert done.complaint == message
+    assert done.status == 2
+    assert done.out == ""
