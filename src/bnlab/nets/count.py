@@ -165,7 +165,7 @@ def _kind(module: nn.Module) -> str:
             return f"{module.kernel_size}x{module.kernel_size} max pooling" + _stride(module.stride)
         case blocks.GlobalPool():
             return "mean of each map"
-        case blocks.LocalResponse():
+        case nn.LocalResponseNorm():
             return "local response normalisation"
         case blocks.Pixels():
             return f"{module.side}x{module.side} pixels as a vector"
