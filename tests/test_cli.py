@@ -20,7 +20,7 @@ from bnlab.runs import Run
 from tests.conftest import QUICK, Outcome, write_photos
 
 Command = Callable[..., Outcome]
-VERBS = ("split", "train", "evaluate", "predict", "demo")
+VERBS = ("split", "train", "evaluate", "predict", "import", "demo")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((verb, "--help") for verb in VERBS)])

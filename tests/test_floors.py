@@ -15,7 +15,7 @@ FLOORS = (
     {"training": ("training",), "report": ("report",)},
     {"lab": ("lab",), "serving": ("serving",)},
     {"commands": ("commands",)},
-    {"top": ("cli", "console", "tables", "api", "__main__", "__init__")},
+    {"top": ("cli", "arguments", "console", "tables", "api", "__main__", "__init__")},
 )
 PLACE = {name: (floor, room) for floor, rooms in enumerate(FLOORS) for room, names in rooms.items() for name in names}
 FILES = sorted(HOUSE.rglob("*.py"))

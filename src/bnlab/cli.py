@@ -1,12 +1,12 @@
 """The verbs of the command line: each parses, calls a command, and shows what it came to."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bnlab import __version__
+from bnlab.arguments import BatchSize, ClassifierFile, Device, Json, Side, Strict, Workers
 from bnlab.console import err, run_command, show_result
 from bnlab.errors import plural, printable, quoted
 
@@ -22,24 +22,6 @@ app = typer.Typer(
     epilog="Begin with `bnlab demo`, or with a folder that has one sub-folder of photos for each class: "
     "`bnlab split PHOTOS --into DATA`, then `bnlab train DATA`.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Make a photo that cannot be used an error.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Workers = Annotated[int, typer.Option(help="Threads that read photos; -1: as many as suit this machine.")]
-BatchSize = Annotated[int, typer.Option(help="Photos at a time.", min=1)]
-ClassifierFile = Annotated[
-    Path, typer.Argument(metavar="CLASSIFIER", help="A classifier file: best.safetensors of a run.")
-]
-
-
-class Side(StrEnum):
-    """The sides of a split that can be evaluated."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-    all = "all"
 
 
 @app.callback(invoke_without_command=True)
@@ -242,6 +224,43 @@ def predict_verb(
         if err.is_terminal and not as_json:
             typer.launch(str(result.picture))
     show_result(as_json, result.to_json(), prediction_table(result), last)
+
+
+@app.command("import")
+def import_verb(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Weights: a state_dict that torch.save wrote, or safetensors.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="OUT", help="New classifier file, NAME.safetensors.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='Names of the classes: {"0": NAME, ...} or a list as JSON, or one a line.'),
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="Which it is, where the tensors do not tell.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, of the network or of what it sees."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn weights from elsewhere into a classifier file.
+
+    It knows torchvision's googlenet, the GoogLeNet tutorial's files, BN-Inception with Caffe's names (Cadene, TSN) and
+    bnlab's own networks. Nothing in FILE is run; what does not match is named.
+    """
+    from bnlab.commands import import_weights
+    from bnlab.config import parse_assignments
+    from bnlab.tables import import_lines
+
+    options = ({"network": network} if network else {}) | parse_assignments(settings or [])
+    asked = import_weights.ImportSettings(file=file, output=output, classes=classes, options=options)
+    result = run_command(import_weights.run, asked)
+    show_result(
+        as_json,
+        result.to_json(),
+        import_lines(result),
+        f"{printable(output)}: written. Next: bnlab evaluate {quoted(output)} DATA",
+    )
 
 
 @app.command("demo")

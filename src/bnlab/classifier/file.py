@@ -126,4 +126,3 @@ def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str
         if tensors[key].shape != expected[key].shape:
             shapes = f"{list(tensors[key].shape)}, not {list(expected[key].shape)}"
             raise ClassifierError(f"{name} has the tensor {key} in the shape {shapes}, as {network} has it", remedy)
-
