@@ -88,6 +88,6 @@ def _tensors_of(loaded: object, name: str) -> dict[str, Tensor]:
     for key, value in loaded.items():
         if not isinstance(value, Tensor):
             raise ClassifierError(
-                f"{name} has '{printable(str(key))}' ({type(value).__name__}) among its tensors", remedy
+                f"{name} has '{printable(str(key))}' ({type(value).__name__}) among its tensors", _REMEDY
             )
     return {str(key): value for key, value in loaded.items()}
