@@ -234,7 +234,7 @@ def import_verb(
     output: Annotated[Path, typer.Option(metavar="OUT", help="New classifier file, NAME.safetensors.")],
     classes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help='Names of the classes: {"0": NAME, ...} or a list as JSON, or one a line.'),
+        typer.Option(metavar="CLASSES", help='File of their names: {"0": NAME, ...} or a list as JSON, or one a line.'),
     ] = None,
     network: Annotated[str | None, typer.Option(help="Which it is, where the tensors do not tell.")] = None,
     settings: Annotated[

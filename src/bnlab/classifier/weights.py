@@ -1,4 +1,4 @@
-"""Reads files of weights that other programs wrote: pickles of tensors alone, and plain safetensors. None is ever run."""
+"""Reads weights that other programs wrote: pickles of tensors alone, and plain safetensors. Nothing is ever run."""
 
 import io
 import pickle
