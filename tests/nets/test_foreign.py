@@ -177,10 +177,10 @@ def test_round_trips(name: str, made: dict[str, Any], told: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("name", "made", "told", "merged"),
     [
-        ("bn_small_inception", {}, {}, 25),
+        ("bn_small_inception", {}, {}, 43),
         ("bn_mlp", {}, {}, 3),
         ("bn_googlenet", {"stem": "separable", "auxiliary": True}, {}, 66),
-        ("bn_small_inception", {"norm": "whitening:4"}, {"norm": "whitening:4"}, 25),
+        ("bn_small_inception", {"norm": "whitening:4"}, {"norm": "whitening:4"}, 43),
         ("bn_small_inception", {}, {"conv_bias": True}, 0),
     ],
 )
@@ -215,10 +215,10 @@ def test_mismatches_have_the_files_own_names() -> None:
     ]
 
     plain = dict(torchvision(aux=False).state_dict())
-    plain["conv1.conv.weight"] = torch.zeros(64, 3, 3, 3)
+    plain["conv1.conv.weight"] = torch.zeros(64, 3, 5, 5)
     plain["conv1.bn.bias"] = torch.tensor(1.0)
     assert convert(plain, file="x.pth").mismatches == (
-        "conv1.conv.weight is 64 x 3 x 3 x 3, not 64 x 3 x 7 x 7", "conv1.bn.bias is one number, not 64",
+        "conv1.conv.weight is 64 x 3 x 5 x 5, not 64 x 3 x 7 x 7", "conv1.bn.bias is one number, not 64",
     )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def test_a_network_that_cannot_be() -> None:
             {"network": "mlp", "options": {"stem": "small"}},
             "mlp has no stem 'small' beside its table's own: leave it out",
         ),
-        ({"options": {"variant": "5x"}}, "bn_googlenet has no variant '5x': did you mean '5x5'?"),
+        ({"options": {"variant": "5x"}}, "googlenet has no variant '5x': did you mean '5x5'?"),
     ):
         with pytest.raises(UsageError) as refused:
             convert(tensors, file="x.pth", **told)

@@ -11,7 +11,7 @@ gives the same outputs without them (Ioffe & Szegedy 2015, sec. 3.2).
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -90,6 +90,10 @@ class _Candidate(NamedTuple):
     options: tuple[tuple[str, Any], ...]
     """arguments of `build`"""
 
+    def told(self, **options: Any) -> "_Candidate":
+        """With other options."""
+        return _Candidate(self.network, tuple(sorted({**dict(self.options), **options}.items())))
+
 
 def convert(
     tensors: Mapping[str, Tensor], *, file: str, network: str | None = None, options: Mapping[str, Any] | None = None
@@ -165,29 +169,37 @@ def _rows(shapes: Mapping[str, Shape]) -> int:
 
 
 def _nearest(shapes: Mapping[str, Shape], rows: int, network: str | None, told: Mapping[str, Any]) -> _Candidate:
-    """The candidate with the most tensors in common, then with the fewest others, then of the network's own norm."""
+    """The candidate with the most tensors in common, then with the fewest others."""
 
-    def rank(candidate: _Candidate) -> tuple[int, int, bool]:
+    def rank(candidate: _Candidate) -> tuple[int, int]:
         expected = _expected(candidate, rows)
-        own_norm = told.get("norm") in (None, catalogue.find(candidate.network).norm)
-        return sum(shapes.get(name) == shape for name, shape in expected.items()), -len(expected), own_norm
+        return sum(shapes.get(name) == shape for name, shape in expected.items()), -len(expected)
 
-    return max(_candidates(network, told), key=rank)
+    names = (network,) if network else _of_kind(told.get("norm"), shapes)
+    best = max(_candidates(names, told), key=rank)
+    if "stem" in told:
+        return best
+    stems = (best.told(stem=stem) for stem in catalogue.find(best.network).stems)  # they change the first layer alone
+    return max([best, *stems], key=rank)
 
 
-def _candidates(network: str | None, told: Mapping[str, Any]) -> list[_Candidate]:
+def _of_kind(norm: str | None, shapes: Mapping[str, Shape]) -> list[str]:
+    """The networks that are normalised by themselves, or those that are not, as was told or as the tensors are."""
+    normalised = any(".bn." in name for name in shapes) if norm is None else norm != "none"
+    return [name for name, entry in catalogue.CATALOGUE.items() if (entry.norm != "none") == normalised]
+
+
+def _candidates(names: Sequence[str], told: Mapping[str, Any]) -> list[_Candidate]:
     found, errors = [], []
-    for name in catalogue.NETWORKS if network is None else (network,):
+    for name in names:
         entry = catalogue.find(name)
         for variant in (told["variant"],) if told.get("variant") else entry.variants:
-            for stem in (told["stem"],) if "stem" in told else (None, *entry.stems):
-                options = {**told, "variant": variant, "stem": stem}
-                candidate = _Candidate(name, tuple(sorted(options.items())))
-                try:
-                    _shapes_of(candidate)
-                    found.append(candidate)
-                except UsageError as error:  # what was told may not suit every network
-                    errors.append(error)
+            candidate = _Candidate(name, ()).told(**{"stem": None, **told, "variant": variant})
+            try:
+                _shapes_of(candidate)
+                found.append(candidate)
+            except UsageError as error:  # what was told may not suit every network
+                errors.append(error)
     if not found:
         raise errors[0]
     return found
