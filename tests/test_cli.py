@@ -229,6 +229,10 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         ("split", "data/val", "--into", "x", "--link", "--copy"),
         "Invalid value: --link and --copy exclude each other: see",
     ),
+    (("import", "none.pth", "--output", "x.safetensors"), "there is no file none.pth: check the path"),
+    (("import", "CUT", "--output", "x.safetensors"), "cut.safetensors is no whole file of weights: give what torch"),
+    (("import", "PICKLE", "--output", "x.safetensors"), "pickle.pth is no whole file of weights: give what torch.save"),
+    (("import", "none.pth"), "Missing option '--output': see `bnlab import --help`"),
     (("split", "data/val", "--into", "text.jpg", "--val", 0.3), "text.jpg is a file: give --into a new folder"),
 ]
 

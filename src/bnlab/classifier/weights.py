@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -65,15 +66,26 @@ def _load_pickle(content: bytes, name: str, broken: ClassifierError) -> object:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ClassifierError:
         raise
-    except pickle.UnpicklingError as error:
-        if zipped or "nsupported" in str(error):
+    except pickle.UnpicklingError:
+        if zipped or _ends(content):
             raise ClassifierError(
-                f"{name} holds more than weights, which could run code when loaded",
-                _REMEDY,
+                f"{name} holds more than weights, which could run code when loaded", _REMEDY
             ) from None
         raise broken from None
     except Exception:  # whatever zipfile, torch and pickle make of a broken file
         raise broken from None
+
+
+def _ends(content: bytes) -> bool:
+    """Whether the pickles of an old file are whole: cut within the name of a class, they seem to ask for another."""
+    stream = io.BytesIO(content)
+    try:
+        for _ in range(4):  # a magic number, a version, the system, the object; read as a list of steps, none is taken
+            for _ in pickletools.genops(stream):
+                pass
+    except Exception:  # whatever it makes of what is no pickle
+        return False
+    return True
 
 
 def _tensors_of(loaded: object, name: str) -> dict[str, Tensor]:

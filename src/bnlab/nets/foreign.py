@@ -169,11 +169,12 @@ def _rows(shapes: Mapping[str, Shape]) -> int:
 
 
 def _nearest(shapes: Mapping[str, Shape], rows: int, network: str | None, told: Mapping[str, Any]) -> _Candidate:
-    """The candidate with the most tensors in common, then with the fewest others."""
+    """The candidate with the most tensors in common, then with the most names, then with the fewest others."""
 
-    def rank(candidate: _Candidate) -> tuple[int, int]:
+    def rank(candidate: _Candidate) -> tuple[int, int, int]:
         expected = _expected(candidate, rows)
-        return sum(shapes.get(name) == shape for name, shape in expected.items()), -len(expected)
+        alike = sum(shapes.get(name) == shape for name, shape in expected.items())
+        return alike, len(expected.keys() & shapes.keys()), -len(expected)
 
     names = (network,) if network else _of_kind(told.get("norm"), shapes)
     best = max(_candidates(names, told), key=rank)
