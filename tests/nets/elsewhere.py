@@ -156,10 +156,7 @@ class BNInception(nn.Module):
 
 
 def shaken(network: nn.Module, seed: int = 0) -> nn.Module:
-    """In evaluation mode, with nothing left at 0 or 1: statistics, gamma, beta and biases at random.
-
-    The statistics are those that the network's own activations have, more or less, so that its logits stay of a size.
-    """
+    """In evaluation mode, with nothing left at 0 or 1: statistics, gamma, beta and biases at random."""
     torch.manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -176,4 +173,6 @@ def shaken(network: nn.Module, seed: int = 0) -> nn.Module:
                 size = module.running_covariance.shape[-1]
                 noise = torch.randn_like(module.running_covariance) * 0.3
                 module.running_covariance.copy_(noise @ noise.mT + torch.eye(size))
+    if isinstance(network, BNInception):
+        network.conv1_7x7_s2.weight.data /= 70  # it sees pixels of 0 to 255
     return network.eval()
