@@ -10,7 +10,7 @@ from pathlib import Path
 from bnlab.config import Recipe, load_settings
 
 HERE = Path(__file__).parent
-VERBS = ("split", "train", "evaluate", "predict", "net", "demo")
+VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")
 
 
 def pages() -> dict[Path, str]:

@@ -20,7 +20,7 @@ from bnlab.runs import Run
 from tests.conftest import QUICK, Outcome, write_photos
 
 Command = Callable[..., Outcome]
-VERBS = ("split", "train", "evaluate", "predict", "net", "demo")
+VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((verb, "--help") for verb in VERBS)])
@@ -229,6 +229,10 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         ("split", "data/val", "--into", "x", "--link", "--copy"),
         "Invalid value: --link and --copy exclude each other: see",
     ),
+    (("import", "none.pth", "--output", "x.safetensors"), "there is no file none.pth: check the path"),
+    (("import", "CUT", "--output", "x.safetensors"), "cut.safetensors is no whole file of weights: give what torch"),
+    (("import", "PICKLE", "--output", "x.safetensors"), "pickle.pth is no whole file of weights: give what torch.save"),
+    (("import", "none.pth"), "Missing option '--output': see `bnlab import --help`"),
     (("split", "data/val", "--into", "text.jpg", "--val", 0.3), "text.jpg is a file: give --into a new folder"),
 ]
 

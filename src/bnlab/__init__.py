@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bnlab import norm
-    from bnlab.api import resume, split, train
+    from bnlab.api import import_weights, resume, split, train
     from bnlab.classifier.predict import Candidate, Classifier, Prediction
     from bnlab.errors import BnlabError
 
 __version__ = "0.1.0"
-__all__ = ["BnlabError", "Candidate", "Classifier", "Prediction", "norm", "resume", "split", "train"]
+__all__ = ["BnlabError", "Candidate", "Classifier", "Prediction", "import_weights", "norm", "resume", "split", "train"]
 
 # Imported when first asked for: `import bnlab`, and so `bnlab --help`, costs no seconds of torch.
 _WHERE = {
@@ -21,6 +21,7 @@ _WHERE = {
     "Candidate": "bnlab.classifier.predict",
     "Classifier": "bnlab.classifier.predict",
     "Prediction": "bnlab.classifier.predict",
+    "import_weights": "bnlab.api",
     "resume": "bnlab.api",
     "split": "bnlab.api",
     "train": "bnlab.api",

@@ -4,8 +4,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from bnlab.commands import import_weights as import_command
 from bnlab.commands import split as split_command
 from bnlab.commands import train as train_command
+from bnlab.commands.import_weights import ImportResult, ImportSettings
 from bnlab.commands.split import SplitResult, SplitSettings
 from bnlab.commands.train import TrainSettings
 from bnlab.config import load_settings
@@ -95,3 +97,39 @@ def split(
         photos=Path(photos), into=Path(into), val=val, test=test, seed=seed, how=how, strict=strict
     )
     return split_command.run(settings, progress or Silent())
+
+
+def import_weights(
+    file: AnyPath,
+    output: AnyPath,
+    *,
+    classes: AnyPath | None = None,
+    network: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ImportResult:
+    """Turn weights from elsewhere into a classifier file; nothing in them is run.
+
+    >>> import_weights("googleNet.pth", "flowers.safetensors", classes="class_indices.json")
+
+    Args:
+        file: a state_dict that torch.save wrote, or safetensors: torchvision's googlenet, the GoogLeNet tutorial's,
+            BN-Inception with Caffe's names, or of a bnlab network.
+        output: the classifier file to write; it must not exist.
+        classes: file with their names, JSON or one a line; 0, 1, ... unless given.
+        network: which it is; found by the names and shapes of the tensors unless given.
+        progress: who is told what is doubtful; nobody unless given.
+        options: keys of a recipe: the network's (such as width=0.5), its view's (such as size=224, in pixels).
+
+    Raises:
+        UsageError: the output exists, an option cannot be, or the classes' names cannot be used.
+        ClassifierError: the file holds no weights, or those of no network that bnlab knows.
+        StorageError: no space left or no permission; nothing is left behind.
+    """
+    settings = ImportSettings(
+        file=Path(file),
+        output=Path(output),
+        classes=None if classes is None else Path(classes),
+        options=({} if network is None else {"network": network}) | options,
+    )
+    return import_command.run(settings, progress or Silent())

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from bnlab.commands.demo import DemoResult
 from bnlab.commands.evaluate import EvaluateResult
+from bnlab.commands.import_weights import ImportResult
 from bnlab.commands.net import NetResult, listing
 from bnlab.commands.predict import PredictResult
 from bnlab.commands.split import SplitResult
@@ -61,6 +62,21 @@ def prediction_table(result: PredictResult) -> RenderableType:
                 Text(printable(p.path)), Text(printable(str(p.label)), style="bold"), f"{p.probability:.1%}", Text(rest)
             )
     return table
+
+
+def import_lines(result: ImportResult) -> str:
+    """What the weights were taken for, what went into batch normalisation and what was left out."""
+    card, conversion = result.card, result.conversion
+    view = f"{card.view.size} px, {card.view.resize}"
+    lines = [
+        f"{printable(result.settings.file)}: {conversion.format.summary}, as {card.network} "
+        f"(variant {card.arguments['variant']}), classes: {len(card.classes)}, {view}"
+    ]
+    if conversion.merged:
+        lines.append(f"biases merged into batch normalisation: {conversion.merged}")
+    if conversion.dropped:
+        lines.append(f"left out: {plural(len(conversion.dropped), 'tensor')} of auxiliary heads")
+    return "\n".join(lines)
 
 
 def demo_table(result: DemoResult) -> RenderableType:

@@ -79,6 +79,13 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path: Path) -> None:
+    """One file in 32 has a header of 128 bytes more than a multiple of 256."""
+    contents = (safetensors.torch.save({"a": torch.zeros(2)}, {"x": "x" * length}) for length in range(256))
+    (tmp_path / "x.safetensors").write_bytes(next(content for content in contents if content[:1] == b"\x80"))
+    assert "holds weights but no bnlab card" in refusal(tmp_path / "x.safetensors")
+
+
 def test_weights_without_a_card(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
     assert "holds weights but no bnlab card: give a .safetensors file that bnlab wrote" in refusal(

@@ -1,6 +1,7 @@
 """Reads and writes the classifier file: safetensors weights with the card in the header. Nothing in it is ever run."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bnlab.files import write_atomic
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.network import TableNetwork
 
-_CARD_KEY = "bnlab"
+CARD_KEY = "bnlab"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
 
 
@@ -30,7 +31,7 @@ def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
     if network.arguments["norm"] is None:
         raise UsageError("a network with a normalisation of your own has no classifier file", "keep its state_dict")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.inference_state().items()}
-    write_atomic(path, safetensors.torch.save(tensors, {_CARD_KEY: cards.to_json(card)}))
+    write_atomic(path, safetensors.torch.save(tensors, {CARD_KEY: cards.to_json(card)}))
 
 
 def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
@@ -48,19 +49,34 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
         raise ClassifierError(f"{name} is a folder", f"give the file, such as {name}/best.safetensors") from None
     except OSError as error:
         raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check the path") from None
+    if is_pickle(content):
+        raise ClassifierError(
+            f"{name} is a pickle, which can run code when it is loaded", "give a .safetensors file that bnlab wrote"
+        )
     try:
-        tensors = safetensors.torch.load(content)
-        header_size = int.from_bytes(content[:8], "little")
-        metadata = _metadata(content[8 : 8 + header_size])
+        tensors, metadata = parse_safetensors(content)
     except (SafetensorError, ValueError) as error:
-        if content.startswith(_PICKLES):  # only now: a header's length may look like one
-            raise ClassifierError(
-                f"{name} is a pickle, which can run code when it is loaded", "give a .safetensors file that bnlab wrote"
-            ) from None
         raise ClassifierError(f"{name} is no whole classifier file ({error})", "copy or train it again") from None
-    if _CARD_KEY not in metadata:
+    if CARD_KEY not in metadata:
         raise ClassifierError(f"{name} holds weights but no bnlab card", "give a .safetensors file that bnlab wrote")
-    return tensors, cards.from_json(metadata[_CARD_KEY], name)
+    return tensors, cards.from_json(metadata[CARD_KEY], name)
+
+
+def is_pickle(content: bytes) -> bool:
+    """Whether the file is torch.save's. The length of a safetensors header may begin with the same byte as a pickle."""
+    return content.startswith(_PICKLES) and content[8:9] != b"{"
+
+
+def parse_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the texts of a safetensors file.
+
+    Raises:
+        SafetensorError, ValueError: it is none, or cut short.
+    """
+    tensors = safetensors.torch.load(content)
+    header_size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__", {})
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
 def load_network(path: Path) -> tuple[TableNetwork, Card]:
@@ -110,10 +126,3 @@ def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str
         if tensors[key].shape != expected[key].shape:
             shapes = f"{list(tensors[key].shape)}, not {list(expected[key].shape)}"
             raise ClassifierError(f"{name} has the tensor {key} in the shape {shapes}, as {network} has it", remedy)
-
-
-def _metadata(header: bytes) -> dict[str, str]:
-    import json
-
-    metadata = json.loads(header).get("__metadata__", {})
-    return {str(key): str(value) for key, value in metadata.items()}

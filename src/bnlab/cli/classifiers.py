@@ -1,54 +1,14 @@
-"""The verbs of the command line: each parses, calls a command, and shows what it came to."""
+"""The verbs of the main job: from photos to a classifier, and what it says."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bnlab import __version__
+from bnlab.cli.app import app
+from bnlab.cli.options import BatchSize, ClassifierFile, Device, Json, Side, Strict, Workers
 from bnlab.console import err, run_command, show_result
 from bnlab.errors import plural, printable, quoted
-
-app = typer.Typer(
-    name="bnlab",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="Train a batch-normalised image classifier on your own photos, know what batch normalisation does for it, "
-    "and ship it.",
-    epilog="Begin with `bnlab demo`, or with a folder that has one sub-folder of photos for each class: "
-    "`bnlab split PHOTOS --into DATA`, then `bnlab train DATA`.",
-)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Make a photo that cannot be used an error.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Workers = Annotated[int, typer.Option(help="Threads that read photos; -1: as many as suit this machine.")]
-BatchSize = Annotated[int, typer.Option(help="Photos at a time.", min=1)]
-ClassifierFile = Annotated[
-    Path, typer.Argument(metavar="CLASSIFIER", help="A classifier file: best.safetensors of a run.")
-]
-
-
-class Side(StrEnum):
-    """The sides of a split that can be evaluated."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-    all = "all"
-
-
-@app.callback(invoke_without_command=True)
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        print(f"bnlab {__version__}")  # noqa: T201
-        raise typer.Exit
 
 
 @app.command("split")
@@ -100,7 +60,9 @@ def train_verb(
     recipe: Annotated[
         str, typer.Option(help="A recipe by name (default, classic, digits) or a YAML file.")
     ] = "default",
-    network: Annotated[str | None, typer.Option(help="bn_googlenet, or googlenet: the same without BN.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="bn_googlenet, googlenet (the same without BN), ...: bnlab net.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="How often to go through all photos.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photos to a step.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the picture the network sees, in pixels.")] = None,
@@ -113,6 +75,12 @@ def train_verb(
     init: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Classifier file to start from (fine-tuning).")
     ] = None,
+    freeze: Annotated[
+        str | None, typer.Option(metavar="PART", help="--init: do not train the stem or the trunk (stem, trunk, none).")
+    ] = None,
+    freeze_bn: Annotated[
+        bool, typer.Option("--freeze-bn", help="--init: keep BN's statistics, gamma and beta as in FILE.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that read photos; they change no result.")] = None,
     settings: Annotated[
@@ -143,6 +111,8 @@ def train_verb(
         "val": val,
         "seed": seed,
         "init": str(init) if init else None,
+        "freeze": freeze,
+        "freeze_bn": freeze_bn or None,
         "device": device,
         "workers": workers,
     }
@@ -242,36 +212,6 @@ def predict_verb(
         if err.is_terminal and not as_json:
             typer.launch(str(result.picture))
     show_result(as_json, result.to_json(), prediction_table(result), last)
-
-
-@app.command("net")
-def net_verb(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A network; none: list them all.")] = None,
-    size: Annotated[int, typer.Option(help="Side of the picture the network sees, in pixels.")] = 224,
-    classes: Annotated[int, typer.Option(help="How many classes it tells apart.")] = 1000,
-    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="With GoogLeNet's auxiliary classifiers.")] = False,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A recipe's key that shapes the network, or in_channels."),
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Each part by itself (in --json they always are).")] = False,
-    as_json: Json = False,
-) -> None:
-    """List the networks, or count the parameters and multiply-adds of one, layer by layer."""
-    from bnlab import tables
-    from bnlab.commands import net
-    from bnlab.config import parse_assignments
-
-    if name is None:
-        if auxiliary or options or every or (size, classes) != (224, 1000):
-            raise typer.BadParameter("without NAME, only --json has an effect; name a network")
-        show_result(as_json, net.listing(), tables.net_list(), "Count one: bnlab net NAME")
-        return
-    asked = net.NetSettings(
-        name=name, size=size, classes=classes, auxiliary=auxiliary, options=parse_assignments(options or [])
-    )
-    result = run_command(net.run, asked)
-    show_result(as_json, result.to_json(), tables.net_table(result, by_part=every), tables.what_is_counted(result))
 
 
 @app.command("demo")

@@ -1,0 +1,105 @@
+"""Reads weights that other programs wrote: pickles of tensors alone, and plain safetensors. Nothing is ever run."""
+
+import io
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bnlab.classifier.file import CARD_KEY, is_pickle, parse_safetensors
+from bnlab.errors import ClassifierError, printable, quoted
+
+_WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+_REMEDY = "save the state_dict() of the network alone: torch.save(network.state_dict(), FILE)"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by their names there.
+
+    Raises:
+        ClassifierError: it cannot be read, or is no file of weights alone.
+    """
+    name = printable(path)
+    if path.is_dir():
+        raise ClassifierError(f"{name} is a folder", "give a file of weights")
+    if not path.exists():
+        raise ClassifierError(f"there is no file {name}", "check the path")
+    if not path.is_file():
+        raise ClassifierError(f"{name} is no regular file", "give a file of weights")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check its permissions") from None
+    broken = ClassifierError(
+        f"{name} is no whole file of weights", "give what torch.save(network.state_dict(), FILE) wrote, or safetensors"
+    )
+    if is_pickle(content):
+        return _tensors_of(_load_pickle(content, name, broken), name)
+    try:
+        tensors, metadata = parse_safetensors(content)
+    except (SafetensorError, ValueError):
+        raise broken from None
+    if CARD_KEY in metadata:
+        raise ClassifierError(f"{name} is a bnlab classifier already", f"use it: bnlab evaluate {quoted(path)} DATA")
+    return _tensors_of(tensors, name)
+
+
+def _load_pickle(content: bytes, name: str, broken: ClassifierError) -> object:
+    """What torch.save wrote, as far as it is weights; code is never run."""
+    zipped = content.startswith(b"PK")
+    try:
+        if zipped:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if any(entry.endswith("/constants.pkl") for entry in archive.namelist()):
+                    raise ClassifierError(
+                        f"{name} is a TorchScript archive, a program with its weights",
+                        "save the weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+                    )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch says of old files
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except ClassifierError:
+        raise
+    except pickle.UnpicklingError:
+        if zipped or _ends(content):
+            raise ClassifierError(
+                f"{name} holds more than weights, which could run code when loaded", _REMEDY
+            ) from None
+        raise broken from None
+    except Exception:  # whatever zipfile, torch and pickle make of a broken file
+        raise broken from None
+
+
+def _ends(content: bytes) -> bool:
+    """Whether the pickles of an old file are whole: cut within the name of a class, they seem to ask for another."""
+    stream = io.BytesIO(content)
+    try:
+        for _ in range(4):  # a magic number, a version, the system, the object; read as a list of steps, none is taken
+            for _ in pickletools.genops(stream):
+                pass
+    except Exception:  # whatever it makes of what is no pickle
+        return False
+    return True
+
+
+def _tensors_of(loaded: object, name: str) -> dict[str, Tensor]:
+    for _ in _WRAPPERS:  # one within another, such as {"model": {"state_dict": ...}}
+        inner = next((loaded[key] for key in _WRAPPERS if key in loaded), None) if isinstance(loaded, Mapping) else None
+        if not isinstance(inner, Mapping):
+            break
+        loaded = inner
+    if not isinstance(loaded, Mapping) or not loaded:
+        what = f"a {type(loaded).__name__}" if loaded or not isinstance(loaded, Mapping) else "nothing"
+        raise ClassifierError(f"{name} holds {what}, no tensors by name", _REMEDY)
+    for key, value in loaded.items():
+        if not isinstance(value, Tensor):
+            raise ClassifierError(
+                f"{name} has '{printable(str(key))}' ({type(value).__name__}) among its tensors", _REMEDY
+            )
+    return {str(key): value for key, value in loaded.items()}

@@ -1,0 +1,29 @@
+"""The program `bnlab`, which the verbs are added to."""
+
+from typing import Annotated
+
+import typer
+
+from bnlab import __version__
+
+app = typer.Typer(
+    name="bnlab",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Train a batch-normalised image classifier on your own photos, know what batch normalisation does for it, "
+    "and ship it.",
+    epilog="Begin with `bnlab demo`, or with a folder that has one sub-folder of photos for each class: "
+    "`bnlab split PHOTOS --into DATA`, then `bnlab train DATA`.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"bnlab {__version__}")  # noqa: T201
+        raise typer.Exit

@@ -1,0 +1,336 @@
+"""`bnlab import`: from a file to a classifier file that answers; what is refused and how; what is told."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from tests.conftest import Outcome, picture
+from tests.nets.elsewhere import BNInception, GoogLeNet, shaken
+from torch import nn
+
+import bnlab as package
+from bnlab.classifier.file import load_network, read_classifier
+from bnlab.data.pixels import normalise, prepare
+from bnlab.machine import versions
+from bnlab.nets import build
+from bnlab.nets.network import TableNetwork
+from bnlab.progress import Silent
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def small(**options: Any) -> TableNetwork:
+    network = shaken(build("bn_small_inception", classes=3, **options))
+    assert isinstance(network, TableNetwork)
+    return network
+
+
+def names(count: int) -> str:
+    return json.dumps({str(i): f"class {i}" for i in reversed(range(count))})
+
+
+def save(network: nn.Module, file: str, wrapped: str = "") -> None:
+    state = network.state_dict()
+    torch.save({wrapped: state, "epoch": 3} if wrapped else state, file)
+
+
+def test_the_tutorials_file_and_names(bnlab: Command) -> None:
+    theirs = shaken(GoogLeNet(5, kernels=(3, 3), bias=True, eps=1e-5, last_pool=3, aux=True))
+    save(theirs, "googleNet.pth")
+    Path("class_indices.json").write_text(names(5))
+    done = bnlab("import", "googleNet.pth", "--output", "new/f.safetensors", "--classes", "class_indices.json")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == (
+        "googleNet.pth: a file of the GoogLeNet tutorial, as bn_googlenet (variant double), "
+        "classes: 5, 224 px, squash\n"
+        "biases merged into batch normalisation: 66\n"
+        "left out: 22 tensors of auxiliary heads\n"
+        "\n"
+        "new/f.safetensors: written. Next: bnlab evaluate new/f.safetensors DATA\n"
+    )
+    network, card = load_network(Path("new/f.safetensors"))
+    assert card.classes == tuple(f"class {i}" for i in range(5))
+    assert (card.recipe, card.metrics) == ({"imported_from": "googleNet.pth", "format": "tutorial"}, {})
+    assert (dict(card.versions), card.network) == (versions(), "bn_googlenet")
+    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (224, "squash", 1.0)
+    assert card.view.mean == card.view.std == (0.5, 0.5, 0.5)
+
+    photo = picture("ring", 0, 300).crop((0, 0, 300, 200))
+    pixels = torch.tensor(prepare(photo, card.view))[None]
+    theirs_sees = np.asarray(photo.resize((224, 224), Image.Resampling.BILINEAR)).copy()
+    x = (torch.from_numpy(theirs_sees).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        expected, actual = theirs(x), network(normalise(pixels, card.view))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_document(bnlab: Command) -> None:
+    save(small(conv_bias=True), "w.pt")
+    done = bnlab("import", "w.pt", "--output", "c.safetensors", "--json")
+    assert json.loads(done.out) == {
+        "classifier": "c.safetensors",
+        "format": "bnlab",
+        "network": "bn_small_inception",
+        "variant": "table",
+        "classes": 3,
+        "tensors": 43 * 7 + 2,
+        "dropped": [],
+        "merged_biases": 43,
+    }
+    assert done.err.splitlines() == [
+        "warning: the classes are called 0 to 2: give their names with --classes FILE",
+        "warning: w.pt does not tell size, resize, crop_fraction, mean, std, activation, placement, norm_eps, "
+        "local_response: they are the default recipe's; where it was trained with others, "
+        "give them with --set KEY=VALUE",
+    ]
+    card = read_classifier(Path("c.safetensors"))[1]
+    assert card.classes == ("0", "1", "2")
+    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (128, "crop", 0.9)
+
+
+def test_views_of_the_formats(home: Path) -> None:
+    """The brief's numbers; an option wins."""
+    save(shaken(GoogLeNet(3, kernels=(3,), bias=False, eps=0.001, last_pool=2, aux=True)), "tv.pth")
+    package.import_weights("tv.pth", "tv.safetensors")
+    card = read_classifier(home / "tv.safetensors")[1]
+    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (224, "crop", 0.875)
+    assert card.view.mean == card.view.std == (0.5, 0.5, 0.5)
+    assert card.arguments["norm_eps"] == 0.001
+    save(shaken(BNInception(3)), "caffe.pth")
+    progress = Silent()
+    package.import_weights("caffe.pth", "caffe.safetensors", size=256, progress=progress)
+    card = read_classifier(home / "caffe.safetensors")[1]
+    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (256, "crop", 0.875)
+    assert card.view.mean == (128 / 255, 117 / 255, 104 / 255)
+    assert card.view.std == (1 / 255,) * 3
+    assert len(progress.warnings) == 1  # of the names; the view is known
+
+
+def test_an_imported_classifier_answers(bnlab: Command) -> None:
+    save(small(width=0.5), "w.pt", wrapped="model")
+    Path("names.txt").write_text("disc\nring\n\nstripes\n")
+    options = ("--classes", "names.txt", "--set", "width=0.5", "--set", "size=40", "--set", "mean=[0.5, 0.5, 0.5]")
+    done = bnlab("import", "w.pt", "--output", "c.safetensors", *options)
+    assert done.status == 0
+    assert "does not tell resize, crop_fraction, std, activation, placement, norm_eps, local_response:" in done.err
+    picture("ring", 0).save("ring.png")
+    answer = json.loads(bnlab("predict", "c.safetensors", "ring.png", "--json").out)
+    assert answer[0]["label"] in ("disc", "ring", "stripes")
+
+
+@pytest.mark.parametrize("wrapped", ["state_dict", "model", "net", "model_state_dict"])
+def test_wrapped_weights(home: Path, wrapped: str) -> None:
+    torch.save({wrapped: {f"module._orig_mod.{k}": v for k, v in small().state_dict().items()}, "epoch": 3}, "w.pt")
+    package.import_weights(home / "w.pt", home / "c.safetensors")
+    safetensors.torch.save_file(small().state_dict(), home / "w.safetensors")
+    package.import_weights(home / "w.safetensors", home / "d.safetensors")
+    one, other = load_network(home / "c.safetensors")[0], load_network(home / "d.safetensors")[0]
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(one(x), other(x))
+
+
+def test_tensors_that_share_memory(home: Path) -> None:
+    state = small().state_dict()
+    state["inception2a.branch1.bn.weight"] = state["inception2a.branch1.bn.bias"]
+    torch.save(state, "w.pt")
+    package.import_weights("w.pt", "c.safetensors")
+    assert load_network(home / "c.safetensors")
+
+
+def test_mismatches_are_named_then_summed_up(bnlab: Command) -> None:
+    save(small(width=0.5), "w.pt")
+    done = bnlab("import", "w.pt", "--output", "c.safetensors")
+    lines = done.err.splitlines()
+    assert lines[0] == "warning: conv1.conv.weight is 16 x 3 x 3 x 3, not 32 x 3 x 3 x 3"
+    assert len(lines) == 22
+    assert lines[20] == "warning: and 196 more"
+    assert done.complaint == (
+        "w.pt is nearest to bn_small_inception (variant table), and 216 tensors do not match: "
+        "say what it is with --network and --set, such as --set width=0.5"
+    )
+    assert not Path("c.safetensors").exists()
+
+    state = small().state_dict()
+    del state["fc.bias"]
+    torch.save(state, "w.pt")
+    done = bnlab("import", "w.pt", "--output", "c.safetensors")
+    assert done.err.splitlines()[0] == "warning: fc.bias is missing"
+    assert "and 1 tensor does not match: say" in done.complaint
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return (Path.touch, (Path("sprung"),))
+
+
+def write_files() -> None:
+    """One of each kind that is refused."""
+    save(small(), "w.pt")
+    content = Path("w.pt").read_bytes()
+    torch.save(small(), "whole.pt")
+    torch.save(small(), "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({"a": Trap()}, "trap.pt")
+    torch.save({"a": Trap()}, "oldtrap.pt", _use_new_zipfile_serialization=False)
+    Path("cut.pt").write_bytes(content[: len(content) // 2])
+    torch.save(small().state_dict(), "oldw.pt", _use_new_zipfile_serialization=False)
+    content = Path("oldw.pt").read_bytes()
+    Path("oldcut.pt").write_bytes(content[: len(content) // 2])
+    Path("oldstub.pt").write_bytes(content[:200])
+    Path("empty.pt").touch()
+    picture("ring", 0).save("photo.png")
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    with zipfile.ZipFile("other.zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), "script.pt")  # type: ignore[no-untyped-call]
+    torch.save([1, 2], "list.pt")
+    torch.save({}, "nothing.pt")
+    torch.save({"a": torch.zeros(2), "epoch": 3}, "mixed.pt")
+    safetensors.torch.save_file({"a": torch.zeros(2)}, "card.safetensors", {"bnlab": "{}"})
+    Path("cut.safetensors").write_bytes(safetensors.torch.save({"a": torch.zeros(99)})[:100])
+    looped: dict[str, Any] = {}
+    looped["model"] = looped
+    torch.save(looped, "looped.pt")
+    nan = small()
+    nn.init.constant_(nan.fc.bias, float("nan"))
+    save(nan, "nan.pt")
+    Path("taken.safetensors").write_text("mine")
+    Path("two.txt").write_text("a\nb\n")
+    Path("twice.json").write_text('["a", "b", "a"]')
+    Path("gap.json").write_text('{"0": "a", "1": "b", "3": "c"}')
+    Path("backwards.json").write_text('{"a": 0, "b": 1, "c": 2}')
+    Path("odd.json").write_text('["a", 2, "c"]')
+    Path("half.json").write_text('["a", ')
+    Path("surrogate.json").write_text(r'["a", "b", "\ud800"]')
+    Path("latin.txt").write_bytes("ä".encode("latin-1"))
+    Path("blank.txt").write_text("\n")
+
+
+ALONE = "save the state_dict() of the network alone: torch.save(network.state_dict(), FILE)"
+NOT_WHOLE = "is no whole file of weights: give what torch.save(network.state_dict(), FILE) wrote, or safetensors"
+MORE = f"holds more than weights, which could run code when loaded: {ALONE}"
+NAMES = "give --classes a JSON file, or a name a line"
+REFUSALS: list[tuple[tuple[str, ...], str]] = [
+    (("whole.pt",), f"whole.pt {MORE}"),
+    (("old.pt",), f"old.pt {MORE}"),
+    (("trap.pt",), f"trap.pt {MORE}"),
+    (("oldtrap.pt",), f"oldtrap.pt {MORE}"),
+    (("cut.pt",), f"cut.pt {NOT_WHOLE}"),
+    (("oldcut.pt",), f"oldcut.pt {NOT_WHOLE}"),
+    (("oldstub.pt",), f"oldstub.pt {NOT_WHOLE}"),
+    (("empty.pt",), f"empty.pt {NOT_WHOLE}"),
+    (("photo.png",), f"photo.png {NOT_WHOLE}"),
+    (("other.zip",), f"other.zip {NOT_WHOLE}"),
+    (("cut.safetensors",), f"cut.safetensors {NOT_WHOLE}"),
+    (("none.pt",), "there is no file none.pt: check the path"),
+    (("folder",), "folder is a folder: give a file of weights"),
+    (("pipe",), "pipe is no regular file: give a file of weights"),
+    (
+        ("script.pt",),
+        "script.pt is a TorchScript archive, a program with its weights: "
+        "save the weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+    ),
+    (("list.pt",), f"list.pt holds a list, no tensors by name: {ALONE}"),
+    (("nothing.pt",), f"nothing.pt holds nothing, no tensors by name: {ALONE}"),
+    (("mixed.pt",), f"mixed.pt has 'epoch' (int) among its tensors: {ALONE}"),
+    (("looped.pt",), f"looped.pt has 'model' (dict) among its tensors: {ALONE}"),
+    (
+        ("card.safetensors",),
+        "card.safetensors is a bnlab classifier already: use it: bnlab evaluate card.safetensors DATA",
+    ),
+    (
+        ("nan.pt",),
+        "nan.pt has NaN or infinite numbers in fc.bias: its training diverged: give an earlier file",
+    ),
+    (("w.pt", "--output", "taken.safetensors"), "taken.safetensors exists already: give --output a new file"),
+    (("w.pt", "--output", "c.pth"), "c.pth does not end in .safetensors: give --output such a name"),
+    (("w.pt", "--set", "sise=96"), "import has no use for the key 'sise': did you mean 'size'?"),
+    (
+        ("w.pt", "--set", "epochs=3"),
+        "import has no use for the key 'epochs': there are network, variant, norm, norm_eps, norm_momentum, "
+        "activation, placement, conv_bias, width, stem, local_response, dropout, size, resize, crop_fraction, "
+        "mean, std",
+    ),
+    (
+        ("w.pt", "--set", "size=16"),
+        "size cannot be 16 (in the options): input should be greater than or equal to 32",
+    ),
+    (("w.pt", "--network", "bn_gogglenet"), "no network is called 'bn_gogglenet': did you mean 'bn_googlenet'?"),
+    (
+        ("w.pt", "--classes", "two.txt"),
+        "two.txt has 2 names, and fc.weight of w.pt has 3 rows: give one name for each row, in their order",
+    ),
+    (("w.pt", "--classes", "twice.json"), "twice.json calls classes 0 and 2 both 'a': name them apart"),
+    (("w.pt", "--classes", "gap.json"), "gap.json has no class 2: number its 3 names 0 to 2"),
+    (("w.pt", "--classes", "backwards.json"), "backwards.json has no class 0: number its 3 names 0 to 2"),
+    (("w.pt", "--classes", "odd.json"), "odd.json has no text as the name of class 1: give every class a name"),
+    (
+        ("w.pt", "--classes", "surrogate.json"),
+        "surrogate.json has no text as the name of class 2: give every class a name",
+    ),
+    (("w.pt", "--classes", "half.json"), 'half.json is no JSON: say {"0": "daisy", ...}, or ["daisy", ...]'),
+    (("w.pt", "--classes", "latin.txt"), f"latin.txt cannot be read (it is no text): {NAMES}"),
+    (("w.pt", "--classes", "none.txt"), f"none.txt cannot be read (No such file or directory): {NAMES}"),
+    (("w.pt", "--classes", "blank.txt"), f"blank.txt names no classes: {NAMES}"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_refusals(bnlab: Command) -> None:
+    """One line on stderr, nothing else anywhere, and no code run."""
+    write_files()
+    before = sorted(Path().rglob("*"))
+    for arguments, message in REFUSALS:
+        output = () if "--output" in arguments else ("--output", "c.safetensors")
+        done = bnlab("import", *arguments, *output)
+        assert done.err == f"bnlab: {message}\n"
+        assert (done.status, done.out) == (2, "")
+        assert sorted(Path().rglob("*")) == before
+    assert Path("taken.safetensors").read_text() == "mine"
+
+
+def test_a_view_key_without_effect_is_told(bnlab: Command) -> None:
+    save(small(), "w.pt")
+    done = bnlab("import", "w.pt", "--output", "c.safetensors", "--set", "resize=squash", "--set", "crop_fraction=0.5")
+    assert "warning: crop_fraction has no effect: it is for resize crop\n" in done.err
+
+
+def test_names_in_unicodes_two_forms_are_one(bnlab: Command) -> None:
+    save(small(), "w.pt")
+    Path("n.json").write_text(json.dumps(["é", "e\u0301", "c"]))
+    assert bnlab("import", "w.pt", "--output", "c.safetensors", "--classes", "n.json").complaint == (
+        "n.json calls classes 0 and 1 both 'e\u0301': name them apart"
+    )
+
+
+def test_a_place_that_cannot_be_written_to(bnlab: Command) -> None:
+    save(small(), "w.pt")
+    Path("file").touch()
+    assert bnlab("import", "w.pt", "--output", "file/c.safetensors").complaint == (
+        "file/c.safetensors cannot be written (File exists): give a place you may write to"
+    )
+
+
+def test_the_same_weights_give_the_same_bytes(home: Path) -> None:
+    content = io.BytesIO()
+    torch.save(small().state_dict(), content)
+    for name in ("a", "b"):
+        (home / "w.pt").write_bytes(content.getvalue())
+        package.import_weights(home / "w.pt", home / f"{name}.safetensors", norm="ghost:8")
+    assert (home / "a.safetensors").read_bytes() == (home / "b.safetensors").read_bytes()
+    assert load_network(home / "a.safetensors")[0].arguments["norm"] == "ghost:8"
