@@ -243,7 +243,7 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
     (
         ("script.pt",),
         "script.pt is a TorchScript archive, a program with its weights: "
-        "save the weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+        "save the weights alone where it was made: torch.save(network.state_dict(), FILE)",
     ),
     (("list.pt",), f"list.pt holds a list, no tensors by name: {ALONE}"),
     (("nothing.pt",), f"nothing.pt holds nothing, no tensors by name: {ALONE}"),

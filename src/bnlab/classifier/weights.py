@@ -59,7 +59,7 @@ def _load_pickle(content: bytes, name: str, broken: ClassifierError) -> object:
                 if any(entry.endswith("/constants.pkl") for entry in archive.namelist()):
                     raise ClassifierError(
                         f"{name} is a TorchScript archive, a program with its weights",
-                        "save the weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+                        "save the weights alone where it was made: torch.save(network.state_dict(), FILE)",
                     )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what torch says of old files
