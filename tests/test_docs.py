@@ -26,28 +26,38 @@ def test_generated_pages_are_current() -> None:
 
 def test_every_option_in_the_readme_exists() -> None:
     commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
-    used = re.findall(r"^\$ bnlab (\w+)(.*)$", README, re.MULTILINE)
-    assert {verb for verb, _ in used} == {"split", "train", "evaluate", "predict"}
+    pages = README + (ROOT / "docs" / "nets.md").read_text("utf-8")
+    used = re.findall(r"^\$ bnlab (\w+)(.*)$", pages, re.MULTILINE)
+    assert {verb for verb, _ in used} == {"split", "train", "evaluate", "predict", "net", "import"}
     for verb, rest in used:
         section = commands.split(f"## `bnlab {verb}`")[1].split("\n## ")[0]
         for option in re.findall(r"--[a-z-]+", rest):
             assert option in section, f"{verb} {option}"
 
 
-def test_the_code_of_the_norm_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "norm.md").read_text("utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 8
+@pytest.mark.parametrize(("page", "least_blocks", "lines"), [("norm", 8, 3), ("nets", 3, 3)])
+def test_the_code_of_a_page_runs(
+    page: str,
+    least_blocks: int,
+    lines: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= least_blocks
     exec("\n".join(blocks), {})  # one after the other, as the page says
     printed = capsys.readouterr().out.splitlines()
     promised = re.findall(r"^print\(.*?\)  # (.*)$", "\n".join(blocks), re.MULTILINE)
-    assert len(printed) == len(promised) == 3
+    assert len(printed) == len(promised) == lines
     for line, words in zip(printed, promised, strict=True):
         assert re.fullmatch(re.escape(words).replace(r"\.\.\.", "[0-9.]+"), line), line
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "norm.md"):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), target
 

@@ -1,19 +1,30 @@
 """Train a batch-normalised image classifier on your own photos, know what batch normalisation does for it, and ship it.
 
->>> from bnlab import Classifier, train, split, norm
+>>> from bnlab import Classifier, train, split, nets, norm
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bnlab import norm
+    from bnlab import nets, norm
     from bnlab.api import import_weights, resume, split, train
     from bnlab.classifier.predict import Candidate, Classifier, Prediction
     from bnlab.errors import BnlabError
 
 __version__ = "0.1.0"
-__all__ = ["BnlabError", "Candidate", "Classifier", "Prediction", "import_weights", "norm", "resume", "split", "train"]
+__all__ = [
+    "BnlabError",
+    "Candidate",
+    "Classifier",
+    "Prediction",
+    "import_weights",
+    "nets",
+    "norm",
+    "resume",
+    "split",
+    "train",
+]
 
 # Imported when first asked for: `import bnlab`, and so `bnlab --help`, costs no seconds of torch.
 _WHERE = {
@@ -31,6 +42,6 @@ _WHERE = {
 def __getattr__(name: str) -> object:
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
-    if name == "norm":
-        return import_module("bnlab.norm")
+    if name in ("nets", "norm"):
+        return import_module(f"bnlab.{name}")
     raise AttributeError(f"module 'bnlab' has no attribute '{name}'")

@@ -17,22 +17,11 @@ from bnlab.data.pixels import View
 from bnlab.errors import ClassifierError, UsageError, did_you_mean, plural, printable
 from bnlab.files import storage_errors
 from bnlab.machine import versions
+from bnlab.nets.catalogue import SHAPE
 from bnlab.nets.foreign import Conversion, convert
 from bnlab.progress import Progress
 
-NETWORK_KEYS = (
-    "variant",
-    "norm",
-    "norm_eps",
-    "norm_momentum",
-    "activation",
-    "placement",
-    "conv_bias",
-    "width",
-    "stem",
-    "local_response",
-    "dropout",
-)
+NETWORK_KEYS = (*SHAPE, "dropout")
 VIEW_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
 _UNSEEN = ("activation", "placement", "norm_eps", "local_response")  # they change outputs, and no tensor shows them
 _MOST_NAMED = 20  # tensors that do not match
