@@ -144,3 +144,19 @@ def test_a_deep_network_without_bn_learns_from_a_bad_scale_once_fitted(fitted: b
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert (loss.item() < 0.1) == fitted, loss.item()
+
+
+@pytest.mark.parametrize("scale", ["gaussian:0.001", "gaussian:0.01", "he", "gaussian:0.2"])
+def test_a_batch_normalised_network_learns_from_weights_of_any_scale(scale: str) -> None:
+    """From scratch, both heads and all: what torchvision's own never did (pytorch/vision#821)."""
+    torch.manual_seed(0)
+    labels = torch.arange(16) % 2
+    images = torch.randn(16, 3, 32, 32) + labels.view(-1, 1, 1, 1) * 2
+    network = build("bn_googlenet", classes=2, width=0.25, initialisation=scale, auxiliary=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(15):
+        losses = [F.cross_entropy(output, labels) for output in network(images)]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert losses[0].item() < 0.1
