@@ -15,7 +15,7 @@ from bnlab.nets.options import MakeActivation, MakeNorm
 from bnlab.norm.placement import Placement, placed
 
 MakeUnit = Callable[..., "Unit"]
-"""`Unit.convolution`, with all but (inputs, channels, kernel, stride) settled"""
+"""`convolution` or `dense`, with all but the shapes settled"""
 
 
 class Unit(nn.Module):
@@ -34,7 +34,7 @@ class Unit(nn.Module):
         super().__init__()
         self.layer_name = name  # "conv" and "linear" stand in the names of the weights
         self.add_module(name, layer)
-        self.bn = bn or nn.Identity()
+        self.bn = nn.Identity() if bn is None else bn
         self.activation = activation
         self.placement = placement
 
@@ -70,7 +70,7 @@ def convolution(
         )
     else:
         layer = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2, bias=bias)
-    return Unit(layer, norm and norm(channels), activation(), placement)
+    return Unit(layer, norm(channels) if norm else None, activation(), placement)
 
 
 def dense(
@@ -84,7 +84,7 @@ def dense(
 ) -> Unit:
     """A unit of a fully connected layer."""
     layer = nn.Linear(inputs, units, bias=bias)
-    return Unit(layer, norm and norm(units), activation(), placement, name="linear")
+    return Unit(layer, norm(units) if norm else None, activation(), placement, name="linear")
 
 
 class Inception(nn.Module):
@@ -96,9 +96,10 @@ class Inception(nn.Module):
         if self.has_one:
             self.branch1 = unit(inputs, row.one, 1, row.stride)
         self.branch2 = nn.Sequential(unit(inputs, row.reduce3, 1), unit(row.reduce3, row.three, 3, row.stride))
-        inner = [unit(row.reduce5 if i == 0 else row.five, row.five, k) for i, k in enumerate(row.kernels[:-1])]
-        last = unit(row.five if inner else row.reduce5, row.five, row.kernels[-1], row.stride)
-        self.branch3 = nn.Sequential(unit(inputs, row.reduce5, 1), *inner, last)
+        others = len(row.kernels) - 1
+        widths, strides = [row.reduce5] + [row.five] * others, [1] * others + [row.stride]
+        spatial = [unit(w, row.five, k, s) for w, k, s in zip(widths, row.kernels, strides, strict=True)]
+        self.branch3 = nn.Sequential(unit(inputs, row.reduce5, 1), *spatial)
         self.branch4 = nn.Sequential(Pool(row.pooling, row.stride), *([unit(inputs, row.pool, 1)] if row.pool else []))
         self.channels = row.one + row.three + row.five + (row.pool or inputs)
 

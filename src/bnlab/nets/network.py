@@ -56,8 +56,8 @@ class TableNetwork(nn.Module):
                         continue
                     layer = nn.LocalResponseNorm(5)  # GoogLeNet's: alpha 1e-4, beta 0.75, k 1
                 case tables.Inception():
-                    layer = blocks.Inception(channels, row, convolution)
-                    channels = row.one + row.three + row.five + (row.pool or channels)
+                    layer = block = blocks.Inception(channels, row, convolution)
+                    channels = block.channels
                 case tables.Auxiliary():
                     if auxiliary:
                         self.add_module(row.name, blocks.AuxiliaryHead(channels, classes, convolution))
