@@ -76,7 +76,7 @@ def tuning(photos: Path, seeds: int) -> None:
             for folder in chosen:
                 Path(home, side).mkdir(exist_ok=True)
                 Path(home, side, folder.name).symlink_to(folder.resolve(), target_is_directory=True)
-        init = str(train(Path(home, "known"), runs=home, name="known", size=96, epochs=8).run.last)
+        init = str(train(Path(home, "known"), runs=Path(home, "runs"), size=96, epochs=8).run.last)
         starts: Starts = {
             "from scratch": {},
             "fine-tuned, trunk at a tenth of the rate": {"init": init},

@@ -104,6 +104,7 @@ def import_weights(
     output: AnyPath,
     *,
     classes: AnyPath | None = None,
+    format: str | None = None,
     network: str | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -117,6 +118,7 @@ def import_weights(
             BN-Inception with Caffe's names, or of a bnlab network.
         output: the classifier file to write; it must not exist.
         classes: file with their names, JSON or one a line; 0, 1, ... unless given.
+        format: "tutorial", "torchvision", "caffe" or "bnlab"; guessed unless given.
         network: which it is; found by the names and shapes of the tensors unless given.
         progress: who is told what is doubtful; nobody unless given.
         options: keys of a recipe: the network's (such as width=0.5), its view's (such as size=224, in pixels).
@@ -130,6 +132,7 @@ def import_weights(
         file=Path(file),
         output=Path(output),
         classes=None if classes is None else Path(classes),
+        format=format,
         options=({} if network is None else {"network": network}) | options,
     )
     return import_command.run(settings, progress or Silent())

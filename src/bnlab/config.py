@@ -56,8 +56,8 @@ class Recipe(BaseModel):
     """train GoogLeNet's two auxiliary classifiers beside the main one"""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.3
     """what each auxiliary loss counts for beside the main one"""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """share of the features before the last layer that is dropped"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """share of the features before the last layer that is dropped; left out: the network's own"""
 
     size: Annotated[int, Field(ge=32, le=2048)] = 128
     """side of the square the network sees, in pixels"""
@@ -161,13 +161,20 @@ class Settings:
         """The keys the user set by options."""
         return frozenset(key for key, origin in self.origin.items() if origin == YOURS)
 
+    @property
+    def chosen(self) -> frozenset[str]:
+        """The keys the user set, by options or in a recipe of their own."""
+        shipped = {*recipe_names(), "init"}
+        return frozenset(key for key, origin in self.origin.items() if origin not in shipped)
+
     def without_effect(self) -> list[str]:
         """A sentence for each of the user's own keys that changes nothing."""
-        return [
-            f"{key} has no effect: it is for {other} {str(value).lower()}"
-            for key, (other, value) in _ONLY_WITH.items()
-            if key in self.own and getattr(self.recipe, other) != value
-        ]
+        sentences = []
+        for key, (other, value) in _ONLY_WITH.items():
+            if key in self.own and getattr(self.recipe, other) != value:
+                where = f"a training without {other}" if value is None else f"{other} {str(value).lower()}"
+                sentences.append(f"{key} has no effect: it is for {where}")
+        return sentences
 
 
 def recipe_names() -> list[str]:
@@ -277,4 +284,6 @@ def _validated(values: Mapping[str, Any], where: Mapping[str, str]) -> Recipe:
         if not key:
             raise RecipeError(str(first["msg"]).removeprefix("Value error, "), "set both ends") from None
         message = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "tuple_type":
+            message = f"write it as {list(Recipe.model_fields[key].default)}"
         raise RecipeError(f"{key} cannot be {printable(repr(first['input']))}{place}", message) from None

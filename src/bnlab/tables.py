@@ -72,8 +72,10 @@ def import_lines(result: ImportResult) -> str:
         f"{printable(result.settings.file)}: {conversion.format.summary}, as {card.network} "
         f"(variant {card.arguments['variant']}), classes: {len(card.classes)}, {view}"
     ]
+    if conversion.format.guessed:
+        lines.append("a bnlab network's own weights? say --format bnlab")
     if conversion.merged:
-        lines.append(f"biases merged into batch normalisation: {conversion.merged}")
+        lines.append(f"biases merged into the batch normalisation behind them: {conversion.merged}")
     if conversion.dropped:
         lines.append(f"left out: {plural(len(conversion.dropped), 'tensor')} of auxiliary heads")
     return "\n".join(lines)
@@ -94,9 +96,8 @@ def net_list() -> RenderableType:
     """The networks, the default variant of each first."""
     table = _table("network", "what it is", "variants", "stems", justify="left")
     for network in listing():
-        table.add_row(
-            network["name"], Text(network["summary"]), ", ".join(network["variants"]), ", ".join(network["stems"])
-        )
+        variants = network["variants"] if len(network["variants"]) > 1 else []
+        table.add_row(network["name"], Text(network["summary"]), ", ".join(variants), ", ".join(network["stems"]))
     return table
 
 
@@ -124,9 +125,8 @@ def what_is_counted(result: NetResult) -> str:
     channels = result.arguments["in_channels"]
     heads = " The auxiliary heads are counted in; they run in training alone."
     return (
-        f"Multiply-adds: of convolutions and linear layers, for one image of {channels} x {result.size} x {result.size}"
-        "; biases, normalisation, pooling and activations are not counted."
-        f"{heads if result.auxiliary else ''}"
+        f"Multiply-adds of convolutions and linear layers for one image, {channels} x {result.size} x {result.size};\n"
+        f"biases, normalisation, pooling and activations are not counted.{heads if result.auxiliary else ''}"
     )
 
 

@@ -72,7 +72,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     torch.save({"a": Trap()}, tmp_path / "x.pth")
     assert refusal(tmp_path / "x.pth") == (
         f"{tmp_path / 'x.pth'} is a pickle, which can run code when it is loaded: "
-        "give a .safetensors file that bnlab wrote"
+        "give a .safetensors file: bnlab import makes one"
     )
     torch.save({"a": Trap()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "is a pickle" in refusal(tmp_path / "old.pth")

@@ -58,7 +58,8 @@ def test_the_tutorials_file_and_names(bnlab: Command) -> None:
     assert done.out == (
         "googleNet.pth: a file of the GoogLeNet tutorial, as bn_googlenet (variant double), "
         "classes: 5, 224 px, squash\n"
-        "biases merged into batch normalisation: 66\n"
+        "a bnlab network's own weights? say --format bnlab\n"
+        "biases merged into the batch normalisation behind them: 66\n"
         "left out: 22 tensors of auxiliary heads\n"
         "\n"
         "new/f.safetensors: written. Next: bnlab evaluate new/f.safetensors DATA\n"
@@ -94,8 +95,8 @@ def test_the_document(bnlab: Command) -> None:
     }
     assert done.err.splitlines() == [
         "warning: the classes are called 0 to 2: give their names with --classes FILE",
-        "warning: w.pt does not tell size, resize, crop_fraction, mean, std, activation, placement, norm_eps, "
-        "local_response: they are the default recipe's; where it was trained with others, "
+        "warning: w.pt does not tell size, resize, crop_fraction, mean, std, activation, placement, norm_eps: "
+        "they are the default recipe's, or the network's own; where it was trained with others, "
         "give them with --set KEY=VALUE",
     ]
     card = read_classifier(Path("c.safetensors"))[1]
@@ -127,7 +128,7 @@ def test_an_imported_classifier_answers(bnlab: Command) -> None:
     options = ("--classes", "names.txt", "--set", "width=0.5", "--set", "size=40", "--set", "mean=[0.5, 0.5, 0.5]")
     done = bnlab("import", "w.pt", "--output", "c.safetensors", *options)
     assert done.status == 0
-    assert "does not tell resize, crop_fraction, std, activation, placement, norm_eps, local_response:" in done.err
+    assert "does not tell resize, crop_fraction, std, activation, placement, norm_eps:" in done.err
     picture("ring", 0).save("ring.png")
     answer = json.loads(bnlab("predict", "c.safetensors", "ring.png", "--json").out)
     assert answer[0]["label"] in ("disc", "ring", "stripes")
@@ -263,7 +264,7 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
     (
         ("w.pt", "--set", "epochs=3"),
         "import has no use for the key 'epochs': there are network, variant, norm, norm_eps, norm_momentum, "
-        "activation, placement, conv_bias, width, stem, local_response, dropout, size, resize, crop_fraction, "
+        "activation, placement, conv_bias, width, stem, local_response, size, resize, crop_fraction, "
         "mean, std",
     ),
     (
@@ -334,3 +335,56 @@ def test_the_same_weights_give_the_same_bytes(home: Path) -> None:
         package.import_weights(home / "w.pt", home / f"{name}.safetensors", norm="ghost:8")
     assert (home / "a.safetensors").read_bytes() == (home / "b.safetensors").read_bytes()
     assert load_network(home / "a.safetensors")[0].arguments["norm"] == "ghost:8"
+
+
+def test_a_bnlab_network_that_looks_like_a_published_one(bnlab: Command, home: Path) -> None:
+    """Nothing in the file tells them apart, so the guess is told, and can be corrected."""
+    network = shaken(build("bn_googlenet", classes=3, variant="torchvision", width=1.0))
+    save(network, "w.pt")
+    done = bnlab("import", "w.pt", "--output", "guessed.safetensors")
+    assert "a bnlab network's own weights? say --format bnlab" in done.out
+    assert read_classifier(home / "guessed.safetensors")[1].arguments["norm_eps"] == 0.001
+    done = bnlab("import", "w.pt", "--output", "told.safetensors", "--format", "bnlab")
+    assert "say --format" not in done.out
+    assert "w.pt does not tell size, " in done.err
+    x = torch.randn(2, 3, 64, 64)
+    ours, _ = load_network(home / "told.safetensors")
+    torch.testing.assert_close(ours(x), network.eval()(x), rtol=0, atol=0)
+    done = bnlab("import", "w.pt", "--output", "x.safetensors", "--format", "torchvison")
+    assert done.complaint.startswith("no format is called 'torchvison': did you mean 'torchvision'?")
+
+
+def test_files_that_claim_more_than_they_hold(bnlab: Command, home: Path) -> None:
+    state = build("mlp", classes=3).state_dict()
+    for name, tensor, message in (
+        ("fc.weight", torch.zeros(1).expand(2**40, 100), "w.pt has fc.weight without the numbers of its shape"),
+        ("fc.weight", torch.zeros(1).expand(2**61, 100), "w.pt has fc.weight without the numbers of its shape"),
+        ("fc.bias", torch.zeros(0), "w.pt has fc.bias without the numbers of its shape"),
+    ):
+        torch.save({**state, name: tensor}, "w.pt")
+        assert bnlab("import", "w.pt", "--output", "o.safetensors").complaint.startswith(message)
+    torch.save(torch.zeros(3), "bare.pt")
+    done = bnlab("import", "bare.pt", "--output", "o.safetensors")
+    assert done.complaint.startswith("bare.pt holds a Tensor, no tensors by name: ")
+    assert not (home / "o.safetensors").exists()
+
+
+def test_headers_of_safetensors_that_mean_nothing(bnlab: Command, home: Path) -> None:
+    header = json.dumps({"__metadata__": None}).encode()
+    (home / "null.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    done = bnlab("import", "null.safetensors", "--output", "o.safetensors")
+    assert done.status == 2
+    assert done.complaint
+
+
+def test_counters_that_count_nothing_are_those_of_statistics(home: Path) -> None:
+    state = build("bn_mlp", classes=3).state_dict()
+    key = "hidden1.bn.num_batches_tracked"
+    for counter, kept in (
+        (torch.tensor(torch.nan), 1), (torch.tensor(torch.inf), 1), (torch.tensor(-5), 1), (torch.tensor(7), 7),
+        (torch.tensor(1 + 2j), 1), (torch.tensor([1, 2]), 1),
+    ):  # fmt: skip
+        torch.save({**state, key: counter}, "w.pt")
+        (home / "o.safetensors").unlink(missing_ok=True)
+        package.import_weights("w.pt", "o.safetensors", network="bn_mlp")
+        assert int(read_classifier(home / "o.safetensors")[0][key]) == kept

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from bnlab.config import Recipe
 from bnlab.errors import UsageError
 from bnlab.nets import NETWORKS, build
-from bnlab.nets.catalogue import CATALOGUE, has_row
+from bnlab.nets.catalogue import CATALOGUE, SHAPE, has_row
 from bnlab.nets.tables import Auxiliary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -75,6 +76,17 @@ def test_weights_follow_from_the_seed_alone() -> None:
     assert not torch.equal(first.fc.weight, build("bn_small_inception", classes=3, seed=2).fc.weight)
 
 
+def test_a_gpus_generator_is_left_alone_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail(f"seeded by {seed}"))
+    build("mlp", classes=3, seed=7)
+
+
+def test_every_option_of_the_shape_is_a_key_of_recipes_and_of_cards() -> None:
+    """Or fine-tuning would not take it from the file."""
+    assert set(SHAPE) <= set(Recipe.model_fields)
+    assert {*SHAPE, "dropout", "in_channels"} == set(build("mlp", classes=2).arguments)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_tells_what_builds_it_again(name: str) -> None:
     changed: dict[str, Any] = {
@@ -130,6 +142,12 @@ def test_a_normalisation_of_your_own() -> None:
         ({"width": 17}, "width 17 cannot be: it is a factor, above 0 and up to 16"),
         ({"width": float("nan")}, "width nan cannot be: it is a factor, above 0 and up to 16"),
         ({"classes": 0}, "classes 0 cannot be: give a whole number of at least 1"),
+        ({"width": "1"}, "width '1' cannot be: give a number"),
+        ({"dropout": True}, "dropout True cannot be: give a number"),
+        ({"stem": ["small"]}, "stem ['small'] cannot be: give a name"),
+        ({"name": 3}, "name 3 cannot be: give a name"),
+        ({"classes": True}, "classes True cannot be: give a whole number of at least 1"),
+        ({"norm": lambda channels: None}, "norm made a NoneType, not a layer: return an nn.Module"),
         ({"classes": 2.5}, "classes 2.5 cannot be: give a whole number of at least 1"),
         ({"in_channels": -1}, "in_channels -1 cannot be: give a whole number of at least 1"),
         ({"dropout": 1}, "dropout 1 cannot be: it is a share, at least 0 and below 1"),

@@ -67,9 +67,10 @@ def test_heads_are_never_frozen() -> None:
             "bn_mlp",
             "trunk",
             {},
-            "hidden1 to hidden3, 255,800 of 256,103 parameters, the statistics of 3 normalisation layers",
+            "hidden1 to hidden3 and the statistics, gamma and beta of 3 normalisation layers "
+            "(255,800 of 256,103 parameters)",
         ),
-        ("mlp", "trunk", {}, "hidden1 to hidden3, 255,500 of 255,803 parameters"),
+        ("mlp", "trunk", {}, "hidden1 to hidden3 (255,500 of 255,803 parameters)"),
         ("bn_mlp", "none", {}, ""),
     ],
 )

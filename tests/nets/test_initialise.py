@@ -128,6 +128,15 @@ def test_refusals(name: str, images: Tensor, message: str) -> None:
     assert not [m for m in network.modules() if m._forward_hooks]
 
 
+def test_weights_too_small_to_be_scaled() -> None:
+    network = build("mlp", classes=2, initialisation="gaussian:1e-41")
+    with pytest.raises(UsageError) as error:
+        fit_to_data(network, torch.randn(4, 3, 28, 28))
+    assert str(error.value) == (
+        "a layer's outputs are too small or too large to be scaled: take another initialisation"
+    )
+
+
 @pytest.mark.parametrize("fitted", [False, True])
 def test_a_deep_network_without_bn_learns_from_a_bad_scale_once_fitted(fitted: bool) -> None:
     """Weights ten times too small: nothing reaches the loss, unless each layer is scaled on the first batch."""

@@ -66,11 +66,14 @@ def test_whitened_groups_are_as_large_as_may_be(name: str, channels: int, groups
         ("batch:3", "norm batch takes no number ('batch:3'): say batch"),
         ("ghost:x", "norm 'ghost:x' has no number after the colon: say, for example, ghost:16"),
         ("ghost:", "norm 'ghost:' has no number after the colon: say, for example, ghost:16"),
-        ("ghost:0", "norm ghost:0 cannot be: after the colon comes a whole number, as in ghost:16"),
-        ("ghost:1.5", "norm ghost:1.5 cannot be: after the colon comes a whole number, as in ghost:16"),
-        ("ghost:nan", "norm ghost:nan cannot be: after the colon comes a whole number, as in ghost:16"),
-        ("ghost:inf", "norm ghost:inf cannot be: after the colon comes a whole number, as in ghost:16"),
-        ("whitening:-2", "norm whitening:-2 cannot be: after the colon comes a whole number, as in whitening:16"),
+        ("ghost:0", "norm ghost:0 cannot be: after the colon comes a whole number of at least 1, as in ghost:16"),
+        ("ghost:1.5", "norm ghost:1.5 cannot be: after the colon comes a whole number of at least 1, as in ghost:16"),
+        ("ghost:nan", "norm ghost:nan cannot be: after the colon comes a whole number of at least 1, as in ghost:16"),
+        ("ghost:inf", "norm ghost:inf cannot be: after the colon comes a whole number of at least 1, as in ghost:16"),
+        (
+            "whitening:-2",
+            "norm whitening:-2 cannot be: after the colon comes a whole number of at least 1, as in whitening:16",
+        ),
     ],
 )
 def test_what_is_no_normalisation(name: str, message: str) -> None:

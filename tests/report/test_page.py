@@ -55,7 +55,7 @@ def test_the_page_of_a_run(trained: Path) -> None:
 def test_figures_stand_in_the_page() -> None:
     rows = [row | {"seconds": 90, "images_per_second": 7} for row in ROWS]
     page = run_page("runs/x", KNOWN, rows, "conv1 to pool2, 5 of 9", "a: 1", {"p": 1})
-    assert "Frozen, so as the training found it: conv1 to pool2, 5 of 9." in page
+    assert "Not trained: conv1 to pool2, 5 of 9." in page
     check(page)
     assert "60.0%" in page
     low, high = KNOWN.top1_interval

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from tests.conftest import write_photos
 
 from bnlab import resume, train
+from bnlab.classifier.card import to_json
 from bnlab.classifier.file import load_network, read_classifier
 from bnlab.config import Recipe, load_settings
 from bnlab.errors import ClassifierError, UsageError
@@ -15,7 +17,7 @@ from bnlab.files import read_csv
 from bnlab.nets.initialise import units_of
 from bnlab.progress import Silent
 from bnlab.training.session import TrainingResult
-from bnlab.training.start import check_network, new_network
+from bnlab.training.start import adopt, check_network, new_network, without_effect
 
 OPTIONS: dict[str, Any] = {"size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 1, "workers": 0}
 
@@ -105,9 +107,21 @@ def test_the_trunk_goes_slower_unless_it_is_told_otherwise(data: Path, trained: 
 @pytest.mark.parametrize(
     ("options", "frozen", "told"),
     [
-        ({"freeze": "trunk"}, lambda n: not n.startswith("fc."), "frozen: conv1 to inception4b, "),
-        ({"freeze": "stem"}, lambda n: n.startswith("conv1."), "frozen: conv1 to conv1, "),
-        ({"freeze_bn": True}, lambda n: ".bn." in n, "frozen: "),
+        (
+            {"freeze": "trunk"},
+            lambda n: not n.startswith("fc."),
+            "frozen: conv1 to inception4b and the statistics, gamma and beta of 43 normalisation layers (",
+        ),
+        (
+            {"freeze": "stem"},
+            lambda n: n.startswith("conv1."),
+            "frozen: conv1 and the statistics, gamma and beta of 1 normalisation layer (928 of 269,203 parameters)",
+        ),
+        (
+            {"freeze_bn": True},
+            lambda n: ".bn." in n,
+            "frozen: the statistics, gamma and beta of 43 normalisation layers (2,664 of 269,203 parameters)",
+        ),
     ],
     ids=str,
 )
@@ -121,7 +135,7 @@ def test_what_is_frozen_is_as_in_the_file_and_is_told(
     (note,) = [n for n in progress.notes if n.startswith("frozen: ")]
     assert note.startswith(told)
     assert f"frozen: {result.frozen}" == note
-    assert f"Frozen, so as the training found it: {result.frozen}." in result.run.report.read_text()
+    assert f"Not trained: {result.frozen}." in result.run.report.read_text()
     document = result.to_json()["frozen"]
     assert (document["parameters"], document["norms"]) == (result.frozen.parameters, result.frozen.norms)
     assert result.frozen.norms
@@ -227,3 +241,85 @@ def test_refusals(data: Path, options: dict[str, Any], message: str) -> None:
 
 def test_checking_allocates_nothing() -> None:
     check_network(Recipe(network="bn_googlenet", width=16))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "remedy"),
+    [
+        ({"norm": "none"}, "has the norm batch, not none", "leave norm out"),
+        ({"norm": "whitening:8"}, "has the norm batch, not whitening:8", "leave norm out"),
+        ({"activation": "tanh"}, "has the activation relu, not tanh", "leave activation out"),
+    ],
+    ids=str,
+)
+def test_what_the_file_has_cannot_be_set_otherwise(
+    data: Path, trained: Path, tmp_path: Path, options: dict[str, Any], problem: str, remedy: str
+) -> None:
+    """By an option or by a recipe of one's own; what a shipped recipe says gives way."""
+    init = str(trained / "best.safetensors")
+    (tmp_path / "own.yaml").write_text("\n".join(f"{key}: {value}" for key, value in options.items()))
+    for way in (options, {"recipe": tmp_path / "own.yaml"}):
+        with pytest.raises(UsageError) as error:
+            trained_on(data, init=init, **way)
+        assert str(error.value) == f"--init {init} {problem}: {remedy}"
+    adopted = adopt(load_settings("classic", {"init": init})).recipe
+    assert (adopted.network, adopted.mean, adopted.size) == ("bn_small_inception", (0.485, 0.456, 0.406), 224)
+
+
+def test_the_size_comes_with_the_file_unless_it_is_set(trained: Path) -> None:
+    init = str(trained / "best.safetensors")
+    assert adopt(load_settings(options={"init": init})).recipe.size == 32
+    assert adopt(load_settings(options={"init": init, "size": 64})).recipe.size == 64
+
+
+def test_a_network_without_bn_has_none_to_freeze(data: Path) -> None:
+    plain = trained_on(data, "plain", network="small_inception")
+    with pytest.raises(UsageError) as error:
+        trained_on(data, init=str(plain.run.last), freeze_bn=True)
+    assert str(error.value) == "small_inception has no normalisation layers to freeze: leave freeze_bn out"
+
+
+def test_a_file_with_too_few_rows_is_refused_before_anything_is_made(data: Path, trained: Path, tmp_path: Path) -> None:
+    tensors, card = read_classifier(trained / "best.safetensors")
+    tensors["fc.weight"] = tensors["fc.weight"][:1]
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(safetensors.torch.save(tensors, {"bnlab": to_json(card)}))
+    with pytest.raises(ClassifierError, match=r"has the tensor fc.weight in the shape \[1, 192\], not \[3, 192\]"):
+        trained_on(data, init=str(path))
+    assert not (data.parent / "runs").exists()
+
+
+def test_parts_of_one_photo_have_nothing_to_normalise_by(data: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        trained_on(data, network="bn_mlp", norm="ghost:1")
+    assert str(error.value).startswith("a part of a batch has nothing to normalise by (Expected more than 1 value per")
+    assert str(error.value).endswith("): take a larger batch_size, size or ghost batch")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentences"),
+    [
+        ({"network": "bn_mlp", "auxiliary": True}, ["auxiliary has no effect: bn_mlp has no auxiliary heads"]),
+        (
+            {"network": "mlp", "norm_eps": 0.1, "conv_bias": True},
+            [f"{key} has no effect: mlp is not normalised" for key in ("norm_eps", "conv_bias")],
+        ),
+        ({"network": "bn_mlp", "norm_eps": 0.1}, []),
+        (
+            {"init": "x", "freeze": "trunk", "trunk_rate": 0.5},
+            ["trunk_rate has no effect on a trunk that is frozen"],
+        ),
+        ({"init": "x", "initialisation": "he"}, ["initialisation has no effect: it is for a training without init"]),
+    ],
+    ids=str,
+)
+def test_options_without_effect_say_so(options: dict[str, Any], sentences: list[str]) -> None:
+    settings = load_settings(options=options)
+    network, _ = new_network(settings.recipe, classes=2)
+    assert without_effect(settings, network) == sentences
+
+
+@pytest.mark.parametrize(("name", "dropout"), [("inception", 0.4), ("bn_inception", 0.0), ("bn_googlenet", 0.2)])
+def test_dropout_is_the_networks_own_unless_set(name: str, dropout: float) -> None:
+    assert new_network(Recipe(network=name), classes=2)[0].dropout.p == dropout
+    assert new_network(Recipe(network=name, dropout=0.1), classes=2)[0].dropout.p == 0.1

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from bnlab.data.listing import as_label
 from bnlab.data.pixels import View
-from bnlab.errors import ClassifierError
+from bnlab.errors import ClassifierError, printable
 
 FORMAT_VERSION = 1
 
@@ -63,7 +63,7 @@ def from_json(text: str, name: str) -> Card:
             raise ValueError("its classes are not distinct" if version == 1 else f"format {version}")
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        reason = f"{printable('.'.join(map(str, first['loc'])))}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise ClassifierError(f"{name} has a card that cannot be read ({reason})", "train or copy it again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ClassifierError(f"{name} has a card that cannot be read ({error})", "train or copy it again") from None

@@ -51,7 +51,8 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
         raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check the path") from None
     if is_pickle(content):
         raise ClassifierError(
-            f"{name} is a pickle, which can run code when it is loaded", "give a .safetensors file that bnlab wrote"
+            f"{name} is a pickle, which can run code when it is loaded",
+            "give a .safetensors file: bnlab import makes one",
         )
     try:
         tensors, metadata = parse_safetensors(content)
@@ -73,9 +74,12 @@ def parse_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]
     Raises:
         SafetensorError, ValueError: it is none, or cut short.
     """
-    tensors = safetensors.torch.load(content)
+    try:
+        tensors = safetensors.torch.load(content)
+    except KeyError as error:
+        raise ValueError(f"torch has no numbers of the kind {error}") from None
     header_size = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__", {})
+    metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__") or {}
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
@@ -118,11 +122,11 @@ def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str
         ClassifierError: a tensor does not fit.
     """
     remedy = "train or copy it again"
-    for key in expected.keys() | tensors.keys():
+    for key in [*expected, *tensors]:
         if key not in tensors:
             raise ClassifierError(f"{name} lacks the tensor {key} of {network}", remedy)
         if key not in expected:
-            raise ClassifierError(f"{name} has a tensor {key} that {network} has not", remedy)
+            raise ClassifierError(f"{name} has a tensor {printable(key)} that {network} has not", remedy)
         if tensors[key].shape != expected[key].shape:
             shapes = f"{list(tensors[key].shape)}, not {list(expected[key].shape)}"
             raise ClassifierError(f"{name} has the tensor {key} in the shape {shapes}, as {network} has it", remedy)

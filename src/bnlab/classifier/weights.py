@@ -95,7 +95,7 @@ def _tensors_of(loaded: object, name: str) -> dict[str, Tensor]:
             break
         loaded = inner
     if not isinstance(loaded, Mapping) or not loaded:
-        what = f"a {type(loaded).__name__}" if loaded or not isinstance(loaded, Mapping) else "nothing"
+        what = "nothing" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
         raise ClassifierError(f"{name} holds {what}, no tensors by name", _REMEDY)
     for key, value in loaded.items():
         if not isinstance(value, Tensor):

@@ -51,6 +51,9 @@ def import_verb(
         Path | None,
         typer.Option(metavar="CLASSES", help='File of their names: {"0": NAME, ...} or a list as JSON, or one a line.'),
     ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="tutorial, torchvision, caffe or bnlab; guessed unless given.")
+    ] = None,
     network: Annotated[str | None, typer.Option(help="Which it is, where the tensors do not tell.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -68,7 +71,7 @@ def import_verb(
     from bnlab.tables import import_lines
 
     options = ({"network": network} if network else {}) | parse_assignments(settings or [])
-    asked = import_weights.ImportSettings(file=file, output=output, classes=classes, options=options)
+    asked = import_weights.ImportSettings(file=file, output=output, classes=classes, format=format, options=options)
     result = run_command(import_weights.run, asked)
     show_result(
         as_json,

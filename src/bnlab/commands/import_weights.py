@@ -17,11 +17,12 @@ from bnlab.data.pixels import View
 from bnlab.errors import ClassifierError, UsageError, did_you_mean, plural, printable
 from bnlab.files import storage_errors
 from bnlab.machine import versions
-from bnlab.nets.catalogue import SHAPE
+from bnlab.nets.catalogue import SHAPE, has_row
 from bnlab.nets.foreign import Conversion, convert
+from bnlab.nets.tables import LocalResponse
 from bnlab.progress import Progress
 
-NETWORK_KEYS = (*SHAPE, "dropout")
+NETWORK_KEYS = SHAPE
 VIEW_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
 _UNSEEN = ("activation", "placement", "norm_eps", "local_response")  # they change outputs, and no tensor shows them
 _MOST_NAMED = 20  # tensors that do not match
@@ -37,6 +38,8 @@ class ImportSettings:
     """the classifier file to write; it must not exist"""
     classes: Path | None = None
     """names of the classes: JSON, or a name a line; numbers unless given"""
+    format: str | None = None
+    """what wrote the file: a name in `nets.foreign.FORMATS`; guessed unless given"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """keys of a recipe: network, those of its shape, and those of its view; they win over what the file looks like"""
 
@@ -78,6 +81,7 @@ def run(settings: ImportSettings, progress: Progress) -> ImportResult:
     conversion = convert(
         read_weights(settings.file),
         file=name,
+        format=settings.format,
         network=told.recipe.network if "network" in told.own else None,
         options={key: getattr(told.recipe, key) for key in NETWORK_KEYS if key in told.own},
     )
@@ -119,11 +123,13 @@ def _view(told: Settings, conversion: Conversion, name: str, progress: Progress)
     settings = with_changes(told, {key: usual[key] for key in usual if key not in told.own}, conversion.format.name)
     for line in settings.without_effect():
         progress.warn(line)
-    open_keys = [key for key in (*VIEW_KEYS, *_UNSEEN) if key not in told.own]
+    no_use = {"crop_fraction"} if settings.recipe.resize == "squash" else set()
+    no_use |= set() if has_row(conversion.network.name, LocalResponse) else {"local_response"}
+    open_keys = [key for key in (*VIEW_KEYS, *_UNSEEN) if key not in told.own | no_use]
     if not usual and open_keys:
         progress.warn(
-            f"{name} does not tell {', '.join(open_keys)}: they are the default recipe's; where it was trained with "
-            "others, give them with --set KEY=VALUE"
+            f"{name} does not tell {', '.join(open_keys)}: they are the default recipe's, or the network's own; where "
+            "it was trained with others, give them with --set KEY=VALUE"
         )
     return View(**{key: getattr(settings.recipe, key) for key in VIEW_KEYS})
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.errors import UsageError
 from bnlab.nets import tables
 from bnlab.nets.options import MakeActivation, MakeNorm
 from bnlab.norm.placement import Placement, placed
@@ -29,12 +30,12 @@ class Unit(nn.Module):
     placement: Placement
 
     def __init__(
-        self, layer: nn.Module, bn: nn.Module | None, activation: nn.Module, placement: Placement, *, name: str = "conv"
+        self, layer: nn.Module, bn: nn.Module, activation: nn.Module, placement: Placement, *, name: str = "conv"
     ) -> None:
         super().__init__()
         self.layer_name = name  # "conv" and "linear" stand in the names of the weights
         self.add_module(name, layer)
-        self.bn = nn.Identity() if bn is None else bn
+        self.bn = bn
         self.activation = activation
         self.placement = placement
 
@@ -70,7 +71,7 @@ def convolution(
         )
     else:
         layer = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2, bias=bias)
-    return Unit(layer, norm(channels) if norm else None, activation(), placement)
+    return Unit(layer, _normalisation(norm, channels), activation(), placement)
 
 
 def dense(
@@ -84,7 +85,16 @@ def dense(
 ) -> Unit:
     """A unit of a fully connected layer."""
     layer = nn.Linear(inputs, units, bias=bias)
-    return Unit(layer, norm(units) if norm else None, activation(), placement, name="linear")
+    return Unit(layer, _normalisation(norm, units), activation(), placement, name="linear")
+
+
+def _normalisation(norm: MakeNorm | None, channels: int) -> nn.Module:
+    if norm is None:
+        return nn.Identity()
+    layer: object = norm(channels)
+    if not isinstance(layer, nn.Module):
+        raise UsageError(f"norm made a {type(layer).__name__}, not a layer", "return an nn.Module")
+    return layer
 
 
 class Inception(nn.Module):
@@ -157,7 +167,8 @@ class GlobalPool(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A classifier on a middle layer, which gives early layers a shorter way to the loss.
 
-    N x C x H x W in, for any H and W; N x classes out.
+    N x C x H x W in, for any H and W; N x classes out. Its fully connected layers have ReLU and dropout, whatever the
+    network's own options are.
     """
 
     def __init__(self, inputs: int, classes: int, unit: MakeUnit) -> None:

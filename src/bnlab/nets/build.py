@@ -61,6 +61,17 @@ def build(
     Raises:
         UsageError: there is no such network, an argument is out of range, or this network has no use for it.
     """
+    for key, word in (("name", name), ("variant", variant), ("activation", activation), ("stem", stem)):
+        _check_type(key, word, str, "give a name")
+    for key, number in (
+        ("width", width),
+        ("dropout", dropout),
+        ("norm_eps", norm_eps),
+        ("norm_momentum", norm_momentum),
+    ):
+        _check_type(key, number, (int, float), "give a number")
+    for key, number in (("classes", classes), ("in_channels", in_channels), ("seed", seed)):
+        _check_type(key, number, int, "give a whole number of at least 1")
     network = catalogue.find(name)
     variant = network.default_variant if variant is None else variant
     norm = network.norm if norm is None else norm
@@ -78,7 +89,7 @@ def build(
     }
     for_maps, for_units = norms or (None, None)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which turns every GPU's back too
         made = TableNetwork(
             table,
             in_channels=in_channels,
@@ -113,9 +124,14 @@ def to_device(network: TableNetwork, device: str) -> TableNetwork:
     return network.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def _check_type(key: str, value: object, kind: type | tuple[type, ...], remedy: str) -> None:
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise UsageError(f"{key} {printable(repr(value))} cannot be", remedy)
+
+
 def _check_numbers(*, classes: int, in_channels: int, dropout: float, eps: float, momentum: float | None) -> None:
     for key, number in (("classes", classes), ("in_channels", in_channels)):
-        if not isinstance(number, int) or number < 1:
+        if number < 1:
             raise UsageError(f"{key} {printable(repr(number))} cannot be", "give a whole number of at least 1")
     if not 0 <= dropout < 1:
         raise UsageError(f"dropout {dropout} cannot be", "it is a share, at least 0 and below 1")

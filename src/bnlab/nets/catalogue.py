@@ -54,36 +54,39 @@ _MLP = {"table": tables.MLP}
 _STEMS: Mapping[str, Stem] = {"separable": tables.separable_stem, "small": tables.small_stem}
 
 CATALOGUE: Mapping[str, Network] = {
-    "bn_googlenet": Network(
-        summary="GoogLeNet with batch normalisation", variants=_GOOGLENETS, norm="batch", stems=_STEMS
+    "bn_googlenet": Network(summary="GoogLeNet with BN", variants=_GOOGLENETS, norm="batch", dropout=0.2, stems=_STEMS),
+    "googlenet": Network(
+        summary="GoogLeNet (Szegedy et al. 2015)", variants=_GOOGLENETS, norm="none", dropout=0.2, stems=_STEMS
     ),
-    "googlenet": Network(summary="GoogLeNet (Szegedy et al. 2015)", variants=_GOOGLENETS, norm="none", stems=_STEMS),
     "bn_inception": Network(
-        summary="BN-Inception (Ioffe & Szegedy 2015, Fig. 5)", variants=_INCEPTIONS, norm="batch", stems=_STEMS
+        summary="BN-Inception, the BN paper's network (Fig. 5)", variants=_INCEPTIONS, norm="batch", stems=_STEMS
     ),
     "inception": Network(
-        summary="the same without batch normalisation, with dropout: the paper's baseline",
+        summary="the paper's baseline: no BN, dropout 0.4",
         variants=_INCEPTIONS,
         norm="none",
         dropout=0.4,
         stems=_STEMS,
     ),
     "bn_small_inception": Network(
-        summary="a small Inception for 32 px pictures, with batch normalisation",
+        summary="small Inception for 32 px, with BN",
         variants=_SMALL,
         norm="batch",
+        dropout=0.2,
         stems={},
     ),
-    "small_inception": Network(summary="a small Inception for 32 px pictures", variants=_SMALL, norm="none", stems={}),
+    "small_inception": Network(
+        summary="small Inception for 32 px", variants=_SMALL, norm="none", dropout=0.2, stems={}
+    ),
     "bn_mlp": Network(
-        summary="3 x 100 sigmoid units with batch normalisation (Ioffe & Szegedy 2015, sec. 4.1)",
+        summary="3 x 100 sigmoid units with BN (sec. 4.1)",
         variants=_MLP,
         norm="batch",
         activation="sigmoid",
         stems={},
     ),
     "mlp": Network(
-        summary="3 x 100 sigmoid units, on the picture averaged to 28 x 28",
+        summary="3 x 100 sigmoid units, on 28 x 28 pixels",
         variants=_MLP,
         norm="none",
         activation="sigmoid",

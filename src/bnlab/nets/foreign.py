@@ -12,58 +12,28 @@ gives the same outputs without them (Ioffe & Szegedy 2015, sec. 3.2).
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnlab.errors import ClassifierError, UsageError, printable
+from bnlab.errors import ClassifierError, UsageError, did_you_mean, printable
 from bnlab.nets import catalogue
 from bnlab.nets.build import build
+from bnlab.nets.foreign_formats import CAFFE, FORMATS, Format, guess
 from bnlab.nets.foreign_names import Named, rename
 from bnlab.nets.network import TableNetwork
 
 Shape = tuple[int, ...]
 
+_NOT_FLOATS = "not as floating-point numbers"
+_PLAIN = "save the weights before they are quantised or packed"
 _COUNTER = ".num_batches_tracked"
 _HEADS = ("aux1.", "aux2.")
 _BIAS = re.compile(r"(.+)\.(?:conv|linear)(?:\.1)?\.bias")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """A kind of file, and what is known of the networks it comes from."""
-
-    name: str
-    summary: str
-    view: Mapping[str, Any] = field(default_factory=dict)
-    """how its network sees a photo, as keys of a recipe; nothing where that is not known"""
-    network: Mapping[str, Any] = field(default_factory=dict)
-    """arguments of `build` that no tensor tells"""
-
-
-_HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-_CROP = {"size": 224, "resize": "crop", "crop_fraction": 0.875}
-TUTORIAL = Format(
-    name="tutorial",
-    summary="a file of the GoogLeNet tutorial",
-    view={"size": 224, "resize": "squash", "crop_fraction": 1.0, **_HALVES},
-)
-TORCHVISION = Format(
-    name="torchvision",
-    summary="torchvision's googlenet",
-    view=_CROP | _HALVES,  # its transform_input turns ImageNet's mean and std into these
-    network={"norm_eps": 0.001},
-)
-CAFFE = Format(
-    name="caffe",
-    summary="BN-Inception with Caffe's names",
-    # It sees BGR of 0 to 255 less (104, 117, 128); its first filters are turned to RGB, and the view does the rest.
-    view=_CROP | {"mean": (128 / 255, 117 / 255, 104 / 255), "std": (1 / 255, 1 / 255, 1 / 255)},
-)
-BNLAB = Format(name="bnlab", summary="the state_dict of a bnlab network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +66,31 @@ class _Candidate(NamedTuple):
 
 
 def convert(
-    tensors: Mapping[str, Tensor], *, file: str, network: str | None = None, options: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor],
+    *,
+    file: str,
+    format: str | None = None,
+    network: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Find the network the tensors are of, and give it their values.
 
     Args:
         tensors: by the names they have in the file.
         file: what messages call it.
+        format: a name in FORMATS, where it is known; else it is guessed from the names and the shapes.
         network: of the catalogue, where it is known; else the nearest is looked for.
         options: arguments of `build`, where they are known; they win over what the format has.
 
     Raises:
-        UsageError: there is no such network, or it cannot be built so.
+        UsageError: there is no such format or network, or it cannot be built so.
         ClassifierError: a tensor holds no plain, finite numbers, or a negative variance.
     """
     told = dict(options or {})
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"no format is called '{printable(format)}'", did_you_mean(format, list(FORMATS)))
+    for name, tensor in tensors.items():
+        _check_plain(name, tensor, file)
     named = rename(tensors)
     dropped = [name for name in named.tensors if name.startswith(_HEADS)]
     needed = {name: tensor for name, tensor in named.tensors.items() if name not in dropped}
@@ -121,7 +101,13 @@ def convert(
     shapes = {name: shape for name, shape in shapes.items() if name not in biases}
     rows = _rows(shapes)
     best = _nearest(shapes, rows, network, told)
-    kind = CAFFE if named.caffe else _format_of(best, merged=len(biases))
+    kind = (
+        FORMATS[format]
+        if format
+        else CAFFE
+        if named.caffe
+        else guess(best.network, dict(best.options), merged=len(biases))
+    )
     with torch.device("meta"):
         made = build(best.network, classes=rows, **(dict(kind.network) | dict(best.options)))
     mismatches = tuple(_mismatches(shapes, _expected(best, rows), named))
@@ -144,6 +130,18 @@ def convert(
         last_layer=named.own_name("fc.weight"),
         mismatches=mismatches,
     )
+
+
+def _check_plain(name: str, tensor: Tensor, file: str) -> None:
+    """Refuse what is more, or less, than an array of numbers that are all in the file.
+
+    A few bytes can claim any shape by a stride of 0.
+    """
+    plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if not plain:
+        raise ClassifierError(f"{file} has {printable(name)} as {_kind(tensor)}, {_NOT_FLOATS}", _PLAIN)
+    if 0 in tensor.shape or tensor.untyped_storage().nbytes() < prod(tensor.shape) * tensor.element_size():
+        raise ClassifierError(f"{file} has {printable(name)} without the numbers of its shape", _PLAIN)
 
 
 def _shape(name: str, tensor: Tensor) -> Shape:
@@ -218,21 +216,6 @@ def _expected(candidate: _Candidate, rows: int) -> dict[str, Shape]:
     return {**shapes, "fc.weight": (rows, *shapes["fc.weight"][1:]), "fc.bias": (rows,)}
 
 
-def _format_of(candidate: _Candidate, *, merged: int) -> Format:
-    """Who publishes such a network under bnlab's names."""
-    options = dict(candidate.options)
-    if options["stem"] is not None or options.get("width", 1) != 1:
-        return BNLAB
-    match candidate.network, options["variant"]:
-        case "googlenet", "double" | "5x5":
-            return TUTORIAL
-        case "bn_googlenet", "double" | "5x5" if merged:
-            return TUTORIAL
-        case "bn_googlenet", "torchvision" if not merged:
-            return TORCHVISION
-    return BNLAB
-
-
 def _mismatches(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], named: Named) -> Iterator[str]:
     for name in [*expected, *(name for name in shapes if name not in expected)]:
         own = printable(named.own_name(name))
@@ -250,12 +233,8 @@ def _shown(shape: Shape) -> str:
 
 def _values(tensor: Tensor, shape: Shape, name: str, file: str) -> Tensor:
     """A copy as float32, and of that shape."""
-    plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-    if not plain or not tensor.is_floating_point():
-        raise ClassifierError(
-            f"{file} has {printable(name)} as {_kind(tensor)}, not as floating-point numbers",
-            "save the weights before they are quantised or packed",
-        )
+    if not tensor.is_floating_point():
+        raise ClassifierError(f"{file} has {printable(name)} as {_kind(tensor)}, {_NOT_FLOATS}", _PLAIN)
     values = tensor.detach().to(torch.float32, copy=True).reshape(shape)  # shared memory could not be saved
     if not bool(values.isfinite().all()):
         raise ClassifierError(
@@ -273,5 +252,5 @@ def _kind(tensor: Tensor) -> str:
 
 def _counted(counter: Tensor | None) -> Tensor:
     """How many batches the statistics are of; files from before there were counters have statistics all the same."""
-    known = counter is not None and counter.numel() == 1 and not counter.is_meta
-    return torch.tensor(int(counter.item()) if counter is not None and known else 1)
+    known = counter is not None and counter.dtype in (torch.int64, torch.int32) and counter.numel() == 1
+    return torch.tensor(max(1, int(counter.item())) if counter is not None and known else 1)

@@ -30,10 +30,11 @@ class Frozen:
         """In a line, as a report has it; nothing frozen: an empty one."""
         if not self.parameters and not self.norms:
             return ""
-        parts = [f"{self.layers[0]} to {self.layers[-1]}"] if self.layers else []
-        parts += [f"{self.parameters:,} of {self.of:,} parameters"]
-        parts += [f"the statistics of {plural(self.norms, 'normalisation layer')}"] if self.norms else []
-        return ", ".join(parts)
+        first, last = (self.layers[0], self.layers[-1]) if self.layers else ("", "")
+        what = [first if first == last else f"{first} to {last}"] if self.layers else []
+        if self.norms:
+            what += [f"the statistics, gamma and beta of {plural(self.norms, 'normalisation layer')}"]
+        return f"{' and '.join(what)} ({self.parameters:,} of {self.of:,} parameters)"
 
 
 def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:

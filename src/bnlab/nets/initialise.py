@@ -42,7 +42,7 @@ def choose(scheme: str | None, activation: str) -> Fill:
 
 
 def initialise(network: nn.Module, fill: Fill) -> None:
-    """Fill every unit's weights so, and the last layers' with N(0, 0.01^2), so that all classes start alike; biases 0.
+    """Fill every unit's weights so, and other linear layers' with N(0, 0.01^2), so that classes start alike; biases 0.
 
     A separable convolution's first half has no activation behind it and keeps its input's variance instead.
     """
@@ -127,4 +127,7 @@ def _to_one(output: Tensor) -> Tensor:
     square = output.double().square().mean()
     if not square.isfinite():
         raise UsageError("a layer gives no finite numbers for these images", "check the images, or take another seed")
-    return torch.where(square > 0, square.rsqrt(), 1.0).to(output.dtype)
+    scale = torch.where(square > 0, square.rsqrt(), 1.0).to(output.dtype)
+    if not (scale.isfinite() and scale):
+        raise UsageError("a layer's outputs are too small or too large to be scaled", "take another initialisation")
+    return scale

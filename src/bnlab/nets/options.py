@@ -40,7 +40,9 @@ def choose_norm(name: str, *, eps: float, momentum: float | None) -> tuple[MakeN
     """
     word, number = split_number("norm", name, NORMS, with_number=("ghost", "whitening"))
     if number is not None and not (number >= 1 and number.is_integer()):
-        raise UsageError(f"norm {printable(name)} cannot be", f"after the colon comes a whole number, as in {word}:16")
+        raise UsageError(
+            f"norm {printable(name)} cannot be", f"after the colon comes a whole number of at least 1, as in {word}:16"
+        )
     size = int(number or 0)
     common: dict[str, Any] = {"eps": eps, "momentum": momentum}
     match word:

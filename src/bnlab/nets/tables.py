@@ -159,7 +159,7 @@ def separable_stem(table: Table) -> Table:
 
 
 def small_stem(table: Table) -> Table:
-    """For small pictures: a first convolution of 3 x 3 with stride 1, no pooling after it, and so 4 times the maps."""
+    """For small pictures: a first convolution of 3 x 3 with stride 1, no pooling: maps 4 times as high and wide."""
     first = table[0]
     assert isinstance(first, Conv)
     at = next(i for i, row in enumerate(table) if isinstance(row, MaxPool))

@@ -72,7 +72,7 @@ def fit(
                 loss = total_loss(outputs, targets, recipe)
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise _diverged(f"the loss became {value}", position, rate)
+                    raise _diverged(f"the loss became {value}", position, rate, recipe)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -95,7 +95,7 @@ def fit(
             try:
                 evaluation = hooks.judge()
             except DivergedError as error:
-                raise _diverged(error.problem, position, rate) from None
+                raise _diverged(error.problem, position, rate, recipe) from None
             position.total_seconds = offset + time.monotonic() - started
             row, is_best = judge_epoch(position, evaluation, rate)
             position.rows.append(row)
@@ -108,10 +108,11 @@ def fit(
                 raise Interrupted(f"interrupted after epoch {position.epoch}")
 
 
-def _diverged(what: str, position: Position, rate: float) -> DivergedError:
+def _diverged(what: str, position: Position, rate: float, recipe: Recipe) -> DivergedError:
+    or_else = "" if recipe.init else ", or a network with batch normalisation"
     return DivergedError(
         f"{what} at step {position.step + 1} (epoch {position.epoch + 1}), at a learning rate of {rate:.3g}",
-        "try --learning-rate at a third of it, or a network with batch normalisation",
+        f"try --learning-rate at a third of it{or_else}",
     )
 
 

@@ -18,7 +18,7 @@ from bnlab.data.loader import TrainingLoader
 from bnlab.data.pixels import View, normalise
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import Source, open_recorded_data, open_training_data
-from bnlab.errors import Interrupted, PhotoError, printable, quoted
+from bnlab.errors import Interrupted, PhotoError, UsageError, printable, quoted
 from bnlab.files import file_sha256, read_json, remove_drafts, write_atomic, write_csv, write_json
 from bnlab.machine import choose_device, environment, memory_errors, versions
 from bnlab.nets import fit_to_data
@@ -30,7 +30,7 @@ from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 from bnlab.training import checkpoint, loop
 from bnlab.training.board import tensorboard
 from bnlab.training.checkpoint import Position, Row
-from bnlab.training.start import adopt, check_network, load_into, new_network
+from bnlab.training.start import adopt, check_network, load_into, new_network, without_effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +217,13 @@ def _told(run: Run, recipe: Recipe) -> Iterator[None]:
         raise PhotoError(
             error.path, error.reason, f"put it back as it was, and go on with: {how_to_resume(run)}"
         ) from None
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):  # torch's words, and those of bnlab.norm
+            raise
+        raise UsageError(
+            f"a part of a batch has nothing to normalise by ({str(error).splitlines()[0]})",
+            "take a larger batch_size, size or ghost batch",
+        ) from None
     except Interrupted as interruption:
         raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
 
@@ -264,12 +271,10 @@ def _tell_position(
 
 
 def _tell_without_effect(settings: Settings, source: Source, network: TableNetwork, progress: Progress) -> None:
-    for sentence in settings.without_effect():
+    for sentence in without_effect(settings, network):
         progress.warn(sentence)
     if "val" in settings.own and source.own_val:
         progress.warn("val has no effect: these photos have a val side of their own")
-    if settings.recipe.auxiliary and not network.heads:
-        progress.warn(f"auxiliary has no effect: {settings.recipe.network} has no auxiliary heads")
 
 
 def _tell_changes(run: Run, device: str, progress: Progress) -> None:

@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from bnlab.classifier.file import check_fit, read_classifier
+from bnlab.classifier.file import check_fit, network_of, read_classifier
 from bnlab.config import Recipe, Settings, with_changes
 from bnlab.errors import UsageError, printable
 from bnlab.nets import build
 from bnlab.nets.catalogue import SHAPE, has_row
 from bnlab.nets.freeze import Frozen, freeze
-from bnlab.nets.initialise import check_unnormalised
+from bnlab.nets.initialise import check_unnormalised, units_of
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.tables import Auxiliary
 from bnlab.progress import Progress
 
 TRUNK_RATE = 0.1  # of fine-tuning, unless set: the trunk knows something already, and the last layer nothing
 _HEAD = ("fc.weight", "fc.bias")
-_YOURS_TO_CHANGE = ("norm", "norm_momentum")  # layers of other kinds may take the same weights
 
 
 def new_network(recipe: Recipe, *, classes: int) -> tuple[TableNetwork, Frozen]:
@@ -44,13 +44,34 @@ def check_network(recipe: Recipe) -> None:
         what = f"freeze {recipe.freeze}" if recipe.freeze != "none" else "freeze_bn"
         raise UsageError(f"{what} would freeze random weights", "give --init FILE, the classifier to start from")
     with torch.device("meta"):
-        network, _ = new_network(recipe, classes=2)
+        network, frozen = new_network(recipe, classes=2)
+    if recipe.freeze_bn and not frozen.norms:
+        raise UsageError(f"{network.name} has no normalisation layers to freeze", "leave freeze_bn out")
     if recipe.data_dependent:
         check_unnormalised(network)
 
 
+def without_effect(settings: Settings, network: TableNetwork) -> list[str]:
+    """A sentence for each of the user's own keys that changes nothing of this network's training."""
+    recipe, own = settings.recipe, settings.own
+    sentences = settings.without_effect()
+    if recipe.auxiliary and not network.heads:
+        sentences.append(f"auxiliary has no effect: {recipe.network} has no auxiliary heads")
+    if all(isinstance(unit.bn, nn.Identity) for unit in units_of(network)):
+        sentences += [
+            f"{key} has no effect: {recipe.network} is not normalised"
+            for key in ("norm_eps", "norm_momentum", "conv_bias")
+            if key in own
+        ]
+    if recipe.freeze == "trunk":
+        sentences += [
+            f"{key} has no effect on a trunk that is frozen" for key in ("trunk_rate", "auxiliary") if key in own
+        ]
+    return sentences
+
+
 def adopt(settings: Settings) -> Settings:
-    """Take the network and the colour normalisation from the file in `init`, which its weights expect.
+    """Take the network and the colours from the file in `init`, which its weights expect; its size, unless set.
 
     Raises:
         ClassifierError: the file cannot be read.
@@ -59,20 +80,19 @@ def adopt(settings: Settings) -> Settings:
     recipe = settings.recipe
     if recipe.init is None:
         return settings
+    name = printable(recipe.init)
     _, card = read_classifier(Path(recipe.init))
     adopted: dict[str, Any] = {"network": card.network, "mean": card.view.mean, "std": card.view.std}
-    adopted |= {key: card.arguments[key] for key in SHAPE if key in card.arguments}
-    for key in list(adopted):
-        if key in settings.own and getattr(recipe, key) != adopted[key]:
-            if key in _YOURS_TO_CHANGE:
-                del adopted[key]
-                continue
-            raise UsageError(
-                f"--init {printable(recipe.init)} has the {key} {adopted[key]}, not {getattr(recipe, key)}",
-                f"leave {key} out",
-            )
-    if "trunk_rate" not in settings.origin:
-        adopted["trunk_rate"] = TRUNK_RATE
+    adopted |= {key: value for key, value in network_of(card, name).arguments.items() if key in SHAPE}
+    for key in [key for key in adopted if key in settings.chosen]:
+        own = getattr(recipe, key)
+        if key == "norm_momentum" or (key == "norm" and _same_tensors(own, adopted[key])):
+            del adopted[key]
+        elif own != adopted[key]:
+            raise UsageError(f"--init {name} has the {key} {adopted[key]}, not {own}", f"leave {key} out")
+    view = {"size": card.view.size, "resize": card.view.resize, "crop_fraction": card.view.crop_fraction}
+    unless_set = view | {"trunk_rate": TRUNK_RATE}
+    adopted |= {key: value for key, value in unless_set.items() if key not in settings.origin}
     return with_changes(settings, adopted, "init")
 
 
@@ -83,13 +103,19 @@ def load_into(network: TableNetwork, classes: Sequence[str], init: str, progress
         ClassifierError: a tensor of the file is missing or does not fit.
     """
     tensors, card = read_classifier(Path(init))
+    name = printable(init)
+    check_fit(tensors, network_of(card, name).state_dict(), name, card.network)
     known = sorted(card.classes) == sorted(classes)
     if known:  # the rows of the last layer, in the order of `classes`
         order = torch.tensor([card.classes.index(label) for label in classes])
-        tensors |= {name: tensors[name][order] for name in _HEAD if name in tensors}
+        tensors |= {key: tensors[key][order] for key in _HEAD}
     else:
-        tensors |= {name: network.get_parameter(name).detach() for name in _HEAD}
-    check_fit(tensors, network.inference_state(), printable(init), card.network)
+        tensors |= {key: network.get_parameter(key).detach() for key in _HEAD}
     network.load_state_dict(tensors, strict=False)  # the file has no auxiliary heads
     new = "" if known else f"; the last layer is new, for its classes were {', '.join(map(printable, card.classes))}"
-    progress.note(f"starting from {printable(init)}, with its network, mean and std{new}")
+    progress.note(f"starting from {name}, with its network and what it sees{new}")
+
+
+def _same_tensors(*norms: str | None) -> bool:
+    """Whether layers of these kinds may take each other's weights."""
+    return {str(norm).partition(":")[0] for norm in norms} <= {"batch", "sync", "ghost"}
