@@ -67,8 +67,8 @@ def fit_to_data(network: nn.Module, images: Tensor) -> int:
     arXiv 1511.06422), in one pass: each unit sees what the ones before it now give. A unit that gives zeros alone is
     left as it is. For networks without normalisation: with it, there is nothing to do.
 
-    It scales whole layers and moves no mean: made N(0, 1) channel by channel (Salimans & Kingma 2016), a deep network
-    has gradients that explode (measured: docs/nets.md).
+    It scales whole layers and moves no mean: standardised channel by channel (Salimans & Kingma 2016), a deep network
+    diverged in trials where this one trained.
 
     Args:
         network: without normalisation. Of one in training mode the auxiliary heads are fitted, too.
