@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,26 @@ def test_files_that_are_none(saved: Path, tmp_path: Path) -> None:
     assert "is no whole classifier file" in refusal(tmp_path / "photo")
 
 
+def test_a_file_of_half_precision_is_a_network_of_single(tmp_path: Path) -> None:
+    network = build("mlp", classes=3)
+    save_classifier(tmp_path / "x", network.half(), replace(CARD, network="mlp", arguments=network.arguments))
+    loaded, _ = load_network(tmp_path / "x")
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_terminal_codes_in_a_file_stay_in_it(tmp_path: Path) -> None:
+    network = build("mlp", classes=3)
+    card = replace(CARD, network="mlp", arguments=network.arguments)
+    tensors = network.state_dict() | {"\x1b[31mred": torch.zeros(1)}
+    (tmp_path / "x").write_bytes(safetensors.torch.save(tensors, {"bnlab": cards.to_json(card)}))
+    assert "\\x1b[31mred" in refusal(tmp_path / "x")
+    values = json.loads(cards.to_json(card))
+    values["arguments"]["\x1b[31m"] = [1]
+    (tmp_path / "x").write_bytes(safetensors.torch.save(network.state_dict(), {"bnlab": json.dumps(values)}))
+    assert "\x1b" not in refusal(tmp_path / "x")
+
+
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
     """The first byte of one file in 32: a pickle's is 0x80."""
     network = build("mlp", classes=3)
@@ -77,6 +98,26 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     torch.save({"a": Trap()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "is a pickle" in refusal(tmp_path / "old.pth")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_of_half_precision_is_a_network_of_single(tmp_path: Path) -> None:
+    network = build("mlp", classes=3)
+    save_classifier(tmp_path / "x", network.half(), replace(CARD, network="mlp", arguments=network.arguments))
+    loaded, _ = load_network(tmp_path / "x")
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_terminal_codes_in_a_file_stay_in_it(tmp_path: Path) -> None:
+    network = build("mlp", classes=3)
+    card = replace(CARD, network="mlp", arguments=network.arguments)
+    tensors = network.state_dict() | {"\x1b[31mred": torch.zeros(1)}
+    (tmp_path / "x").write_bytes(safetensors.torch.save(tensors, {"bnlab": cards.to_json(card)}))
+    assert "\\x1b[31mred" in refusal(tmp_path / "x")
+    values = json.loads(cards.to_json(card))
+    values["arguments"]["\x1b[31m"] = [1]
+    (tmp_path / "x").write_bytes(safetensors.torch.save(network.state_dict(), {"bnlab": json.dumps(values)}))
+    assert "\x1b" not in refusal(tmp_path / "x")
 
 
 def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from bnlab.config import Recipe
 from bnlab.errors import UsageError
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.catalogue import CATALOGUE, SHAPE, has_row
+from bnlab.nets.initialise import units_of
 from bnlab.nets.tables import Auxiliary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,6 +50,13 @@ def test_without_bn_the_biases_are_kept(name: str) -> None:
     betas = {key for key in with_bn.state_dict() if key.endswith(".bn.bias")}
     assert len(biases) == len(betas) > 2
     assert not biases & set(with_bn.state_dict())
+
+
+def test_only_what_normalisation_undoes_is_left_out() -> None:
+    """Behind the activation it does not undo a bias before it."""
+    for options, biased in (({}, False), ({"placement": "after"}, True), ({"conv_bias": True}, True)):
+        units = units_of(build("bn_small_inception", classes=2, **options))  # type: ignore[arg-type]
+        assert {unit.layer.bias is not None for unit in units} == {biased}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
