@@ -73,18 +73,6 @@ def test_terminal_codes_in_a_file_stay_in_it(tmp_path: Path) -> None:
     assert "\x1b" not in refusal(tmp_path / "x")
 
 
-def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
-    """The first byte of one file in 32: a pickle's is 0x80."""
-    network = build("mlp", classes=3)
-    for length in range(256):
-        card = replace(CARD, network="mlp", arguments=network.arguments, recipe={"note": "x" * length})
-        save_classifier(tmp_path / "x", network, card)
-        if (tmp_path / "x").read_bytes()[0] == 0x80:
-            assert load_network(tmp_path / "x")[1] == card
-            return
-    pytest.fail("no such header was made")
-
-
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -98,26 +86,6 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     torch.save({"a": Trap()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "is a pickle" in refusal(tmp_path / "old.pth")
     assert not (tmp_path / "sprung").exists()
-
-
-def test_a_file_of_half_precision_is_a_network_of_single(tmp_path: Path) -> None:
-    network = build("mlp", classes=3)
-    save_classifier(tmp_path / "x", network.half(), replace(CARD, network="mlp", arguments=network.arguments))
-    loaded, _ = load_network(tmp_path / "x")
-    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
-    assert all(p.requires_grad for p in loaded.parameters())
-
-
-def test_terminal_codes_in_a_file_stay_in_it(tmp_path: Path) -> None:
-    network = build("mlp", classes=3)
-    card = replace(CARD, network="mlp", arguments=network.arguments)
-    tensors = network.state_dict() | {"\x1b[31mred": torch.zeros(1)}
-    (tmp_path / "x").write_bytes(safetensors.torch.save(tensors, {"bnlab": cards.to_json(card)}))
-    assert "\\x1b[31mred" in refusal(tmp_path / "x")
-    values = json.loads(cards.to_json(card))
-    values["arguments"]["\x1b[31m"] = [1]
-    (tmp_path / "x").write_bytes(safetensors.torch.save(network.state_dict(), {"bnlab": json.dumps(values)}))
-    assert "\x1b" not in refusal(tmp_path / "x")
 
 
 def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path: Path) -> None:
