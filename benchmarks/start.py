@@ -6,8 +6,9 @@
 
 `initialisation` trains the small Inception on scikit-learn's digits; about 12 minutes for 3 seeds on two cores.
 `scratch` trains GoogLeNet on a folder of photos for 2 epochs at 96 px. `tuning` trains on the first half of its classes
-and goes on from there with the others; and again on half the photos, and on with the other half. Every seed is another split and other weights. What is
-printed is the accuracy of the last epoch on val, which nothing was chosen by; a diverged training counts as guessing.
+and goes on from there with the others; and again on half the photos, and on with the other half. Every seed is another
+split and other weights. What is printed is the accuracy of the last epoch on val, which nothing was chosen by; a
+diverged training counts as guessing.
 """
 
 import statistics
