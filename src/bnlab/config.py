@@ -44,7 +44,7 @@ class Recipe(BaseModel):
     """keep the biases that normalisation makes redundant"""
     width: Positive = 1.0
     """how many times as wide each layer is as in the table"""
-    stem: Literal["separable", "small"] | None = None
+    stem: str | None = None
     """other first layers: separable (as the paper's) or small (for photos of 32 to 64 px); none: the table's own"""
     local_response: bool = False
     """GoogLeNet's local response normalisation, in the stem"""

@@ -148,7 +148,7 @@ def test_from_python() -> None:
         ),
         (
             ("bn_inception", "--set", "stem=big"),
-            "stem cannot be 'big' (in the options): input should be 'separable' or 'small'",
+            "bn_inception has no stem 'big' beside its table's own: there are separable, small",
         ),
         (("bn_inception", "--set", "norm=gost:8"), "no norm is called 'gost:8': did you mean 'ghost'?"),
         (("bn_inception", "--set", "width=99"), "width 99.0 cannot be: it is a factor, above 0 and up to 16"),

@@ -70,6 +70,18 @@ Row = Conv | MaxPool | LocalResponse | Inception | Auxiliary | Pixels | Dense
 Table = tuple[Row, ...]
 
 
+# What GoogLeNet and BN-Inception begin with.
+_STEM: Table = (
+    Conv("conv1", 64, 7, stride=2),  # 64 x 112 x 112
+    MaxPool("pool1"),  # 64 x 56 x 56
+    LocalResponse("lrn1"),
+    Conv("conv2", 64, 1),  # 64 x 56 x 56
+    Conv("conv3", 192, 3),  # 192 x 56 x 56
+    LocalResponse("lrn2"),
+    MaxPool("pool2"),  # 192 x 28 x 28
+)
+
+
 def googlenet(kernels: tuple[int, ...] = (3, 3), last_pool: int = 3) -> Table:
     """Szegedy et al. 2015 (arXiv 1409.4842), Table 1, with `kernels` in the place of its 5 x 5 convolutions."""
 
@@ -77,13 +89,7 @@ def googlenet(kernels: tuple[int, ...] = (3, 3), last_pool: int = 3) -> Table:
         return Inception(name, one, reduce3, three, reduce5, five, pool, kernels=kernels)
 
     return (
-        Conv("conv1", 64, 7, stride=2),  # 64 x 112 x 112
-        MaxPool("pool1"),  # 64 x 56 x 56
-        LocalResponse("lrn1"),
-        Conv("conv2", 64, 1),  # 64 x 56 x 56
-        Conv("conv3", 192, 3),  # 192 x 56 x 56
-        LocalResponse("lrn2"),
-        MaxPool("pool2"),  # 192 x 28 x 28
+        *_STEM,
         block("inception3a", 64, 96, 128, 16, 32, 32),  # 256 x 28 x 28
         block("inception3b", 128, 128, 192, 32, 96, 64),  # 480 x 28 x 28
         MaxPool("pool3"),  # 480 x 14 x 14
@@ -106,13 +112,7 @@ def inception(projection: int) -> Table:
     The figure contradicts itself there: it prints 128, and an output of 576 channels, which takes 96.
     """
     return (
-        Conv("conv1", 64, 7, stride=2),  # 64 x 112 x 112
-        MaxPool("pool1"),  # 64 x 56 x 56
-        LocalResponse("lrn1"),
-        Conv("conv2", 64, 1),  # 64 x 56 x 56
-        Conv("conv3", 192, 3),  # 192 x 56 x 56
-        LocalResponse("lrn2"),
-        MaxPool("pool2"),  # 192 x 28 x 28
+        *_STEM,
         Inception("inception3a", 64, 64, 64, 64, 96, 32, "avg"),  # 256 x 28 x 28
         Inception("inception3b", 64, 64, 96, 64, 96, 64, "avg"),  # 320 x 28 x 28
         Inception("inception3c", 0, 128, 160, 64, 96, 0, "max", stride=2),  # 576 x 14 x 14
