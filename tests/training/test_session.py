@@ -275,8 +275,8 @@ def test_options_without_effect_say_so(data: Path) -> None:
     trained_on(data, progress=progress, epochs=1, val=0.5, auxiliary=True, step_every=3)
     assert progress.warnings == [
         "step_every has no effect: it is for schedule step",
-        "val has no effect: these photos have a val side of their own",
         "auxiliary has no effect: bn_small_inception has no auxiliary heads",
+        "val has no effect: these photos have a val side of their own",
     ]
 
 
