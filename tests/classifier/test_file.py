@@ -6,10 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 from tests.classifier.test_card import CARD
+from torch import nn
 
 from bnlab.classifier import card as cards
 from bnlab.classifier.file import load_network, read_classifier, save_classifier
-from bnlab.errors import ClassifierError
+from bnlab.errors import ClassifierError, UsageError
 from bnlab.nets import build
 
 
@@ -51,6 +52,16 @@ def test_files_that_are_none(saved: Path, tmp_path: Path) -> None:
         assert refusal(tmp_path / "cut").startswith(f"{tmp_path / 'cut'} is no whole classifier file (")
     (tmp_path / "photo").write_bytes(b"\xff\xd8\xff\xe0" * 100)
     assert "is no whole classifier file" in refusal(tmp_path / "photo")
+
+
+def test_a_normalisation_that_no_card_can_name(tmp_path: Path) -> None:
+    network = build("mlp", classes=3, norm=nn.LayerNorm)
+    with pytest.raises(UsageError) as error:
+        save_classifier(tmp_path / "x", network, CARD)
+    assert str(error.value) == (
+        "a network with a normalisation of your own has no classifier file: keep its state_dict"
+    )
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_file_of_half_precision_is_a_network_of_single(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from torch import nn
 from bnlab.config import Recipe
 from bnlab.errors import UsageError
 from bnlab.nets import NETWORKS, build
+from bnlab.nets.blocks import units_of
 from bnlab.nets.catalogue import CATALOGUE, SHAPE, has_row
-from bnlab.nets.initialise import units_of
 from bnlab.nets.tables import Auxiliary
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bnlab.errors import UsageError
 from bnlab.nets import build, fit_to_data
-from bnlab.nets.initialise import units_of
+from bnlab.nets.blocks import units_of
 
 
 def spread(layer: Any) -> float:

@@ -5,8 +5,7 @@ from torch import nn
 from bnlab import norm
 from bnlab.errors import UsageError
 from bnlab.nets import build
-from bnlab.nets.blocks import Unit
-from bnlab.nets.initialise import units_of
+from bnlab.nets.blocks import Unit, units_of
 from bnlab.nets.options import ACTIVATIONS, choose_norm
 
 

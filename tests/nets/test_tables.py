@@ -7,9 +7,9 @@ from bnlab.nets import build, catalogue, tables
 TABLES = [(n, v) for n, network in catalogue.CATALOGUE.items() for v in network.variants]
 
 
-def outputs(name: str, variant: str, size: int) -> dict[str, tuple[int, ...]]:
+def outputs(name: str, variant: str, size: int, stem: str | None = None) -> dict[str, tuple[int, ...]]:
     """C x H x W of every row of the table."""
-    network = build(name, classes=2, variant=variant, norm="none").eval()
+    network = build(name, classes=2, variant=variant, stem=stem, norm="none").eval()
     seen: dict[str, tuple[int, ...]] = {}
 
     def note(row: str, output: torch.Tensor) -> None:
@@ -68,9 +68,8 @@ def test_a_small_stem_sees_four_times_as_much() -> None:
     assert small[0] == tables.Conv("conv1", 64, 3)
     assert [row.name for row in plain if row not in small] == ["conv1", "pool1"]
     assert [row.name for row in small if row not in plain] == ["conv1"]
-    network = build("bn_inception", classes=2, stem="small", width=0.25).eval()
-    maps = network.inception5b(network.get_submodule("conv1")(torch.zeros(1, 3, 32, 32))[:, :1].expand(1, 256, -1, -1))
-    assert maps.shape[2:] == (32, 32)
+    for stem, side in ((None, 1), ("small", 4)):
+        assert outputs("inception", "literal", 32, stem)["inception5b"] == (1024, side, side)
 
 
 def test_width_multiplies_every_layer_and_nothing_vanishes() -> None:

@@ -75,3 +75,11 @@ def test_refusals() -> None:
         "at 0 (GhostBatchNorm1d): use a larger ghost_size"
     )
     assert "ghost_size=1" in repr(network)
+
+
+def test_the_gradient_has_the_memory_format_of_the_batch() -> None:
+    """A layer's backward that goes back to channels first makes the convolution before it copy."""
+    x = batch(6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    layer = GhostBatchNorm2d(x.shape[1], ghost_size=4).to(x.dtype)
+    (gradient,) = torch.autograd.grad(layer(x).sin().sum(), x)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)

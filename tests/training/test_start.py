@@ -14,8 +14,11 @@ from bnlab.classifier.file import load_network, read_classifier
 from bnlab.config import Recipe, load_settings
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.files import read_csv
-from bnlab.nets.initialise import units_of
+from bnlab.nets.blocks import units_of
+from bnlab.nets.freeze import Frozen
+from bnlab.nets.network import TableNetwork
 from bnlab.progress import Silent
+from bnlab.training import start
 from bnlab.training.session import TrainingResult
 from bnlab.training.start import adopt, check_network, new_network, without_effect
 
@@ -239,8 +242,19 @@ def test_refusals(data: Path, options: dict[str, Any], message: str) -> None:
     assert not (data.parent / "runs").exists()
 
 
-def test_checking_allocates_nothing() -> None:
+def test_checking_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[TableNetwork] = []
+    real = start.new_network
+
+    def noting(recipe: Recipe, *, classes: int) -> tuple[TableNetwork, Frozen]:
+        network, frozen = real(recipe, classes=classes)
+        built.append(network)
+        return network, frozen
+
+    monkeypatch.setattr(start, "new_network", noting)
     check_network(Recipe(network="bn_googlenet", width=16))
+    assert built
+    assert all(tensor.is_meta for tensor in built[0].state_dict().values())
 
 
 @pytest.mark.parametrize(

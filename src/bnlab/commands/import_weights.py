@@ -22,7 +22,6 @@ from bnlab.nets.foreign import Conversion, convert
 from bnlab.nets.tables import LocalResponse
 from bnlab.progress import Progress
 
-NETWORK_KEYS = SHAPE
 VIEW_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
 _UNSEEN = ("activation", "placement", "norm_eps", "local_response")  # they change outputs, and no tensor shows them
 _MOST_NAMED = 20  # tensors that do not match
@@ -83,7 +82,7 @@ def run(settings: ImportSettings, progress: Progress) -> ImportResult:
         file=name,
         format=settings.format,
         network=told.recipe.network if "network" in told.own else None,
-        options={key: getattr(told.recipe, key) for key in NETWORK_KEYS if key in told.own},
+        options={key: getattr(told.recipe, key) for key in SHAPE if key in told.own},
     )
     _check_fit(conversion, name, progress)
     labels = _check_classes(settings, labels, conversion, progress)
@@ -110,7 +109,7 @@ def _check_output(path: Path) -> None:
 
 def _told(options: Mapping[str, Any]) -> Settings:
     """The options, checked as a recipe's keys."""
-    known = ["network", *NETWORK_KEYS, *VIEW_KEYS]
+    known = ["network", *SHAPE, *VIEW_KEYS]
     for key in options:
         if key not in known:
             raise UsageError(f"import has no use for the key '{printable(key)}'", did_you_mean(key, known))

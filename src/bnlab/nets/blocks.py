@@ -97,6 +97,16 @@ def _normalisation(norm: MakeNorm | None, channels: int) -> nn.Module:
     return layer
 
 
+def units_of(network: nn.Module) -> list[Unit]:
+    """Every unit of a network."""
+    return [module for module in network.modules() if isinstance(module, Unit)]
+
+
+def is_normalised(network: nn.Module) -> bool:
+    """Whether any of its units is."""
+    return any(not isinstance(unit.bn, nn.Identity) for unit in units_of(network))
+
+
 class Inception(nn.Module):
     """The branches of one row of a table. N x C x H x W in, N x `channels` x H' x W' out."""
 

@@ -46,7 +46,9 @@ def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
     Raises:
         UsageError: the network has no stem.
     """
-    layers = {"none": [], "stem": _stem(network) if part == "stem" else [], "trunk": network.order}[part]
+    layers: list[str] = []
+    if part != "none":
+        layers = _stem(network) if part == "stem" else network.order
     for name in network.order:
         layer = network.get_submodule(name)
         if name in layers:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError, printable
-from bnlab.nets.blocks import Unit
+from bnlab.nets.blocks import Unit, is_normalised, units_of
 from bnlab.nets.options import split_number
 
 Fill = Callable[[Tensor], object]
@@ -105,16 +105,11 @@ def check_unnormalised(network: nn.Module) -> None:
     Raises:
         UsageError: it has such layers.
     """
-    if any(not isinstance(unit.bn, nn.Identity) for unit in units_of(network)):
+    if is_normalised(network):
         raise UsageError(
             "normalisation would undo weights that are fitted to data (data_dependent)",
             "leave it out, or take a network without, such as googlenet",
         )
-
-
-def units_of(network: nn.Module) -> list[Unit]:
-    """Every unit of a network."""
-    return [module for module in network.modules() if isinstance(module, Unit)]
 
 
 def _last(unit: Unit) -> nn.Conv2d | nn.Linear:

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bnlab.classifier.file import check_fit, network_of, read_classifier
 from bnlab.config import Recipe, Settings, with_changes
 from bnlab.errors import UsageError, printable
 from bnlab.nets import build
+from bnlab.nets.blocks import is_normalised
 from bnlab.nets.catalogue import SHAPE, has_row
 from bnlab.nets.freeze import Frozen, freeze
-from bnlab.nets.initialise import check_unnormalised, units_of
+from bnlab.nets.initialise import check_unnormalised
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.tables import Auxiliary
 from bnlab.progress import Progress
@@ -57,7 +57,7 @@ def without_effect(settings: Settings, network: TableNetwork) -> list[str]:
     sentences = settings.without_effect()
     if recipe.auxiliary and not network.heads:
         sentences.append(f"auxiliary has no effect: {recipe.network} has no auxiliary heads")
-    if all(isinstance(unit.bn, nn.Identity) for unit in units_of(network)):
+    if not is_normalised(network):
         sentences += [
             f"{key} has no effect: {recipe.network} is not normalised"
             for key in ("norm_eps", "norm_momentum", "conv_bias")
