@@ -1,10 +1,10 @@
 """Two processes against one that has the batches of both; gloo, on the CPU."""
 
-from collections.abc import os
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import Callable
 import pytest
 import torch
 import torch.distributed as dist
