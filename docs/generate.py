@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bnlab.config import Recipe, load_settings
+from bnlab.config import load_settings
+from bnlab.recipe import Recipe
 
 HERE = Path(__file__).parent
 VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")
@@ -42,7 +43,7 @@ def _recipes() -> str:
             _shown(getattr(recipes[name].recipe, key)) if key in recipes[name].origin else "–"
             for name in ("classic", "digits")
         ]
-        lines.append(f"| `{key}` | {' | '.join(values)} | {field.description} |")
+        lines.append(f"| `{key}` | {' | '.join(values)} | {" ".join(str(field.description).split())} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,9 +4,7 @@ import pytest
 import yaml
 
 from bnlab.config import (
-    MACHINE_KEYS,
     YOURS,
-    Recipe,
     load_settings,
     parse_assignments,
     read_recipe_file,
@@ -15,6 +13,7 @@ from bnlab.config import (
     with_changes,
 )
 from bnlab.errors import RecipeError
+from bnlab.recipe import MACHINE_KEYS, Recipe
 
 RECIPES = Path(__file__).parents[1] / "src" / "bnlab" / "recipes"
 

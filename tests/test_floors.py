@@ -9,7 +9,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "bnlab"
 FLOORS = (
-    {"ground": ("errors", "progress", "files", "config", "runs", "machine", "recipes"), "norm": ("norm",)},
+    {"ground": ("errors", "progress", "files", "recipe", "config", "runs", "machine", "recipes"), "norm": ("norm",)},
     {"nets": ("nets",), "data": ("data",)},
     {"classifier": ("classifier",), "health": ("health",)},
     {"training": ("training",), "report": ("report",)},
@@ -73,7 +73,7 @@ def test_norm_is_of_use_without_the_rest() -> None:
 
 
 def test_light_rooms_import_no_torch() -> None:
-    modules = "errors files config runs machine progress data.pixels data.scan data.duplicates data.split data.source"
+    modules = "errors files recipe config runs machine progress data.pixels data.scan data.duplicates data.split data.source"
     names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.cli", "bnlab.commands.split"]
     script = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

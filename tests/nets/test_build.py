@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.config import Recipe
+from bnlab.recipe import Recipe
 from bnlab.errors import UsageError
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.blocks import units_of

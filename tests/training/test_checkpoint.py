@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnlab.config import Recipe
+from bnlab.recipe import Recipe
 from bnlab.errors import RunError
 from bnlab.nets import build
 from bnlab.runs import Run

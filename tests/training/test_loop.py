@@ -5,7 +5,7 @@ import torch
 from tests.classifier.test_evaluate import KNOWN, answers
 from torch.nn import functional as F
 
-from bnlab.config import Recipe
+from bnlab.recipe import Recipe
 from bnlab.nets import build
 from bnlab.nets.freeze import freeze
 from bnlab.training.checkpoint import Position

@@ -1,6 +1,6 @@
 import pytest
 
-from bnlab.config import Recipe
+from bnlab.recipe import Recipe
 from bnlab.training.schedule import learning_rate
 
 

@@ -11,7 +11,8 @@ from tests.conftest import write_photos
 from bnlab import resume, train
 from bnlab.classifier.card import to_json
 from bnlab.classifier.file import load_network, read_classifier
-from bnlab.config import Recipe, load_settings
+from bnlab.config import load_settings
+from bnlab.recipe import Recipe
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.files import read_csv
 from bnlab.nets.blocks import units_of

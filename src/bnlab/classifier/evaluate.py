@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.classifier.predict import Classifier, Probabilities
+from bnlab.data.cache import Cache
 from bnlab.data.listing import Photo
 from bnlab.data.scan import Refusal
 from bnlab.errors import ClassifierError, DataError, DivergedError, printable
@@ -159,8 +160,9 @@ def evaluate(
     batch_size: int = 32,
     workers: int = -1,
     progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Evaluation:
-    """Classify photos and compare with their labels, matched by name.
+    """Classify photos and compare with their labels, matched by name. `cache` is of these photos and this view alone.
 
     Raises:
         ClassifierError: a photo's class is none of the classifier's.
@@ -176,7 +178,9 @@ def evaluate(
                 f"it knows {known}; rename or remove that folder",
             )
     paths = [photo.path for photo in photos]
-    probabilities, errors = classifier.classify(paths, batch_size=batch_size, workers=workers, progress=progress)
+    probabilities, errors = classifier.classify(
+        paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache
+    )
     usable = np.array([error is None for error in errors], dtype=bool)
     refused = tuple(Refusal(error.path, error.reason) for error in errors if error)
     if not usable.any():

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from bnlab.classifier.card import Card
 from bnlab.classifier.file import load_network
+from bnlab.data.cache import Cache
 from bnlab.data.loader import prepared_batches
 from bnlab.data.pixels import Pixels, normalise
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
 from bnlab.machine import choose_device, memory_errors
 from bnlab.nets.build import to_device
 from bnlab.nets.network import TableNetwork
+from bnlab.norm import fold
 from bnlab.progress import Progress, Silent
 
 Probabilities = NDArray[np.float32]
@@ -58,6 +61,7 @@ class Classifier:
         self.network = network
         self.card = card
         self.device = device
+        self._folded: nn.Module | None = None
 
     @classmethod
     def load(cls, path: str | PathLike[str], device: str = "auto") -> "Classifier":
@@ -76,33 +80,45 @@ class Classifier:
         """Class names, in the order of the probabilities' columns."""
         return self.card.classes
 
+    def refresh(self) -> None:
+        """Take in that the network's weights or statistics were changed."""
+        self._folded = None
+
     @torch.inference_mode()
     def probabilities(self, pixels: Pixels) -> Probabilities:
-        """Softmax of the logits: uint8 N x size x size x 3 (from `prepare`) to float32 N x classes."""
-        training = self.network.training
-        self.network.eval()
-        try:
-            images = torch.from_numpy(pixels).to(self.device)  # N x H x W x 3
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-                logits = self.network(normalise(images, self.card.view))  # N x classes
-            probabilities: Probabilities = logits.float().softmax(1).cpu().numpy()
-            return probabilities
-        finally:
-            self.network.train(training)
+        """Softmax of the logits: uint8 N x size x size x 3 (from `prepare`) to float32 N x classes.
+
+        Where the card says `mirror`, the mean of that for the photos and that for their mirror images.
+        """
+        if self._folded is None:
+            self._folded = fold(self.network).model
+        images = normalise(torch.from_numpy(pixels).to(self.device), self.card.view)  # N x 3 x H x W
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            answers = self._folded(images).float().softmax(1)  # N x classes
+            if self.card.view.mirror:
+                answers = (answers + self._folded(images.flip(3)).float().softmax(1)) / 2
+        probabilities: Probabilities = answers.cpu().numpy()
+        return probabilities
 
     def classify(
-        self, paths: Sequence[str], *, batch_size: int = 32, workers: int = -1, progress: Progress | None = None
+        self,
+        paths: Sequence[str],
+        *,
+        batch_size: int = 32,
+        workers: int = -1,
+        progress: Progress | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Probabilities, list[PhotoError | None]]:
         """Probabilities of photos by path, len(paths) x classes, and each photo's error or None.
 
-        The row of a photo with an error is NaN.
+        The row of a photo with an error is NaN. `cache` is of these paths and this view alone.
         """
         rows: list[Probabilities] = []
         errors: list[PhotoError | None] = []
         task_of_all = (progress or Silent()).task("classifying", len(paths), "photos")
         with memory_errors(batch_size, self.card.view.size), task_of_all as task:
             for pixels, errors_of_batch in prepared_batches(
-                paths, self.card.view, batch_size=batch_size, workers=workers
+                paths, self.card.view, batch_size=batch_size, workers=workers, cache=cache
             ):
                 found = iter(self.probabilities(pixels)) if len(pixels) else iter(())
                 unknown = np.full(len(self.classes), np.nan, dtype=np.float32)

@@ -64,6 +64,9 @@ def train_verb(
         str | None, typer.Option(help="bn_googlenet, googlenet (the same without BN), ...: bnlab net.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How often to go through all photos.")] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="SPAN", help="In place of epochs: as many as fit into 20m, 1h30m, 90s ...")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photos to a step.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the picture the network sees, in pixels.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest of the schedule.")] = None,
@@ -99,11 +102,13 @@ def train_verb(
     Ctrl-C saves; --resume goes on, after a kill too, and ends in the same weights, bit for bit.
     """
     from bnlab.commands import train
-    from bnlab.config import MACHINE_KEYS, load_settings, parse_assignments
+    from bnlab.config import load_settings, parse_assignments
+    from bnlab.recipe import MACHINE_KEYS
 
     given: dict[str, Any] = {
         "network": network,
         "epochs": epochs,
+        "time": time,
         "batch_size": batch_size,
         "size": size,
         "learning_rate": learning_rate,

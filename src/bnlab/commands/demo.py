@@ -37,7 +37,7 @@ class Twin:
     """How one of the two trainings came out."""
 
     run: Run
-    rows: list[dict[str, float]]
+    rows: list[dict[str, float | None]]
     """metrics, one row an epoch"""
     test: Evaluation | None
     """on the held-out digits; None where it diverged before its first epoch ended"""
@@ -49,7 +49,7 @@ class Twin:
         reached = "no epoch finished"
         if self.test:
             low, high = self.test.top1_interval
-            best = max(row["val_top1"] for row in self.rows)
+            best = max(row["val_top1"] or 0.0 for row in self.rows)
             reached = (
                 f"{self.test.top1:.1%} of {self.test.n} held-out digits right (95% interval {low:.1%} to {high:.1%}), "
                 f"best val accuracy {best:.1%} in {len(self.rows)} epochs"
@@ -126,7 +126,11 @@ def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> T
     except DivergedError as error:
         diverged = error.problem
         progress.warn(diverged)
-    rows = [{k: float(v) for k, v in row.items()} for row in read_csv(run.metrics)] if run.metrics.exists() else []
+    rows = (
+        [{k: float(v) if v else None for k, v in row.items()} for row in read_csv(run.metrics)]
+        if run.metrics.exists()
+        else []
+    )
     test = None
     if run.best.exists():
         classifier = Classifier.load(run.best)

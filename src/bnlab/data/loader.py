@@ -6,18 +6,20 @@ Threads, not processes: decoding and resizing release Python's lock, and there i
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bnlab.data.augment import augment
+from bnlab.data.cache import Cache
 from bnlab.data.listing import Photo
-from bnlab.data.pixels import Pixels, View, augment, open_photo, prepare
+from bnlab.data.pixels import Pixels, View, open_photo, prepare, shrunk
 from bnlab.errors import PhotoError
 from bnlab.machine import usable_cores
 
 # What a number drawn from the seed is for; each use has a stream of its own.
-_ORDER, _AUGMENTATION = 0, 1
+_ORDER, _AUGMENTATION, _SAMPLE = 0, 1, 2
 _AHEAD = 4  # batches made in advance
 
 T = TypeVar("T")
@@ -27,8 +29,8 @@ R = TypeVar("R")
 class TrainingLoader:
     """Augmented batches of train.
 
-    Photo `i` in epoch `e` looks the same whatever the batch, the order or the number of workers, for its crop and flip
-    are drawn from (seed, e, i).
+    Photo `i` in epoch `e` looks the same whatever the batch, the order, the cache or the number of workers, for its
+    crop and flip are drawn from (seed, e, i).
     """
 
     def __init__(
@@ -36,45 +38,69 @@ class TrainingLoader:
         photos: Sequence[Photo],
         classes: Sequence[str],
         *,
-        size: int,
+        side: int,
         area: tuple[float, float],
         aspect: tuple[float, float],
         flip: float,
+        photometric: float = 0.0,
+        shuffle: Literal["photos", "batches"] = "photos",
         batch_size: int,
         seed: int,
         workers: int,
+        cache: Cache | None = None,
     ) -> None:
+        """Crops are from photos shrunk to a short side of `side`, or, where it is 0, as they are."""
         index = {label: i for i, label in enumerate(classes)}
         self.paths = [photo.path for photo in photos]
         self.labels = np.array([index[photo.label] for photo in photos], dtype=np.int64)
-        self.size, self.area, self.aspect, self.flip = size, area, aspect, flip
-        self.seed = seed
-        self.workers = workers
+        self.side, self.area, self.aspect, self.flip, self.photometric = side, area, aspect, flip, photometric
+        self.shuffle, self.seed, self.workers = shuffle, seed, workers
         self.batches = number_of_batches(len(photos), batch_size)
+        self.cache = cache or Cache(len(photos), 0)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
-        """The batches of an epoch from the one numbered `start`: uint8 pixels N x H x W x 3 and class indices N.
+    def epoch(self, epoch: int, size: int, start: int = 0) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
+        """The batches of an epoch from the one numbered `start`: uint8 pixels N x size x size x 3, class indices N.
 
         Raises:
             PhotoError: a photo can no longer be read.
         """
-        order = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self.paths))
-        batches = np.array_split(order, self.batches)[start:]
 
         def make(batch: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
-            return np.stack([self._augmented(epoch, int(i)) for i in batch]), self.labels[batch]
+            return np.stack([self._augmented(epoch, size, int(i)) for i in batch]), self.labels[batch]
 
-        return in_order(make, batches, self.workers)
+        return in_order(make, self._order(epoch)[start:], self.workers)
 
-    def _augmented(self, epoch: int, i: int) -> Pixels:
+    def sample(self, photos: int) -> NDArray[np.int64]:
+        """So many photos' numbers, or all there are, the same ones each time, in random order."""
+        return np.random.default_rng((self.seed, _SAMPLE)).permutation(len(self.paths))[:photos]
+
+    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
+        random = np.random.default_rng((self.seed, _ORDER, epoch))
+        if self.shuffle == "photos":
+            return np.array_split(random.permutation(len(self.paths)), self.batches)
+        always = np.random.default_rng((self.seed, _ORDER)).permutation(len(self.paths))
+        batches = np.array_split(always, self.batches)
+        return [batches[i] for i in random.permutation(self.batches)]
+
+    def _augmented(self, epoch: int, size: int, i: int) -> Pixels:
         return augment(
-            open_photo(self.paths[i]),
-            self.size,
+            self._photo(i),
+            size,
             area=self.area,
             aspect=self.aspect,
             flip=self.flip,
+            photometric=self.photometric,
             random=np.random.default_rng((self.seed, _AUGMENTATION, epoch, i)),
         )
+
+    def _photo(self, i: int) -> Pixels:
+        kept = self.cache.get(i)
+        if kept is not None:
+            return kept
+        image = open_photo(self.paths[i], at_least=self.side)
+        photo = shrunk(image, self.side) if self.side else np.asarray(image)
+        self.cache.put(i, photo)
+        return photo
 
 
 def number_of_batches(photos: int, batch_size: int) -> int:
@@ -87,24 +113,30 @@ def number_of_batches(photos: int, batch_size: int) -> int:
 
 
 def prepared_batches(
-    paths: Sequence[str], view: View, *, batch_size: int, workers: int
+    paths: Sequence[str], view: View, *, batch_size: int, workers: int, cache: Cache | None = None
 ) -> Iterator[tuple[Pixels, list[PhotoError | None]]]:
     """Photos as evaluation sees them, in the order given: pixels of those that can be used, M x H x W x 3, and for each
-    photo of the batch its error or None."""
+    photo of the batch its error or None. `cache` is of these paths and this view alone."""
+    kept = cache or Cache(len(paths), 0)
 
-    def look(path: str) -> Pixels | PhotoError:
+    def look(i: int) -> Pixels | PhotoError:
         try:
-            return prepare(open_photo(path), view)
+            pixels = kept.get(i)
+            if pixels is None:
+                pixels = prepare(open_photo(paths[i]), view)
+                kept.put(i, pixels)
+            return pixels
         except PhotoError as error:
             return error
 
-    def make(batch: Sequence[str]) -> tuple[Pixels, list[PhotoError | None]]:
-        looks = [look(path) for path in batch]
+    def make(batch: range) -> tuple[Pixels, list[PhotoError | None]]:
+        looks = [look(i) for i in batch]
         good = [one for one in looks if not isinstance(one, PhotoError)]
         pixels = np.stack(good) if good else np.empty((0, view.size, view.size, 3), dtype=np.uint8)
         return pixels, [one if isinstance(one, PhotoError) else None for one in looks]
 
-    batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    everything = range(len(paths))
+    batches = [everything[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     return in_order(make, batches, workers)
 
 

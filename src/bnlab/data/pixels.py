@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
-from bnlab.config import Positive
 from bnlab.errors import PhotoError
+from bnlab.recipe import Positive
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +38,15 @@ class View:
     """of each channel, divided by"""
     interpolation: Literal["bilinear"] = "bilinear"
     """Pillow's filter, which averages over all it shrinks"""
+    mirror: bool = False
+    """whether the answers for the photo and its mirror image are averaged"""
 
 
-def open_photo(path: str | Path) -> Image.Image:
+def open_photo(path: str | Path, at_least: int = 0) -> Image.Image:
     """The photo as upright 8-bit RGB.
+
+    A JPEG may be decoded at a half, a quarter or an eighth of its size, which is quick, where `at_least` says that no
+    side needs more pixels than that.
 
     EXIF orientation is honoured; 16-bit pixels are scaled to 8 bits; palette, grey and CMYK are converted; what is
     transparent becomes white; of an animation the first frame counts.
@@ -59,6 +64,8 @@ def open_photo(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(name, f"{image.width} x {image.height} pixels")
+            if at_least:
+                image.draft(None, (at_least, at_least))
             image.load()
             return _to_rgb(name, _upright(image))
     except PhotoError:
@@ -82,6 +89,14 @@ def open_photo(path: str | Path) -> Image.Image:
         raise PhotoError(name, f"the picture is broken ({reason})") from None
 
 
+def shrunk(image: Image.Image, side: int) -> Pixels:
+    """The photo with a short side of at most `side`, H x W x 3; one that is smaller stays as it is."""
+    scale = side / min(image.width, image.height)
+    if scale < 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
 def prepare(image: Image.Image, view: View) -> Pixels:
     """The square a network sees in evaluation: `view.size` x `view.size` x 3."""
     if view.resize == "squash":
@@ -91,24 +106,6 @@ def prepare(image: Image.Image, view: View) -> Pixels:
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
     return _resized(image, view.size, box)
-
-
-def augment(
-    image: Image.Image,
-    size: int,
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    flip: float,
-    random: np.random.Generator,
-) -> Pixels:
-    """A random part of the photo as a square of `size` x `size` x 3 pixels, mirrored with chance `flip`.
-
-    The part has a share of the photo's area uniform in `area`, and an aspect (width to height) log-uniform in `aspect`.
-    When ten tries do not fit in the photo, the largest centred part of a permitted aspect is taken, as in torchvision.
-    """
-    pixels = _resized(image, size, _random_box(image.width, image.height, area, aspect, random))
-    return np.ascontiguousarray(pixels[:, ::-1]) if random.random() < flip else pixels
 
 
 def normalise(images: "torch.Tensor", view: View) -> "torch.Tensor":
@@ -122,21 +119,6 @@ def normalise(images: "torch.Tensor", view: View) -> "torch.Tensor":
 
 def _resized(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Pixels:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-
-
-def _random_box(
-    width: int, height: int, area: tuple[float, float], aspect: tuple[float, float], random: np.random.Generator
-) -> tuple[float, float, float, float]:
-    for _ in range(10):
-        target = width * height * random.uniform(*area)
-        ratio = np.exp(random.uniform(np.log(aspect[0]), np.log(aspect[1])))
-        w, h = round(np.sqrt(target * ratio)), round(np.sqrt(target / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = random.integers(0, width - w + 1), random.integers(0, height - h + 1)
-            return (float(left), float(top), float(left + w), float(top + h))
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    w, h = min(float(width), height * ratio), min(float(height), width / ratio)
-    return ((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2)
 
 
 def _too_large(name: str, what: str) -> PhotoError:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Rows = Sequence[Mapping[str, float]]
+Rows = Sequence[Mapping[str, float | None]]
+"""metrics by epoch; what was not measured is None"""
 
 # Okabe and Ito's colours: told apart by everyone, and readable on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -36,11 +37,11 @@ def curves(runs: Mapping[str, Rows]) -> str:
         axes = figure.subplots(1, 2)
         for colour, (name, rows) in zip(COLOURS, runs.items(), strict=False):
             prefix = f"{name}, " if len(runs) > 1 else ""
-            epochs = [row["epoch"] for row in rows]
-            _line(axes[0], epochs, [row["train_loss"] for row in rows], colour, prefix + "train", dashed=True)
-            _line(axes[0], epochs, [row["val_loss"] for row in rows], colour, prefix + "val")
-            _line(axes[1], epochs, [100 * row["train_top1"] for row in rows], colour, prefix + "train", dashed=True)
-            _line(axes[1], epochs, [100 * row["val_top1"] for row in rows], colour, prefix + "val")
+            for axis, what, scale in ((axes[0], "loss", 1), (axes[1], "top1", 100)):
+                for side in ("train", "val"):
+                    known = [(row["epoch"], row[f"{side}_{what}"]) for row in rows]
+                    points = [(epoch or 0, scale * value) for epoch, value in known if value is not None]
+                    _line(axis, points, colour, prefix + side, dashed=side == "train")
         for axis, title, unit in ((axes[0], "Loss", "nats"), (axes[1], "Accuracy", "%")):
             axis.set_title(title)
             axis.set_xlabel("epoch")
@@ -122,9 +123,8 @@ def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]
     return _png(draw, 8.4, 4.2)
 
 
-def _line(
-    axes: "Axes", x: Sequence[float], y: Sequence[float], colour: str, name: str, *, dashed: bool = False
-) -> None:
+def _line(axes: "Axes", points: Sequence[tuple[float, float]], colour: str, name: str, *, dashed: bool = False) -> None:
+    x, y = [x for x, _ in points], [y for _, y in points]
     axes.plot(x, y, color=colour, linestyle="--" if dashed else "-", marker="." if len(x) < 40 else "", label=name)
 
 

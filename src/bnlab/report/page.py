@@ -45,7 +45,10 @@ def run_page(
         title=title,
         evaluation=evaluation,
         rows=rows,
-        best=max(rows, key=lambda row: (row["val_top1"], -row["val_loss"])),
+        best=max(
+            (row for row in rows if row["val_top1"] is not None),
+            key=lambda row: (row["val_top1"] or 0.0, -(row["val_loss"] or 0.0)),
+        ),
         curves=figures.curves({"run": rows}),
         frozen=frozen,
         recipe=recipe,

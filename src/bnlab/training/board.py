@@ -7,7 +7,7 @@ from bnlab.files import storage_errors
 from bnlab.runs import Run
 from bnlab.training.checkpoint import Row
 
-_SCALARS = ("train_loss", "train_top1", "val_loss", "val_top1", "learning_rate", "images_per_second")
+_SCALARS = ("train_loss", "train_top1", "val_loss", "val_top1", "running_top1", "learning_rate", "images_per_second")
 
 
 @contextmanager
@@ -26,7 +26,8 @@ def tensorboard(run: Run, step: int) -> Iterator[Callable[[Row], None]]:
     def log(row: Row) -> None:
         with storage_errors(run.events):
             for key in _SCALARS:
-                writer.add_scalar(key.replace("_", "/", 1), row[key], int(row["step"]))
+                if row[key] is not None:
+                    writer.add_scalar(key.replace("_", "/", 1), row[key], int(row["step"] or 0))
             writer.flush()
 
     try:

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.config import MACHINE_KEYS, Recipe
 from bnlab.errors import RunError, printable, quoted
 from bnlab.files import file_sha256, write_atomic
+from bnlab.recipe import MACHINE_KEYS, Recipe
 from bnlab.runs import Run
+from bnlab.training.average import Average
+from bnlab.training.schedule import Plan
 
-Row = dict[str, float | int]
-FORMAT_VERSION = 1
+Row = dict[str, float | int | None]
+FORMAT_VERSION = 2
 
 
 @dataclass(kw_only=True)
@@ -35,20 +37,14 @@ class Position:
     """photos of the running epoch"""
     seconds: float = 0.0
     """spent on training steps of the running epoch"""
+    plan: Plan = field(default_factory=lambda: Plan(steps=0, batches=1))
+    """how many steps there are, once the training has begun"""
     total_seconds: float = 0.0
     """spent on all that was done so far, validation included"""
     rows: list[Row] = field(default_factory=list)
     """metrics of the finished epochs"""
     best: Row | None = None
     """the row of the best epoch"""
-
-    def count(self, photos: int, *, loss: float, right: int) -> None:
-        """A step is done, on so many photos, with this mean loss."""
-        self.step += 1
-        self.batch += 1
-        self.seen += photos
-        self.loss += loss * photos
-        self.right += right
 
     def begin_epoch(self) -> None:
         """Go on to the next epoch."""
@@ -58,7 +54,12 @@ class Position:
 
 
 def save_state(
-    run: Run, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
+    run: Run,
+    position: Position,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    average: Average | None = None,
 ) -> None:
     """Write the run's state.pt atomically.
 
@@ -73,13 +74,16 @@ def save_state(
         "position": asdict(position),
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "average": average.network.state_dict() if average else None,
     }
     torch.save(state, content)
     write_atomic(run.state, content.getbuffer())
 
 
-def load_state(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Position:
-    """Put network and optimiser where they stood; from the beginning when nothing was saved yet.
+def load_state(
+    run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, average: Average | None = None
+) -> Position:
+    """Put network, optimiser and average where they stood; from the beginning when nothing was saved yet.
 
     Raises:
         RunError: the state is lost, broken, of a newer format, or of another recipe or list of photos.
@@ -94,8 +98,9 @@ def load_state(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, r
         return Position()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] > FORMAT_VERSION:
-            raise RunError(f"{printable(path)} was written by a newer bnlab", "upgrade bnlab to resume")
+        if state["format"] != FORMAT_VERSION:
+            age = "a newer" if state["format"] > FORMAT_VERSION else "an older"
+            raise RunError(f"{printable(path)} was written by {age} bnlab", "resume with that one, or begin a new run")
         before, now = _results_of(Recipe.model_validate(state["recipe"])), _results_of(recipe)  # younger keys: defaults
         if before != now:
             changed = sorted(key for key, value in now.items() if before[key] != value)
@@ -109,7 +114,9 @@ def load_state(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, r
             )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        return Position(**state["position"])
+        if average:
+            average.network.load_state_dict(state["average"])
+        return Position(**state["position"] | {"plan": Plan(**state["position"]["plan"])})
     except RunError:
         raise
     except Exception as error:  # whatever torch makes of a broken file

@@ -2,110 +2,204 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
-from bnlab.classifier.evaluate import Evaluation
-from bnlab.config import Recipe
 from bnlab.data.loader import TrainingLoader
-from bnlab.data.pixels import View, normalise
+from bnlab.data.pixels import Pixels, View, normalise
 from bnlab.errors import DivergedError, Interrupted
 from bnlab.nets.network import TableNetwork
 from bnlab.norm import save_memory
 from bnlab.progress import Progress
+from bnlab.recipe import Recipe
+from bnlab.training.average import Average
 from bnlab.training.checkpoint import Position, Row
 from bnlab.training.interrupt import listening
-from bnlab.training.schedule import learning_rate
+from bnlab.training.judge import Judgement
+from bnlab.training.mixing import Targets, mixed
+from bnlab.training.optimizer import set_learning_rate
+
+_LOOK_EVERY = 50  # steps between two looks at the losses on a GPU, which has to be waited for to have one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainee:
+    """What is trained, on what, and how."""
+
+    network: TableNetwork
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    loader: TrainingLoader
+    recipe: Recipe
+    view: View
+    device: str
+    forward: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+    """the network, or what torch.compile made of it"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop hands on: it trains, others judge and keep."""
+    """What the loop hands on: it trains, others judge, keep and keep time."""
 
-    judge: Callable[[], Evaluation]
+    judge: Callable[[], Judgement]
     """evaluate the network on val as it is now"""
     save: Callable[[Position], None]
     """keep what a resume needs"""
     epoch_done: Callable[[Position, Row, bool], None]
     """an epoch has ended: where the training stands, its metrics, and whether it is the best so far"""
+    replan: Callable[[Position], None]
+    """shorten the plan where the time would not suffice"""
+    before_step: Callable[[int], None] = lambda step: None
+    after_step: Callable[[int], None] = lambda step: None
+    """of the step with this number: who watches looks"""
 
 
-def fit(
-    network: TableNetwork,
-    optimizer: torch.optim.Optimizer,
-    loader: TrainingLoader,
-    recipe: Recipe,
-    view: View,
-    position: Position,
-    hooks: Hooks,
-    *,
-    device: str,
-    progress: Progress,
-) -> None:
-    """Train from `position` to the recipe's last epoch, or until validation has not improved for `patience` epochs.
+def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progress) -> None:
+    """Train from `position` to the plan's last step, or until validation has not improved for `patience` epochs.
 
     Raises:
-        DivergedError: the loss became NaN or infinite; the weights are those before that step.
+        DivergedError: the loss became NaN or infinite; the weights are those before that step, or, on a GPU, from up to
+            50 steps later.
         Interrupted: Ctrl-C; what a resume needs was saved.
         PhotoError: a photo can no longer be read.
     """
-    total = recipe.epochs * loader.batches
+    recipe, loader, network = trainee.recipe, trainee.loader, trainee.network
+    plan = position.plan
     saved = started = time.monotonic()
     offset, photos = position.total_seconds, len(loader.paths)
-    bar = progress.task("training", recipe.epochs * photos, "images", done=position.epoch * photos + position.seen)
+    tally = Tally(position, look_every=1 if trainee.device == "cpu" else _LOOK_EVERY)
+    total = round(plan.steps / plan.batches * photos)
+    bar = progress.task("training", total, "images", done=position.epoch * photos + position.seen)
     with listening() as stop, bar as task:
-        while position.epoch < recipe.epochs and not out_of_patience(position, recipe):
+        while position.epoch < plan.epochs and not out_of_patience(position, recipe):
             network.train()
             began = time.monotonic()
-            for pixels, labels in loader.epoch(position.epoch, position.batch):
-                torch.manual_seed(recipe.seed * 1_000_003 + position.step)  # dropout follows from seed and step
-                rate = set_learning_rate(optimizer, learning_rate(recipe, position.step, total))
-                targets = torch.from_numpy(labels).to(device)  # N
-                images = normalise(torch.from_numpy(pixels).to(device), view)  # N x 3 x H x W
+            size = plan.size(recipe, position.epoch)
+            batches = loader.epoch(position.epoch, size, position.batch)
+            for pixels, labels in islice(batches, plan.steps - position.step):
+                rate = set_learning_rate(trainee.optimizer, plan.learning_rate(recipe, position.step))
+                hooks.before_step(position.step)
+                try:
+                    tally.add(*train_step(trainee, pixels, labels, position.step), len(labels))
+                except FloatingPointError as error:
+                    raise _diverged(str(error), position, rate, recipe) from None
+                hooks.after_step(position.step - 1)
 
-                with save_memory():  # the same bits, in a third less memory (docs/norm.md)
-                    outputs = network(images)  # N x classes, or a tuple of them: main, auxiliary ...
-                loss = total_loss(outputs, targets, recipe)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise _diverged(f"the loss became {value}", position, rate, recipe)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-
-                main = outputs[0] if isinstance(outputs, tuple) else outputs
                 now = time.monotonic()
-                position.count(len(labels), loss=value, right=int((main.argmax(1) == targets).sum()))
                 position.seconds += now - began  # the wait for photos counted in
                 position.total_seconds = offset + now - started
-                task.advance(len(labels), epoch=position.epoch + 1, loss=position.loss / position.seen)
-                if stop.asked:
-                    hooks.save(position)
-                    raise Interrupted(f"interrupted after step {position.step}")
-                if now - saved >= recipe.checkpoint_seconds:
+                task.advance(len(labels), epoch=position.epoch + 1, loss=position.loss / max(position.seen, 1))
+                if stop.asked or now - saved >= recipe.checkpoint_seconds:
+                    tally.look()
+                    hooks.replan(position)
+                    plan = position.plan
                     hooks.save(position)
                     saved = time.monotonic()
+                    if stop.asked:
+                        raise Interrupted(f"interrupted after step {position.step}")
+                if position.step >= plan.steps:
+                    break
                 began = time.monotonic()
 
-            rate = learning_rate(recipe, position.step - 1, total)
-            try:
-                evaluation = hooks.judge()
-            except DivergedError as error:
-                raise _diverged(error.problem, position, rate, recipe) from None
-            position.total_seconds = offset + time.monotonic() - started
-            row, is_best = judge_epoch(position, evaluation, rate)
+            tally.look()
+            rate = plan.learning_rate(recipe, position.step - 1)
+            row = row_of(position, rate, size)
+            is_best = False
+            if plan.judges(recipe, position.epoch):
+                try:
+                    judgement = hooks.judge()
+                except DivergedError as error:
+                    raise _diverged(error.problem, position, rate, recipe) from None
+                is_best = judge_epoch(position, row, judgement)
+            position.total_seconds = row["seconds"] = offset + time.monotonic() - started
             position.rows.append(row)
-            position.best = row if is_best else position.best
             position.begin_epoch()
             hooks.epoch_done(position, row, is_best)
+            hooks.replan(position)
+            plan = position.plan
             hooks.save(position)
             saved = time.monotonic()
             if stop.asked:
                 raise Interrupted(f"interrupted after epoch {position.epoch}")
+
+
+def train_step(trainee: Trainee, pixels: Pixels, labels: NDArray[Any], step: int) -> tuple[Tensor, Tensor]:
+    """One optimiser step on a batch, uint8 N x H x W x 3; its mean loss and how many answers were right.
+
+    Raises:
+        FloatingPointError: on a CPU, the loss is no finite number; nothing was changed.
+    """
+    recipe, device = trainee.recipe, trainee.device
+    torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout follows from seed and step
+    classes = to_device(labels, device)  # N
+    images = normalise(to_device(pixels, device), trainee.view)  # N x 3 x H x W
+    images, targets = mixed(images, classes, recipe, step)
+
+    half = recipe.precision == "bfloat16"
+    with save_memory(), torch.autocast(device, torch.bfloat16, enabled=half):  # docs/norm.md: the same bits, less of it
+        outputs = trainee.forward(images)  # N x classes, or a tuple of them: main, auxiliary ...
+        loss = total_loss(outputs, targets, recipe)
+    if device == "cpu":
+        check_finite(loss.item())
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    trainee.optimizer.step()
+    if trainee.average:
+        trainee.average.update(trainee.network, step + 1)
+
+    main = outputs[0] if isinstance(outputs, tuple) else outputs
+    return loss.detach(), (main.detach().argmax(1) == classes).sum()
+
+
+def to_device(values: NDArray[Any], device: str) -> Tensor:
+    """The array as a tensor on the device; to a GPU from pinned memory, without waiting for it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)
+
+
+class Tally:
+    """Adds the steps' losses and right answers to a position; on a GPU, which a look would wait for, now and then."""
+
+    def __init__(self, position: Position, look_every: int) -> None:
+        self.position, self.look_every = position, look_every
+        self.pending: list[tuple[Tensor, Tensor, int]] = []
+
+    def add(self, loss: Tensor, right: Tensor, photos: int) -> None:
+        """A step is done, on so many photos.
+
+        Raises:
+            FloatingPointError: one of the losses since the last look was no finite number.
+        """
+        self.position.step += 1
+        self.position.batch += 1
+        self.pending.append((loss, right, photos))
+        if len(self.pending) >= self.look_every:
+            self.look()
+
+    def look(self) -> None:
+        """Bring the position's sums up to date, with the errors of `add`."""
+        if not self.pending:
+            return
+        losses = torch.stack([loss for loss, _, _ in self.pending]).tolist()
+        rights = torch.stack([right for _, right, _ in self.pending]).tolist()
+        for loss, right, (_, _, photos) in zip(losses, rights, self.pending, strict=True):
+            check_finite(loss)
+            self.position.loss += loss * photos
+            self.position.right += int(right)
+            self.position.seen += photos
+        self.pending.clear()
+
+
+def check_finite(loss: float) -> None:
+    """Raise FloatingPointError unless it is."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss}")
 
 
 def _diverged(what: str, position: Position, rate: float, recipe: Recipe) -> DivergedError:
@@ -116,65 +210,47 @@ def _diverged(what: str, position: Position, rate: float, recipe: Recipe) -> Div
     )
 
 
-def total_loss(outputs: Tensor | tuple[Tensor, ...], targets: Tensor, recipe: Recipe) -> Tensor:
+def total_loss(outputs: Tensor | tuple[Tensor, ...], targets: Targets, recipe: Recipe) -> Tensor:
     """Cross-entropy of the main output, plus `auxiliary_weight` times that of each auxiliary one."""
     main, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-    loss = F.cross_entropy(main, targets, label_smoothing=recipe.label_smoothing)
+    loss = targets.loss(main, recipe.label_smoothing)
     for output in auxiliary:
-        loss = loss + recipe.auxiliary_weight * F.cross_entropy(output, targets, label_smoothing=recipe.label_smoothing)
+        loss = loss + recipe.auxiliary_weight * targets.loss(output, recipe.label_smoothing)
     return loss
 
 
-def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam. Weight decay is for matrices and filters, not gamma, beta and biases."""
-    groups = [
-        {"params": chosen, "weight_decay": decay, "factor": factor}
-        for factor, parameters in _by_factor(network, recipe.trunk_rate)
-        for decay, chosen in (
-            (recipe.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
-        )
-    ]
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.learning_rate)
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-
-
-def _by_factor(network: TableNetwork, trunk_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
-    """What is trained, by the factor on its learning rate: the trunk's, and 1 for the last layer and the heads."""
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    slow = {name for name in trained if name.split(".")[0] in network.order and trunk_rate != 1}
-    if slow:
-        yield trunk_rate, [p for name, p in trained.items() if name in slow]
-    yield 1.0, [p for name, p in trained.items() if name not in slow]
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Set it for all parameters, each group's times its factor, and give it back."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("factor", 1.0)  # a state.pt from before there were factors has none
-    return rate
-
-
-def judge_epoch(position: Position, evaluation: Evaluation, rate: float) -> tuple[Row, bool]:
-    """The metrics of the epoch that has just ended, and whether it is the best (by val accuracy, ties by loss)."""
-    row: Row = {
+def row_of(position: Position, rate: float, size: int) -> Row:
+    """The metrics of the epoch that has just ended; what a judgement gives is None still."""
+    return {
         "epoch": position.epoch + 1,
         "step": position.step,
+        "size": size,
         "learning_rate": rate,
         "train_loss": position.loss / position.seen,
         "train_top1": position.right / position.seen,
-        "val_loss": evaluation.loss,
-        "val_top1": evaluation.top1,
+        "val_loss": None,
+        "val_top1": None,
+        "running_top1": None,
+        "recalibration_seconds": None,
         "images_per_second": position.seen / max(position.seconds, 1e-9),
         "seconds": position.total_seconds,
     }
+
+
+def judge_epoch(position: Position, row: Row, judgement: Judgement) -> bool:
+    """Write a judgement into the epoch's row, and say whether it is the best (by val accuracy, ties by loss)."""
+    evaluation = judgement.evaluation
+    row |= {"val_loss": evaluation.loss, "val_top1": evaluation.top1, "running_top1": judgement.running_top1}
+    row["recalibration_seconds"] = judgement.seconds
     best = position.best
-    return row, best is None or (row["val_top1"], -row["val_loss"]) > (best["val_top1"], -best["val_loss"])
+    if best is None or (evaluation.top1, -evaluation.loss) > (best["val_top1"], -(best["val_loss"] or 0.0)):
+        position.best = row
+        return True
+    return False
 
 
 def out_of_patience(position: Position, recipe: Recipe) -> bool:
     """Whether the best epoch lies `patience` epochs back."""
     if not recipe.patience or position.best is None:
         return False
-    return position.epoch - int(position.best["epoch"]) >= recipe.patience
+    return position.epoch - int(position.best["epoch"] or 0) >= recipe.patience

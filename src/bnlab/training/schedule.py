@@ -1,23 +1,72 @@
-"""The learning rate as a pure function of the step."""
+"""What follows from how far a training is: its learning rate and the size of its photos, as pure functions."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import assert_never
 
-from bnlab.config import Recipe
+from bnlab.recipe import Recipe
+
+_GRID = 16  # pixels by which sizes grow
 
 
-def learning_rate(recipe: Recipe, step: int, total: int) -> float:
-    """The learning rate of step `step` of `total`, counted from 0."""
-    highest = recipe.learning_rate
-    match recipe.schedule:
-        case "constant":
-            return highest
-        case "step":
-            return float(highest * recipe.step_factor ** (step // recipe.step_every))
-        case "one-cycle":
-            return highest * _one_cycle((step + 1) / total, recipe.warmup)
-        case unknown:
-            assert_never(unknown)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How many steps a training has. It may be shortened on the way: what is left then passes the quicker."""
+
+    steps: int
+    """in all"""
+    batches: int
+    """to an epoch"""
+    since: int = 0
+    """the step at which it was last shortened"""
+    progress_then: float = 0.0
+    """and how far the training was"""
+
+    @classmethod
+    def of(cls, recipe: Recipe, batches: int) -> "Plan":
+        """The recipe's, with so many batches to an epoch."""
+        return cls(steps=recipe.steps or recipe.epochs * batches, batches=batches)
+
+    @property
+    def epochs(self) -> int:
+        """How many there are, the last of them perhaps not whole."""
+        return -(-self.steps // self.batches)
+
+    def progress(self, step: int) -> float:
+        """How far the training is after so many steps, in 0..1."""
+        left = (step - self.since) / (self.steps - self.since)
+        return self.progress_then + left * (1 - self.progress_then)
+
+    def shortened(self, step: int, steps: int) -> "Plan":
+        """The same training, from `step` on with so many steps in all."""
+        return replace(self, steps=steps, since=step, progress_then=self.progress(step))
+
+    def learning_rate(self, recipe: Recipe, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        highest = recipe.learning_rate
+        match recipe.schedule:
+            case "constant":
+                return highest
+            case "step":
+                return float(highest * recipe.step_factor ** (step // recipe.step_every))
+            case "exponential":
+                return float(highest * recipe.decay_factor ** (step / (recipe.decay_epochs * self.batches)))
+            case "one-cycle":
+                return highest * _one_cycle(self.progress(step + 1), recipe.warmup)
+            case unknown:
+                assert_never(unknown)
+
+    def size(self, recipe: Recipe, epoch: int) -> int:
+        """The side of the photos in an epoch, counted from 0: from `start_size` evenly up to `size`."""
+        if recipe.start_size is None:
+            return recipe.size
+        grown = (recipe.size - recipe.start_size) * min(1.0, self.progress(epoch * self.batches))
+        return min(recipe.size, recipe.start_size + _GRID * int(grown / _GRID + 0.5))
+
+    def judges(self, recipe: Recipe, epoch: int) -> bool:
+        """Whether the network is judged after an epoch, counted from 0."""
+        every = recipe.judge_every or -(-self.epochs // 10)
+        return (epoch + 1) % every == 0 or epoch + 1 >= self.epochs
 
 
 def _one_cycle(progress: float, warmup: float) -> float:

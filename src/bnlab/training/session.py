@@ -1,5 +1,6 @@
 """One training from DATA to a finished run folder."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,25 +13,31 @@ from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import save_classifier
 from bnlab.classifier.predict import Classifier
-from bnlab.config import MACHINE_KEYS, YOURS, Recipe, Settings, read_recipe_file, to_yaml, with_changes
+from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes
 from bnlab.data.listing import tell_missing, write_list
-from bnlab.data.loader import TrainingLoader
-from bnlab.data.pixels import View, normalise
+from bnlab.data.pixels import normalise
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import Source, open_recorded_data, open_training_data
-from bnlab.errors import Interrupted, PhotoError, UsageError, printable, quoted
-from bnlab.files import file_sha256, read_json, remove_drafts, write_atomic, write_csv, write_json
-from bnlab.machine import choose_device, environment, memory_errors, versions
+from bnlab.errors import Interrupted, PhotoError, UsageError
+from bnlab.files import file_sha256, remove_drafts, write_atomic, write_csv, write_json
+from bnlab.machine import choose_device, environment, fast_precision, memory_errors, versions
 from bnlab.nets import fit_to_data
+from bnlab.nets.blocks import is_normalised
 from bnlab.nets.build import to_device
 from bnlab.nets.freeze import Frozen
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import Progress, Silent
-from bnlab.runs import RUNS, Run, check_free, find_run, new_run
+from bnlab.recipe import MACHINE_KEYS, Recipe
+from bnlab.runs import Run, check_free, find_run, new_run
 from bnlab.training import checkpoint, loop
 from bnlab.training.board import tensorboard
+from bnlab.training.budget import Budget
 from bnlab.training.checkpoint import Position, Row
-from bnlab.training.start import adopt, check_network, load_into, new_network, without_effect
+from bnlab.training.judge import Judge, Judgement
+from bnlab.training.schedule import Plan
+from bnlab.training.start import adopt, check_network, load_into, new_network
+from bnlab.training.tell import describe, how_to_resume, tell_changes, tell_position, tell_without_effect
+from bnlab.training.trainee import make_caches, make_trainee, view_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +79,19 @@ def train(
         BnlabError: DATA, the recipe or the name cannot be used; the training diverged; the disk or memory is full.
         Interrupted: Ctrl-C; what a resume needs was saved.
     """
+    began = time.monotonic()
     settings = adopt(settings)
+    device = choose_device(settings.recipe.device)
+    if settings.recipe.precision == "auto":
+        settings = with_changes(settings, {"precision": fast_precision(device)}, "machine")
     recipe = settings.recipe
-    device = choose_device(recipe.device)
     check_network(recipe)
     check_free(root, name)
     source = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
     tell_refused(source.refused, strict=strict, progress=progress)
     tell_missing(source.photos, "val", progress)
     network, frozen = new_network(recipe, classes=len(source.classes))
-    _tell_without_effect(settings, source, network, progress)
+    tell_without_effect(settings, source, network, progress)
     if recipe.init is not None:
         load_into(network, source.classes, recipe.init, progress)
     run = new_run(root, name)
@@ -91,7 +101,7 @@ def train(
         if source.refused:
             write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in source.refused))
         write_atomic(run.recipe, to_yaml(settings))
-        return _sit(run, recipe, network, frozen, source, device, progress)
+        return _sit(run, settings, network, frozen, source, device, progress, began)
 
 
 def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress) -> TrainingResult:
@@ -101,84 +111,91 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
         BnlabError: there is no such run, another training has it, or its photos are gone.
         Interrupted: Ctrl-C; what a resume needs was saved.
     """
+    began = time.monotonic()
     run = find_run(root, name)
     with run.locked():
         remove_drafts(run.folder)
-        recipe = with_changes(read_recipe_file(run.recipe), changes, YOURS).recipe
+        settings = with_changes(read_recipe_file(run.recipe), changes, YOURS)
+        recipe = settings.recipe
         device = choose_device(recipe.device)
         source = open_recorded_data(run.split)
         network, frozen = new_network(recipe, classes=len(source.classes))
         if recipe.init is not None and not run.state.exists():
             load_into(network, source.classes, recipe.init, progress)
-        _tell_changes(run, device, progress)
-        return _sit(run, recipe, network, frozen, source, device, progress)
+        tell_changes(run, device, progress)
+        return _sit(run, settings, network, frozen, source, device, progress, began)
 
 
 def _sit(
     run: Run,
-    recipe: Recipe,
+    settings: Settings,
     network: TableNetwork,
     frozen: Frozen,
     source: Source,
     device: str,
     progress: Progress,
+    began: float,
 ) -> TrainingResult:
-    """One sitting at a run whose folder is made and locked."""
+    """One sitting, that began at a time.monotonic(), at a run whose folder is made and locked."""
+    recipe = settings.recipe
     network = to_device(network, device)
-    view = View(
-        size=recipe.size, resize=recipe.resize, crop_fraction=recipe.crop_fraction, mean=recipe.mean, std=recipe.std
+    caches = make_caches(run, recipe, source)
+    trainee = make_trainee(recipe, network, source, device, caches.train)
+    judge = Judge(
+        network,
+        _card(run, recipe, network, source),
+        device,
+        loader=trainee.loader,
+        val=source.side("val"),
+        recalibrate=recipe.recalibrate if is_normalised(network) and not recipe.freeze_bn else 0,
+        caches=(caches.sample, caches.val),
     )
-    optimizer = loop.make_optimizer(network, recipe)
-    position = checkpoint.load_state(run, network, optimizer, recipe)
-    loader = TrainingLoader(
-        source.side("train"),
-        source.classes,
-        size=recipe.size,
-        area=recipe.crop_area,
-        aspect=recipe.crop_aspect,
-        flip=recipe.flip,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        workers=recipe.workers,
-    )
-    val = source.side("val")
-    classifier = Classifier(network, _card(run, recipe, network, source, view), device)
-    _tell_position(run, position, recipe, frozen, source, device, progress)
+    position = checkpoint.load_state(run, network, trainee.optimizer, recipe, trainee.average)
+    budget = Budget(began - position.total_seconds, recipe.time) if recipe.time else None
+    tell_position(run, position, recipe, frozen, source, device, progress)
     with ExitStack() as stack:
-        log = stack.enter_context(tensorboard(run, position.step))
-
-        def judge() -> Evaluation:
-            evaluation = evaluate(classifier, val, "val", workers=recipe.workers, progress=progress)
-            for refusal in evaluation.refused:  # it was fine when the run began, and epochs must be judged alike
-                raise PhotoError(refusal.path, refusal.reason)
-            return evaluation
-
-        def save(position: Position) -> None:
-            checkpoint.save_state(run, position, network, optimizer, recipe)
-
-        def epoch_done(position: Position, row: Row, is_best: bool) -> None:
-            metrics = {"split": "val", "n": len(val), "top1": row["val_top1"], "loss": row["val_loss"]}
-            card = replace(classifier.card, metrics=metrics | {"epoch": row["epoch"]})
-            if is_best:
-                save_classifier(run.best, network, card)
-            save_classifier(run.last, network, card)
-            write_csv(run.metrics, row, (r.values() for r in position.rows))
-            log(row)
-            progress.note(describe(row, recipe.epochs, is_best))
-
         stack.enter_context(_exact(device))
         stack.enter_context(_told(run, recipe))
+
+        def judged() -> Judgement:
+            return judge(trainee.average.network if trainee.average else network, progress)
+
+        def save(position: Position) -> None:
+            checkpoint.save_state(run, position, network, trainee.optimizer, recipe, trainee.average)
+
+        def epoch_done(position: Position, row: Row, is_best: bool) -> None:
+            if row["val_top1"] is not None:
+                metrics = {"split": "val", "n": len(judge.val), "top1": row["val_top1"], "loss": row["val_loss"]}
+                card = replace(_card(run, recipe, network, source), metrics=metrics | {"epoch": row["epoch"]})
+                if is_best:
+                    save_classifier(run.best, judge.network, card)
+                save_classifier(run.last, judge.network, card)
+            write_csv(run.metrics, row, (r.values() for r in position.rows))
+            log(row)
+            progress.note(describe(row, position.plan.epochs, is_best))
+
+        def replan(position: Position) -> None:
+            if budget:
+                position.plan = budget.replanned(position, recipe, progress)
+
         if not run.state.exists():
             if recipe.data_dependent and recipe.init is None:
-                pixels, _ = next(loader.epoch(0))
-                fit_to_data(network, normalise(torch.from_numpy(pixels).to(device), view))
+                pixels, _ = next(trainee.loader.epoch(0, recipe.size))
+                fit_to_data(network, normalise(torch.from_numpy(pixels).to(device), view_of(recipe)))
+            if budget and not recipe.steps:
+                recipe = budget.planned(trainee, lambda: judge(network, Silent()), progress)
+                changed = {"steps": recipe.steps, "judge_every": recipe.judge_every}
+                write_atomic(run.recipe, to_yaml(with_changes(settings, changed, "time")))
+                trainee = replace(trainee, recipe=recipe)
+            position.plan = Plan.of(recipe, trainee.loader.batches)
             save(position)  # before any classifier is written: whatever happens then, there is a state to go on from
-        hooks = loop.Hooks(judge=judge, save=save, epoch_done=epoch_done)
-        loop.fit(network, optimizer, loader, recipe, view, position, hooks, device=device, progress=progress)
+        log = stack.enter_context(tensorboard(run, position.step))
+        hooks = loop.Hooks(judge=judged, save=save, epoch_done=epoch_done, replan=replan)
+        loop.fit(trainee, position, hooks, progress=progress)
     return _result(run, position, frozen, source, device, recipe.workers)
 
 
-def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source, view: View) -> Card:
+def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source) -> Card:
     settings = recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))
     if recipe.init is not None:
         settings["init"] = Path(recipe.init).name  # the card travels; where the file lay is nobody's business
@@ -186,7 +203,7 @@ def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source, view:
         network=recipe.network,
         arguments=network.arguments,
         classes=source.classes,
-        view=view,
+        view=view_of(recipe),
         recipe=settings,
         versions=versions(),
         split_sha256=file_sha256(run.split),
@@ -199,7 +216,7 @@ def _result(run: Run, position: Position, frozen: Frozen, source: Source, device
     return TrainingResult(
         run=run,
         epochs=position.epoch,
-        val_top1=float(position.best["val_top1"]),
+        val_top1=float(position.best["val_top1"] or 0.0),
         seconds=position.total_seconds,
         evaluation=evaluate(best, source.side("val"), "val", workers=workers, progress=Silent()),
         rows=position.rows,
@@ -237,49 +254,3 @@ def _exact(device: str) -> Iterator[None]:
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
     ):
         yield
-
-
-def how_to_resume(run: Run) -> str:
-    """What to type to go on with a run, on the command line or, where it lies elsewhere than in `runs`, in Python."""
-    if run.folder.parent == RUNS:
-        return f"bnlab train --resume --name {quoted(run.name)}"
-    return f"bnlab.resume({run.name!r}, runs={str(run.folder.parent)!r})"
-
-
-def describe(row: Row, epochs: int, is_best: bool) -> str:
-    """An epoch in one line."""
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  "
-        f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  {row['images_per_second']:.0f} images/s"
-        + ("  best so far" if is_best else "")
-    )
-
-
-def _tell_position(
-    run: Run, position: Position, recipe: Recipe, frozen: Frozen, source: Source, device: str, progress: Progress
-) -> None:
-    name = printable(run.folder)
-    if position.epoch >= recipe.epochs or loop.out_of_patience(position, recipe):
-        progress.note(f"run {name} is complete: {position.epoch} of {recipe.epochs} epochs")
-        return
-    sides = ", ".join(f"{len(source.side(split))} {split}" for split in ("train", "val"))
-    doing = f"resuming {name} at step {position.step}" if position.step else f"training {name}"
-    progress.note(f"{doing}: {recipe.network}, {len(source.classes)} classes, {sides}, {recipe.size} px, on {device}")
-    if str(frozen):
-        progress.note(f"frozen: {frozen}")
-
-
-def _tell_without_effect(settings: Settings, source: Source, network: TableNetwork, progress: Progress) -> None:
-    for sentence in without_effect(settings, network):
-        progress.warn(sentence)
-    if "val" in settings.own and source.own_val:
-        progress.warn("val has no effect: these photos have a val side of their own")
-
-
-def _tell_changes(run: Run, device: str, progress: Progress) -> None:
-    """Warn where the run will not end in the same bits, for it goes on elsewhere than it began."""
-    began, now = read_json(run.environment), environment(device)
-    for key in ("device", "gpu", "threads", "processor", "versions"):
-        if began.get(key) != now[key]:
-            progress.warn(f"this run began with other {key}, so it does not go on bit for bit")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bnlab.classifier.file import check_fit, network_of, read_classifier
-from bnlab.config import Recipe, Settings, with_changes
+from bnlab.config import Settings, with_changes
 from bnlab.errors import UsageError, printable
 from bnlab.nets import build
 from bnlab.nets.blocks import is_normalised
@@ -17,6 +17,7 @@ from bnlab.nets.initialise import check_unnormalised
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.tables import Auxiliary
 from bnlab.progress import Progress
+from bnlab.recipe import Recipe
 
 TRUNK_RATE = 0.1  # of fine-tuning, unless set: the trunk knows something already, and the last layer nothing
 _HEAD = ("fc.weight", "fc.bias")

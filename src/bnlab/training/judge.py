@@ -1,0 +1,109 @@
+"""Judging a network on val: by population statistics measured for its weights, and by the running ones beside."""
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnlab.classifier.card import Card
+from bnlab.classifier.evaluate import Evaluation, evaluate
+from bnlab.classifier.predict import Classifier
+from bnlab.data.cache import Cache
+from bnlab.data.listing import Photo
+from bnlab.data.loader import TrainingLoader, prepared_batches
+from bnlab.data.pixels import normalise
+from bnlab.errors import DivergedError, PhotoError
+from bnlab.machine import release_memory
+from bnlab.nets.network import TableNetwork
+from bnlab.norm import recalibrate
+from bnlab.progress import Progress, Silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What a judgement found; the judge's network is as it was judged, to be kept."""
+
+    evaluation: Evaluation
+    """by the statistics that inference will have"""
+    running_top1: float | None
+    """accuracy by the running statistics, in 0..1; None where they are those"""
+    recalibrated: int
+    """training photos the population statistics were measured on"""
+    seconds: float
+    """that this measuring took"""
+
+
+class Judge:
+    """Judges copies: training goes on with its own statistics, whether or when it was judged."""
+
+    def __init__(
+        self,
+        network: TableNetwork,
+        card: Card,
+        device: str,
+        *,
+        loader: TrainingLoader,
+        val: list[Photo],
+        recalibrate: int,
+        caches: tuple[Cache, Cache],
+    ) -> None:
+        """`recalibrate`: photos of train to measure on; `caches`: for these, and for val."""
+        self.classifier = Classifier(copy.deepcopy(network).requires_grad_(False), card, device)
+        self.sample = [loader.paths[i] for i in loader.sample(recalibrate)]
+        self.batch_size = -(-len(loader.paths) // loader.batches)
+        self.val, self.workers = val, loader.workers
+        self.sample_cache, self.val_cache = caches
+
+    @property
+    def network(self) -> TableNetwork:
+        """The network that was judged last."""
+        return self.classifier.network
+
+    def __call__(self, network: TableNetwork, progress: Progress) -> Judgement:
+        """Judge a network as it is now.
+
+        Raises:
+            DivergedError: its outputs or statistics are not finite.
+            PhotoError: a photo can no longer be read.
+        """
+        release_memory()  # what training needs for a step, which is not needed now
+        self.network.load_state_dict(network.state_dict())
+        running, began, measured = None, time.monotonic(), 0
+        if self.sample:
+            running = self._evaluate(Silent()).top1
+            began = time.monotonic()
+            try:
+                measured = recalibrate(self.network, self._batches()).images
+            except ValueError as error:
+                if "not finite" not in str(error):
+                    raise
+                raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
+        seconds = time.monotonic() - began
+        return Judgement(
+            evaluation=self._evaluate(progress),
+            running_top1=running if measured else None,
+            recalibrated=measured,
+            seconds=seconds if measured else 0.0,
+        )
+
+    def _evaluate(self, progress: Progress) -> Evaluation:
+        self.classifier.refresh()
+        evaluation = evaluate(
+            self.classifier, self.val, "val", workers=self.workers, progress=progress, cache=self.val_cache
+        )
+        for refusal in evaluation.refused:  # it was fine when the run began, and epochs must be judged alike
+            raise PhotoError(refusal.path, refusal.reason)
+        return evaluation
+
+    def _batches(self) -> Iterator[Tensor]:
+        """The sample as inference sees it, N x 3 x H x W, in batches as large as training's."""
+        view = self.classifier.card.view
+        for pixels, errors in prepared_batches(
+            self.sample, view, batch_size=self.batch_size, workers=self.workers, cache=self.sample_cache
+        ):
+            for error in filter(None, errors):
+                raise error
+            yield normalise(torch.from_numpy(pixels).to(self.classifier.device), view)

@@ -1,0 +1,104 @@
+"""What a training is made of, as the recipe has it: the photos' caches, the loader, the optimiser, the average."""
+
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from bnlab.data.cache import Cache, choose_cache
+from bnlab.data.loader import TrainingLoader
+from bnlab.data.pixels import View
+from bnlab.data.source import Source
+from bnlab.machine import free_memory
+from bnlab.nets.network import TableNetwork
+from bnlab.recipe import Recipe
+from bnlab.runs import Run
+from bnlab.training.average import Average
+from bnlab.training.loop import Trainee
+from bnlab.training.optimizer import make_optimizer
+
+_USUAL_ASPECT = 1.5  # of photos whose long side is not known yet
+_USUAL_PIXELS = 500_000  # of photos that are kept as they are
+
+
+def view_of(recipe: Recipe) -> View:
+    """What evaluation sees."""
+    return View(
+        size=recipe.size,
+        resize=recipe.resize,
+        crop_fraction=recipe.crop_fraction,
+        mean=recipe.mean,
+        std=recipe.std,
+        mirror=recipe.mirror,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caches:
+    """One for each way in which photos are looked at."""
+
+    train: Cache
+    """of photos as training crops from them"""
+    sample: Cache
+    """of training photos as inference sees them, to measure statistics on"""
+    val: Cache
+
+
+def make_caches(run: Run, recipe: Recipe, source: Source) -> Caches:
+    """Caches that together take what the recipe allows."""
+    limit = int(recipe.cache_gigabytes * 2**30)
+    memory = limit or int(0.4 * free_memory())
+    disk = limit or shutil.disk_usage(run.folder).free // 2
+    train, val = len(source.side("train")), len(source.side("val"))
+    sample = min(recipe.recalibrate, train)
+    side = shrunk_side(recipe)
+    bytes_of_photo = int(side * side * 3 * _USUAL_ASPECT) if side else _USUAL_PIXELS * 3
+    bytes_of_view = recipe.size**2 * 3
+    looked_at = (sample + val) * bytes_of_view
+    mode = recipe.cache
+    return Caches(
+        train=choose_cache(
+            mode,
+            train,
+            memory=max(0, memory - looked_at),
+            disk=disk,
+            estimate=bytes_of_photo,
+            folder=run.folder,
+        ),
+        sample=Cache(train, 0 if mode == "none" else min(memory, sample * bytes_of_view)),
+        val=Cache(val, 0 if mode == "none" else min(memory, val * bytes_of_view)),
+    )
+
+
+def shrunk_side(recipe: Recipe) -> int:
+    """The short side of the photos that training crops from; 0 is their own."""
+    return round(recipe.shrink * recipe.size)
+
+
+def make_trainee(
+    recipe: Recipe, network: TableNetwork, source: Source, device: str, cache: Cache | None = None
+) -> Trainee:
+    """A network, on its device, with all that training it takes."""
+    return Trainee(
+        network=network,
+        optimizer=make_optimizer(network, recipe),
+        average=Average(network, recipe.ema) if recipe.ema else None,
+        loader=TrainingLoader(
+            source.side("train"),
+            source.classes,
+            side=shrunk_side(recipe),
+            area=recipe.crop_area,
+            aspect=recipe.crop_aspect,
+            flip=recipe.flip,
+            photometric=recipe.photometric,
+            shuffle=recipe.shuffle,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            workers=recipe.workers,
+            cache=cache,
+        ),
+        recipe=recipe,
+        view=view_of(recipe),
+        device=device,
+        forward=torch.compile(network) if recipe.compile else network,
+    )
