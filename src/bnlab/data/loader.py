@@ -98,7 +98,7 @@ class TrainingLoader:
         if kept is not None:
             return kept
         image = open_photo(self.paths[i], at_least=self.side)
-        photo = shrunk(image, self.side) if self.side else np.asarray(image)
+        photo = shrunk(image, self.side) if self.side else np.array(image)
         self.cache.put(i, photo)
         return photo
 

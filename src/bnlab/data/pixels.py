@@ -94,7 +94,7 @@ def shrunk(image: Image.Image, side: int) -> Pixels:
     scale = side / min(image.width, image.height)
     if scale < 1:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return np.array(image)  # a copy: Pillow's own may not be written to, and torch warns of such
 
 
 def prepare(image: Image.Image, view: View) -> Pixels:
