@@ -1,6 +1,5 @@
 """The machine: how many cores, which device, how it is best used, and what to write down about it."""
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -32,8 +31,10 @@ def tune() -> Mapping[str, str]:
     """
     if _tuned or os.environ.get("BNLAB_TUNE") == "0" or "torch" in sys.modules:
         return _tuned
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+    if sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names:
         _tuned[_HUGE_PAGES] = os.environ.setdefault(_HUGE_PAGES, "1")
+        import ctypes
+
         libc = ctypes.CDLL(None)
         for name, (number, level) in _MALLOPT.items():
             if libc.mallopt(number, level) == 1:
@@ -44,6 +45,8 @@ def tune() -> Mapping[str, str]:
 def release_memory() -> None:
     """Give back to the system what malloc keeps and nobody uses, where `tune` told it to keep."""
     if "M_TRIM_THRESHOLD" in _tuned:
+        import ctypes
+
         ctypes.CDLL(None).malloc_trim(0)
 
 

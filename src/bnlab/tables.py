@@ -7,6 +7,7 @@ from rich.text import Text
 from bnlab.commands.demo import DemoResult
 from bnlab.commands.evaluate import EvaluateResult
 from bnlab.commands.import_weights import ImportResult
+from bnlab.commands.machine import MachineResult
 from bnlab.commands.net import NetResult, listing
 from bnlab.commands.predict import PredictResult
 from bnlab.commands.split import SplitResult
@@ -157,4 +158,23 @@ def _table(first: str, *others: str, justify: str = "right") -> Table:
     table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="left" if justify == "left" else "right", overflow="fold")
+    return table
+
+
+def machine_table(result: MachineResult) -> RenderableType:
+    """What was found, then what was measured."""
+    found = result.environment
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "system": found["system"],
+        "processor": f"{found['processor']}, {plural(found['cores'], 'usable core')}, {found['threads']} threads",
+        "free memory": f"{result.free_memory / 2**30:.1f} GiB",
+        "device": found["device"] + (f" ({found['gpu']})" if found["gpu"] else ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "process": ", ".join([result.tuning, *(f"{name}={value}" for name, value in found["tuned"].items())]),
+        "precision": f"auto is {result.precision}",
+    }
+    rows |= {what: f"{rate:.0f} GFLOP/s" for what, rate in result.gflops.items()}
+    for name, value in rows.items():
+        table.add_row(name, Text(printable(value)))
     return table

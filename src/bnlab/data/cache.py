@@ -1,10 +1,8 @@
 """Photos kept once they are decoded, in memory or in a file that vanishes with the process."""
 
-import mmap
 import tempfile
 import threading
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +10,7 @@ from numpy.typing import NDArray
 from bnlab.data.pixels import Pixels
 from bnlab.files import storage_errors
 
-_CHUNK = 64 * 2**20  # bytes; a photo larger than that is not kept
+_CHUNK = 64 * 2**20  # bytes of memory taken at once; a photo larger than that is not kept there
 
 
 class Cache:
@@ -23,23 +21,20 @@ class Cache:
 
     def __init__(self, photos: int, budget: int, folder: Path | None = None) -> None:
         """`budget` in bytes; in memory, or in an unnamed file in `folder`."""
-        self.budget, self.folder = budget, folder
+        self.budget = budget
         self.used = 0
-        self._start = np.full(photos, -1, dtype=np.int64)  # where a photo begins, over all chunks
+        self._place = _Memory() if folder is None else _File(folder)
+        self._start = np.full(photos, -1, dtype=np.int64)  # where a photo begins
         self._shape = np.zeros((photos, 2), dtype=np.int32)
-        self._chunks: list[NDArray[np.uint8]] = []
-        self._end = 0
         self._lock = threading.Lock()
-        self._file: IO[bytes] | None = None
 
     def get(self, i: int) -> Pixels | None:
         """Photo `i`, or None."""
         start = int(self._start[i])
         if start < 0:
             return None
-        height, width = self._shape[i]
-        chunk, offset = divmod(start, _CHUNK)
-        return self._chunks[chunk][offset : offset + int(height) * int(width) * 3].reshape(height, width, 3)
+        height, width = (int(side) for side in self._shape[i])
+        return self._place.read(start, height * width * 3).reshape(height, width, 3)
 
     def put(self, i: int, photo: Pixels) -> None:
         """Keep photo `i`, if there is room.
@@ -48,30 +43,58 @@ class Cache:
             StorageError: the disk is full.
         """
         with self._lock:
-            if self._start[i] >= 0 or photo.nbytes > _CHUNK or self.used + photo.nbytes > self.budget:
+            if self._start[i] >= 0 or photo.nbytes > min(_CHUNK, self.budget - self.used):
                 return
-            if self._end + photo.nbytes > len(self._chunks) * _CHUNK:
-                self._end = len(self._chunks) * _CHUNK
-                self._chunks.append(self._new_chunk())
-            start, offset = self._end, self._end % _CHUNK
-            self._chunks[-1][offset : offset + photo.nbytes] = photo.reshape(-1)
-            self._end += photo.nbytes
+            start = self._place.append(np.ascontiguousarray(photo).reshape(-1))
             self.used += photo.nbytes
             self._shape[i] = photo.shape[:2]
             self._start[i] = start  # last: a reader without the lock sees all of it or nothing
 
-    def _new_chunk(self) -> NDArray[np.uint8]:
-        if self.folder is None:
-            return np.empty(_CHUNK, dtype=np.uint8)  # memory is taken as it is written to
-        with storage_errors(self.folder):
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self.folder, prefix=".cache")
-            at = len(self._chunks) * _CHUNK
-            self._file.seek(at)
-            for _ in range(0, _CHUNK, 2**20):  # written, not only sized: a full disk then says so here, and kills none
-                self._file.write(bytes(2**20))
-            self._file.flush()
-            return np.frombuffer(mmap.mmap(self._file.fileno(), _CHUNK, offset=at), dtype=np.uint8)
+
+class _Memory:
+    def __init__(self) -> None:
+        self.chunks: list[NDArray[np.uint8]] = []
+        self.end = 0
+
+    def append(self, values: NDArray[np.uint8]) -> int:
+        if self.end + values.nbytes > len(self.chunks) * _CHUNK:  # a photo lies within one chunk
+            self.end = len(self.chunks) * _CHUNK
+            self.chunks.append(np.empty(_CHUNK, dtype=np.uint8))  # the system gives it as it is written to
+        start, offset = self.end, self.end % _CHUNK
+        self.chunks[-1][offset : offset + values.nbytes] = values
+        self.end += values.nbytes
+        return start
+
+    def read(self, start: int, count: int) -> NDArray[np.uint8]:
+        chunk, offset = divmod(start, _CHUNK)
+        return self.chunks[chunk][offset : offset + count]
+
+
+class _File:
+    """Read and written by position, not mapped: what the system keeps of it in memory is not this process's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with storage_errors(folder):
+            self.file = tempfile.TemporaryFile(dir=folder, prefix=".cache", suffix=".part", buffering=0)  # noqa: SIM115
+        self.end = 0
+        self.lock = threading.Lock()  # of the file's one position
+
+    def append(self, values: NDArray[np.uint8]) -> int:
+        with self.lock, storage_errors(self.folder):
+            self.file.seek(self.end)
+            written = self.file.write(values.data)
+            if written < values.nbytes:  # as a disk that fills up may: the rest says why
+                self.file.write(values.data[written:])
+        self.end += values.nbytes
+        return self.end - values.nbytes
+
+    def read(self, start: int, count: int) -> NDArray[np.uint8]:
+        values = np.empty(count, dtype=np.uint8)
+        with self.lock:
+            self.file.seek(start)
+            self.file.readinto(values.data)
+        return values
 
 
 def choose_cache(mode: str, photos: int, *, memory: int, disk: int, estimate: int, folder: Path) -> Cache:
@@ -80,9 +103,12 @@ def choose_cache(mode: str, photos: int, *, memory: int, disk: int, estimate: in
     `memory` and `disk` are the most it may take of each, in bytes. "auto" is the memory, or the disk where not all
     photos fit into the one and more do into the other.
     """
-    needed = photos * estimate
     if mode == "auto":
-        mode = "disk" if memory < needed and memory < disk else "ram"
-    if mode == "none":
-        return Cache(photos, 0)
-    return Cache(photos, memory) if mode == "ram" else Cache(photos, disk, folder)
+        mode = "disk" if memory < min(photos * estimate, disk) else "ram"
+    match mode:
+        case "none":
+            return Cache(photos, 0)
+        case "ram":
+            return Cache(photos, memory)
+        case _:
+            return Cache(photos, disk, folder)

@@ -147,9 +147,9 @@ def train_step(trainee: Trainee, pixels: Pixels, labels: NDArray[Any], step: int
         loss = total_loss(outputs, targets, recipe)
     if device == "cpu":
         check_finite(loss.item())
-    trainee.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)  # here, so that the next forward has their memory
     if trainee.average:
         trainee.average.update(trainee.network, step + 1)
 
