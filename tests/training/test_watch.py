@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bnlab import norm
 from bnlab.nets import build
 from bnlab.nets.freeze import freeze
-from bnlab.norm import BatchNorm1d, BatchNorm2d
+from bnlab.norm import BatchNorm1d, BatchNorm2d, Placed
 from bnlab.training.health import Health, LayerHealth
 from bnlab.training.watch import Watch, _rates, recover
 
@@ -183,6 +183,10 @@ def test_dead_channels_are_found(make: Callable[[int], nn.BatchNorm2d]) -> None:
     images = lambda: torch.randn(64, 20, 1, 1)  # noqa: E731
     for after in (nn.LeakyReLU(), nn.Identity()):
         assert watched(nn.Sequential(layer, after), images).warnings() == []
+    assert watched(Placed(layer, nn.ReLU(), "before"), images).layers[0].dead == 2
+    assert watched(Placed(layer, nn.ReLU(), "after"), images).layers[0].dead == 0
+    settled(layer).reset_running_stats()
+    settled(layer)
     health = watched(nn.Sequential(layer, nn.ReLU()), images)
     (warning,) = health.warnings()
     assert warning.startswith("BN109: dead channels")
@@ -321,3 +325,11 @@ def weights_after_20_steps(watch_it: bool) -> str:
 
 def test_training_has_the_same_bits_with_and_without() -> None:
     assert weights_after_20_steps(True) == weights_after_20_steps(False)
+
+
+def test_a_count_that_is_set_back_is_no_move() -> None:
+    layer = settled(BatchNorm1d(4))
+    layer.statistics = "population"
+    found = row(layer, lambda: torch.randn(8, 4), steps=8)
+    assert found.batches == 0
+    assert found.effective_batch is None

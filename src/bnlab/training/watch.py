@@ -154,35 +154,32 @@ class Watch:
     def _take(self, run: _Run, statistics: Floats, counts: NDArray[np.int64]) -> None:
         """`statistics` is (K + 1) x 2C, `counts` (K + 1) x L."""
         rate, weight = _rates(run, np.diff(counts, axis=0), counts[1:])  # K x L, K x L
-        batches = recover(statistics, rate, self._sizes)  # K x 2C
-        means, variances = np.split(batches, 2, axis=1)  # K x C each
+        means, variances = np.split(recover(statistics, rate, self._sizes), 2, axis=1)  # K x C each
         variances, steps = variances.clip(min=0), len(means)
         eps = np.repeat([layer.eps for layer in self._layers.values()], self._sizes)  # C
         variance = variances.mean(0)
         sigma = np.sqrt(variance + eps)
         between = np.stack([np.diff(means, axis=0) ** 2, np.diff(variances, axis=0) ** 2]) / 2  # 2 x K-1 x C
-
-        old_mean, old_variance = np.split(statistics[0], 2)  # C, C
+        old_mean, old_variance = np.split(statistics[0], 2)  # C each
         rate_of = np.repeat(rate.mean(0), self._sizes)  # C
-        exact = (
-            torch.finfo(run.statistics[0].dtype).eps * np.abs(old_mean) / rate_of < _ROUNDING * sigma
-        )  # False for NaN
+        rounding = torch.finfo(run.statistics[0].dtype).eps * np.abs(old_mean) / rate_of  # C
+        exact = rounding < _ROUNDING * sigma  # False for NaN
         per_batch = between[0] / np.repeat(weight.mean(0), self._sizes)  # K-1 x C
         live = exact & (variance > eps)  # what eps rules is not normalised by the batch
         share = np.where(live, per_batch / (variance + per_batch.mean(0)), 0)  # K-1 x C
         live_channels = self._by_layer(live)
         share = self._by_layer(share) / live_channels.clip(min=1)  # K-1 x L
-        measured = live_channels > 0
-        self._ratios += np.where(measured, [np.full(len(measured), steps - 1), share.sum(0), (share**2).sum(0)], 0)
-
-        moved = np.isfinite(rate).all(0) & np.isfinite(self._by_layer(batches[:, : len(eps)]).sum(0))  # L
+        sums = np.stack([np.full(len(self._sizes), steps - 1), share.sum(0), (share**2).sum(0)])  # 3 x L
+        self._ratios += np.where(live_channels > 0, sums, 0)
+        moved = np.isfinite(rate).all(0) & np.isfinite(self._by_layer(means.sum(0)))  # L
         self._batches += np.where(moved, steps, 0)
-        start = counts[0]
-        self._initial = np.where(moved, (1 - run.momentum) ** start, self._initial)
-        settled = moved & ((self._initial <= 0.01) | (start >= _WARM_UP))
+        self._initial = np.where(moved, (1 - run.momentum) ** counts[0], self._initial)
+        settled = moved & ((self._initial <= 0.01) | (counts[0] >= _WARM_UP))
         self._runs += settled
         judged = np.repeat(settled, self._sizes) & exact
-        gaps = np.stack([(means.mean(0) - old_mean) / sigma, np.log(sigma**2 / (old_variance + eps))])  # 2 x C
+        gaps = np.stack(
+            [(means.mean(0) - old_mean) / sigma, np.log(sigma**2 / (old_variance.clip(min=0) + eps))]
+        )  # 2 x C
         noise = between.mean(1) / np.stack([sigma**2, sigma**4]) * (rate_of / (2 - rate_of) + 1 / steps)  # 2 x C
         self._gaps += np.where(judged, gaps**2, 0)
         self._noise += np.where(judged, noise, 0)
@@ -196,8 +193,7 @@ class Watch:
         """The fields of each layer's row that the runs give."""
         from scipy.stats import f
 
-        borders = [0, *np.cumsum(self._sizes)]
-        for i, (low, high) in enumerate(pairwise(borders)):
+        for i, (low, high) in enumerate(pairwise([0, *np.cumsum(self._sizes)])):
             fields: dict[str, Any] = {"batches": int(self._batches[i]), "initial": float(self._initial[i])}
             if runs := self._runs[i]:
                 gaps, noise = self._gaps[:, low:high] / runs, self._noise[:, low:high] / runs  # 2 x channels
@@ -213,8 +209,8 @@ class Watch:
                 # 1.5: neighbouring differences share a batch, and their squares correlate by 1/4
                 error = math.sqrt(1.5 * max(0.0, squares / pairs - ratio**2) / (pairs - 1))
                 least = ratio - 2 * error
-                fields["effective_batch"] = float(1 / ratio)
-                fields["effective_batch_at_most"] = float(1 / least) if least > 0 else math.inf
+                at_most = float(1 / least) if least > 0 else math.inf
+                fields |= {"effective_batch": float(1 / ratio), "effective_batch_at_most": at_most}
             yield fields
 
 
@@ -224,13 +220,10 @@ def recover(statistics: Floats, rate: Floats, sizes: NDArray[np.int64]) -> Float
 
 
 def _rates(run: _Run, moves: NDArray[Any], counts: NDArray[Any]) -> tuple[Floats, Floats]:
-    """How far each step moved each layer, and the sum of squared weights of its batches: both K x L.
-
-    NaN where nothing was moved.
-    """
+    """How far each step moved each layer (NaN: not at all), and its batches' summed squared weights: both K x L."""
     m, average = run.momentum, run.average
     rate = np.where(average, moves / counts, 1 - (1 - m) ** moves)
-    rate = np.where((moves >= 1) & (rate > 0) & (rate <= 1), rate, np.nan)
+    rate = np.where(rate > 0, rate, np.nan)
     return rate, np.where(average, 1 / moves, m * (2 - rate) / ((2 - m) * rate))
 
 
