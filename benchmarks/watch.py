@@ -1,6 +1,6 @@
 """What the BN watch costs a training step: pairs of steps with and without it, in turn.
 
-    python benchmarks/watch.py [SECONDS]
+    OMP_WAIT_POLICY=passive python benchmarks/watch.py [SECONDS]
 
 bn_googlenet, 32 images of 96 px. A sampled step is measured as well as one that is not, and the digest of a run; what
 it costs on average follows from how many steps are sampled.

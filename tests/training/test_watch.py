@@ -328,8 +328,12 @@ def test_training_has_the_same_bits_with_and_without() -> None:
 
 
 def test_a_count_that_is_set_back_is_no_move() -> None:
-    layer = settled(BatchNorm1d(4))
-    layer.statistics = "population"
-    found = row(layer, lambda: torch.randn(8, 4), steps=8)
-    assert found.batches == 0
-    assert found.effective_batch is None
+    """As a recalibration between two steps of a run would; it leaves out that run, and no other."""
+    layer, step = settled(BatchNorm1d(4)), iter(range(100))
+
+    def images() -> Tensor:
+        if next(step) == 11:
+            layer.num_batches_tracked.fill_(500)
+        return torch.randn(8, 4)
+
+    assert row(layer, images, steps=24).batches == 16
