@@ -73,7 +73,9 @@ def test_norm_is_of_use_without_the_rest() -> None:
 
 
 def test_light_rooms_import_no_torch() -> None:
-    modules = "errors files recipe config runs machine progress data.pixels data.scan data.duplicates data.split data.source"
+    modules = (
+        "errors files recipe config runs machine progress data.pixels data.scan data.duplicates data.split data.source"
+    )
     names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.cli", "bnlab.commands.split"]
     script = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

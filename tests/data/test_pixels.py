@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bnlab.data.pixels import View, augment, normalise, open_photo, prepare
+from bnlab.data.pixels import View, normalise, open_photo, prepare
 from bnlab.errors import PhotoError
 
 RED, GREEN = (250, 20, 10), (10, 200, 30)
@@ -156,35 +156,3 @@ def test_normalise() -> None:
     assert result.shape == (2, 3, 5, 4)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result.double(), expected.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
-
-
-def test_augmented_crops_stay_within_their_bounds() -> None:
-    """A picture whose colour is its position tells where each crop was taken."""
-    y, x = np.mgrid[0:120, 0:200]
-    image = Image.fromarray(np.stack([x, y, np.zeros_like(x)], 2).astype(np.uint8))
-    areas, flips = [], 0
-    for seed in range(200):
-        random = np.random.default_rng(seed)
-        crop = augment(image, 64, area=(0.2, 0.5), aspect=(0.75, 4 / 3), flip=0.5, random=random).astype(float)
-        width, height = np.ptp(crop[..., 0]) + 1, np.ptp(crop[..., 1]) + 1
-        areas.append(width * height / (120 * 200))
-        flips += crop[0, 0, 0] > crop[0, -1, 0]
-        assert 0.7 < width / height < 1.4
-    assert min(areas) < 0.25
-    assert max(areas) > 0.42
-    assert 0.17 < min(areas) < max(areas) < 0.53
-    assert 70 < flips < 130
-
-
-def test_an_impossible_crop_falls_back_to_the_centre() -> None:
-    image = Image.new("RGB", (400, 10), RED)
-    crop = augment(image, 32, area=(1.0, 1.0), aspect=(0.9, 1.1), flip=0, random=np.random.default_rng(0))
-    assert crop.shape == (32, 32, 3)
-
-
-def test_whole_photo_without_flip_is_the_photo() -> None:
-    image = halves(40, 40)
-    crop = augment(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0, random=np.random.default_rng(0))
-    assert (crop == prepare(image, view(32))).all()
-    mirrored = augment(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=1, random=np.random.default_rng(0))
-    assert (mirrored == crop[:, ::-1]).all()

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.recipe import Recipe
 from bnlab.errors import UsageError
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.blocks import units_of
 from bnlab.nets.catalogue import CATALOGUE, SHAPE, has_row
 from bnlab.nets.tables import Auxiliary
+from bnlab.recipe import Recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 

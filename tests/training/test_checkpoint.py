@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnlab.recipe import Recipe
 from bnlab.errors import RunError
 from bnlab.nets import build
+from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training.checkpoint import Position, load_state, save_state
 from bnlab.training.loop import make_optimizer

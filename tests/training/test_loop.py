@@ -5,9 +5,9 @@ import torch
 from tests.classifier.test_evaluate import KNOWN, answers
 from torch.nn import functional as F
 
-from bnlab.recipe import Recipe
 from bnlab.nets import build
 from bnlab.nets.freeze import freeze
+from bnlab.recipe import Recipe
 from bnlab.training.checkpoint import Position
 from bnlab.training.loop import judge_epoch, make_optimizer, out_of_patience, set_learning_rate, total_loss
 

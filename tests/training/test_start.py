@@ -12,13 +12,13 @@ from bnlab import resume, train
 from bnlab.classifier.card import to_json
 from bnlab.classifier.file import load_network, read_classifier
 from bnlab.config import load_settings
-from bnlab.recipe import Recipe
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.files import read_csv
 from bnlab.nets.blocks import units_of
 from bnlab.nets.freeze import Frozen
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import Silent
+from bnlab.recipe import Recipe
 from bnlab.training import start
 from bnlab.training.session import TrainingResult
 from bnlab.training.start import adopt, check_network, new_network, without_effect

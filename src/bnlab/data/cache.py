@@ -2,6 +2,7 @@
 
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,7 @@ class _File:
         self.folder = folder
         with storage_errors(folder):
             self.file = tempfile.TemporaryFile(dir=folder, prefix=".cache", suffix=".part", buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
         self.end = 0
         self.lock = threading.Lock()  # of the file's one position
 
