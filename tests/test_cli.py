@@ -152,6 +152,54 @@ def test_predictions_as_csv_and_picture(bnlab: Command, data: Path, trained: Pat
     assert done.out.splitlines()[-1].startswith("runs/predict2/predictions.png")
 
 
+def test_finding_a_learning_rate(bnlab: Command, data: Path, tmp_path: Path) -> None:
+    done = bnlab("train", data, *QUICK, "--find-lr")
+    assert done.status == 0
+    assert "warning: learning_rate has no effect: --find-lr tries them from low to high" in done.err
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"find-lr"}
+    folder = tmp_path / "runs/find-lr"
+    assert {path.name for path in folder.iterdir()} == {"find-lr.png", "find-lr.csv"}
+    with Image.open(folder / "find-lr.png") as picture:
+        assert picture.width > 500
+    with (folder / "find-lr.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "learning_rate", "loss", "smoothed_loss"]
+    assert 20 < len(rows) <= 200
+    assert float(rows[0]["learning_rate"]) == 1e-5
+
+    again = bnlab("train", data, *QUICK, "--find-lr", "--name", "twice", "--json")
+    document = json.loads(again.out)
+    assert (tmp_path / "runs/twice/find-lr.csv").read_bytes() == (folder / "find-lr.csv").read_bytes()
+    assert (document["steps"], document["photos"], document["classes"]) == (len(rows), 24, 3)
+    rate = document["suggested"]  # these shapes are learned at a rate near 0.02 (tests/training/test_session.py)
+    assert 1e-3 < rate < 1
+    assert done.out.splitlines()[-1] == (
+        f"runs/find-lr/find-lr.png shows it. "
+        f"Next: bnlab train {data} --learning-rate {rate:g} and the other options as here"
+    )
+    assert bnlab("train", data, "--find-lr", "--name", "twice").complaint == (
+        "run runs/twice exists already: take another --name"
+    )
+    assert "DATA is missing" in bnlab("train", "--find-lr").complaint
+
+
+def test_finding_a_learning_rate_without_an_answer(bnlab: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnlab.training import rate_session
+
+    monkeypatch.setattr(rate_session, "_train_on", lambda *_: 1.5)
+    done = bnlab("train", data, *QUICK, "--find-lr")
+    assert done.status == 0
+    assert "suggested: none (the loss never fell by more than its noise: by 0.000, standard error 0.000)" in done.out
+    assert "It suggests none: look at the curve" in done.out.splitlines()[-1]
+    monkeypatch.setattr(rate_session, "_train_on", lambda *_: float("nan"))
+    done = bnlab("train", data, *QUICK, "--find-lr")
+    assert done.status == 1
+    assert done.complaint == (
+        "the loss was no number before any step, so no learning rate is to blame: "
+        "check mean, std and the file of --init"
+    )
+
+
 def test_resuming_from_the_command_line(bnlab: Command, data: Path) -> None:
     bnlab("train", data, *QUICK, "--epochs", 1)
     done = bnlab("train", "--resume")
@@ -163,6 +211,7 @@ def test_resuming_from_the_command_line(bnlab: Command, data: Path) -> None:
     for extra, what in (
         (("--epochs", 3), "--epochs"),
         (("--strict",), "--strict"),
+        (("--find-lr",), "--find-lr"),
         ((data,), "DATA"),
         (("--set", "size=64"), "--size"),
     ):

@@ -46,6 +46,11 @@ class Run:
         return self.folder / "metrics.csv"
 
     @property
+    def health(self) -> Path:
+        """One row a normalisation layer, of the last epoch."""
+        return self.folder / "health.csv"
+
+    @property
     def best(self) -> Path:
         """The classifier of the best epoch."""
         return self.folder / "best.safetensors"

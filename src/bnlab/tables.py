@@ -6,6 +6,7 @@ from rich.text import Text
 
 from bnlab.commands.demo import DemoResult
 from bnlab.commands.evaluate import EvaluateResult
+from bnlab.commands.find_rate import FindRateResult
 from bnlab.commands.import_weights import ImportResult
 from bnlab.commands.machine import MachineResult
 from bnlab.commands.net import NetResult, listing
@@ -48,6 +49,22 @@ def evaluation_table(result: EvaluateResult) -> RenderableType:
         shares = ("–" if share is None else f"{share:.1%}" for share in (score.precision, score.recall, score.f1))
         table.add_row(Text(printable(score.label)), str(score.n), *shares, Text(taken))
     return Group(figures, "", table)
+
+
+def rate_table(result: FindRateResult) -> RenderableType:
+    """What was read off the curve, and why."""
+    found, curve = result.suggestion, result.test.curve
+    table = _table("learning rate", "", justify="left")
+    for rate, meaning in (
+        (found.steepest, "the loss falls fastest"),
+        (found.lowest, "it is lowest"),
+        (found.tenth_of_minimum, "a tenth of that"),
+        (found.diverged_at, "it diverges"),
+    ):
+        table.add_row("–" if rate is None else f"{rate:.2g}", meaning)
+    tried = f"tried {curve.rates[0]:.2g} to {curve.rates[-1]:.2g} in {plural(len(curve.rates), 'step')}"
+    answer = "none" if found.suggested is None else f"{found.suggested:g}"
+    return Group(table, "", Text(f"{tried}; suggested: {answer} ({found.reason})"))
 
 
 def prediction_table(result: PredictResult) -> RenderableType:

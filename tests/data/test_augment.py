@@ -31,16 +31,16 @@ def test_augmented_crops_stay_within_their_bounds() -> None:
 
 def test_an_impossible_crop_falls_back_to_the_centre() -> None:
     image = np.zeros((10, 400, 3), dtype=np.uint8)
-    crop = augment(image, 32, area=(1.0, 1.0), aspect=(0.9, 1.1), flip=0, random=np.random.default_rng(0))
+    crop = crop_of(image, 32, area=(1.0, 1.0), aspect=(0.9, 1.1), flip=0, random=np.random.default_rng(0))
     assert crop.shape == (32, 32, 3)
 
 
 def test_whole_photo_without_flip_is_the_photo() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    crop = augment(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0, random=np.random.default_rng(0))
+    crop = crop_of(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0, random=np.random.default_rng(0))
     view = View(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
     assert np.abs(crop.astype(int) - prepare(Image.fromarray(image), view)).max() <= 1  # Pillow's, to rounding
-    mirrored = augment(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=1, random=np.random.default_rng(0))
+    mirrored = crop_of(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=1, random=np.random.default_rng(0))
     assert (mirrored == crop[:, ::-1]).all()
 
 

@@ -48,3 +48,12 @@ def test_matplotlib_is_left_as_it_was() -> None:
     before = dict(mpl.rcParams)
     figures.curves({"one": ROWS})
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("losses", [[2.0, 1.5, 1e9], [1.0, 1.0, 1.0], [1.0]])
+def test_a_range_test_can_be_drawn(losses: list[float]) -> None:
+    rates = [1e-5, 1e-3, 1e-1][: len(losses)]
+    marks = {"suggested": 1e-3, "steepest": None}
+    picture = figures.range_test_png(rates, losses, losses, marks, "$a network, of 4 px")
+    assert picture == figures.range_test_png(rates, losses, losses, marks, "$a network, of 4 px")
+    assert picture != figures.range_test_png(rates, losses, losses, {"suggested": None}, "$a network, of 4 px")

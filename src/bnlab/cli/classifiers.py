@@ -1,7 +1,7 @@
 """The verbs of the main job: from photos to a classifier, and what it says."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,9 @@ from bnlab.cli.app import app
 from bnlab.cli.options import BatchSize, ClassifierFile, Device, Json, Side, Strict, Workers
 from bnlab.console import err, run_command, show_result
 from bnlab.errors import plural, printable, quoted
+
+if TYPE_CHECKING:
+    from bnlab.config import Settings
 
 
 @app.command("split")
@@ -94,12 +97,16 @@ def train_verb(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the latest run, or the one named by --name.")
     ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Only try learning rates, for 200 steps, and suggest one.")
+    ] = False,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Train a classifier; the run goes to runs/NAME.
 
     Ctrl-C saves; --resume goes on, after a kill too, and ends in the same weights, bit for bit.
+    --find-lr keeps no classifier: it draws the loss by learning rate, to runs/find-lr.
     """
     from bnlab.commands import train
     from bnlab.config import load_settings, parse_assignments
@@ -124,7 +131,7 @@ def train_verb(
     options = {key: value for key, value in given.items() if value is not None} | parse_assignments(settings or [])
     if resume:
         fixed = [key for key in options if key not in MACHINE_KEYS]
-        fixed += ["recipe"] * (recipe != "default") + ["strict"] * strict
+        fixed += ["recipe"] * (recipe != "default") + ["find-lr"] * find_lr + ["strict"] * strict
         if fixed or data:
             what = f"--{fixed[0].replace('_', '-')}" if fixed else "DATA"
             raise typer.BadParameter(
@@ -133,6 +140,9 @@ def train_verb(
         asked = train.TrainSettings(resume=True, name=name, changes=options)
     elif data is None:
         raise typer.BadParameter("DATA is missing: give a folder of classes, or --resume to go on with a run")
+    elif find_lr:
+        _find_rate(data, load_settings(recipe, options), name, strict=strict, as_json=as_json)
+        return
     else:
         asked = train.TrainSettings(data=data, settings=load_settings(recipe, options), name=name, strict=strict)
     result = run_command(train.run, asked)
@@ -144,6 +154,21 @@ def train_verb(
         f"in {plural(result.epochs, 'epoch')}, {result.seconds:.0f} s",
         f"{result.run.folder}: report.html shows it. Next: bnlab predict {quoted(result.run.best)} PHOTO",
     )
+
+
+def _find_rate(data: Path, recipe: "Settings", name: str | None, *, strict: bool, as_json: bool) -> None:
+    from bnlab.commands import find_rate
+    from bnlab.tables import rate_table
+
+    settings = find_rate.FindRateSettings(data=data, settings=recipe, name=name, strict=strict)
+    result = run_command(find_rate.run, settings)
+    rate = result.suggestion.suggested
+    if rate is None:
+        last = "It suggests none: look at the curve, or keep the recipe's own rate."
+    else:
+        others = " and the other options as here" if recipe.origin.keys() - {"learning_rate"} else ""
+        last = f"Next: bnlab train {quoted(data)} --learning-rate {rate:g}{others}"
+    show_result(as_json, result.to_json(), rate_table(result), f"{printable(result.figure)} shows it. {last}")
 
 
 @app.command("evaluate")

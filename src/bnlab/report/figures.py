@@ -123,6 +123,43 @@ def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]
     return _png(draw, 8.4, 4.2)
 
 
+def range_test_png(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    marks: Mapping[str, float | None],
+    title: str,
+) -> bytes:
+    """Loss by learning rate: each batch a dot, their smoothed course a line, `marks` upright lines by name and rate."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.scatter(rates, losses, 8, color="gray", alpha=0.6, linewidths=0, label="of each batch")
+        axes.plot(rates, smoothed, color=COLOURS[0], linewidth=2, label="smoothed")
+        there = [(name, rate) for name, rate in marks.items() if rate is not None]
+        for (name, rate), style in zip(there, ("-", "--", "-.", ":"), strict=False):
+            is_answer = name == "suggested"
+            axes.axvline(
+                rate,
+                color=COLOURS[1] if is_answer else "gray",
+                linestyle="-" if is_answer else style,
+                label=f"{name}: {rate:.2g}",
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own would be mathematics, which names are not read as
+        # What diverges leaves the picture at its top, for drawn whole it would press the valley before it flat.
+        first, low = smoothed[0], min(smoothed)
+        high = min(max(smoothed), first + max(6 * (first - low), abs(first) / 4))
+        axes.set_ylim(low - 0.3 * (high - low) - 1e-3, high + 0.2 * (high - low) + 1e-3)
+        axes.set_xlabel("learning rate (logarithmic)")
+        axes.set_ylabel("training loss, nats")
+        axes.set_title(title)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, loc="best")
+
+    return _png(draw, 7.2, 4.2)
+
+
 def _line(axes: "Axes", points: Sequence[tuple[float, float]], colour: str, name: str, *, dashed: bool = False) -> None:
     x, y = [x for x, _ in points], [y for _, y in points]
     axes.plot(x, y, color=colour, linestyle="--" if dashed else "-", marker="." if len(x) < 40 else "", label=name)

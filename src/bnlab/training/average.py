@@ -20,6 +20,10 @@ class Average:
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False)
 
+    def begin(self, network: TableNetwork) -> None:
+        """Begin anew at the weights of a network."""
+        self.network.load_state_dict(network.state_dict())
+
     @torch.no_grad()
     def update(self, network: TableNetwork, step: int) -> None:
         """Take in the weights after step `step`, counted from 1."""

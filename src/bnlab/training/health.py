@@ -5,7 +5,7 @@ A layer crosses a rule of BN_CHECKS.md only by an effect that matters, over enou
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 from bnlab.errors import plural
 
@@ -65,6 +65,10 @@ class Health:
     """All layers of a network, in its order; none without normalisation."""
 
     layers: tuple[LayerHealth, ...] = ()
+
+    def table(self) -> tuple[list[str], list[list[object]]]:
+        """Columns and rows, one a layer."""
+        return [field.name for field in fields(LayerHealth)], [list(astuple(row)) for row in self.layers]
 
     def scalars(self) -> dict[str, float]:
         """Totals for charts; what was not measured is left out."""

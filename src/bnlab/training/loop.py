@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -50,14 +51,11 @@ class Hooks:
     judge: Callable[[], Judgement]
     """evaluate the network on val as it is now"""
     save: Callable[[Position], None]
-    """keep what a resume needs"""
+    """keep what a resume needs; the position's plan may be shortened before"""
     epoch_done: Callable[[Position, Row, bool], None]
     """an epoch has ended: where the training stands, its metrics, and whether it is the best so far"""
-    replan: Callable[[Position], None]
-    """shorten the plan where the time would not suffice"""
-    before_step: Callable[[int], None] = lambda step: None
-    after_step: Callable[[int], None] = lambda step: None
-    """of the step with this number: who watches looks"""
+    watched: Callable[[int], AbstractContextManager[object]] = nullcontext
+    """around the step with this number"""
 
 
 def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progress) -> None:
@@ -69,60 +67,46 @@ def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progres
         Interrupted: Ctrl-C; what a resume needs was saved.
         PhotoError: a photo can no longer be read.
     """
-    recipe, loader, network = trainee.recipe, trainee.loader, trainee.network
-    plan = position.plan
+    recipe, loader = trainee.recipe, trainee.loader
     saved = started = time.monotonic()
     offset, photos = position.total_seconds, len(loader.paths)
     tally = Tally(position, look_every=1 if trainee.device == "cpu" else _LOOK_EVERY)
-    total = round(plan.steps / plan.batches * photos)
+    total = round(position.plan.steps / loader.batches * photos)
     bar = progress.task("training", total, "images", done=position.epoch * photos + position.seen)
     with listening() as stop, bar as task:
-        while position.epoch < plan.epochs and not out_of_patience(position, recipe):
-            network.train()
+        while position.epoch < position.plan.epochs and not out_of_patience(position, recipe):
+            trainee.network.train()
             began = time.monotonic()
-            size = plan.size(recipe, position.epoch)
+            size = position.plan.size(recipe, position.epoch)
             batches = loader.epoch(position.epoch, size, position.batch)
-            for pixels, labels in islice(batches, plan.steps - position.step):
-                rate = set_learning_rate(trainee.optimizer, plan.learning_rate(recipe, position.step))
-                hooks.before_step(position.step)
-                try:
+            for pixels, labels in islice(batches, position.plan.steps - position.step):
+                set_learning_rate(trainee.optimizer, position.plan.learning_rate(recipe, position.step))
+                with _divergence(position, recipe), hooks.watched(position.step):
                     tally.add(*train_step(trainee, pixels, labels, position.step), len(labels))
-                except FloatingPointError as error:
-                    raise _diverged(str(error), position, rate, recipe) from None
-                hooks.after_step(position.step - 1)
 
                 now = time.monotonic()
                 position.seconds += now - began  # the wait for photos counted in
                 position.total_seconds = offset + now - started
                 task.advance(len(labels), epoch=position.epoch + 1, loss=position.loss / max(position.seen, 1))
                 if stop.asked or now - saved >= recipe.checkpoint_seconds:
-                    tally.look()
-                    hooks.replan(position)
-                    plan = position.plan
+                    with _divergence(position, recipe):
+                        tally.look()
                     hooks.save(position)
                     saved = time.monotonic()
                     if stop.asked:
                         raise Interrupted(f"interrupted after step {position.step}")
-                if position.step >= plan.steps:
-                    break
+                    if position.step >= position.plan.steps:  # it was shortened
+                        break
                 began = time.monotonic()
 
-            tally.look()
-            rate = plan.learning_rate(recipe, position.step - 1)
-            row = row_of(position, rate, size)
-            is_best = False
-            if plan.judges(recipe, position.epoch):
-                try:
-                    judgement = hooks.judge()
-                except DivergedError as error:
-                    raise _diverged(error.problem, position, rate, recipe) from None
-                is_best = judge_epoch(position, row, judgement)
+            with _divergence(position, recipe):
+                tally.look()
+                row = row_of(position, recipe, size)
+                is_best = position.plan.judges(recipe, position.epoch) and judge_epoch(position, row, hooks.judge())
             position.total_seconds = row["seconds"] = offset + time.monotonic() - started
             position.rows.append(row)
             position.begin_epoch()
             hooks.epoch_done(position, row, is_best)
-            hooks.replan(position)
-            plan = position.plan
             hooks.save(position)
             saved = time.monotonic()
             if stop.asked:
@@ -202,12 +186,20 @@ def check_finite(loss: float) -> None:
         raise FloatingPointError(f"the loss became {loss}")
 
 
-def _diverged(what: str, position: Position, rate: float, recipe: Recipe) -> DivergedError:
-    or_else = "" if recipe.init else ", or a network with batch normalisation"
-    return DivergedError(
-        f"{what} at step {position.step + 1} (epoch {position.epoch + 1}), at a learning rate of {rate:.3g}",
-        f"try --learning-rate at a third of it{or_else}",
-    )
+@contextmanager
+def _divergence(position: Position, recipe: Recipe) -> Iterator[None]:
+    """Say of numbers that are none where the training stood and what to try."""
+    try:
+        yield
+    except (FloatingPointError, DivergedError) as error:
+        what = error.problem if isinstance(error, DivergedError) else str(error)
+        step = position.step + isinstance(error, FloatingPointError)
+        rate = position.plan.learning_rate(recipe, step - 1)
+        or_else = "" if recipe.init else ", or a network with batch normalisation"
+        raise DivergedError(
+            f"{what} at step {step} (epoch {position.epoch + 1}), at a learning rate of {rate:.3g}",
+            f"try --learning-rate at a third of it{or_else}",
+        ) from None
 
 
 def total_loss(outputs: Tensor | tuple[Tensor, ...], targets: Targets, recipe: Recipe) -> Tensor:
@@ -219,13 +211,13 @@ def total_loss(outputs: Tensor | tuple[Tensor, ...], targets: Targets, recipe: R
     return loss
 
 
-def row_of(position: Position, rate: float, size: int) -> Row:
+def row_of(position: Position, recipe: Recipe, size: int) -> Row:
     """The metrics of the epoch that has just ended; what a judgement gives is None still."""
     return {
         "epoch": position.epoch + 1,
         "step": position.step,
         "size": size,
-        "learning_rate": rate,
+        "learning_rate": position.plan.learning_rate(recipe, position.step - 1),
         "train_loss": position.loss / position.seen,
         "train_top1": position.right / position.seen,
         "val_loss": None,

@@ -7,21 +7,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import save_classifier
 from bnlab.classifier.predict import Classifier
 from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes
-from bnlab.data.listing import tell_missing, write_list
-from bnlab.data.pixels import normalise
-from bnlab.data.scan import tell_refused
-from bnlab.data.source import Source, open_recorded_data, open_training_data
-from bnlab.errors import Interrupted, PhotoError, UsageError
+from bnlab.data.listing import write_list
+from bnlab.data.source import Source, open_recorded_data
+from bnlab.errors import Interrupted, PhotoError
 from bnlab.files import file_sha256, remove_drafts, write_atomic, write_csv, write_json
-from bnlab.machine import choose_device, environment, fast_precision, memory_errors, versions
-from bnlab.nets import fit_to_data
+from bnlab.machine import choose_device, environment, versions
 from bnlab.nets.blocks import is_normalised
 from bnlab.nets.build import to_device
 from bnlab.nets.freeze import Frozen
@@ -35,9 +32,13 @@ from bnlab.training.budget import Budget
 from bnlab.training.checkpoint import Position, Row
 from bnlab.training.judge import Judge, Judgement
 from bnlab.training.schedule import Plan
-from bnlab.training.start import adopt, check_network, load_into, new_network
-from bnlab.training.tell import describe, how_to_resume, tell_changes, tell_position, tell_without_effect
+from bnlab.training.setup import SetUp, batch_errors, exact, fit_first_batch, set_up
+from bnlab.training.start import load_into, new_network
+from bnlab.training.tell import describe, how_to_resume, tell_changes, tell_position
 from bnlab.training.trainee import make_caches, make_trainee, view_of
+from bnlab.training.watch import Watch
+
+_WINDOW = 8  # successive steps that the BN watch samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +81,17 @@ def train(
         Interrupted: Ctrl-C; what a resume needs was saved.
     """
     began = time.monotonic()
-    settings = adopt(settings)
-    device = choose_device(settings.recipe.device)
-    if settings.recipe.precision == "auto":
-        settings = with_changes(settings, {"precision": fast_precision(device)}, "machine")
-    recipe = settings.recipe
-    check_network(recipe)
     check_free(root, name)
-    source = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
-    tell_refused(source.refused, strict=strict, progress=progress)
-    tell_missing(source.photos, "val", progress)
-    network, frozen = new_network(recipe, classes=len(source.classes))
-    tell_without_effect(settings, source, network, progress)
-    if recipe.init is not None:
-        load_into(network, source.classes, recipe.init, progress)
+    ready = set_up(data, settings, strict=strict, progress=progress)
+    source = ready.source
     run = new_run(root, name)
     with run.locked():
         write_list(run.split, source.photos)
-        write_json(run.environment, environment(device))
+        write_json(run.environment, environment(ready.device))
         if source.refused:
             write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in source.refused))
-        write_atomic(run.recipe, to_yaml(settings))
-        return _sit(run, settings, network, frozen, source, device, progress, began)
+        write_atomic(run.recipe, to_yaml(ready.settings))
+        return _sit(run, ready, progress, began)
 
 
 def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress) -> TrainingResult:
@@ -123,22 +113,14 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
         if recipe.init is not None and not run.state.exists():
             load_into(network, source.classes, recipe.init, progress)
         tell_changes(run, device, progress)
-        return _sit(run, settings, network, frozen, source, device, progress, began)
+        ready = SetUp(settings=settings, device=device, source=source, network=network, frozen=frozen)
+        return _sit(run, ready, progress, began)
 
 
-def _sit(
-    run: Run,
-    settings: Settings,
-    network: TableNetwork,
-    frozen: Frozen,
-    source: Source,
-    device: str,
-    progress: Progress,
-    began: float,
-) -> TrainingResult:
+def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingResult:
     """One sitting, that began at a time.monotonic(), at a run whose folder is made and locked."""
-    recipe = settings.recipe
-    network = to_device(network, device)
+    recipe, source, device = ready.settings.recipe, ready.source, ready.device
+    network = to_device(ready.network, device)
     caches = make_caches(run, recipe, source)
     trainee = make_trainee(recipe, network, source, device, caches.train)
     judge = Judge(
@@ -152,15 +134,17 @@ def _sit(
     )
     position = checkpoint.load_state(run, network, trainee.optimizer, recipe, trainee.average)
     budget = Budget(began - position.total_seconds, recipe.time) if recipe.time else None
-    tell_position(run, position, recipe, frozen, source, device, progress)
+    tell_position(run, position, recipe, ready.frozen, source, device, progress)
     with ExitStack() as stack:
-        stack.enter_context(_exact(device))
+        stack.enter_context(exact(device))
         stack.enter_context(_told(run, recipe))
 
         def judged() -> Judgement:
             return judge(trainee.average.network if trainee.average else network, progress)
 
         def save(position: Position) -> None:
+            if budget:
+                position.plan = budget.replanned(position, recipe, progress)
             checkpoint.save_state(run, position, network, trainee.optimizer, recipe, trainee.average)
 
         def epoch_done(position: Position, row: Row, is_best: bool) -> None:
@@ -170,29 +154,35 @@ def _sit(
                 if is_best:
                     save_classifier(run.best, judge.network, card)
                 save_classifier(run.last, judge.network, card)
+            health = watch.report()
+            is_last = position.epoch >= position.plan.epochs
             write_csv(run.metrics, row, (r.values() for r in position.rows))
-            log(row)
+            write_csv(run.health, *health.table())
+            log(row, health)
             progress.note(describe(row, position.plan.epochs, is_best))
-
-        def replan(position: Position) -> None:
-            if budget:
-                position.plan = budget.replanned(position, recipe, progress)
+            for sentence in health.warnings():
+                check = sentence.partition(":")[0]
+                # Statistics lag at the height of the learning rate, and do no harm there: judged is by others.
+                if check not in warned and (is_last or check != "BN102"):
+                    progress.warn(sentence)
+                    warned.add(check)
 
         if not run.state.exists():
-            if recipe.data_dependent and recipe.init is None:
-                pixels, _ = next(trainee.loader.epoch(0, recipe.size))
-                fit_to_data(network, normalise(torch.from_numpy(pixels).to(device), view_of(recipe)))
+            fit_first_batch(trainee)
             if budget and not recipe.steps:
                 recipe = budget.planned(trainee, lambda: judge(network, Silent()), progress)
                 changed = {"steps": recipe.steps, "judge_every": recipe.judge_every}
-                write_atomic(run.recipe, to_yaml(with_changes(settings, changed, "time")))
+                write_atomic(run.recipe, to_yaml(with_changes(ready.settings, changed, "time")))
                 trainee = replace(trainee, recipe=recipe)
             position.plan = Plan.of(recipe, trainee.loader.batches)
             save(position)  # before any classifier is written: whatever happens then, there is a state to go on from
         log = stack.enter_context(tensorboard(run, position.step))
-        hooks = loop.Hooks(judge=judged, save=save, epoch_done=epoch_done, replan=replan)
+        every = max(_WINDOW, min(64, trainee.loader.batches))
+        watch = Watch(network if recipe.watch else nn.Identity(), window=_WINDOW, every=every)
+        warned: set[str] = set()
+        hooks = loop.Hooks(judge=judged, save=save, epoch_done=epoch_done, watched=watch.watched)
         loop.fit(trainee, position, hooks, progress=progress)
-    return _result(run, position, frozen, source, device, recipe.workers)
+    return _result(run, position, ready.frozen, source, device, recipe.workers)
 
 
 def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source) -> Card:
@@ -228,29 +218,11 @@ def _result(run: Run, position: Position, frozen: Frozen, source: Source, device
 def _told(run: Run, recipe: Recipe) -> Iterator[None]:
     """Say of an interruption, or of a photo gone bad, how to go on, and of full memory what would fit."""
     try:
-        with memory_errors(recipe.batch_size, recipe.size):
+        with batch_errors(recipe):
             yield
     except PhotoError as error:
         raise PhotoError(
             error.path, error.reason, f"put it back as it was, and go on with: {how_to_resume(run)}"
         ) from None
-    except ValueError as error:
-        if "Expected more than 1 value per channel" not in str(error):  # torch's words, and those of bnlab.norm
-            raise
-        raise UsageError(
-            f"a part of a batch has nothing to normalise by ({str(error).splitlines()[0]})",
-            "take a larger batch_size, size or ghost batch",
-        ) from None
     except Interrupted as interruption:
         raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
-
-
-@contextmanager
-def _exact(device: str) -> Iterator[None]:
-    """The same steps give the same weights, and torch is left as it was: its generators and its choice of kernels."""
-    cuda = [torch.cuda.current_device()] if device == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=cuda),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
-    ):
-        yield

@@ -31,6 +31,7 @@ What to know of the numbers:
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, cast
@@ -108,6 +109,13 @@ class Watch:
         run.next += 1
         if step % self.every == self.window - 1:
             self._close()
+
+    @contextmanager
+    def watched(self, step: int) -> Iterator[None]:
+        """`before` and `after` around a step."""
+        self.before(step)
+        yield
+        self.after(step)
 
     def report(self) -> Health:
         """What was found since the last report; a new window begins."""
