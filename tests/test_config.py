@@ -25,7 +25,8 @@ def refusal(recipe: str | Path = "default", **options: object) -> str:
 
 
 def test_shipped_recipes_are_valid() -> None:
-    assert recipe_names() == ["classic", "default", "digits"]
+    of_the_paper = ["bn-baseline", "bn-x30", "bn-x5", "bn-x5-sigmoid", "inception"]
+    assert recipe_names() == sorted(["classic", "default", "digits", *of_the_paper])
     for name in recipe_names():
         load_settings(name)
 
@@ -55,6 +56,41 @@ def test_classic_is_the_tutorials_to_the_letter() -> None:
     assert recipe.mean == recipe.std == (0.5, 0.5, 0.5)
     assert (recipe.crop_area, recipe.crop_aspect, recipe.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     assert recipe.label_smoothing == 0
+
+
+def test_the_papers_recipes_are_its_table() -> None:
+    """Section 4.2: the learning rates, the batch, and the seven changes, each in its direction."""
+    names = ("inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid")
+    recipes = {name: load_settings(name).recipe for name in names}
+    assert [recipes[name].learning_rate for name in names] == [0.0015, 0.0015, 0.0075, 0.045, 0.0075]
+    assert [recipes[name].network for name in names] == ["inception"] + ["bn_inception"] * 4
+    assert [recipes[name].activation for name in names] == [None] * 4 + ["sigmoid"]
+    assert {recipes[name].batch_size for name in names} == {32}
+    same = {"network", "learning_rate", "activation"}
+    dumped = {name: recipes[name].model_dump(exclude=same) for name in names}
+    assert dumped["inception"] == dumped["bn-baseline"]
+    assert dumped["bn-x5"] == dumped["bn-x30"] == dumped["bn-x5-sigmoid"]
+    before, after = recipes["bn-baseline"], recipes["bn-x5"]
+    changed = {key for key, value in dumped["bn-x5"].items() if value != dumped["bn-baseline"][key]}
+    assert changed == {"dropout", "weight_decay", "decay_epochs", "local_response", "shuffle", "photometric"}
+    assert (before.dropout, after.dropout) == (0.4, 0.0)
+    assert after.weight_decay == pytest.approx(before.weight_decay / 5)
+    assert after.decay_epochs == pytest.approx(before.decay_epochs / 6)
+    assert (before.local_response, after.local_response) == (True, False)
+    assert (before.shuffle, after.shuffle) == ("batches", "photos")
+    assert after.photometric < before.photometric
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("90", 90), (45, 45), ("0.5h", 1800)]
+)
+def test_spans_of_time(text: object, seconds: float) -> None:
+    assert load_settings("default", {"time": text}).recipe.time == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "20x", "", "1m20h", "..m", -5, 0])
+def test_spans_that_are_none(text: object) -> None:
+    assert refusal(time=text).startswith("time cannot be")
 
 
 def test_options_go_before_the_recipe() -> None:

@@ -82,8 +82,9 @@ def test_a_full_disk_is_told(photos: Photos, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no device that is always full")
     cache = Cache(50, 10**9, tmp_path)
-    cache._place.file = open("/dev/full", "r+b", buffering=0)  # type: ignore[union-attr]  # noqa: SIM115, PTH123
-    with pytest.raises(StorageError, match="no space left on the device"):
+    cache._place.file.close()  # type: ignore[union-attr]
+    with Path("/dev/full").open("r+b", buffering=0) as full, pytest.raises(StorageError, match="no space left"):
+        cache._place.file = full  # type: ignore[union-attr]
         cache.put(0, photos[0])
     assert cache.get(0) is None
 

@@ -7,8 +7,10 @@ from bnlab.errors import RunError
 from bnlab.nets import build
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
+from bnlab.training.average import Average
 from bnlab.training.checkpoint import Position, load_state, save_state
-from bnlab.training.loop import make_optimizer
+from bnlab.training.optimizer import make_optimizer
+from bnlab.training.schedule import Plan
 
 
 @pytest.fixture
@@ -25,12 +27,22 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
     stepper = make_optimizer(network, recipe)
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     stepper.step()
-    position = Position(epoch=1, batch=3, step=9, loss=1.5, rows=[{"epoch": 1, "val_top1": 0.5}], best={"epoch": 1})
-    save_state(run, position, network, stepper, recipe)
+    plan = Plan(steps=40, batches=6).shortened(9, 30)
+    rows = [{"epoch": 1, "val_top1": None}]
+    position = Position(epoch=1, batch=3, step=9, plan=plan, loss=1.5, rows=rows, best={"epoch": 1})
+    average = Average(network, 0.9)
+    with torch.no_grad():
+        network.fc.bias.add_(1)
+    average.update(network, 4)
+    save_state(run, position, network, stepper, recipe, average)
 
     other = build(recipe.network, classes=3, seed=1)
     other_stepper = make_optimizer(other, recipe)
-    assert load_state(run, other, other_stepper, recipe) == position
+    other_average = Average(other, 0.9)
+    assert load_state(run, other, other_stepper, recipe, other_average) == position
+    kept, read = average.network.state_dict(), other_average.network.state_dict()
+    assert all(torch.equal(kept[key], read[key]) for key in kept)
+    assert not torch.equal(kept["fc.bias"], network.fc.bias)
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
     )
@@ -51,6 +63,11 @@ def test_another_recipe_or_a_broken_file_is_refused(run: Run) -> None:
     load_state(run, network, optimizer, recipe.model_copy(update={"workers": 7}))  # changes no result
     with pytest.raises(RunError, match=r"was changed after it began \(epochs, learning_rate\): change it back"):
         load_state(run, network, optimizer, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}))
+    state = torch.load(run.state, weights_only=True)
+    for version, age in ((1, "an older"), (3, "a newer")):
+        torch.save(state | {"format": version}, run.state)
+        with pytest.raises(RunError, match=rf"state.pt was written by {age} bnlab: resume with that one"):
+            load_state(run, network, optimizer, recipe)
     run.state.write_bytes(run.state.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"state.pt cannot be read .*: begin a new run"):
         load_state(run, network, optimizer, recipe)

@@ -1,12 +1,14 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bnlab.recipe import Recipe
-from bnlab.training.schedule import learning_rate
+from bnlab.training.schedule import Plan
 
 
 def rates(total: int, **changes: object) -> list[float]:
     recipe = Recipe.model_validate({"learning_rate": 0.5} | changes)
-    return [learning_rate(recipe, step, total) for step in range(total)]
+    return [Plan(steps=total, batches=10).learning_rate(recipe, step) for step in range(total)]
 
 
 def test_constant() -> None:
@@ -31,3 +33,52 @@ def test_one_cycle_rises_once_and_falls_once(warmup: float) -> None:
     assert min(values) > 0
     if warmup < 1:
         assert values[-1] == pytest.approx(0.5e-4)
+
+
+def test_exponential_falls_by_its_factor_in_so_many_epochs() -> None:
+    values = rates(200, schedule="exponential", decay_factor=0.96, decay_epochs=8)  # of 10 steps
+    assert values[0] == 0.5
+    assert values[80] == pytest.approx(0.5 * 0.96)
+    assert values[160] == pytest.approx(0.5 * 0.96**2)
+    assert values[40] == pytest.approx(0.5 * 0.96**0.5)
+
+
+def test_a_plan_is_the_recipes() -> None:
+    assert Plan.of(Recipe(epochs=3), 7) == Plan(steps=21, batches=7)
+    plan = Plan.of(Recipe(epochs=3, steps=15), 7)
+    assert (plan.steps, plan.epochs) == (15, 3)
+
+
+@given(st.integers(1, 200), st.integers(0, 199), st.integers(1, 200))
+def test_a_plan_that_was_shortened_goes_on_where_it_was_and_ends_at_1(steps: int, at: int, left: int) -> None:
+    at = min(at, steps - 1)
+    plan = Plan(steps=steps, batches=10)
+    shorter = plan.shortened(at, at + left)
+    assert shorter.progress(at) == plan.progress(at)
+    assert shorter.progress(at + left) == pytest.approx(1)
+    again = shorter.shortened(at + left // 2, at + left // 2 + 1)
+    assert again.progress(at + left // 2) == pytest.approx(shorter.progress(at + left // 2))
+    assert again.progress(again.steps) == pytest.approx(1)
+
+
+def test_sizes_grow_to_the_last() -> None:
+    recipe = Recipe(start_size=64, size=128)
+    plan = Plan(steps=100, batches=1)
+    sizes = [plan.size(recipe, epoch) for epoch in range(100)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {64, 80, 96, 112, 128}
+    assert [sizes.count(size) for size in (80, 96, 112)] == [25, 25, 25]
+    assert {plan.size(Recipe(size=128), epoch) for epoch in range(100)} == {128}
+    assert {plan.size(Recipe(start_size=100, size=120), epoch) for epoch in range(100)} == {100, 116}
+
+
+def test_judgements_are_ten_or_as_many_as_asked_and_the_last() -> None:
+    def judged(epochs: int, **changes: object) -> list[int]:
+        recipe, plan = Recipe.model_validate(changes), Plan(steps=epochs * 5 - 2, batches=5)
+        return [epoch + 1 for epoch in range(epochs) if plan.judges(recipe, epoch)]
+
+    assert judged(8) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert judged(45) == [5, 10, 15, 20, 25, 30, 35, 40, 45]
+    assert judged(47) == [5, 10, 15, 20, 25, 30, 35, 40, 45, 47]
+    assert judged(7, judge_every=3) == [3, 6, 7]
+    assert judged(7, judge_every=100) == [7]
