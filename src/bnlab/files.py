@@ -1,17 +1,18 @@
 """Files that are either there as a whole or not at all."""
 
+import codecs
 import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bnlab.errors import StorageError, printable
 
@@ -28,19 +29,8 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     Raises:
         StorageError: no space left, no permission, a read-only disk.
     """
-    data = content.encode("utf-8", ERRORS) if isinstance(content, str) else content
-    draft = _draft_of(path)
-    with storage_errors(path):
-        try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                draft.unlink()
-            raise
+    with _written(path) as file:
+        file.write(content.encode("utf-8", ERRORS) if isinstance(content, str) else content)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -49,13 +39,16 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table atomically, with a header line. None becomes an empty cell."""
-    table: list[list[object]] = [list(columns), *(list(row) for row in rows)]
-    # The csv module leaves a lone carriage return unquoted, and then reads it as the end of the row.
-    odd = any("\r" in cell for row in table for cell in row if isinstance(cell, str))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerows(table)
-    write_atomic(path, text.getvalue())
+    """Write a table atomically, row by row, with a header line. None becomes an empty cell."""
+    with _written(path) as file:
+        text = codecs.getwriter("utf-8")(file, ERRORS)
+        plain = csv.writer(text, lineterminator="\n")
+        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for cells in chain([columns], rows):
+            row = list(cells)
+            # The csv module leaves a lone carriage return unquoted, and then reads it as the end of the row.
+            odd = any("\r" in cell for cell in row if isinstance(cell, str))
+            (quoted if odd else plain).writerow(row)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -136,6 +129,23 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         reason = error.strerror or error
         raise StorageError(f"{name} cannot be written ({reason})", "give a place you may write to") from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """A draft that takes the place of `path` when the block ends well and vanishes when it does not."""
+    draft = _draft_of(path)
+    with storage_errors(path):
+        try:
+            with draft.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink()
+            raise
 
 
 def _draft_of(path: Path) -> Path:
