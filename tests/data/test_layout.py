@@ -59,7 +59,7 @@ def test_the_list_alone(photos: Path, tmp_path: Path) -> None:
     split = do(photos)
     write_split(split, tmp_path / "data", "list", Silent())
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["split.csv"]
-    assert read_list(tmp_path / "data" / "split.csv") == split.photos
+    assert list(read_list(tmp_path / "data" / "split.csv")) == split.photos
 
 
 @pytest.mark.parametrize("how", ["link", "copy", "list"])

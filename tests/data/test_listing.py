@@ -36,7 +36,7 @@ def test_lists_are_read_from_anywhere(photos: Path, tmp_path: Path, monkeypatch:
 def test_a_list_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     """With a byte order mark, other columns, and no hashes."""
     (tmp_path / "split.csv").write_text("\ufeffpath,class,split,note\r\na.jpg,rose,val,x\r\n", "utf-8")
-    assert read_list(tmp_path / "split.csv") == [Photo(str(tmp_path / "a.jpg"), "rose", "val", "")]
+    assert list(read_list(tmp_path / "split.csv")) == [Photo(str(tmp_path / "a.jpg"), "rose", "val", "")]
 
 
 def test_a_class_has_one_name_on_every_system(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bnlab.classifier.predict import Classifier, Probabilities
 from bnlab.data.cache import Cache
-from bnlab.data.listing import Photo
+from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import Refusal
 from bnlab.errors import ClassifierError, DataError, DivergedError, printable
 from bnlab.progress import Progress
@@ -169,15 +169,15 @@ def evaluate(
         DataError: not one photo could be used.
         DivergedError: the network's outputs are not finite.
     """
-    index = {label: i for i, label in enumerate(classifier.classes)}
-    for label in sorted({photo.label for photo in photos}):
-        if label not in index:
+    photos = Photos.of(photos)
+    for label in photos.labels:
+        if label not in classifier.classes:
             known = ", ".join(printable(name) for name in classifier.classes[:20])
             raise ClassifierError(
                 f"the photos have the class '{printable(label)}', which the classifier does not know",
                 f"it knows {known}; rename or remove that folder",
             )
-    paths = [photo.path for photo in photos]
+    paths = photos.paths
     probabilities, errors = classifier.classify(
         paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache
     )
@@ -194,7 +194,7 @@ def evaluate(
         split=split,
         classes=classifier.classes,
         paths=tuple(path for path, good in zip(paths, usable, strict=True) if good),
-        targets=np.array([index[photo.label] for photo in photos], dtype=np.int64)[usable],
+        targets=photos.class_indices(classifier.classes)[usable],
         probabilities=probabilities[usable],
         refused=refused,
     )

@@ -9,6 +9,7 @@ from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
 from bnlab.data.listing import read_list
+from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import tell_refused
 from bnlab.data.source import open_evaluation_data
 from bnlab.errors import printable
@@ -104,8 +105,9 @@ def _seen_in_training(file: Path, card: Card, evaluation: Evaluation) -> int | N
     try:
         if file_sha256(listed) != card.split_sha256:
             return None
-        trained_on = {photo.sha256 for photo in read_list(listed) if photo.split == "train"}
-        return sum(file_sha256(path) in trained_on for path in evaluation.paths)
+        trained_on = read_list(listed).side("train")
+        judged_on = Photos.of(Photo(path, "", "", file_sha256(path)) for path in evaluation.paths)
+        return judged_on.number_among(trained_on)
     except OSError:
         return None
 

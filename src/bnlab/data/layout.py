@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from bnlab.data.listing import LIST_NAME, Photo, read_list, write_rows
+from bnlab.data.listing import LIST_NAME, read_list, write_rows
+from bnlab.data.photos import Photo
 from bnlab.data.split import Split
 from bnlab.errors import DataError, printable
 from bnlab.files import new_folder, storage_errors, write_csv

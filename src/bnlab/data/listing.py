@@ -3,11 +3,10 @@
 import csv
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from bnlab.data.photos import Photo, Photos
 from bnlab.errors import DataError, printable
 from bnlab.files import read_csv, write_csv
 from bnlab.progress import Progress
@@ -17,20 +16,6 @@ COLUMNS = ("path", "class", "split", "sha256")
 LIST_NAME = "split.csv"
 
 
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """One row of split.csv."""
-
-    path: str
-    """where the file lies"""
-    label: str
-    """its class"""
-    split: str
-    """train, val or test"""
-    sha256: str
-    """of the file; empty where it is not known"""
-
-
 def as_label(name: str) -> str:
     """A class's name in Unicode's composed form: a Mac writes é as two characters in file names, others as one."""
     return unicodedata.normalize("NFC", name)
@@ -38,9 +23,9 @@ def as_label(name: str) -> str:
 
 def count_photos(photos: Iterable[Photo]) -> dict[str, dict[str, int]]:
     """Class to split to number of photos, classes sorted."""
-    photos = list(photos)
-    count = Counter((photo.label, photo.split) for photo in photos)
-    return {c: {s: count[c, s] for s in SPLITS} for c in sorted({photo.label for photo in photos})}
+    photos = Photos.of(photos)
+    count = photos.counts()
+    return {label: {split: count[label, split] for split in SPLITS} for label in photos.labels}
 
 
 def check_classes(labels: Sequence[str], where: str) -> None:
@@ -74,31 +59,32 @@ def write_rows(path: Path, photos: Iterable[Photo]) -> None:
     write_csv(path, COLUMNS, ((p.path, p.label, p.split, p.sha256) for p in photos))
 
 
-def read_list(path: Path) -> list[Photo]:
+def read_list(path: Path) -> Photos:
     """Read split.csv; relative paths start at its own folder.
 
     Raises:
         DataError: it cannot be read or is no such list.
     """
-    folder = path.parent
     try:
-        photos = []
-        for number, row in enumerate(read_csv(path), start=2):
-            if not {"path", "class", "split"} <= row.keys():
-                raise DataError(f"{printable(path)} is no split.csv", f"it needs the columns {', '.join(COLUMNS)}")
-            missing = [column for column in COLUMNS[:3] if not row[column]]
-            if missing:
-                raise DataError(f"{printable(path)} has no '{missing[0]}' in row {number}", "fill it in")
-            if row["split"] not in SPLITS:
-                raise DataError(
-                    f"{printable(path)} has the split '{printable(row['split'])}' in row {number}",
-                    f"say {', '.join(SPLITS)}",
-                )
-            sha256 = row.get("sha256") or ""
-            photos.append(Photo(str(folder / row["path"]), as_label(row["class"]), row["split"], sha256))
+        photos = Photos.of(_rows(path))
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{printable(path)} cannot be read ({reason})", "give a split.csv that bnlab wrote") from None
     if not photos:
         raise DataError(f"{printable(path)} lists no photos", f"it needs the columns {', '.join(COLUMNS)}")
     return photos
+
+
+def _rows(path: Path) -> Iterator[Photo]:
+    for number, row in enumerate(read_csv(path), start=2):
+        if not {"path", "class", "split"} <= row.keys():
+            raise DataError(f"{printable(path)} is no split.csv", f"it needs the columns {', '.join(COLUMNS)}")
+        missing = [column for column in COLUMNS[:3] if not row[column]]
+        if missing:
+            raise DataError(f"{printable(path)} has no '{missing[0]}' in row {number}", "fill it in")
+        if row["split"] not in SPLITS:
+            raise DataError(
+                f"{printable(path)} has the split '{printable(row['split'])}' in row {number}",
+                f"say {', '.join(SPLITS)}",
+            )
+        yield Photo(str(path.parent / row["path"]), as_label(row["class"]), row["split"], row.get("sha256") or "")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache
-from bnlab.data.listing import Photo
+from bnlab.data.photos import Photo, Photos
 from bnlab.data.pixels import Pixels, View, open_photo, prepare, shrunk
 from bnlab.errors import PhotoError
 from bnlab.machine import usable_cores
@@ -50,9 +50,9 @@ class TrainingLoader:
         cache: Cache | None = None,
     ) -> None:
         """Crops are from photos shrunk to a short side of `side`, or, where it is 0, as they are."""
-        index = {label: i for i, label in enumerate(classes)}
-        self.paths = [photo.path for photo in photos]
-        self.labels = np.array([index[photo.label] for photo in photos], dtype=np.int64)
+        photos = Photos.of(photos)
+        self.paths = photos.paths
+        self.labels = photos.class_indices(classes)
         self.side, self.area, self.aspect, self.flip, self.photometric = side, area, aspect, flip, photometric
         self.shuffle, self.seed, self.workers = shuffle, seed, workers
         self.batches = number_of_batches(len(photos), batch_size)

@@ -131,6 +131,18 @@ def examine(
     """`look` at every photo with all cores; those at which it raises PhotoError are refused. Order is kept."""
     good: list[tuple[Found, T]] = []
     refused: list[Refusal] = []
+    for one, result in looked_at(found, look, title=title, total=total, progress=progress):
+        if isinstance(result, PhotoError):
+            refused.append(Refusal(one.path, result.reason, one.label))
+        else:
+            good.append((one, result))
+    return good, refused
+
+
+def looked_at(
+    found: Iterable[Found], look: Callable[[str], T], *, title: str, total: int, progress: Progress
+) -> Iterator[tuple[Found, T | PhotoError]]:
+    """`examine` as a stream: each photo with what `look` gave or the PhotoError that it raised."""
     with ThreadPoolExecutor(usable_cores()) as pool, progress.task(title, total, "photos") as task:
 
         def attempt(one: Found) -> T | PhotoError:
@@ -142,12 +154,8 @@ def examine(
         photos = iter(found)
         while some := list(islice(photos, 256)):
             for one, result in zip(some, pool.map(attempt, some), strict=True):
-                if isinstance(result, PhotoError):
-                    refused.append(Refusal(one.path, result.reason, one.label))
-                else:
-                    good.append((one, result))
+                yield one, result
                 task.advance()
-    return good, refused
 
 
 def tell_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progress, shown: int = 5) -> None:

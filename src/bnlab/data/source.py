@@ -4,16 +4,29 @@ A split folder has the sub-folders `train`, `val` (or `valid`, `validation`) and
 class. Classes are matched by name, never by position.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from bnlab.data.listing import LIST_NAME, Photo, as_label, check_classes, read_list
+import numpy as np
+
+from bnlab.data.listing import LIST_NAME, as_label, check_classes, read_list
+from bnlab.data.photos import Photo, Photos
 from bnlab.data.pixels import open_photo
-from bnlab.data.scan import Found, Refusal, class_folders, examine, photos_below, scan, split_sides, tell_oddities
+from bnlab.data.scan import (
+    Found,
+    Refusal,
+    class_folders,
+    looked_at,
+    photos_below,
+    scan,
+    split_sides,
+    tell_oddities,
+)
 from bnlab.data.split import split_folder, split_found
-from bnlab.errors import DataError, plural, printable, quoted
+from bnlab.errors import DataError, PhotoError, plural, printable, quoted
 from bnlab.files import file_sha256
 from bnlab.progress import Progress
 
@@ -24,14 +37,14 @@ class Source:
 
     classes: tuple[str, ...]
     """names of the classes of train, sorted: the position of a name is its index in the network"""
-    photos: tuple[Photo, ...]
+    photos: Photos
     refused: tuple[Refusal, ...] = ()
     own_val: bool = True
     """whether DATA has a val side of its own, or a share was held out"""
 
-    def side(self, split: str) -> list[Photo]:
+    def side(self, split: str) -> Photos:
         """The photos of train, val or test."""
-        return [photo for photo in self.photos if photo.split == split]
+        return self.photos.side(split)
 
 
 def open_training_data(data: Path, *, val: float, seed: int, progress: Progress) -> Source:
@@ -51,12 +64,12 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
         _tell_conflicts(len(split.conflicts), data, progress)
         return _checked(data, split.photos, split.refused, own_val=False)
-    own_val = any(photo.split == "val" for photo in photos)
+    own_val = "val" in photos.splits
     if not own_val:
         progress.note(f"{printable(data)} has no val side: {val:.0%} of train is held out")
-        train = [Found(photo.path, photo.label) for photo in photos if photo.split == "train"]
+        train = [Found(photo.path, photo.label) for photo in photos.side("train")]
         split = split_found(data, train, val=val, test=0.0, seed=seed, progress=progress)
-        photos = split.photos + [photo for photo in photos if photo.split != "train"]
+        photos = Photos.of(chain(split.photos, photos.take(np.flatnonzero(~photos.on_side("train")))))
         refused += split.refused
     _tell_leaks(photos, progress)
     return _checked(data, photos, refused, own_val=own_val)
@@ -69,13 +82,13 @@ def open_recorded_data(path: Path) -> Source:
         DataError: the list cannot be read, or a photo that is trained or judged on is no longer there.
     """
     photos = read_list(path)
-    for photo in photos:
-        if photo.split != "test" and not Path(photo.path).is_file():
-            raise DataError(f"{printable(photo.path)} is gone, and the run was trained on it", "put it back to resume")
+    for photo in photos.take(np.flatnonzero(~photos.on_side("test"))).paths:
+        if not os.path.isfile(photo):  # noqa: PTH113 (a Path for each of a million files is slow)
+            raise DataError(f"{printable(photo)} is gone, and the run was trained on it", "put it back to resume")
     return _checked(path, photos, [])
 
 
-def open_evaluation_data(data: Path, split: str | None) -> tuple[str, list[Photo]]:
+def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
     """The photos to evaluate on and the name of the side read: `split`, or the first of test, val and all there is.
 
     A plain folder of classes has one side, "all".
@@ -86,12 +99,12 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, list[Photo
     if listed := _list_in(data):
         photos = read_list(listed)
     elif sides := split_sides(data):
-        photos = [photo for side_name, folder in sides for photo in _listed(folder, side_name)]
+        photos = Photos.of(_listed(sides))
     else:
-        photos = [Photo(found.path, found.label, "all", "") for found in scan(data)]
+        photos = Photos.of(Photo(found.path, found.label, "all", "") for found in scan(data))
     if not photos:
         raise DataError(f"{printable(data)} has no photos", "give a split folder, a split.csv or a folder of classes")
-    there = {photo.split for photo in photos}
+    there = photos.splits
     if split == "all":
         return "all", photos
     chosen = split or next(name for name in ("test", "val", "train", "all") if name in there)
@@ -99,7 +112,7 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, list[Photo
         raise DataError(
             f"{printable(data)} has no {printable(chosen)} side", f"say --split {' or '.join(sorted(there | {'all'}))}"
         )
-    return chosen, [photo for photo in photos if photo.split == chosen]
+    return chosen, photos.side(chosen)
 
 
 def _list_in(data: Path) -> Path | None:
@@ -111,19 +124,20 @@ def _list_in(data: Path) -> Path | None:
     return listed if listed.is_file() and (is_run or not class_folders(data)) else None
 
 
-def _listed(folder: Path, split: str) -> list[Photo]:
-    return [
-        Photo(photo, as_label(label), split, "")
+def _listed(sides: Iterable[tuple[str, Path]]) -> Iterator[Photo]:
+    return (
+        Photo(photo, as_label(label), side_name, "")
+        for side_name, folder in sides
         for label, path in class_folders(folder).items()
         for photo in photos_below(path)
-    ]
+    )
 
 
-def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress) -> list[Photo]:
+def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress) -> Photos:
     """The photos of a split folder, with the SHA-256 that its split.csv knows."""
-    listed = [photo for side_name, folder in sides for photo in _listed(folder, side_name)]
+    photos = Photos.of(_listed(sides))
     train = next(folder for name, folder in sides if name == "train")
-    filled = {photo.label for photo in listed if photo.split == "train"}
+    filled = photos.side("train").labels
     for label, path in class_folders(train).items():
         if as_label(label) not in filled:
             raise DataError(
@@ -135,21 +149,32 @@ def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress)
     if others:
         names = ", ".join(map(printable, others[:5]))
         progress.warn(f"{printable(data)} has folders beside its sides, which are left out: {names}")
-    known = {p.path: p.sha256 for p in read_list(data / LIST_NAME)} if (data / LIST_NAME).is_file() else {}
-    return [Photo(p.path, p.label, p.split, known.get(p.path, "")) for p in listed]
+    return photos.with_sha256_of(read_list(data / LIST_NAME)) if (data / LIST_NAME).is_file() else photos
 
 
-def _usable(photos: Sequence[Photo], progress: Progress) -> tuple[list[Photo], list[Refusal]]:
+def _usable(photos: Photos, progress: Progress) -> tuple[Photos, list[Refusal]]:
     """The photos that can be used: those without a SHA-256 are read to see, the others must only be there."""
-    unknown = [Found(photo.path, photo.label) for photo in photos if not photo.sha256]
-    examined, refused = examine(unknown, _usable_sha256, title="reading photos", total=len(unknown), progress=progress)
-    known = {found.path: sha256 for found, sha256 in examined}
-    for photo in photos:
-        if photo.sha256 and Path(photo.path).is_file():
-            known[photo.path] = photo.sha256
-        elif photo.sha256:
-            refused.append(Refusal(photo.path, "there is no such file", photo.label))
-    return [Photo(p.path, p.label, p.split, known[p.path]) for p in photos if p.path in known], refused
+    refused: list[Refusal] = []
+    usable, hashed = np.ones(len(photos), dtype=np.bool_), photos.hashed
+    unknown, listed = np.flatnonzero(~hashed), photos.take(np.flatnonzero(hashed))
+
+    def read() -> Iterator[tuple[int, str]]:
+        found = (Found(photo.path, photo.label) for photo in photos.take(unknown))
+        looks = looked_at(found, _usable_sha256, title="reading photos", total=len(unknown), progress=progress)
+        for i, (one, result) in zip(unknown.tolist(), looks, strict=True):
+            if isinstance(result, PhotoError):
+                usable[i] = False
+                refused.append(Refusal(one.path, result.reason, one.label))
+            else:
+                yield i, result
+
+    if len(unknown):
+        photos = photos.with_sha256(read())
+    for i, path in zip(np.flatnonzero(hashed), listed.paths, strict=True):
+        if not os.path.isfile(path):  # noqa: PTH113 (a Path for each of a million files is slow)
+            usable[i] = False
+            refused.append(Refusal(path, "there is no such file", photos[int(i)].label))
+    return photos.take(np.flatnonzero(usable)), refused
 
 
 def _usable_sha256(path: str) -> str:
@@ -157,9 +182,9 @@ def _usable_sha256(path: str) -> str:
     return file_sha256(path)
 
 
-def _tell_leaks(photos: Sequence[Photo], progress: Progress) -> None:
-    trained_on = {photo.sha256 for photo in photos if photo.split == "train"}
-    leaked = sum(photo.sha256 in trained_on for photo in photos if photo.split != "train")
+def _tell_leaks(photos: Photos, progress: Progress) -> None:
+    train = photos.on_side("train")
+    leaked = photos.take(np.flatnonzero(~train)).number_among(photos.take(np.flatnonzero(train)))
     if leaked:
         progress.warn(f"val and test share {plural(leaked, 'photo')} with train, to the byte: accuracy will flatter")
 
@@ -172,21 +197,22 @@ def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
         )
 
 
-def _checked(data: Path, photos: list[Photo], refused: list[Refusal], *, own_val: bool = True) -> Source:
+def _checked(data: Path, listed: Iterable[Photo], refused: Iterable[Refusal], *, own_val: bool = True) -> Source:
+    photos = Photos.of(listed)
     name = printable(data)
-    twice = [path for path, number in Counter(photo.path for photo in photos).items() if number > 1]
-    if twice:
-        raise DataError(f"{name} lists {printable(twice[0])} more than once", "a photo has one class and one side")
-    classes = sorted({photo.label for photo in photos if photo.split == "train"})
+    twice = photos.first_repeated()
+    if twice is not None:
+        raise DataError(f"{name} lists {printable(twice)} more than once", "a photo has one class and one side")
+    classes = photos.side("train").labels
     check_classes(classes, f"train of {name}" if classes else name)
     for split in ("val", "test"):
-        unknown = sorted({photo.label for photo in photos if photo.split == split} - set(classes))
+        unknown = sorted(set(photos.side(split).labels) - set(classes))
         if unknown:
             raise DataError(
                 f"{split} of {name} has the class '{printable(unknown[0])}', which train has not",
                 f"add photos of it to train or take it out of {split}",
             )
-    source = Source(classes=tuple(classes), photos=tuple(photos), refused=tuple(refused), own_val=own_val)
+    source = Source(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val)
     if not source.side("val"):
         raise DataError(f"{name} has no photo left for val", "add photos or hold out more")
     return source

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
-from bnlab.data.listing import Photo, check_classes, count_photos
+from bnlab.data.listing import check_classes, count_photos
+from bnlab.data.photos import Photo
 from bnlab.data.scan import Found, Refusal, examine, scan, split_sides, tell_oddities
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.progress import Progress
