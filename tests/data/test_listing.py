@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bnlab.data.listing import Photo, as_label, read_list, tell_missing, write_list
+from bnlab.data.listing import _within, as_label, read_list, tell_missing, write_list
+from bnlab.data.photos import Photo
 from bnlab.data.split import split_folder
 from bnlab.errors import DataError
 from bnlab.progress import Silent
@@ -52,3 +55,8 @@ def test_a_class_that_a_side_lacks_is_told() -> None:
         "val has no photo of class 'b', so how well it is known will not be measured: "
         "hold out more or take another --seed"
     ]
+
+
+@given(st.sampled_from(["", ".", "/", "//", "a", "/a/b", "..", "a/.."]), st.text("a./", max_size=8))
+def test_paths_are_joined_as_pathlib_does(folder: str, path: str) -> None:
+    assert _within(Path(folder), path) == str(Path(folder) / path)

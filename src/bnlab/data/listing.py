@@ -4,6 +4,7 @@ import csv
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from bnlab.data.photos import Photo, Photos
@@ -87,4 +88,19 @@ def _rows(path: Path) -> Iterator[Photo]:
                 f"{printable(path)} has the split '{printable(row['split'])}' in row {number}",
                 f"say {', '.join(SPLITS)}",
             )
-        yield Photo(str(path.parent / row["path"]), as_label(row["class"]), row["split"], row.get("sha256") or "")
+        where = _within(path.parent, row["path"])
+        yield Photo(where, as_label(row["class"]), row["split"], row.get("sha256") or "")
+
+
+def _within(folder: Path, path: str) -> str:
+    """`str(folder / path)`, for which pathlib takes most of the time that a long list is read in."""
+    name = path.rpartition("/")[2]
+    if os.sep != "/" or name in ("", "."):
+        return str(folder / path)
+    return _start(folder, path[: len(path) - len(name)]) + name
+
+
+@lru_cache(maxsize=10_000)
+def _start(folder: Path, path: str) -> str:
+    start = str(folder / path)
+    return "" if start == "." else start if start.endswith("/") else start + "/"
