@@ -149,9 +149,9 @@ class Photos(Sequence[Photo]):
         ours, theirs = self.take(np.flatnonzero(self.hashed)), others.take(np.flatnonzero(others.hashed))
         our_keys, their_keys = ours._digest_keys(), theirs._digest_keys()
         # The first eight bytes leave few to compare by the rest.
-        suspects = theirs.take(np.flatnonzero(np.isin(their_keys, our_keys)))
+        suspects = theirs.take(np.flatnonzero(_among(their_keys, our_keys)))
         known = {photo.sha256 for photo in suspects}
-        return sum(photo.sha256 in known for photo in ours.take(np.flatnonzero(np.isin(our_keys, their_keys))))
+        return sum(photo.sha256 in known for photo in ours.take(np.flatnonzero(_among(our_keys, their_keys))))
 
     def first_repeated(self) -> str | None:
         """The first path that is there more than once."""
@@ -160,7 +160,7 @@ class Photos(Sequence[Photo]):
         again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not len(again):
             return None
-        suspects = Counter(self.take(np.flatnonzero(np.isin(keys, again))).paths)
+        suspects = Counter(self.take(np.flatnonzero(_among(keys, again))).paths)
         return next((path for path, number in suspects.items() if number > 1), None)
 
     def _path_keys(self) -> NDArray[np.int64]:
@@ -170,6 +170,16 @@ class Photos(Sequence[Photo]):
     def _digest_keys(self) -> NDArray[np.uint64]:
         keys: NDArray[np.uint64] = self._table.digest.view(np.uint64)[:, 0][self._rows]
         return keys
+
+
+def _among(keys: NDArray[np.integer[Any]], others: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """`np.isin` in a third of the memory."""
+    if not len(others):
+        return np.zeros(len(keys), dtype=np.bool_)
+    ordered = np.sort(others)
+    at = np.searchsorted(ordered[:-1], keys)  # beyond the last but one is the last
+    there: NDArray[np.bool_] = ordered[at] == keys
+    return there
 
 
 class _Paths(Sequence[str]):

@@ -1,0 +1,166 @@
+"""What a long list of photos costs: time to open it, memory to keep it, and time of a training step with it.
+
+    python benchmarks/index.py [ROUNDS]
+
+Two lists, of 10,000 and of 1,000,000 photos in 1,000 classes, a twentieth of them val. The files are few: every class
+is a link to one folder, whose 1,000 names are hard links to 16 pictures. Each measurement is a process of its own, the
+two lists in turn. Opened as `bnlab train` does it: the list read and checked, every file looked for, and the run's own list
+written; then steps of bn_googlenet, 16 photos of 64 px, photos read between them by the same thread. Peaks are the most
+memory resident until then; torch is imported only after the first, so that it hides nothing. Three rounds take about
+three minutes on one core. Linux alone.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bnlab.data.listing import tell_missing, write_list, write_rows
+from bnlab.data.photos import Photo
+from bnlab.data.source import open_training_data
+from bnlab.progress import Silent
+
+SIZES = (10_000, 1_000_000)
+CLASSES, NAMES, PICTURES = 1000, 1000, 16
+BATCH, PIXELS, WARM_UP, STEPS = 16, 64, 2, 10
+
+Found = dict[str, float]
+
+
+def main(rounds: int) -> None:
+    """Measure both lists in turn and print the table."""
+    from bnlab.machine import environment
+
+    machine = environment("cpu")
+    print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
+    found: dict[int, list[Found]] = {size: [] for size in SIZES}
+    with tempfile.TemporaryDirectory() as home:
+        _make(Path(home))
+        for _ in range(rounds):
+            for size in SIZES:
+                command = [sys.executable, __file__, "one", str(_list(Path(home), size))]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[size].append(json.loads(done.stdout))
+        path = next(_photos(Path(home), 1)).path
+    print(f"{rounds} rounds, median (lowest to highest); paths of {len(path)} characters; steps: {STEPS} a round\n")
+    print("| photos | seconds to open | to write the run's list | peak MB, opened | ms a step | peak MB, trained |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for size in SIZES:
+        cells = [_spread(found[size], key) for key in ("open", "write", "opened", "step", "trained")]
+        print(f"| {size:,} | {' | '.join(cells)} |")
+    for key in ("opened", "trained"):
+        small, large = (statistics.median(one[key] for one in found[size]) for size in SIZES)
+        print(f"\nmore for the long list, {key}: {large - small:.0f} MB")
+
+
+def _spread(found: list[Found], key: str) -> str:
+    values = [one[key] for one in found]
+    digits = 2 if key in ("open", "write") else 0
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def _make(home: Path) -> None:
+    """The photos and both lists."""
+    pictures, names = home / "pictures", home / "names"
+    pictures.mkdir()
+    names.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(PICTURES):
+        small = Image.fromarray(random.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+        small.resize((500, 400), Image.Resampling.BICUBIC).save(pictures / f"{i}.jpg")
+    for i in range(NAMES):
+        os.link(pictures / f"{i % PICTURES}.jpg", names / _name(i))
+    (home / "photos" / "train").mkdir(parents=True)
+    for i in range(CLASSES):
+        (home / "photos" / "train" / _label(i)).symlink_to(names)
+    for size in SIZES:
+        write_rows(_list(home, size), _photos(home, size))
+
+
+def _photos(home: Path, number: int) -> Iterator[Photo]:
+    each = number // CLASSES or 1
+    for i in range(number):
+        label, split = _label(i // each), "val" if i % 20 == 0 else "train"
+        path = f"{home}/photos/train/{label}/{_name(i % each)}"
+        yield Photo(path, label, split, f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}" * 4)
+
+
+def _label(i: int) -> str:
+    return f"n{i:08}"
+
+
+def _name(i: int) -> str:
+    return f"{i:010}.JPEG"
+
+
+def _list(home: Path, size: int) -> Path:
+    return home / f"{size}.csv"
+
+
+def one(data: Path) -> Found:
+    """All figures of one list, in this process."""
+    start = time.perf_counter()
+    source = open_training_data(data, val=0.2, seed=0, progress=Silent())
+    tell_missing(source.photos, "val", Silent())
+    opened = time.perf_counter()
+    write_list(data.with_suffix(".copy"), source.photos)
+    found = {"open": opened - start, "write": time.perf_counter() - opened, "opened": _peak()}
+
+    import torch
+    from torch.nn import functional as F
+
+    from bnlab.data.loader import TrainingLoader
+    from bnlab.nets.build import build, to_device
+
+    loader = TrainingLoader(
+        source.side("train"),
+        source.classes,
+        size=PIXELS,
+        area=(0.35, 1.0),
+        aspect=(0.75, 4 / 3),
+        flip=0.5,
+        batch_size=BATCH,
+        seed=0,
+        workers=0,
+    )
+    val = source.side("val")
+    network = to_device(build("bn_googlenet", classes=len(source.classes)), "cpu")
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    batches, seconds = loader.epoch(0), []
+    for _ in range(WARM_UP + STEPS):
+        start = time.perf_counter()
+        pixels, labels = next(batches)
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 128 - 1  # N x 3 x 64 x 64
+        optimizer.zero_grad()
+        outputs = network(x)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum(F.cross_entropy(output, torch.from_numpy(labels)) for output in outputs).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    assert len(val) and len(loader.paths) + len(val) == len(source.photos)
+    return found | {"step": 1e3 * statistics.median(seconds[WARM_UP:]), "trained": _peak()}
+
+
+def _peak() -> float:
+    """The most memory this process has had resident, in MB; the kernel's other figure is inherited from the parent."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+    assert found
+    return int(found[1]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["one"]:
+        print(json.dumps(one(Path(sys.argv[2]))))
+    else:
+        main(int(sys.argv[1]) if sys.argv[1:] else 3)
