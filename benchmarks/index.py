@@ -4,10 +4,10 @@
 
 Two lists, of 10,000 and of 1,000,000 photos in 1,000 classes, a twentieth of them val. The files are few: every class
 is a link to one folder, whose 1,000 names are hard links to 16 pictures. Each measurement is a process of its own, the
-two lists in turn. Opened as `bnlab train` does it: the list read and checked, every file looked for, and the run's own list
-written; then steps of bn_googlenet, 16 photos of 64 px, photos read between them by the same thread. Peaks are the most
-memory resident until then; torch is imported only after the first, so that it hides nothing. Three rounds take about
-three minutes on one core. Linux alone.
+two lists in turn. Opened as `bnlab train` does it: the list read and checked, every file looked for, and the run's own
+list written; then steps of bn_googlenet, 16 photos of 64 px, photos read between them by the same thread. Peaks are the
+most memory resident until then; torch is imported only after the first, so that it hides nothing. Three rounds take
+about three minutes on one core. Linux alone.
 """
 
 import json
