@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tests.conftest import CLASSES
 
 from bnlab.data.cache import Cache
-from bnlab.data.listing import Photo
 from bnlab.data.loader import TrainingLoader, in_order, number_of_batches, prepared_batches
+from bnlab.data.photos import Photo
 from bnlab.data.pixels import View, open_photo, prepare
 from bnlab.errors import PhotoError
 

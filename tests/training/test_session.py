@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from tests.conftest import QUICK, write_photos
 
 from bnlab import Classifier, resume, train
@@ -29,6 +30,7 @@ from bnlab.errors import (
     PhotoError,
     RunError,
     StorageError,
+    UsageError,
 )
 from bnlab.files import read_csv
 from bnlab.progress import Silent
@@ -53,14 +55,17 @@ def metrics(run: Run) -> list[dict[str, str]]:
     """metrics.csv without what depends on the clock."""
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "recalibration_seconds")}
+        for row in rows
+    ]
 
 
 def test_a_run_holds_all_that_is_promised(trained: Path) -> None:
     run = Run(trained)
     names = {p.name for p in trained.iterdir()} - {".lock"}
     assert names == {
-        "recipe.yaml", "split.csv", "metrics.csv", "best.safetensors", "last.safetensors", "state.pt",
+        "recipe.yaml", "split.csv", "metrics.csv", "health.csv", "best.safetensors", "last.safetensors", "state.pt",
         "environment.json", "report.html", "tensorboard",
     }  # fmt: skip
     rows = metrics(run)
@@ -85,7 +90,7 @@ def test_its_own_evaluation_is_everyones(data: Path) -> None:
     judged = []
     real = loop.judge_epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "judge_epoch", lambda p, e, r: (judged.append(e), real(p, e, r))[1])
+        patch.setattr(loop, "judge_epoch", lambda p, row, j: (judged.append(j.evaluation), real(p, row, j))[1])
         result = trained_on(data, epochs=1)
     side, photos = open_evaluation_data(data, "val")
     classifier = Classifier.load(result.run.last)
@@ -190,6 +195,102 @@ def test_dying_at_any_write_it_ends_the_same(data: Path, monkeypatch: pytest.Mon
         assert not list(run.folder.glob(".*.part"))
 
 
+EVERYTHING: dict[str, object] = {
+    "size": 64, "start_size": 32, "ema": 0.9, "mixup": 0.5, "cutmix": 0.5, "photometric": 0.2, "recalibrate": 10,
+    "precision": "bfloat16", "mirror": True, "epochs": 3, "batch_size": 12,
+}  # fmt: skip
+
+
+def test_with_all_that_a_recipe_has_neither_deaths_nor_caches_nor_workers_change_a_bit(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained_on(data, "whole", **EVERYTHING).run
+    for cache, workers in (("none", 0), ("disk", 2), ("ram", 1)):
+        other = trained_on(data, f"{cache}{workers}", **EVERYTHING, cache=cache, workers=workers)
+        assert weights(other.run) == weights(whole)
+        assert metrics(other.run) == metrics(whole)
+    real = Path.replace
+    for fatal in (6, 11):
+        writes = 0
+
+        def dying(self: Path, target: Path, fatal: int = fatal) -> Path:
+            nonlocal writes
+            writes += 1
+            if writes == fatal:
+                raise Death
+            return real(self, target)
+
+        name = f"dead{fatal}"
+        with monkeypatch.context() as patch, pytest.raises(Death):
+            patch.setattr(Path, "replace", dying)
+            trained_on(data, name, **EVERYTHING, cache="disk", checkpoint_seconds=0)
+        resume(name, runs=data.parent / "runs")
+        assert weights(Run(data.parent / "runs" / name)) == weights(whole), fatal
+
+
+def test_best_is_chosen_by_recalibrated_statistics(data: Path) -> None:
+    """After a handful of steps the running ones are those it began with, and both accuracies are told."""
+    result = trained_on(data, epochs=3, recalibrate=24, learning_rate=0.01)
+    rows = result.rows
+    best = max(rows, key=lambda row: (row["val_top1"], -row["val_loss"]))  # type: ignore[operator]
+    assert result.val_top1 == best["val_top1"] == result.evaluation.top1
+    assert all(0 <= row["running_top1"] <= 1 for row in rows)  # type: ignore[operator]
+    tensors, _ = read_classifier(result.run.last)
+    assert tensors["conv1.bn.num_batches_tracked"] == 3  # of the sample's 24 photos, not of 9 steps
+    without = trained_on(data, "without", epochs=3, recalibrate=0, learning_rate=0.01)
+    assert [row["running_top1"] for row in without.rows] == [None] * 3
+    assert [row["val_top1"] for row in without.rows] == [row["running_top1"] for row in rows]
+    assert [row["train_loss"] for row in without.rows] == [row["train_loss"] for row in rows]
+    losses = [[row["val_loss"] for row in some] for some in (rows, without.rows)]
+    assert sum(losses[0]) < sum(losses[1])  # type: ignore[arg-type]
+
+
+def test_epochs_that_are_not_judged_have_no_val(data: Path) -> None:
+    result = trained_on(data, epochs=5, judge_every=2)
+    judged = [int(row["epoch"] or 0) for row in result.rows if row["val_top1"] is not None]
+    assert judged == [2, 4, 5]
+    with result.run.metrics.open(newline="") as file:
+        assert [row["val_top1"] == "" for row in csv.DictReader(file)] == [True, False, True, False, False]
+
+
+def test_a_training_of_so_many_steps_ends_within_an_epoch(data: Path) -> None:
+    result = trained_on(data, steps=4)
+    assert [(row["epoch"], row["step"]) for row in result.rows] == [(1, 3), (2, 4)]
+    assert result.rows[-1]["val_top1"] is not None
+
+
+def test_a_time_is_kept_and_its_plan_can_be_repeated_and_resumed(data: Path) -> None:
+    began = time.monotonic()
+    timed = trained_on(data, "timed", time="8s", epochs=500, progress=(told := Silent()))
+    assert 3 < time.monotonic() - began < 10
+    recipe = yaml.safe_load(timed.run.recipe.read_text())
+    steps, every = recipe["steps"], recipe["judge_every"]
+    assert timed.rows[-1]["step"] <= steps
+    if told.warnings:
+        pytest.skip("a machine that became slower meanwhile shortened the plan")
+    again = trained_on(data, "again", steps=steps, judge_every=every, epochs=500).run
+    assert weights_alone(again) == weights_alone(timed.run)
+
+
+def weights_alone(run: Run) -> list[bytes]:
+    """Without the card, which names the recipe."""
+    return [value.numpy().tobytes() for path in (run.best, run.last) for value in read_classifier(path)[0].values()]
+
+
+def test_a_time_too_short_for_a_step_is_refused(data: Path) -> None:
+    with pytest.raises(UsageError, match=r"not one step fits into 0 s: .*: give more --time, or a smaller --size"):
+        trained_on(data, time=0.01)
+
+
+def test_the_health_of_normalisation_is_written_and_watching_changes_nothing(data: Path) -> None:
+    watched = trained_on(data, epochs=4)
+    rows = list(read_csv(watched.run.health))
+    assert {"name", "effective_batch", "mean_off", "dead"} <= rows[0].keys()
+    assert rows[0]["name"] == "conv1.bn"
+    assert len(rows) == sum(name.endswith("running_mean") for name in read_classifier(watched.run.last)[0])
+    assert weights_alone(trained_on(data, "unwatched", epochs=4, watch=False).run) == weights_alone(watched.run)
+
+
 def test_a_val_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs must be judged alike, so it is not left out in silence."""
     real = loop.judge_epoch
@@ -200,7 +301,7 @@ def test_a_val_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(loop, "judge_epoch", spoil)
     with pytest.raises(PhotoError) as error:
-        trained_on(data)
+        trained_on(data, cache="none")
     assert str(error.value) == (
         f"{data}/val/ring/ring100.png cannot be used, it is no picture Pillow can read: put it back as it was, "
         f"and go on with: bnlab.resume('run', runs='{data.parent}/runs')"

@@ -46,16 +46,18 @@ class Budget:
         self.reserve = 1.5 * judging + 1.0  # the best is read back and judged once more, and the report written
         seconds = _seconds_of_steps(trainee)
         left = (self.end - time.monotonic() - self.reserve) * (1 - _MARGIN)
-        mean = _mean_step(trainee.recipe, seconds)
+        mean = _mean_step(recipe, seconds)
         steps = int((left - judging) / mean)
-        for _ in range(3):  # how often it is judged depends on the steps, and these on the time for judging
+        every = recipe.judge_every
+        if not every:  # as often as _JUDGING allows, and ten times at most
             epochs = max(1, -(-steps // batches))
-            every = recipe.judge_every or max(-(-epochs // 10), -(-int(epochs * judging) // int(_JUDGING * left + 1)))
+            times = max(1, min(10, int(_JUDGING * left / judging)))
+            every = -(-epochs // times)
             steps = int((left - judging * -(-epochs // every)) / mean)
         if steps < 1:
             raise UsageError(
-                f"not one step fits into {recipe.time:.0f} s: one takes {mean:.2f} s, what goes before and after it "
-                f"{recipe.time - left:.0f} s",  # type: ignore[operator]
+                f"not one step fits into {recipe.time:.0f} s: one takes {mean:.2f} s, and what goes before and after "
+                f"{(recipe.time or 0) - left:.0f} s",
                 "give more --time, or a smaller --size",
             )
         recipe = recipe.model_copy(update={"steps": steps, "judge_every": every})

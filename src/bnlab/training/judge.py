@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,8 @@ from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
 from bnlab.data.cache import Cache
-from bnlab.data.listing import Photo
 from bnlab.data.loader import TrainingLoader, prepared_batches
+from bnlab.data.photos import Photo
 from bnlab.data.pixels import normalise
 from bnlab.errors import DivergedError, PhotoError
 from bnlab.machine import release_memory
@@ -46,7 +46,7 @@ class Judge:
         device: str,
         *,
         loader: TrainingLoader,
-        val: list[Photo],
+        val: Sequence[Photo],
         recalibrate: int,
         caches: tuple[Cache, Cache],
     ) -> None:

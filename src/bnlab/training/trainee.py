@@ -65,7 +65,7 @@ def make_caches(run: Run, recipe: Recipe, source: Source) -> Caches:
             estimate=bytes_of_photo,
             folder=run.folder,
         ),
-        sample=Cache(train, 0 if mode == "none" else min(memory, sample * bytes_of_view)),
+        sample=Cache(sample, 0 if mode == "none" else min(memory, sample * bytes_of_view)),
         val=Cache(val, 0 if mode == "none" else min(memory, val * bytes_of_view)),
     )
 
