@@ -76,8 +76,8 @@ class Recipe(BaseModel):
     """subtracted from each channel (RGB, in 0..1)"""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """divides each channel after that"""
-    start_size: Annotated[int, Field(ge=32, le=2048)] | None = None
-    """training begins with squares of this side, which grow to `size`, 16 px at a time; none: `size` throughout"""
+    grow_from: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """training begins with squares of this share of `size`, but of 32 px at least, which grow to it, 16 px at a time"""
     shrink: Annotated[float, Field(ge=0, le=16)] = 1.25
     """training crops from the photo shrunk to a short side of so many times `size`, which is what a cache keeps; 0:
     from the photo as it is"""
@@ -106,7 +106,7 @@ class Recipe(BaseModel):
     """photos to a step, at most; what is left over is spread evenly, so that no last batch is tiny"""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd (with Nesterov momentum) or adam"""
-    learning_rate: Positive = 0.1
+    learning_rate: Positive = 0.05
     """the highest learning rate of the schedule"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """`sgd`: its momentum"""
@@ -178,8 +178,6 @@ class Recipe(BaseModel):
                 raise ValueError(
                     f"{key} must go from a positive number up to one at least as large, not {low} to {high}"
                 )
-        if self.start_size is not None and self.start_size > self.size:
-            raise ValueError(f"start_size grows to size, so it cannot be {self.start_size} with a size of {self.size}")
         return self
 
 

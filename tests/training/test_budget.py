@@ -39,16 +39,16 @@ def sat(clock: Clock, budget: Budget, position: Position, recipe: Recipe, second
 def test_as_fast_as_planned_nothing_changes(clock: Clock) -> None:
     budget = Budget(clock.now, 100.0, reserve=5.0)
     position = Position(plan=Plan(steps=95, batches=10))
-    assert sat(clock, budget, position, Recipe(size=64), 1.0) == []
+    assert sat(clock, budget, position, Recipe(size=64, grow_from=1), 1.0) == []
     assert position.step == 95
 
 
 @pytest.mark.parametrize("slower", [1.3, 2.0, 4.0])
-@pytest.mark.parametrize("start", [None, 32])
-def test_a_slower_machine_ends_on_time_with_fewer_steps(clock: Clock, slower: float, start: int | None) -> None:
-    recipe = Recipe(size=64, start_size=start)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_slower_machine_ends_on_time_with_fewer_steps(clock: Clock, slower: float, share: float) -> None:
+    recipe = Recipe(size=64, grow_from=share)
     budget = Budget(clock.now, 100.0)
-    position = Position(plan=Plan(steps=95 if start is None else 160, batches=10))
+    position = Position(plan=Plan(steps=95 if share == 1 else 160, batches=10))
     warnings = sat(clock, budget, position, recipe, slower)
     assert 85 < clock.now - 1000 < 108
     assert "slower than planned" in warnings[0]
@@ -59,7 +59,7 @@ def test_a_slower_machine_ends_on_time_with_fewer_steps(clock: Clock, slower: fl
 def test_a_plan_is_never_longer(clock: Clock) -> None:
     budget = Budget(clock.now, 100.0)
     position = Position(plan=Plan(steps=50, batches=10))
-    assert sat(clock, budget, position, Recipe(size=64), 0.1) == []
+    assert sat(clock, budget, position, Recipe(size=64, grow_from=1), 0.1) == []
     assert position.step == 50
 
 

@@ -62,14 +62,15 @@ def test_a_plan_that_was_shortened_goes_on_where_it_was_and_ends_at_1(steps: int
 
 
 def test_sizes_grow_to_the_last() -> None:
-    recipe = Recipe(start_size=64, size=128)
+    recipe = Recipe(grow_from=0.5, size=128)
     plan = Plan(steps=100, batches=1)
     sizes = [plan.size(recipe, epoch) for epoch in range(100)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {64, 80, 96, 112, 128}
-    assert [sizes.count(size) for size in (80, 96, 112)] == [25, 25, 25]
-    assert {plan.size(Recipe(size=128), epoch) for epoch in range(100)} == {128}
-    assert {plan.size(Recipe(start_size=100, size=120), epoch) for epoch in range(100)} == {100, 116}
+    assert [sizes.count(size) for size in (64, 80, 96, 112, 128)] == [20] * 5
+    assert {plan.size(Recipe(size=120, grow_from=1.0), epoch) for epoch in range(100)} == {120}
+    assert {plan.size(Recipe(size=32), epoch) for epoch in range(100)} == {32}
+    assert {plan.size(Recipe(size=50, grow_from=0.1), epoch) for epoch in range(100)} == {32, 48, 50}
 
 
 def test_judgements_are_ten_or_as_many_as_asked_and_the_last() -> None:

@@ -84,7 +84,7 @@ class TrainingLoader:
 
     def _augmented(self, epoch: int, size: int, i: int) -> Pixels:
         return augment(
-            self._photo(i),
+            self.photo(i),
             size,
             area=self.area,
             aspect=self.aspect,
@@ -93,7 +93,8 @@ class TrainingLoader:
             random=np.random.default_rng((self.seed, _AUGMENTATION, epoch, i)),
         )
 
-    def _photo(self, i: int) -> Pixels:
+    def photo(self, i: int) -> Pixels:
+        """Photo `i` as crops are taken from it, H x W x 3."""
         kept = self.cache.get(i)
         if kept is not None:
             return kept

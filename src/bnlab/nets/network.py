@@ -50,7 +50,7 @@ class TableNetwork(nn.Module):
                     layer = convolution(channels, row.channels, row.kernel, row.stride, multiplier=row.multiplier)
                     channels = row.channels
                 case tables.MaxPool():
-                    layer = nn.MaxPool2d(row.kernel, stride=2, ceil_mode=True)
+                    layer = blocks.MaxPool(row.kernel, stride=2, ceil_mode=True)
                 case tables.LocalResponse():
                     if not local_response:
                         continue

@@ -33,13 +33,15 @@ class _BatchNormReLU(torch.autograd.Function):
         ctx.eps, ctx.version = eps, y._version
         ctx.shadow = y.detach()  # without y's memory, it has y's version still: whether y was changed in place
         ctx.shadow.data = y.new_empty(0)
+        ctx.y = None  # what the last of its readers leaves of it for backward, which comes next
         return y, done.moved
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: within torch.utils.checkpoint they cannot be read again
         x, weight, _, mean, invstd, pilot = saved
-        x, y = kernels.shift(x, pilot), _y_again(*saved)
+        y, ctx.y = ctx.y, None
+        x, y = kernels.shift(x, pilot), _y_again(*saved) if y is None else y
         if torch.is_grad_enabled():  # for a gradient of the gradient
             dy = torch.ops.aten.threshold_backward(dy, y, 0)
         else:
@@ -105,6 +107,8 @@ class _Recipe:
         tensor, self.to_come = self.tensor, self.to_come - 1
         if not self.to_come:
             self.tensor = None
+            if isinstance(self.node, _NODE):
+                self.node.y = tensor
         return tensor
 
 

@@ -7,6 +7,7 @@ from typing import assert_never
 from bnlab.recipe import Recipe
 
 _GRID = 16  # pixels by which sizes grow
+_SMALLEST = 32  # pixels that every network can see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,12 @@ class Plan:
                 assert_never(unknown)
 
     def size(self, recipe: Recipe, epoch: int) -> int:
-        """The side of the photos in an epoch, counted from 0: from `start_size` evenly up to `size`."""
-        if recipe.start_size is None:
-            return recipe.size
-        grown = (recipe.size - recipe.start_size) * min(1.0, self.progress(epoch * self.batches))
-        return min(recipe.size, recipe.start_size + _GRID * int(grown / _GRID + 0.5))
+        """The side of the photos in an epoch, counted from 0: each side up to `size` has an equal share of the steps."""
+        first = min(recipe.size, max(_SMALLEST, _GRID * round(recipe.grow_from * recipe.size / _GRID)))
+        if recipe.grow_from == 1:
+            first = recipe.size
+        sides = 1 + -(-(recipe.size - first) // _GRID)
+        return min(recipe.size, first + _GRID * int(sides * self.progress(epoch * self.batches)))
 
     def judges(self, recipe: Recipe, epoch: int) -> bool:
         """Whether the network is judged after an epoch, counted from 0."""
