@@ -2,10 +2,10 @@
 
     python benchmarks/training.py PHOTOS [PAIRS] [SIZE]
 
-PHOTOS is a folder of classes. Each pair is a process of the ordinary way and one of bnlab's, one after the other; what is
-printed are the medians over the pairs of the rates and of their ratios, with the smallest and the largest. The step is
-that of bn_googlenet with both auxiliary heads in float32, 32 photos of SIZE (224) px, waiting for photos counted in. Ten
-minutes for 5 pairs on two idle cores.
+PHOTOS is a folder of classes. Each pair is a process of the ordinary way and one of bnlab's, one after the other; what
+is printed are the medians over the pairs of the rates and of their ratios, with the smallest and the largest. The step
+is that of bn_googlenet with both auxiliary heads in float32, 32 photos of SIZE (224) px, waiting for photos counted in.
+Ten minutes for 5 pairs on two idle cores.
 
 The limit is what the machine could do if a step were nothing but its multiplications: 3 x 2 x the multiply-adds of the
 forward (the backward has two products for each of the forward), at the rate `bnlab machine` measures, of a square
@@ -77,7 +77,7 @@ def measured(what: str, kind: str, photos: Path, size: int) -> tuple[float, floa
 
 
 def one(what: str, photos: Path, size: int, kind: str) -> None:
-    """bnlab's way, in this process: print as `plain.report` does, and the share of the time spent waiting for photos."""
+    """bnlab's way, in this process: print as `plain.report` does, and the share of the time spent waiting."""
     from bnlab.machine import tune
 
     tune()

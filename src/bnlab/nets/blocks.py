@@ -169,7 +169,8 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *window: Any) -> Tensor:
         ctx.save_for_backward(x)
         ctx.window = window
-        return torch.ops.aten.max_pool2d_with_indices(x, *window)[0]
+        y: Tensor = torch.ops.aten.max_pool2d_with_indices(x, *window)[0]
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -58,7 +58,7 @@ class Plan:
                 assert_never(unknown)
 
     def size(self, recipe: Recipe, epoch: int) -> int:
-        """The side of the photos in an epoch, counted from 0: each side up to `size` has an equal share of the steps."""
+        """The side of the photos in an epoch, counted from 0: each up to `size` has an equal share of the steps."""
         first = min(recipe.size, max(_SMALLEST, _GRID * round(recipe.grow_from * recipe.size / _GRID)))
         if recipe.grow_from == 1:
             first = recipe.size
