@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,20 +102,26 @@ def free_memory() -> int:
 
 
 @contextmanager
-def memory_errors(batch_size: int, size: int) -> Iterator[None]:
-    """Turn whatever a device says of full memory into an OutOfMemoryError that names what could be smaller."""
-    import torch
+def memory_errors(batch_size: int, size: int, what_fits: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turn whatever a device says of full memory into an OutOfMemoryError that says what could be smaller.
 
+    `what_fits` may find out; it is asked once what was being done has let go of its memory.
+    """
     try:
         yield
+        return
     except (MemoryError, RuntimeError) as error:
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not full:
+        if not is_full(error):
             raise
-        raise OutOfMemoryError(
-            f"out of memory at a batch size of {batch_size} and a size of {size} px",
-            "try half the --batch-size, or a network of a smaller --size",
-        ) from None
+    remedy = what_fits() if what_fits else "try half the --batch-size, or a network of a smaller --size"
+    raise OutOfMemoryError(f"out of memory at a batch size of {batch_size} and a size of {size} px", remedy)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory is full."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def versions() -> dict[str, str]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,23 @@ def test_it_is_the_network_on_the_prepared_photo(classifier: Classifier, trained
     classifier.network.float()
     predicted = {c.label: c.probability for c in classifier.predict([path], top=3)[0].top}
     assert [predicted[label] for label in classifier.classes] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_mirrored_answers_are_averaged(classifier: Classifier, trained: Path) -> None:
+    pixels = np.stack([prepare(open_photo(path), classifier.card.view) for path in paths_of(trained)])
+    apart = [classifier.probabilities(np.ascontiguousarray(some)) for some in (pixels, pixels[:, :, ::-1])]
+    classifier.card = replace(classifier.card, view=replace(classifier.card.view, mirror=True))
+    np.testing.assert_allclose(classifier.probabilities(pixels), (apart[0] + apart[1]) / 2, atol=1e-6)
+    assert abs(apart[0] - apart[1]).max() > 1e-3
+
+
+def test_changed_weights_are_taken_in(classifier: Classifier, trained: Path) -> None:
+    pixels = np.stack([prepare(open_photo(path), classifier.card.view) for path in paths_of(trained)])
+    before = classifier.probabilities(pixels)
+    with torch.no_grad():
+        classifier.network.fc.bias[0] += 5
+    classifier.refresh()
+    assert (classifier.probabilities(pixels)[:, 0] > before[:, 0]).all()
 
 
 def test_broken_photos_do_not_stop_the_others(classifier: Classifier, trained: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bnlab import norm
 from bnlab.nets import tables
-from bnlab.nets.blocks import Inception, Pixels, Pool, convolution, pool_to_4x4, shrink
+from bnlab.nets.blocks import Inception, MaxPool, Pixels, Pool, convolution, max_pool, pool_to_4x4, shrink
 
 PLAIN = partial(convolution, norm=None, activation=nn.Identity, placement="before", bias=False)
 
@@ -97,3 +97,34 @@ def test_pixels() -> None:
     larger = torch.randn(2, 1, 96, 64)
     torch.testing.assert_close(Pixels(28)(larger), F.adaptive_avg_pool2d(larger, 28).flatten(1))
     assert shrink(x, 28) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil"), [(3, 2, 0, True), (2, 2, 0, True), (3, 1, 1, False)])
+def test_max_pooling_is_torchs_without_the_indices(
+    kernel: int, stride: int, padding: int, ceil: bool, dtype: torch.dtype
+) -> None:
+    """The same values and gradients, ties and all, and nothing kept but its input."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 5, (2, 8, 13, 14), generator=generator).to(dtype)  # full of ties
+    x = x.contiguous(memory_format=torch.channels_last)
+    found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        y = max_pool(found, kernel, stride, padding, ceil_mode=ceil)
+    z = F.max_pool2d(expected, kernel, stride, padding, ceil_mode=ceil)
+    assert torch.equal(y, z)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert [t.shape for t in kept] == [x.shape]
+    dy = torch.randn(y.shape, generator=generator).to(dtype)
+    y.backward(dy)
+    z.backward(dy)
+    assert torch.equal(found.grad, expected.grad)
+
+
+def test_networks_pool_so_in_training_alone() -> None:
+    layer = MaxPool(3, stride=2, ceil_mode=True)
+    x = torch.randn(2, 3, 9, 9, requires_grad=True)
+    assert layer(x).grad_fn.name() == "_MaxPoolBackward"
+    assert layer.eval()(x).grad_fn.name() == "MaxPool2DWithIndicesBackward0"
+    assert torch.equal(layer(x), layer.train()(x))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import norm
+from bnlab.norm import BatchNorm2d, kernels
 from bnlab.norm.memory import batch_norm_relu, save_memory
 
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
@@ -468,3 +469,25 @@ def test_under_torch_func() -> None:
     weights = torch.randn(4, 3, 8, 8)
     found = torch.func.grad(lambda x: (own(x, relu=True) * weights).sum())(x)
     torch.testing.assert_close(found, torch.func.grad(lambda x: (plain(x).relu() * weights).sum())(x))
+
+
+def test_a_rectified_output_is_computed_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the layer that reads it and for its own backward, not once for each."""
+    calls = 0
+    real = kernels.again
+
+    def counting(*arguments: object) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kernels, "again", counting)
+    convs = [nn.Conv2d(3, 3, 3) for _ in range(3)]
+    bns = [BatchNorm2d(3) for _ in range(2)]
+    x = torch.randn(4, 3, 12, 12)
+    with save_memory():
+        y = convs[0](x)
+        for bn, conv in zip(bns, convs[1:], strict=True):
+            y = conv(bn(y, relu=True))
+    y.square().sum().backward()
+    assert calls == 2

@@ -368,7 +368,9 @@ def test_full_memory_is_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     monkeypatch.setattr(loop, "total_loss", full)
-    with pytest.raises(OutOfMemoryError, match=r"out of memory at a batch size of 8 and a size of 32 px: try half the"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"out of memory at a batch size of 8 and a size of 32 px: close what else"
+    ):
         trained_on(data)
 
 

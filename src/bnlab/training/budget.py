@@ -1,20 +1,17 @@
 """Training for a wall-clock time: how many steps fit into it, by the speed that was measured here."""
 
-import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from bnlab.errors import UsageError
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
-from bnlab.training.average import Average
 from bnlab.training.checkpoint import Position
 from bnlab.training.loop import Trainee, train_step
-from bnlab.training.optimizer import make_optimizer, set_learning_rate
 from bnlab.training.schedule import Plan
+from bnlab.training.trainee import throwaway
 
 _MARGIN = 0.03  # share of the time that is left unplanned
 _JUDGING = 0.06  # the largest share of the time that is spent on judging
@@ -112,11 +109,7 @@ def _seconds_of_steps(trainee: Trainee) -> dict[int, float]:
     recipe, loader = trainee.recipe, trainee.loader
     plan = Plan(steps=1000, batches=1)
     sizes = sorted({plan.size(recipe, epoch) for epoch in range(1000)})
-    network = copy.deepcopy(trainee.network).train()
-    optimizer = make_optimizer(network, recipe)
-    set_learning_rate(optimizer, 0.0)  # random answers at a high rate could end in numbers that are none
-    average = Average(network, trainee.average.decay) if trainee.average else None
-    one = replace(trainee, network=network, optimizer=optimizer, average=average, forward=network)
+    one = throwaway(trainee)
     seconds = {}
     for size in sizes:
         batch = next(iter(loader.epoch(0, size)))

@@ -50,7 +50,7 @@ def range_test(data: Path, settings: Settings, *, strict: bool, progress: Progre
         f"trying learning rates: {recipe.network}, {len(ready.source.classes)} classes, {photos} train, "
         f"{recipe.size} px, batches of {recipe.batch_size}, at most {STEPS} steps, on {device} in {recipe.precision}"
     )
-    with exact(device), batch_errors(recipe), closing(_batches(trainee)) as batches:
+    with exact(device), batch_errors(trainee), closing(_batches(trainee)) as batches:
         fit_first_batch(trainee)
         trainee.network.train()
         steps = count()

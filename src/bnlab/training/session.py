@@ -137,7 +137,7 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
     tell_position(run, position, recipe, ready.frozen, source, device, progress)
     with ExitStack() as stack:
         stack.enter_context(exact(device))
-        stack.enter_context(_told(run, recipe))
+        stack.enter_context(_told(run, trainee))
 
         def judged() -> Judgement:
             return judge(trainee.average.network if trainee.average else network, progress)
@@ -215,10 +215,10 @@ def _result(run: Run, position: Position, frozen: Frozen, source: Source, device
 
 
 @contextmanager
-def _told(run: Run, recipe: Recipe) -> Iterator[None]:
+def _told(run: Run, trainee: loop.Trainee) -> Iterator[None]:
     """Say of an interruption, or of a photo gone bad, how to go on, and of full memory what would fit."""
     try:
-        with batch_errors(recipe):
+        with batch_errors(trainee):
             yield
     except PhotoError as error:
         raise PhotoError(

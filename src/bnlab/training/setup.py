@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from bnlab.nets import fit_to_data
 from bnlab.nets.freeze import Frozen
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import Progress
-from bnlab.recipe import Recipe
+from bnlab.training.fitting import what_fits
 from bnlab.training.loop import Trainee
 from bnlab.training.start import adopt, check_network, load_into, new_network
 from bnlab.training.tell import tell_without_effect
@@ -81,10 +82,11 @@ def exact(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def batch_errors(recipe: Recipe) -> Iterator[None]:
+def batch_errors(trainee: Trainee) -> Iterator[None]:
     """Say of a batch that does not fit, or that has nothing to normalise by, what would do."""
+    recipe = trainee.recipe
     try:
-        with memory_errors(recipe.batch_size, recipe.size):
+        with memory_errors(recipe.batch_size, recipe.size, partial(what_fits, trainee)):
             yield
     except ValueError as error:
         if "Expected more than 1 value per channel" not in str(error):  # torch's words, and those of bnlab.norm

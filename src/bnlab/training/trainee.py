@@ -1,7 +1,8 @@
 """What a training is made of, as the recipe has it: the photos' caches, the loader, the optimiser, the average."""
 
+import copy
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,7 +16,7 @@ from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training.average import Average
 from bnlab.training.loop import Trainee
-from bnlab.training.optimizer import make_optimizer
+from bnlab.training.optimizer import make_optimizer, set_learning_rate
 
 _USUAL_ASPECT = 1.5  # of photos whose long side is not known yet
 _USUAL_PIXELS = 500_000  # of photos that are kept as they are
@@ -102,3 +103,12 @@ def make_trainee(
         device=device,
         forward=torch.compile(network) if recipe.compile else network,
     )
+
+
+def throwaway(trainee: Trainee) -> Trainee:
+    """A copy that trains as the trainee does, but does not learn, to try things on."""
+    network = copy.deepcopy(trainee.network).train()
+    optimizer = make_optimizer(network, trainee.recipe)
+    set_learning_rate(optimizer, 0.0)  # answers learnt at a high rate could end in numbers that are none
+    average = Average(network, trainee.average.decay) if trainee.average else None
+    return replace(trainee, network=network, optimizer=optimizer, average=average, forward=network)

@@ -1,0 +1,43 @@
+"""What would fit, where a batch did not fit into the memory of the device."""
+
+import gc
+
+import numpy as np
+import torch
+
+from bnlab.machine import is_full
+from bnlab.training.loop import Trainee, train_step
+from bnlab.training.trainee import throwaway
+
+_SMALLEST = 32  # pixels
+
+
+def what_fits(trainee: Trainee) -> str:
+    """A remedy for full memory, tried out on a copy of the network: the largest batch that fits, of 1/2, 1/4, ... of
+    the recipe's, or the largest size, of 3/4, 1/2, ..."""
+    recipe = trainee.recipe
+    batches = (recipe.batch_size >> n for n in range(1, recipe.batch_size.bit_length() - 1))
+    batch = next((b for b in batches if _fits(trainee, b, recipe.size)), None)
+    sizes = (recipe.size * n // 64 * 16 for n in (3, 2, 1))
+    size = next((s for s in sizes if s >= _SMALLEST and _fits(trainee, recipe.batch_size, s)), None)
+    found = [f"--batch-size {batch}"] * (batch is not None) + [f"--size {size}"] * (size is not None)
+    if not found:
+        return "close what else takes memory, or take a network of a smaller width"
+    return f"{' or '.join(found)} fits"
+
+
+def _fits(trainee: Trainee, batch: int, size: int) -> bool:
+    """Whether a step does."""
+    pixels = np.zeros((batch, size, size, 3), dtype=np.uint8)
+    try:
+        one = throwaway(trainee)
+        train_step(one, pixels, np.zeros(batch, dtype=np.int64), 0)
+    except (MemoryError, RuntimeError) as error:
+        if not is_full(error):
+            raise
+        return False
+    finally:
+        gc.collect()  # what the failed step still holds in cycles
+        if trainee.device == "cuda":
+            torch.cuda.empty_cache()
+    return True
