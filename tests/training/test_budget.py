@@ -7,7 +7,7 @@ from bnlab.recipe import Recipe
 from bnlab.training import budget as module
 from bnlab.training.budget import Budget
 from bnlab.training.checkpoint import Position
-from bnlab.training.schedule import Plan
+from bnlab.training.schedule import Pace, Plan
 
 
 class Clock:
@@ -25,22 +25,35 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return one
 
 
-def sat(clock: Clock, budget: Budget, position: Position, recipe: Recipe, seconds: float) -> list[str]:
-    """Train to the plan's end, every step taking so long, with a look at the plan after each 10; the warnings."""
+PACE = Pace(steps={32: 0.3, 48: 0.6, 64: 1.0}, judging=0.5)
+
+
+def begun(steps: int) -> Position:
+    return Position(plan=Plan(steps=steps, batches=10), pace=PACE)
+
+
+def sat(clock: Clock, budget: Budget, position: Position, recipe: Recipe, slower: float) -> list[str]:
+    """Train to the plan's end, so much slower than its pace, with a look at the plan after each 10 steps; warnings."""
     told = Silent()
     while position.step < position.plan.steps:
+        position.epoch = position.step // 10
         if position.step % 10 == 0:
             position.plan = budget.replanned(position, recipe, told)
-        clock.now += seconds * (position.plan.size(recipe, position.step // position.plan.batches) / 64) ** 2
+        seconds = slower * PACE.steps[position.plan.size(recipe, position.epoch)]
+        clock.now += seconds
+        position.training_seconds += seconds
         position.step += 1
+        if position.step % 10 == 0 and position.plan.judges(recipe, position.epoch):
+            clock.now += slower * PACE.judging
+    clock.now += PACE.last
     return told.warnings
 
 
 def test_as_fast_as_planned_nothing_changes(clock: Clock) -> None:
-    budget = Budget(clock.now, 100.0, reserve=5.0)
-    position = Position(plan=Plan(steps=95, batches=10))
+    budget = Budget(clock.now, 100.0)
+    position = begun(90)
     assert sat(clock, budget, position, Recipe(size=64, grow_from=1), 1.0) == []
-    assert position.step == 95
+    assert position.step == 90
 
 
 @pytest.mark.parametrize("slower", [1.3, 2.0, 4.0])
@@ -48,7 +61,7 @@ def test_as_fast_as_planned_nothing_changes(clock: Clock) -> None:
 def test_a_slower_machine_ends_on_time_with_fewer_steps(clock: Clock, slower: float, share: float) -> None:
     recipe = Recipe(size=64, grow_from=share)
     budget = Budget(clock.now, 100.0)
-    position = Position(plan=Plan(steps=95 if share == 1 else 160, batches=10))
+    position = begun(90 if share == 1 else 140)
     warnings = sat(clock, budget, position, recipe, slower)
     assert 78 < clock.now - 1000 < 108
     assert "slower than planned" in warnings[0]
@@ -58,15 +71,26 @@ def test_a_slower_machine_ends_on_time_with_fewer_steps(clock: Clock, slower: fl
 
 def test_a_plan_is_never_longer(clock: Clock) -> None:
     budget = Budget(clock.now, 100.0)
-    position = Position(plan=Plan(steps=50, batches=10))
+    position = begun(50)
     assert sat(clock, budget, position, Recipe(size=64, grow_from=1), 0.1) == []
     assert position.step == 50
 
 
 def test_time_that_is_over_leaves_one_step(clock: Clock) -> None:
-    budget = Budget(clock.now, 10.0)
-    position = Position(plan=Plan(steps=50, batches=10))
-    recipe = Recipe(size=64)
-    position.plan = budget.replanned(position, recipe, Silent())
-    position.step, clock.now = 20, clock.now + 50
-    assert budget.replanned(position, recipe, Silent()).steps == 21
+    budget, position = Budget(clock.now, 10.0), begun(50)
+    position.step, position.training_seconds, clock.now = 20, 50.0, clock.now + 50
+    assert budget.replanned(position, Recipe(size=64), Silent()).steps == 21
+
+
+def test_small_photos_are_not_taken_for_a_slow_machine(clock: Clock) -> None:
+    """A step of a quarter of the pixels takes more than a quarter of the time, and was planned to."""
+    budget, position = Budget(clock.now, 106.0), begun(150)
+    assert sat(clock, budget, position, Recipe(size=64), 1.0) == []
+
+
+def test_the_pace_of_a_plan() -> None:
+    plan, recipe = Plan(steps=30, batches=10), Recipe(size=64)
+    assert [plan.size(recipe, epoch) for epoch in range(3)] == [32, 48, 64]
+    assert PACE.seconds(plan, recipe, 0, 30) == pytest.approx(19)
+    assert PACE.seconds(plan, recipe, 5, 12) == pytest.approx(5 * 0.3 + 2 * 0.6)
+    assert PACE.seconds(plan, recipe, 25, 25) == 0

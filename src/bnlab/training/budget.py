@@ -10,28 +10,25 @@ from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 from bnlab.training.checkpoint import Position
 from bnlab.training.loop import Trainee, train_step
-from bnlab.training.schedule import Plan
+from bnlab.training.schedule import Pace, Plan
 from bnlab.training.trainee import throwaway
 
 _MARGIN = 0.03  # share of the time that is left unplanned
 _JUDGING = 0.06  # the largest share of the time that is spent on judging
-_SLOWER = 1.05  # a plan is shortened when its end comes later than by this
+_LATE = 1.04  # a plan is shortened when what is left of it takes longer than is left by this
+_ENOUGH = 5.0  # seconds of training after which its speed is believed
 
 
 class Budget:
-    """Keeps a training within `seconds` of `began`, by time.monotonic, of which `reserve` are for what comes last."""
+    """Keeps a training within `seconds` of `began`, by time.monotonic."""
 
-    def __init__(self, began: float, seconds: float, reserve: float = 0.0) -> None:
+    def __init__(self, began: float, seconds: float) -> None:
         self.end = began + seconds
-        self.reserve = reserve
-        self._since = time.monotonic()
-        self._work = 0.0
-        self._step: int | None = None
 
-    def planned(self, trainee: Trainee, judge: Callable[[], object], progress: Progress) -> Recipe:
-        """The recipe with the steps that fit, and with how often to judge.
+    def planned(self, trainee: Trainee, judge: Callable[[], object], progress: Progress) -> tuple[Recipe, Pace]:
+        """The recipe with the steps that fit and with how often to judge, and the pace this was planned by.
 
-        A copy of the network does three steps at each size it will see, and is judged once.
+        A copy of the network does a few steps at each size it will see, and is judged once.
 
         Raises:
             UsageError: not even one step fits.
@@ -40,10 +37,9 @@ class Budget:
         began = time.monotonic()
         judge()
         judging = time.monotonic() - began
-        self.reserve = 1.5 * judging + 1.0  # the best is read back and judged once more, and the report written
-        seconds = _seconds_of_steps(trainee)
-        left = (self.end - time.monotonic() - self.reserve) * (1 - _MARGIN)
-        mean = _mean_step(recipe, seconds)
+        pace = Pace(steps=_seconds_of_steps(trainee), judging=judging)
+        left = (self.end - time.monotonic() - pace.last) * (1 - _MARGIN)
+        mean = _mean_step(recipe, pace.steps)
         steps = int((left - judging) / mean)
         every = recipe.judge_every
         if not every:  # as often as _JUDGING allows, and ten times at most
@@ -58,44 +54,32 @@ class Budget:
                 "give more --time, or a smaller --size",
             )
         recipe = recipe.model_copy(update={"steps": steps, "judge_every": every})
-        plan = Plan.of(recipe, batches)
         progress.note(
-            f"{plan.steps} steps ({plan.steps / batches:.1f} epochs) fit into the time: one takes {mean:.3f} s on "
-            f"average, a judgement {judging:.1f} s; the same once more: --set steps={steps} --set judge_every={every}"
+            f"{steps} steps ({steps / batches:.1f} epochs) fit into the time: one takes {mean:.3f} s on average, a "
+            f"judgement {judging:.1f} s; the same once more: --set steps={steps} --set judge_every={every}"
         )
-        return recipe
+        return recipe, pace
 
     def replanned(self, position: Position, recipe: Recipe, progress: Progress) -> Plan:
-        """The plan, shorter where this sitting's speed would end it late. Work is counted as steps times size squared.
+        """The plan, shorter where at the speed so far it would end late.
 
         A plan is never made longer, so that a machine that is not disturbed gives the same training again.
         """
-        now, plan = time.monotonic(), position.plan
-        if self._step is None:  # a new sitting: there is no speed to judge by yet
-            self._step, self._since = position.step, now
+        plan, pace = position.plan, position.pace
+        if position.training_seconds < _ENOUGH or position.step >= plan.steps:
             return plan
-        done = _work(plan, recipe, self._step, position.step)
-        to_do = _work(plan, recipe, position.step, plan.steps)
-        if not done or not to_do:
+        slowness = position.training_seconds / pace.seconds(plan, recipe, 0, position.step)
+        epochs = range(position.epoch, plan.epochs)
+        judging = pace.judging * sum(plan.judges(recipe, epoch) for epoch in epochs)
+        left = self.end - time.monotonic() - pace.last - judging * max(1.0, slowness)
+        needed = slowness * pace.seconds(plan, recipe, position.step, plan.steps)
+        if needed <= max(left, 0.0) * _LATE:
             return plan
-        speed = done / (now - self._since)  # judging counted in
-        left = self.end - self.reserve - now
-        if to_do / speed <= left * _SLOWER:
-            return plan
-        steps = position.step + max(1, int((plan.steps - position.step) * max(left, 0.0) * speed / to_do))
+        steps = position.step + max(1, int((plan.steps - position.step) * max(left, 0.0) / needed))
         if steps >= plan.steps:
             return plan
         progress.warn(f"slower than planned: {steps} steps in place of {plan.steps}, to end on time")
         return plan.shortened(position.step, steps)
-
-
-def _work(plan: Plan, recipe: Recipe, first: int, last: int) -> float:
-    """Of the steps from one to another: each counts as the square of its size."""
-    work = 0.0
-    for epoch in range(first // plan.batches, -(-last // plan.batches)):
-        steps = min(last, (epoch + 1) * plan.batches) - max(first, epoch * plan.batches)
-        work += steps * float(plan.size(recipe, epoch)) ** 2
-    return work
 
 
 def _mean_step(recipe: Recipe, seconds: dict[int, float]) -> float:

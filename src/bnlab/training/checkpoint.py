@@ -13,7 +13,7 @@ from bnlab.files import file_sha256, write_atomic
 from bnlab.recipe import MACHINE_KEYS, Recipe
 from bnlab.runs import Run
 from bnlab.training.average import Average
-from bnlab.training.schedule import Plan
+from bnlab.training.schedule import Pace, Plan
 
 Row = dict[str, float | int | None]
 FORMAT_VERSION = 2
@@ -39,6 +39,10 @@ class Position:
     """spent on training steps of the running epoch"""
     plan: Plan = field(default_factory=lambda: Plan(steps=0, batches=1))
     """how many steps there are, once the training has begun"""
+    pace: Pace = field(default_factory=lambda: Pace(steps={0: 1.0}, judging=0.0))
+    """what a plan for a time was made by"""
+    training_seconds: float = 0.0
+    """spent on training steps of all epochs"""
     total_seconds: float = 0.0
     """spent on all that was done so far, validation included"""
     rows: list[Row] = field(default_factory=list)
@@ -116,7 +120,8 @@ def load_state(
         optimizer.load_state_dict(state["optimizer"])
         if average:
             average.network.load_state_dict(state["average"])
-        return Position(**state["position"] | {"plan": Plan(**state["position"]["plan"])})
+        kept = state["position"]
+        return Position(**kept | {"plan": Plan(**kept["plan"]), "pace": Pace(**kept["pace"])})
     except RunError:
         raise
     except Exception as error:  # whatever torch makes of a broken file

@@ -86,6 +86,7 @@ def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progres
 
                 now = time.monotonic()
                 position.seconds += now - began  # the wait for photos counted in
+                position.training_seconds += now - began
                 position.total_seconds = offset + now - started
                 task.advance(len(labels), epoch=position.epoch + 1, loss=position.loss / max(position.seen, 1))
                 if stop.asked or now - saved >= recipe.checkpoint_seconds:

@@ -71,6 +71,30 @@ class Plan:
         return (epoch + 1) % every == 0 or epoch + 1 >= self.epochs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast a training with a time to keep was planned to be."""
+
+    steps: dict[int, float]
+    """size to seconds of a step"""
+    judging: float
+    """seconds of a judgement"""
+
+    @property
+    def last(self) -> float:
+        """Seconds after the last step: the best is read back and judged once more, and the report written."""
+        return 1.5 * self.judging + 1.0
+
+    def seconds(self, plan: Plan, recipe: Recipe, first: int, last: int) -> float:
+        """Of a plan's steps from one to another."""
+        seconds = 0.0
+        for epoch in range(first // plan.batches, -(-last // plan.batches)):
+            steps = min(last, (epoch + 1) * plan.batches) - max(first, epoch * plan.batches)
+            size = plan.size(recipe, epoch)
+            seconds += steps * self.steps[min(self.steps, key=lambda known: abs(known - size))]
+        return seconds
+
+
 def _one_cycle(progress: float, warmup: float) -> float:
     """Linear from 0 up to 1 over the warm-up, then down a half cosine to 1e-4, so that the last step still counts."""
     if progress < warmup:

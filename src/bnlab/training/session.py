@@ -170,7 +170,7 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
         if not run.state.exists():
             fit_first_batch(trainee)
             if budget and not recipe.steps:
-                recipe = budget.planned(trainee, lambda: judge(network, Silent()), progress)
+                recipe, position.pace = budget.planned(trainee, lambda: judge(network, Silent()), progress)
                 changed = {"steps": recipe.steps, "judge_every": recipe.judge_every}
                 write_atomic(run.recipe, to_yaml(with_changes(ready.settings, changed, "time")))
                 trainee = replace(trainee, recipe=recipe)
