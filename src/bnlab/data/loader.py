@@ -1,11 +1,14 @@
 """Batches of photos. Each batch is a pure function of the seed, the epoch and the photos; threads only make it sooner.
 
-Threads, not processes: decoding and resizing release Python's lock, and there is nothing to start, to copy or to share.
+Threads, not processes: Pillow lets go of Python's lock, and there is nothing to start, to copy or to share. They read
+and shrink photos, and leave torch alone: each thread that calls it gets a team of threads of its own, which wait for
+work by spinning on the cores that the network runs on, and halve its speed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -65,10 +68,15 @@ class TrainingLoader:
             PhotoError: a photo can no longer be read.
         """
 
-        def make(batch: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
-            return np.stack([self._augmented(epoch, size, int(i)) for i in batch]), self.labels[batch]
-
-        return in_order(make, self._order(epoch)[start:], self.workers)
+        order = self._order(epoch)[start:]
+        ahead = _AHEAD if self.side else 0  # photos as they are may be large
+        read = in_order(lambda batch: [self.photo(i) for i in batch.tolist()], order, self.workers, ahead)
+        with closing(read):
+            for batch, photos in zip(order, read, strict=True):
+                pixels = [
+                    self._augmented(epoch, size, i, photo) for i, photo in zip(batch.tolist(), photos, strict=True)
+                ]
+                yield np.stack(pixels), self.labels[batch]
 
     def sample(self, photos: int) -> NDArray[np.int64]:
         """So many photos' numbers, or all there are, the same ones each time, in random order."""
@@ -82,9 +90,9 @@ class TrainingLoader:
         batches = np.array_split(always, self.batches)
         return [batches[i] for i in random.permutation(self.batches)]
 
-    def _augmented(self, epoch: int, size: int, i: int) -> Pixels:
+    def _augmented(self, epoch: int, size: int, i: int, photo: Pixels) -> Pixels:
         return augment(
-            self.photo(i),
+            photo,
             size,
             area=self.area,
             aspect=self.aspect,
@@ -141,8 +149,11 @@ def prepared_batches(
     return in_order(make, batches, workers)
 
 
-def in_order(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map(make, items)`, with `workers` threads some items ahead (0: none, -1: as many as there are cores)."""
+def in_order(make: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = _AHEAD) -> Generator[R, None, None]:
+    """`map(make, items)`, by `workers` threads: 0 is none, -1 as many as there are cores.
+
+    `ahead` items, and one for each thread, are made before they are asked for.
+    """
     workers = usable_cores() if workers < 0 else workers
     if workers == 0:
         yield from map(make, items)
@@ -153,7 +164,7 @@ def in_order(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterat
     try:
         for item in waiting:
             made.append(pool.submit(make, item))
-            if len(made) > workers + _AHEAD:
+            if len(made) > workers + ahead:
                 yield made.popleft().result()
         while made:
             yield made.popleft().result()
