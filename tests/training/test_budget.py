@@ -63,7 +63,7 @@ def test_a_slower_machine_ends_on_time_with_fewer_steps(clock: Clock, slower: fl
     budget = Budget(clock.now, 100.0)
     position = begun(90 if share == 1 else 140)
     warnings = sat(clock, budget, position, recipe, slower)
-    assert 78 < clock.now - 1000 < 108
+    assert 72 < clock.now - 1000 < 108
     assert "slower than planned" in warnings[0]
     assert position.plan.progress(position.step) == pytest.approx(1)
     assert position.plan.learning_rate(recipe, position.step - 1) < 0.01 * recipe.learning_rate
@@ -86,6 +86,14 @@ def test_small_photos_are_not_taken_for_a_slow_machine(clock: Clock) -> None:
     """A step of a quarter of the pixels takes more than a quarter of the time, and was planned to."""
     budget, position = Budget(clock.now, 106.0), begun(150)
     assert sat(clock, budget, position, Recipe(size=64), 1.0) == []
+
+
+def test_a_slow_beginning_is_no_slow_machine(clock: Clock) -> None:
+    budget, position, recipe = Budget(clock.now, 100.0), begun(80), Recipe(size=64, grow_from=1)
+    position.step, position.training_seconds, clock.now = 10, 16.0, clock.now + 16
+    assert budget.replanned(position, recipe, Silent()).steps == 80
+    assert sat(clock, budget, position, recipe, 1.0) == []
+    assert clock.now - 1000 < 100
 
 
 def test_the_pace_of_a_plan() -> None:

@@ -16,14 +16,15 @@ from bnlab.training.trainee import throwaway
 _MARGIN = 0.03  # share of the time that is left unplanned
 _JUDGING = 0.06  # the largest share of the time that is spent on judging
 _LATE = 1.04  # a plan is shortened when what is left of it takes longer than is left by this
-_ENOUGH = 5.0  # seconds of training after which its speed is believed
+_BELIEVED = 0.2  # share of the time before which no speed is believed: photos are read for the first time, and the like
 
 
 class Budget:
     """Keeps a training within `seconds` of `began`, by time.monotonic."""
 
     def __init__(self, began: float, seconds: float) -> None:
-        self.end = began + seconds
+        self.seconds, self.end = seconds, began + seconds
+        self._seen = (0, 0.0)  # steps, and seconds of training, at the last look
 
     def planned(self, trainee: Trainee, judge: Callable[[], object], progress: Progress) -> tuple[Recipe, Pace]:
         """The recipe with the steps that fit and with how often to judge, and the pace this was planned by.
@@ -61,17 +62,19 @@ class Budget:
         return recipe, pace
 
     def replanned(self, position: Position, recipe: Recipe, progress: Progress) -> Plan:
-        """The plan, shorter where at the speed so far it would end late.
+        """The plan, shorter where at the speed since the last look it would end late.
 
         A plan is never made longer, so that a machine that is not disturbed gives the same training again.
         """
         plan, pace = position.plan, position.pace
-        if position.training_seconds < _ENOUGH or position.step >= plan.steps:
+        (step, seconds), self._seen = self._seen, (position.step, position.training_seconds)
+        left = self.end - time.monotonic() - pace.last
+        if left > (1 - _BELIEVED) * self.seconds or not step < position.step < plan.steps:
             return plan
-        slowness = position.training_seconds / pace.seconds(plan, recipe, 0, position.step)
+        slowness = (position.training_seconds - seconds) / pace.seconds(plan, recipe, step, position.step)
         epochs = range(position.epoch, plan.epochs)
         judging = pace.judging * sum(plan.judges(recipe, epoch) for epoch in epochs)
-        left = self.end - time.monotonic() - pace.last - judging * max(1.0, slowness)
+        left -= judging * max(1.0, slowness)
         needed = slowness * pace.seconds(plan, recipe, position.step, plan.steps)
         if needed <= max(left, 0.0) * _LATE:
             return plan
