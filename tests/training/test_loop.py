@@ -38,10 +38,10 @@ def judged(evaluation: Evaluation) -> Judgement:
 
 def test_the_best_epoch_is_by_accuracy_then_by_loss() -> None:
     plan = Plan(steps=40, batches=10)
-    position = Position(epoch=0, step=10, plan=plan, seen=20, loss=30.0, right=5, seconds=2.0)
+    position = Position(epoch=0, step=10, size=96, plan=plan, seen=20, loss=30.0, right=5, seconds=2.0)
 
     def is_best(evaluation: Evaluation) -> bool:
-        return judge_epoch(position, row_of(position, Recipe(), 96), judged(evaluation))
+        return judge_epoch(position, row_of(position, Recipe()), judged(evaluation))
 
     assert is_best(KNOWN)
     row = position.best

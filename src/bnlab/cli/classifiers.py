@@ -61,7 +61,10 @@ def train_verb(
         Path | None, typer.Argument(metavar="DATA", help="A split folder, a split.csv, or a plain folder of classes.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="A recipe by name (default, classic, digits) or a YAML file.")
+        str,
+        typer.Option(
+            help="A YAML file, or by name: default, classic, digits, inception, bn-baseline, bn-x5, bn-x30, bn-x5-sigmoid."
+        ),
     ] = "default",
     network: Annotated[
         str | None, typer.Option(help="bn_googlenet, googlenet (the same without BN), ...: bnlab net.")

@@ -29,6 +29,8 @@ class Position:
     """batches of it that are done"""
     step: int = 0
     """optimiser steps so far"""
+    size: int = 0
+    """side of the photos of the running epoch, once it has begun"""
     loss: float = 0.0
     """sum over the photos of the running epoch"""
     right: int = 0

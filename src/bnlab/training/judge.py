@@ -15,7 +15,7 @@ from bnlab.data.cache import Cache
 from bnlab.data.loader import TrainingLoader, prepared_batches
 from bnlab.data.photos import Photo
 from bnlab.data.pixels import normalise
-from bnlab.errors import DivergedError, PhotoError
+from bnlab.errors import DivergedError, PhotoError, UsageError
 from bnlab.machine import release_memory
 from bnlab.nets.network import TableNetwork
 from bnlab.norm import recalibrate
@@ -78,9 +78,9 @@ class Judge:
             try:
                 measured = recalibrate(self.network, self._batches()).images
             except ValueError as error:
-                if "not finite" not in str(error):
-                    raise
-                raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
+                if "not finite" in str(error):
+                    raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
+                raise UsageError(f"recalibration on {len(self.sample)} photos: {error}", "raise recalibrate") from None
         seconds = time.monotonic() - began
         return Judgement(
             evaluation=self._evaluate(progress),

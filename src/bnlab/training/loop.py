@@ -77,8 +77,9 @@ def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progres
         while position.epoch < position.plan.epochs and not out_of_patience(position, recipe):
             trainee.network.train()
             began = time.monotonic()
-            size = position.plan.size(recipe, position.epoch)
-            batches = loader.epoch(position.epoch, size, position.batch)
+            if not position.batch:  # within an epoch it stays, also where the plan was shortened since
+                position.size = position.plan.size(recipe, position.epoch)
+            batches = loader.epoch(position.epoch, position.size, position.batch)
             for pixels, labels in islice(batches, position.plan.steps - position.step):
                 set_learning_rate(trainee.optimizer, position.plan.learning_rate(recipe, position.step))
                 with _divergence(position, recipe), hooks.watched(position.step):
@@ -102,7 +103,7 @@ def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progres
 
             with _divergence(position, recipe):
                 tally.look()
-                row = row_of(position, recipe, size)
+                row = row_of(position, recipe)
                 is_best = position.plan.judges(recipe, position.epoch) and judge_epoch(position, row, hooks.judge())
             position.total_seconds = row["seconds"] = offset + time.monotonic() - started
             position.rows.append(row)
@@ -212,12 +213,12 @@ def total_loss(outputs: Tensor | tuple[Tensor, ...], targets: Targets, recipe: R
     return loss
 
 
-def row_of(position: Position, recipe: Recipe, size: int) -> Row:
+def row_of(position: Position, recipe: Recipe) -> Row:
     """The metrics of the epoch that has just ended; what a judgement gives is None still."""
     return {
         "epoch": position.epoch + 1,
         "step": position.step,
-        "size": size,
+        "size": position.size,
         "learning_rate": position.plan.learning_rate(recipe, position.step - 1),
         "train_loss": position.loss / position.seen,
         "train_top1": position.right / position.seen,

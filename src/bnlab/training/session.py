@@ -1,13 +1,12 @@
 """One training from DATA to a finished run folder."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
@@ -30,15 +29,14 @@ from bnlab.training import checkpoint, loop
 from bnlab.training.board import tensorboard
 from bnlab.training.budget import Budget
 from bnlab.training.checkpoint import Position, Row
+from bnlab.training.health import Health
 from bnlab.training.judge import Judge, Judgement
 from bnlab.training.schedule import Plan
 from bnlab.training.setup import SetUp, batch_errors, exact, fit_first_batch, set_up
 from bnlab.training.start import load_into, new_network
 from bnlab.training.tell import describe, how_to_resume, tell_changes, tell_position
-from bnlab.training.trainee import make_caches, make_trainee, view_of
+from bnlab.training.trainee import make_caches, make_trainee, make_watch, view_of
 from bnlab.training.watch import Watch
-
-_WINDOW = 8  # successive steps that the BN watch samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,51 +136,80 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
     with ExitStack() as stack:
         stack.enter_context(exact(device))
         stack.enter_context(_told(run, trainee))
-
-        def judged() -> Judgement:
-            return judge(trainee.average.network if trainee.average else network, progress)
-
-        def save(position: Position) -> None:
-            if budget:
-                position.plan = budget.replanned(position, recipe, progress)
-            checkpoint.save_state(run, position, network, trainee.optimizer, recipe, trainee.average)
-
-        def epoch_done(position: Position, row: Row, is_best: bool) -> None:
-            if row["val_top1"] is not None:
-                metrics = {"split": "val", "n": len(judge.val), "top1": row["val_top1"], "loss": row["val_loss"]}
-                card = replace(_card(run, recipe, network, source), metrics=metrics | {"epoch": row["epoch"]})
-                if is_best:
-                    save_classifier(run.best, judge.network, card)
-                save_classifier(run.last, judge.network, card)
-            health = watch.report()
-            is_last = position.epoch >= position.plan.epochs
-            write_csv(run.metrics, row, (r.values() for r in position.rows))
-            write_csv(run.health, *health.table())
-            log(row, health)
-            progress.note(describe(row, position.plan.epochs, is_best))
-            for sentence in health.warnings():
-                check = sentence.partition(":")[0]
-                # Statistics lag at the height of the learning rate, and do no harm there: judged is by others.
-                if check not in warned and (is_last or check != "BN102"):
-                    progress.warn(sentence)
-                    warned.add(check)
-
-        if not run.state.exists():
+        is_new = not run.state.exists()
+        if is_new:
             fit_first_batch(trainee)
             if budget and not recipe.steps:
-                recipe, position.pace = budget.planned(trainee, lambda: judge(network, Silent()), progress)
-                changed = {"steps": recipe.steps, "judge_every": recipe.judge_every}
-                write_atomic(run.recipe, to_yaml(with_changes(ready.settings, changed, "time")))
+                recipe, position.pace = budget.planned(trainee, partial(judge, network, Silent()), progress)
+                planned = {"steps": recipe.steps, "judge_every": recipe.judge_every}
+                write_atomic(run.recipe, to_yaml(with_changes(ready.settings, planned, "time")))
                 trainee = replace(trainee, recipe=recipe)
             position.plan = Plan.of(recipe, trainee.loader.batches)
-            save(position)  # before any classifier is written: whatever happens then, there is a state to go on from
-        log = stack.enter_context(tensorboard(run, position.step))
-        every = max(_WINDOW, min(64, trainee.loader.batches))
-        watch = Watch(network if recipe.watch else nn.Identity(), window=_WINDOW, every=every)
-        warned: set[str] = set()
-        hooks = loop.Hooks(judge=judged, save=save, epoch_done=epoch_done, watched=watch.watched)
+        sitting = _Sitting(
+            run=run,
+            trainee=trainee,
+            judge=judge,
+            card=_card(run, recipe, network, source),
+            budget=budget,
+            watch=make_watch(trainee),
+            log=stack.enter_context(tensorboard(run, position.step)),
+            progress=progress,
+        )
+        if is_new:
+            sitting.save(position)  # before any classifier is written: whatever happens then, there is a state
+        hooks = loop.Hooks(
+            judge=sitting.judged,
+            save=sitting.save,
+            epoch_done=sitting.epoch_done,
+            watched=sitting.watch.watched,
+        )
         loop.fit(trainee, position, hooks, progress=progress)
     return _result(run, position, ready.frozen, source, device, recipe.workers)
+
+
+@dataclass(kw_only=True)
+class _Sitting:
+    """What the loop hands on, and who takes it."""
+
+    run: Run
+    trainee: loop.Trainee
+    judge: Judge
+    card: Card
+    budget: Budget | None
+    watch: Watch
+    log: Callable[[Row, Health], None]
+    progress: Progress
+    warned: set[str] = field(default_factory=set)
+
+    def judged(self) -> Judgement:
+        average = self.trainee.average
+        return self.judge(average.network if average else self.trainee.network, self.progress)
+
+    def save(self, position: Position) -> None:
+        trainee = self.trainee
+        if self.budget:
+            position.plan = self.budget.replanned(position, trainee.recipe, self.progress)
+        checkpoint.save_state(self.run, position, trainee.network, trainee.optimizer, trainee.recipe, trainee.average)
+
+    def epoch_done(self, position: Position, row: Row, is_best: bool) -> None:
+        run = self.run
+        if row["val_top1"] is not None:
+            metrics = {"split": "val", "n": len(self.judge.val), "top1": row["val_top1"], "loss": row["val_loss"]}
+            card = replace(self.card, metrics=metrics | {"epoch": row["epoch"]})
+            if is_best:
+                save_classifier(run.best, self.judge.network, card)
+            save_classifier(run.last, self.judge.network, card)
+        health = self.watch.report()
+        write_csv(run.metrics, row, (r.values() for r in position.rows))
+        write_csv(run.health, *health.table())
+        self.log(row, health)
+        self.progress.note(describe(row, position.plan.epochs, is_best))
+        for sentence in health.warnings():
+            check = sentence.partition(":")[0]
+            # Statistics lag at the height of the learning rate, and do no harm there: judged is by others.
+            if check not in self.warned and (check != "BN102" or position.epoch >= position.plan.epochs):
+                self.progress.warn(sentence)
+                self.warned.add(check)
 
 
 def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source) -> Card:

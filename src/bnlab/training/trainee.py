@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from bnlab.data.cache import Cache, choose_cache
 from bnlab.data.loader import TrainingLoader
@@ -17,7 +18,9 @@ from bnlab.runs import Run
 from bnlab.training.average import Average
 from bnlab.training.loop import Trainee
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
+from bnlab.training.watch import Watch
 
+_WINDOW, _EVERY = 8, 64  # steps that the BN watch samples, of so many
 _USUAL_ASPECT = 1.5  # of photos whose long side is not known yet
 _USUAL_PIXELS = 500_000  # of photos that are kept as they are
 
@@ -103,6 +106,12 @@ def make_trainee(
         device=device,
         forward=torch.compile(network) if recipe.compile else network,
     )
+
+
+def make_watch(trainee: Trainee) -> Watch:
+    """The watch on a network's normalisation, or on nothing; an epoch has at least one window, if it is as long."""
+    every = max(_WINDOW, min(_EVERY, trainee.loader.batches))
+    return Watch(trainee.network if trainee.recipe.watch else nn.Identity(), window=_WINDOW, every=every)
 
 
 def throwaway(trainee: Trainee) -> Trainee:
