@@ -37,11 +37,11 @@ def _recipes() -> str:
         "as a YAML file of these keys; any key can be set with `--set KEY=VALUE`. A dash is the default.\n",
         *_table(["default", "classic", "digits"], list(Recipe.model_fields), meaning=True),
         "\n## The paper's networks (sec. 4.2)\n",
-        "What differs from the default; `variant`, `width` and the other keys of a network are its own. The table of the",
-        "paper gives the learning rates, the batch and the seven changes of BN-x5 against BN-Baseline (higher learning",
+        "What differs from the default; `variant`, `width` and the other keys of a network are its own. The paper's",
+        "table gives the learning rates, the batch and the seven changes of BN-x5 against BN-Baseline (higher learning",
         "rate, no dropout, a fifth of the weight decay, decay six times as fast, no local response normalisation,",
-        "thorough shuffling, less photometric distortion). The decay of 4% in 8 epochs is GoogLeNet's; the weight decay,",
-        "the momentum and the strength of the distortions are ours.\n",
+        "thorough shuffling, less photometric distortion). The decay of 4% in 8 epochs is GoogLeNet's; the weight",
+        "decay, the momentum and the strength of the distortions are ours.\n",
         *_table(PAPER, sorted({key for name in PAPER for key in load_settings(name).origin}), meaning=False),
     ]
     return "\n".join(lines) + "\n"

@@ -63,7 +63,8 @@ def train_verb(
     recipe: Annotated[
         str,
         typer.Option(
-            help="A YAML file, or by name: default, classic, digits, inception, bn-baseline, bn-x5, bn-x30, bn-x5-sigmoid."
+            help="A YAML file, or a name: default, classic, digits, and the paper's inception, bn-baseline, bn-x5, "
+            "bn-x30, bn-x5-sigmoid."
         ),
     ] = "default",
     network: Annotated[
