@@ -4,8 +4,8 @@
 
 PHOTOS is a folder of classes. Each pair is a process of the ordinary way and one of bnlab's, one after the other; what
 is printed are the medians over the pairs of the rates and of their ratios, with the smallest and the largest. The step
-is that of bn_googlenet with both auxiliary heads in float32, 32 photos of SIZE (224) px, decoded anew each time, waiting counted in; and in bfloat16.
-Ten minutes for 5 pairs on two idle cores.
+is that of bn_googlenet with both auxiliary heads, 32 photos of SIZE (224) px, decoded anew each time, waiting for them
+counted in, in float32 as the ordinary way's, and in bfloat16. About 90 seconds a pair on two idle cores.
 
 The limit is what the machine could do if a step were nothing but its multiplications: 3 x 2 x the multiply-adds of the
 forward (the backward has two products for each of the forward), at the rate `bnlab machine` measures, of a square
