@@ -69,6 +69,23 @@ def test_a_slower_machine_ends_on_time_with_fewer_steps(clock: Clock, slower: fl
     assert position.plan.learning_rate(recipe, position.step - 1) < 0.01 * recipe.learning_rate
 
 
+def test_a_machine_that_recovers_goes_back_to_the_plan(clock: Clock) -> None:
+    budget, position, recipe = Budget(clock.now, 200.0), begun(180), Recipe(size=64, grow_from=1)
+    told: list[int] = []
+    while position.step < position.plan.steps:
+        position.epoch = position.step // 10
+        if position.step % 10 == 0:
+            position.plan = budget.replanned(position, recipe, Silent())
+            told.append(position.plan.steps)
+        seconds = 1.4 if 30 <= position.step < 60 else 0.85
+        clock.now, position.training_seconds = clock.now + seconds, position.training_seconds + seconds
+        position.step += 1
+    assert min(told) < 170
+    assert position.step > 170
+    assert max(told) == 180
+    assert clock.now - 1000 < 200
+
+
 def test_a_plan_is_never_longer(clock: Clock) -> None:
     budget = Budget(clock.now, 100.0)
     position = begun(50)

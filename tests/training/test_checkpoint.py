@@ -27,7 +27,7 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
     stepper = make_optimizer(network, recipe)
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     stepper.step()
-    plan = Plan(steps=40, batches=6).shortened(9, 30)
+    plan = Plan(steps=40, batches=6).changed(9, 30)
     rows = [{"epoch": 1, "val_top1": None}]
     position = Position(epoch=1, batch=3, step=9, plan=plan, loss=1.5, rows=rows, best={"epoch": 1})
     average = Average(network, 0.9)

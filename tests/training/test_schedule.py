@@ -53,10 +53,11 @@ def test_a_plan_is_the_recipes() -> None:
 def test_a_plan_that_was_shortened_goes_on_where_it_was_and_ends_at_1(steps: int, at: int, left: int) -> None:
     at = min(at, steps - 1)
     plan = Plan(steps=steps, batches=10)
-    shorter = plan.shortened(at, at + left)
+    shorter = plan.changed(at, at + left)
     assert shorter.progress(at) == plan.progress(at)
+    assert shorter.wanted == steps
     assert shorter.progress(at + left) == pytest.approx(1)
-    again = shorter.shortened(at + left // 2, at + left // 2 + 1)
+    again = shorter.changed(at + left // 2, at + left // 2 + 1)
     assert again.progress(at + left // 2) == pytest.approx(shorter.progress(at + left // 2))
     assert again.progress(again.steps) == pytest.approx(1)
 

@@ -15,7 +15,7 @@ from bnlab.training.trainee import throwaway
 
 _MARGIN = 0.03  # share of the time that is left unplanned
 _JUDGING = 0.06  # the largest share of the time that is spent on judging
-_LATE = 1.04  # a plan is shortened when what is left of it takes longer than is left by this
+_LATE = 1.04  # a plan is changed when what is left of it takes longer than is left by this, or less
 _BELIEVED = 0.2  # share of the time before which no speed is believed: photos are read for the first time, and the like
 
 
@@ -25,6 +25,7 @@ class Budget:
     def __init__(self, began: float, seconds: float) -> None:
         self.seconds, self.end = seconds, began + seconds
         self._seen = (0, 0.0)  # steps, and seconds of training, at the last look
+        self._slowness: float | None = None  # found there
 
     def planned(self, trainee: Trainee, judge: Callable[[], object], progress: Progress) -> tuple[Recipe, Pace]:
         """The recipe with the steps that fit and with how often to judge, and the pace this was planned by.
@@ -62,9 +63,9 @@ class Budget:
         return recipe, pace
 
     def replanned(self, position: Position, recipe: Recipe, progress: Progress) -> Plan:
-        """The plan, shorter where at the speed since the last look it would end late.
+        """The plan, shorter where at the speed of late it would end late, and back where that has passed.
 
-        A plan is never made longer, so that a machine that is not disturbed gives the same training again.
+        A plan is never longer than at first, so that a machine that is not disturbed gives the same training again.
         """
         plan, pace = position.plan, position.pace
         (step, seconds), self._seen = self._seen, (position.step, position.training_seconds)
@@ -72,17 +73,19 @@ class Budget:
         if left > (1 - _BELIEVED) * self.seconds or not step < position.step < plan.steps:
             return plan
         slowness = (position.training_seconds - seconds) / pace.seconds(plan, recipe, step, position.step)
-        epochs = range(position.epoch, plan.epochs)
-        judging = pace.judging * sum(plan.judges(recipe, epoch) for epoch in epochs)
-        left -= judging * max(1.0, slowness)
-        needed = slowness * pace.seconds(plan, recipe, position.step, plan.steps)
-        if needed <= max(left, 0.0) * _LATE:
+        slowness, self._slowness = (slowness + (self._slowness or slowness)) / 2, slowness
+        judging = pace.judging * sum(plan.judges(recipe, epoch) for epoch in range(position.epoch, plan.epochs))
+        left = max(0.0, left - judging * max(1.0, slowness))
+        rest = plan.steps - position.step
+        fit = left / (slowness * pace.seconds(plan, recipe, position.step, plan.steps))  # times the rest
+        if 1 / _LATE <= fit <= _LATE:
             return plan
-        steps = position.step + max(1, int((plan.steps - position.step) * max(left, 0.0) / needed))
-        if steps >= plan.steps:
+        steps = min(plan.wanted or plan.steps, position.step + max(1, int(rest * fit)))
+        if steps == plan.steps:
             return plan
-        progress.warn(f"slower than planned: {steps} steps in place of {plan.steps}, to end on time")
-        return plan.shortened(position.step, steps)
+        faster = "faster again" if steps > plan.steps else "slower than planned"
+        progress.warn(f"{faster}: {steps} steps in place of {plan.steps}, to end on time")
+        return plan.changed(position.step, steps)
 
 
 def _mean_step(recipe: Recipe, seconds: dict[int, float]) -> float:

@@ -12,14 +12,16 @@ _SMALLEST = 32  # pixels that every network can see
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How many steps a training has. It may be shortened on the way: what is left then passes the quicker."""
+    """How many steps a training has. It may be changed on the way: what is left then passes the quicker or slower."""
 
     steps: int
     """in all"""
     batches: int
     """to an epoch"""
+    wanted: int = 0
+    """steps it had at first, where it was changed"""
     since: int = 0
-    """the step at which it was last shortened"""
+    """the step at which it was last changed"""
     progress_then: float = 0.0
     """and how far the training was"""
 
@@ -38,9 +40,10 @@ class Plan:
         left = (step - self.since) / (self.steps - self.since)
         return self.progress_then + left * (1 - self.progress_then)
 
-    def shortened(self, step: int, steps: int) -> "Plan":
+    def changed(self, step: int, steps: int) -> "Plan":
         """The same training, from `step` on with so many steps in all."""
-        return replace(self, steps=steps, since=step, progress_then=self.progress(step))
+        wanted = self.wanted or self.steps
+        return replace(self, steps=steps, wanted=wanted, since=step, progress_then=self.progress(step))
 
     def learning_rate(self, recipe: Recipe, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
