@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ _PACKAGES = ("bnlab", "torch", "numpy", "pillow", "safetensors", "scikit-learn",
 
 # glibc's malloc, told by mallopt to keep what it was given: the tensors of one step are as large as those of the last,
 # and memory that is handed back and asked for again comes in zeroed pages of 4 KiB, one fault each.
-_MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2_000_000_000), "M_MMAP_THRESHOLD": (-3, 2**30), "M_MMAP_MAX": (-4, 0)}
+_MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2_000_000_000), "M_MMAP_MAX": (-4, 0)}
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch asks for pages of 2 MiB
 
 _tuned: dict[str, str] = {}  # what was done
@@ -32,10 +33,12 @@ def tune() -> Mapping[str, str]:
     if _tuned or os.environ.get("BNLAB_TUNE") == "0" or "torch" in sys.modules:
         return _tuned
     if sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names:
-        _tuned[_HUGE_PAGES] = os.environ.setdefault(_HUGE_PAGES, "1")
         import ctypes
 
         libc = ctypes.CDLL(None)
+        if not hasattr(libc, "mallopt"):  # musl
+            return _tuned
+        _tuned[_HUGE_PAGES] = os.environ.setdefault(_HUGE_PAGES, "1")
         for name, (number, level) in _MALLOPT.items():
             if libc.mallopt(number, level) == 1:
                 _tuned[name] = str(level)
@@ -113,6 +116,7 @@ def memory_errors(batch_size: int, size: int, what_fits: Callable[[], str] | Non
     except (MemoryError, RuntimeError) as error:
         if not is_full(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # which hold what was being computed
     remedy = what_fits() if what_fits else "try half the --batch-size, or a network of a smaller --size"
     raise OutOfMemoryError(f"out of memory at a batch size of {batch_size} and a size of {size} px", remedy)
 

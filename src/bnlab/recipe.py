@@ -185,6 +185,8 @@ class Recipe(BaseModel):
 MACHINE_KEYS = frozenset({"device", "workers", "cache", "cache_gigabytes", "checkpoint_seconds", "watch"})
 # A key that has an effect only beside these values of another.
 ONLY_WITH: Mapping[str, tuple[str, object]] = {
+    "epochs": ("time", None),
+    "steps": ("time", None),
     "momentum": ("optimizer", "sgd"),
     "warmup": ("schedule", "one-cycle"),
     "step_every": ("schedule", "step"),

@@ -146,7 +146,7 @@ def test_a_photo_takes_few_bytes() -> None:
         loader = TrainingLoader(
             sides[0],
             photos.labels,
-            size=32,
+            side=0,
             area=(0.5, 1.0),
             aspect=(0.75, 1.33),
             flip=0.5,

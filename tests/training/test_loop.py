@@ -13,7 +13,7 @@ from bnlab.nets.build import to_device
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.training import loop
-from bnlab.training.checkpoint import Position
+from bnlab.training.checkpoint import Position, Row
 from bnlab.training.judge import Judgement
 from bnlab.training.loop import Tally, Trainee, judge_epoch, out_of_patience, row_of, total_loss, train_step
 from bnlab.training.mixing import Targets
@@ -58,7 +58,8 @@ def test_the_best_epoch_is_by_accuracy_then_by_loss() -> None:
 
 
 def test_patience_counts_epochs_since_the_best() -> None:
-    position = Position(epoch=5, best={"epoch": 3})
+    rows: list[Row] = [{"epoch": 3, "val_top1": 0.5}, {"epoch": 5, "val_top1": 0.4}, {"epoch": 6, "val_top1": None}]
+    position = Position(epoch=6, best={"epoch": 3}, rows=rows)
     assert not out_of_patience(position, Recipe(patience=0))
     assert not out_of_patience(position, Recipe(patience=3))
     assert out_of_patience(position, Recipe(patience=2))
@@ -167,6 +168,8 @@ def test_on_a_gpu_losses_are_looked_at_now_and_then() -> None:
     assert (position.step, position.batch, position.seen, position.loss) == (2, 2, 0, 0)
     tally.add(torch.tensor(3.0), torch.tensor(2), 2)
     assert (position.step, position.seen, position.loss, position.right) == (3, 10, 18.0, 4)
+    tally.add(torch.tensor(0.5), torch.tensor(0), 4)
     tally.add(torch.tensor(torch.inf), torch.tensor(0), 4)
-    with pytest.raises(FloatingPointError, match="the loss became inf"):
+    with pytest.raises(FloatingPointError) as error:
         tally.look()
+    assert error.value.args == ("the loss became inf", 4)

@@ -70,6 +70,10 @@ def test_sizes_grow_to_the_last() -> None:
     assert set(sizes) == {64, 80, 96, 112, 128}
     assert [sizes.count(size) for size in (64, 80, 96, 112, 128)] == [20] * 5
     assert {plan.size(Recipe(size=120, grow_from=1.0), epoch) for epoch in range(100)} == {120}
+    short = [[Plan(steps=n * 9, batches=9).size(recipe, epoch) for epoch in range(n)] for n in (1, 2, 3)]
+    assert short == [[128], [96, 128], [80, 112, 128]]
+    partial = Plan(steps=15, batches=10)
+    assert [partial.size(recipe, epoch) for epoch in range(2)] == [112, 128]
     assert {plan.size(Recipe(size=32), epoch) for epoch in range(100)} == {32}
     assert {plan.size(Recipe(size=50, grow_from=0.1), epoch) for epoch in range(100)} == {32, 48, 50}
 

@@ -93,6 +93,9 @@ def train_verb(
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that read photos; they change no result.")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Train with torch.compile: slow to begin, for long trainings on a GPU.")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe; may be repeated."),
@@ -131,6 +134,7 @@ def train_verb(
         "freeze_bn": freeze_bn or None,
         "device": device,
         "workers": workers,
+        "compile": compile or None,
     }
     options = {key: value for key, value in given.items() if value is not None} | parse_assignments(settings or [])
     if resume:

@@ -63,9 +63,11 @@ def run(settings: MachineSettings, progress: Progress) -> MachineResult:
     gflops = {}
     with progress.task("measuring", len(works), "rates") as task:
         for what, work, kind in works:
-            gflops[what] = rate(*work(device, kind)) / 1e9
+            gflops[what] = rate(*work(device, kind), device) / 1e9
             task.advance()
-    tuning = "prepared for training" if found["tuned"] else "left as it is (not Linux with glibc)"
+    tuning = (
+        "prepared for training" if found["tuned"] else "left as it is (not Linux with glibc, or torch was there before)"
+    )
     if os.environ.get("BNLAB_TUNE") == "0":
         tuning = "left as it is (BNLAB_TUNE=0)"
     return MachineResult(
@@ -90,21 +92,21 @@ def convolution(device: str, kind: torch.dtype) -> tuple[Callable[[], object], f
     return lambda: F.conv2d(images, filters), 2.0 * 32 * 28 * 28 * 512 * 512
 
 
-def rate(work: Callable[[], object], operations: float) -> float:
+def rate(work: Callable[[], object], operations: float, device: str = "cpu") -> float:
     """Operations a second, by the median of as many trials as fit into a second."""
     times: list[float] = []
     began = time.perf_counter()
     with torch.inference_mode():
         work()
         while not times or time.perf_counter() - began < _SECONDS:
-            _wait()
+            _wait(device)
             start = time.perf_counter()
             work()
-            _wait()
+            _wait(device)
             times.append(time.perf_counter() - start)
     return operations / median(times)
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _wait(device: str) -> None:
+    if device != "cpu":
+        getattr(torch, device).synchronize()

@@ -1,5 +1,6 @@
 """Photos kept once they are decoded, in memory or in a file that vanishes with the process."""
 
+import errno
 import tempfile
 import threading
 import weakref
@@ -23,11 +24,16 @@ class Cache:
     def __init__(self, photos: int, budget: int, folder: Path | None = None) -> None:
         """`budget` in bytes; in memory, or in an unnamed file in `folder`."""
         self.budget = budget
-        self.used = 0
+        self.used = self._kept = 0
         self._place = _Memory() if folder is None else _File(folder)
         self._start = np.full(photos, -1, dtype=np.int64)  # where a photo begins
         self._shape = np.zeros((photos, 2), dtype=np.int32)
         self._lock = threading.Lock()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every photo is kept."""
+        return self._kept == len(self._start)
 
     def get(self, i: int) -> Pixels | None:
         """Photo `i`, or None."""
@@ -35,19 +41,21 @@ class Cache:
         if start < 0:
             return None
         height, width = (int(side) for side in self._shape[i])
-        return self._place.read(start, height * width * 3).reshape(height, width, 3)
+        values = self._place.read(start, height * width * 3)
+        return None if values is None else values.reshape(height, width, 3)
 
     def put(self, i: int, photo: Pixels) -> None:
-        """Keep photo `i`, if there is room.
-
-        Raises:
-            StorageError: the disk is full.
-        """
+        """Keep photo `i`, if there is room. A disk that fails is no longer written to: photos can be decoded again."""
         with self._lock:
             if self._start[i] >= 0 or photo.nbytes > min(_CHUNK, self.budget - self.used):
                 return
-            start = self._place.append(np.ascontiguousarray(photo).reshape(-1))
+            try:
+                start = self._place.append(np.ascontiguousarray(photo).reshape(-1))
+            except OSError:
+                self.budget = self.used
+                return
             self.used += photo.nbytes
+            self._kept += 1
             self._shape[i] = photo.shape[:2]
             self._start[i] = start  # last: a reader without the lock sees all of it or nothing
 
@@ -66,7 +74,7 @@ class _Memory:
         self.end += values.nbytes
         return start
 
-    def read(self, start: int, count: int) -> NDArray[np.uint8]:
+    def read(self, start: int, count: int) -> NDArray[np.uint8] | None:
         chunk, offset = divmod(start, _CHUNK)
         return self.chunks[chunk][offset : offset + count]
 
@@ -83,20 +91,22 @@ class _File:
         self.lock = threading.Lock()  # of the file's one position
 
     def append(self, values: NDArray[np.uint8]) -> int:
-        with self.lock, storage_errors(self.folder):
+        with self.lock:
             self.file.seek(self.end)
-            written = self.file.write(values.data)
-            if written < values.nbytes:  # as a disk that fills up may: the rest says why
-                self.file.write(values.data[written:])
+            if self.file.write(values.data) < values.nbytes:
+                raise OSError(errno.ENOSPC, "the disk is full")
         self.end += values.nbytes
         return self.end - values.nbytes
 
-    def read(self, start: int, count: int) -> NDArray[np.uint8]:
+    def read(self, start: int, count: int) -> NDArray[np.uint8] | None:
         values = np.empty(count, dtype=np.uint8)
-        with self.lock:
-            self.file.seek(start)
-            self.file.readinto(values.data)
-        return values
+        try:
+            with self.lock:
+                self.file.seek(start)
+                whole = self.file.readinto(values.data) == count
+        except OSError:
+            return None
+        return values if whole else None
 
 
 def choose_cache(mode: str, photos: int, *, memory: int, disk: int, estimate: int, folder: Path) -> Cache:

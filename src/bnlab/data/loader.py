@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -69,14 +70,12 @@ class TrainingLoader:
         """
 
         order = self._order(epoch)[start:]
-        ahead = _AHEAD if self.side else 0  # photos as they are may be large
-        read = in_order(lambda batch: [self.photo(i) for i in batch.tolist()], order, self.workers, ahead)
-        with closing(read):
-            for batch, photos in zip(order, read, strict=True):
-                pixels = [
-                    self._augmented(epoch, size, i, photo) for i, photo in zip(batch.tolist(), photos, strict=True)
-                ]
-                yield np.stack(pixels), self.labels[batch]
+        ahead = 2 * len(order[0]) if self.side and order else _AHEAD  # photos as they are may be large
+        workers = 0 if self.cache.is_full else self.workers
+        with closing(in_order(self.photo, chain.from_iterable(b.tolist() for b in order), workers, ahead)) as photos:
+            for batch in order:
+                numbered = zip(batch.tolist(), photos, strict=False)
+                yield np.stack([self._augmented(epoch, size, i, photo) for i, photo in numbered]), self.labels[batch]
 
     def sample(self, photos: int) -> NDArray[np.int64]:
         """So many photos' numbers, or all there are, the same ones each time, in random order."""

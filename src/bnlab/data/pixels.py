@@ -2,6 +2,7 @@
 
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
 from bnlab.errors import PhotoError
-from bnlab.recipe import Positive
+from bnlab.recipe import Colour, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -110,11 +111,17 @@ def prepare(image: Image.Image, view: View) -> Pixels:
 
 def normalise(images: "torch.Tensor", view: View) -> "torch.Tensor":
     """uint8 N x H x W x 3 to float32 N x 3 x H x W, (x / 255 - mean) / std by channel, channels last in memory."""
+    mean, std = _colours(view.mean, view.std, str(images.device))
+    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)  # N x 3 x H x W
+
+
+@lru_cache(maxsize=64)
+def _colours(mean: Colour, std: Colour, device: str) -> "tuple[torch.Tensor, torch.Tensor]":
+    """On the device, where they stay: to bring them there, a GPU would have to be waited for."""
     import torch
 
-    mean = torch.tensor(view.mean, device=images.device) * 255
-    std = torch.tensor(view.std, device=images.device) * 255
-    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)  # N x 3 x H x W
+    with torch.inference_mode(False):
+        return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
 
 
 def _resized(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Pixels:

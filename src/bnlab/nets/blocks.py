@@ -186,6 +186,8 @@ def max_pool(x: Tensor, kernel: Any, stride: Any, padding: Any, *, ceil_mode: bo
     torch keeps 8 bytes for each window, twice the values themselves: of what a training step of GoogLeNet keeps in all,
     two fifths (docs/nets.md).
     """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)  # what to keep is theirs to choose
     window = ([kernel] * 2, [stride] * 2, list(padding) if isinstance(padding, tuple) else [padding] * 2)
     pooled: Tensor = _MaxPool.apply(x, *window, [1, 1], ceil_mode)  # type: ignore[no-untyped-call]
     return pooled

@@ -1,10 +1,15 @@
 """Training for a wall-clock time: how many steps fit into it, by the speed that was measured here."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bnlab.data.pixels import Pixels
 from bnlab.errors import UsageError
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
@@ -15,6 +20,8 @@ from bnlab.training.trainee import throwaway
 
 _MARGIN = 0.03  # share of the time that is left unplanned
 _JUDGING = 0.06  # the largest share of the time that is spent on judging
+_TRIALS = 6  # steps at each size, to measure
+_WINDOW, _SHARE = 20, 0.02  # steps, and share of the time, between two looks at the least
 _LATE = 1.04  # a plan is changed when what is left of it takes longer than is left by this, or less
 _BELIEVED = 0.2  # share of the time before which no speed is believed: photos are read for the first time, and the like
 
@@ -24,7 +31,7 @@ class Budget:
 
     def __init__(self, began: float, seconds: float) -> None:
         self.seconds, self.end = seconds, began + seconds
-        self._seen = (0, 0.0)  # steps, and seconds of training, at the last look
+        self._seen = (0, 0.0, 0.0)  # steps, seconds of training, and planned ones, at the last look
         self._slowness: float | None = None  # found there
 
     def planned(self, trainee: Trainee, judge: Callable[[], object], progress: Progress) -> tuple[Recipe, Pace]:
@@ -36,25 +43,21 @@ class Budget:
             UsageError: not even one step fits.
         """
         recipe, batches = trainee.recipe, trainee.loader.batches
-        began = time.monotonic()
-        judge()
-        judging = time.monotonic() - began
-        pace = Pace(steps=_seconds_of_steps(trainee), judging=judging)
+        first, judging = (_seconds_of(judge) for _ in range(2))  # photos are read the first time
+        pace = Pace(steps=_seconds_of_steps(trainee), judging=judging, last=first + 1.0)
         left = (self.end - time.monotonic() - pace.last) * (1 - _MARGIN)
-        mean = _mean_step(recipe, pace.steps)
-        steps = int((left - judging) / mean)
-        every = recipe.judge_every
+        every, steps = recipe.judge_every, _steps_in(left - judging, recipe, batches, pace)
         if not every:  # as often as _JUDGING allows, and ten times at most
             epochs = max(1, -(-steps // batches))
-            times = max(1, min(10, int(_JUDGING * left / judging)))
-            every = -(-epochs // times)
-            steps = int((left - judging * -(-epochs // every)) / mean)
+            every = -(-epochs // max(1, min(10, int(_JUDGING * left / judging))))
+            steps = _steps_in(left - judging * -(-epochs // every), recipe, batches, pace)
         if steps < 1:
             raise UsageError(
-                f"not one step fits into {recipe.time:.0f} s: one takes {mean:.2f} s, and what goes before and after "
-                f"{(recipe.time or 0) - left:.0f} s",
+                f"not one step fits into {recipe.time:.0f} s: one takes {max(pace.steps.values()):.2f} s, and what "
+                f"goes before and after {(recipe.time or 0) - left:.0f} s",
                 "give more --time, or a smaller --size",
             )
+        mean = pace.seconds(Plan(steps=steps, batches=batches), recipe) / steps
         recipe = recipe.model_copy(update={"steps": steps, "judge_every": every})
         progress.note(
             f"{steps} steps ({steps / batches:.1f} epochs) fit into the time: one takes {mean:.3f} s on average, a "
@@ -68,16 +71,22 @@ class Budget:
         A plan is never longer than at first, so that a machine that is not disturbed gives the same training again.
         """
         plan, pace = position.plan, position.pace
-        (step, seconds), self._seen = self._seen, (position.step, position.training_seconds)
-        left = self.end - time.monotonic() - pace.last
-        if left > (1 - _BELIEVED) * self.seconds or not step < position.step < plan.steps:
+        step, seconds, planned_then = self._seen
+        if position.step - step < _WINDOW or position.training_seconds - seconds < _SHARE * self.seconds:
             return plan
-        slowness = (position.training_seconds - seconds) / pace.seconds(plan, recipe, step, position.step)
+        self._seen = (position.step, position.training_seconds, position.planned_seconds)
+        left = self.end - time.monotonic() - pace.last
+        planned = position.planned_seconds - planned_then
+        if not planned or left > (1 - _BELIEVED) * self.seconds or position.step >= plan.steps:
+            return plan
+        slowness = (position.training_seconds - seconds) / planned
         slowness, self._slowness = (slowness + (self._slowness or slowness)) / 2, slowness
         judging = pace.judging * sum(plan.judges(recipe, epoch) for epoch in range(position.epoch, plan.epochs))
         left = max(0.0, left - judging * max(1.0, slowness))
         rest = plan.steps - position.step
-        fit = left / (slowness * pace.seconds(plan, recipe, position.step, plan.steps))  # times the rest
+        running = position.size if position.batch else 0
+        needed = slowness * pace.seconds(plan, recipe, position.epoch, position.step, running)
+        fit = left / needed  # times the rest
         if 1 / _LATE <= fit <= _LATE:
             return plan
         steps = min(plan.wanted or plan.steps, position.step + max(1, int(rest * fit)))
@@ -88,25 +97,33 @@ class Budget:
         return plan.changed(position.step, steps)
 
 
-def _mean_step(recipe: Recipe, seconds: dict[int, float]) -> float:
-    """Seconds of a step, over a training that grows through these sizes."""
-    plan = Plan(steps=1000, batches=1)
-    return float(np.mean([seconds[plan.size(recipe, epoch)] for epoch in range(1000)]))
+def _steps_in(seconds: float, recipe: Recipe, batches: int, pace: Pace) -> int:
+    """The most steps that take no longer."""
+    steps, too_many = 0, 1 + int(max(seconds, 0.0) / min(pace.steps.values()))
+    while too_many - steps > 1:
+        middle = (steps + too_many) // 2
+        fits = pace.seconds(Plan(steps=middle, batches=batches), recipe) <= seconds
+        steps, too_many = (middle, too_many) if fits else (steps, middle)
+    return steps
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
 
 
 def _seconds_of_steps(trainee: Trainee) -> dict[int, float]:
-    """Of one step at each size that will be seen, by a copy that is then thrown away."""
-    recipe, loader = trainee.recipe, trainee.loader
-    plan = Plan(steps=1000, batches=1)
-    sizes = sorted({plan.size(recipe, epoch) for epoch in range(1000)})
+    """Of one step at each size that may be seen, with its batch, by a copy that is then thrown away."""
+    recipe, plan = trainee.recipe, Plan(steps=1000, batches=1)
     one = throwaway(trainee)
     seconds = {}
-    for size in sizes:
-        batch = next(iter(loader.epoch(0, size)))
-        times = []
-        for step in range(5):
-            began = time.monotonic()
-            train_step(one, *batch, step)
-            times.append(time.monotonic() - began)
-        seconds[size] = float(np.median(times[1:]))  # the first finds its memory
+    for size in sorted({plan.size(recipe, epoch) for epoch in range(1000)}):
+        batches = chain.from_iterable(trainee.loader.epoch(0, size) for _ in range(_TRIALS))
+        times = [_seconds_of(partial(_step_on, one, batches)) for _ in range(_TRIALS)]
+        seconds[size] = statistics.median(times[1:])  # the first finds its memory
     return seconds
+
+
+def _step_on(trainee: Trainee, batches: Iterator[tuple[Pixels, NDArray[np.int64]]]) -> None:
+    train_step(trainee, *next(batches), 0)

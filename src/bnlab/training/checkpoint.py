@@ -41,10 +41,12 @@ class Position:
     """spent on training steps of the running epoch"""
     plan: Plan = field(default_factory=lambda: Plan(steps=0, batches=1))
     """how many steps there are, once the training has begun"""
-    pace: Pace = field(default_factory=lambda: Pace(steps={0: 1.0}, judging=0.0))
+    pace: Pace = field(default_factory=lambda: Pace(steps={}, judging=0.0, last=0.0))
     """what a plan for a time was made by"""
     training_seconds: float = 0.0
     """spent on training steps of all epochs"""
+    planned_seconds: float = 0.0
+    """that these steps were planned to take"""
     total_seconds: float = 0.0
     """spent on all that was done so far, validation included"""
     rows: list[Row] = field(default_factory=list)

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,8 @@ class Judge:
         self.network.load_state_dict(network.state_dict())
         running, began, measured = None, time.monotonic(), 0
         if self.sample:
-            running = self._evaluate(Silent()).top1
+            with suppress(DivergedError):  # of statistics it is not judged by
+                running = self._evaluate(Silent()).top1
             began = time.monotonic()
             try:
                 measured = recalibrate(self.network, self._batches()).images

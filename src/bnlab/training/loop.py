@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progres
             if not position.batch:  # within an epoch it stays, also where the plan was shortened since
                 position.size = position.plan.size(recipe, position.epoch)
             batches = loader.epoch(position.epoch, position.size, position.batch)
-            for pixels, labels in islice(batches, position.plan.steps - position.step):
+            for pixels, labels in takewhile(lambda _: position.step < position.plan.steps, batches):
                 set_learning_rate(trainee.optimizer, position.plan.learning_rate(recipe, position.step))
                 with _divergence(position, recipe), hooks.watched(position.step):
                     tally.add(*train_step(trainee, pixels, labels, position.step), len(labels))
@@ -88,6 +88,7 @@ def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progres
                 now = time.monotonic()
                 position.seconds += now - began  # the wait for photos counted in
                 position.training_seconds += now - began
+                position.planned_seconds += position.pace.steps.get(position.size, 0.0)
                 position.total_seconds = offset + now - started
                 task.advance(len(labels), epoch=position.epoch + 1, loss=position.loss / max(position.seen, 1))
                 if stop.asked or now - saved >= recipe.checkpoint_seconds:
@@ -97,8 +98,6 @@ def fit(trainee: Trainee, position: Position, hooks: Hooks, *, progress: Progres
                     saved = time.monotonic()
                     if stop.asked:
                         raise Interrupted(f"interrupted after step {position.step}")
-                    if position.step >= position.plan.steps:  # it was shortened
-                        break
                 began = time.monotonic()
 
             with _divergence(position, recipe):
@@ -132,7 +131,7 @@ def train_step(trainee: Trainee, pixels: Pixels, labels: NDArray[Any], step: int
         outputs = trainee.forward(images)  # N x classes, or a tuple of them: main, auxiliary ...
         loss = total_loss(outputs, targets, recipe)
     if device == "cpu":
-        check_finite(loss.item())
+        check_finite(loss.item(), step)
     loss.backward()  # type: ignore[no-untyped-call]
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)  # here, so that the next forward has their memory
@@ -174,18 +173,19 @@ class Tally:
             return
         losses = torch.stack([loss for loss, _, _ in self.pending]).tolist()
         rights = torch.stack([right for _, right, _ in self.pending]).tolist()
-        for loss, right, (_, _, photos) in zip(losses, rights, self.pending, strict=True):
-            check_finite(loss)
+        first = self.position.step - len(self.pending)
+        for step, loss, right, (_, _, photos) in zip(count(first), losses, rights, self.pending, strict=False):
+            check_finite(loss, step)
             self.position.loss += loss * photos
             self.position.right += int(right)
             self.position.seen += photos
         self.pending.clear()
 
 
-def check_finite(loss: float) -> None:
-    """Raise FloatingPointError unless it is."""
+def check_finite(loss: float, step: int) -> None:
+    """Raise FloatingPointError, with what happened and the step, unless a step's loss is a number."""
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss became {loss}")
+        raise FloatingPointError(f"the loss became {loss}", step)
 
 
 @contextmanager
@@ -194,12 +194,11 @@ def _divergence(position: Position, recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (FloatingPointError, DivergedError) as error:
-        what = error.problem if isinstance(error, DivergedError) else str(error)
-        step = position.step + isinstance(error, FloatingPointError)
-        rate = position.plan.learning_rate(recipe, step - 1)
+        what, step = (error.problem, position.step - 1) if isinstance(error, DivergedError) else error.args
+        rate = position.plan.learning_rate(recipe, step)
         or_else = "" if recipe.init else ", or a network with batch normalisation"
         raise DivergedError(
-            f"{what} at step {step} (epoch {position.epoch + 1}), at a learning rate of {rate:.3g}",
+            f"{what} at step {step + 1} (epoch {position.epoch + 1}), at a learning rate of {rate:.3g}",
             f"try --learning-rate at a third of it{or_else}",
         ) from None
 
@@ -244,7 +243,8 @@ def judge_epoch(position: Position, row: Row, judgement: Judgement) -> bool:
 
 
 def out_of_patience(position: Position, recipe: Recipe) -> bool:
-    """Whether the best epoch lies `patience` epochs back."""
-    if not recipe.patience or position.best is None:
+    """Whether the network was judged last, and found no better, `patience` epochs after the best or later."""
+    judged = [int(row["epoch"] or 0) for row in position.rows if row["val_top1"] is not None]
+    if not recipe.patience or position.best is None or not judged:
         return False
-    return position.epoch - int(position.best["epoch"] or 0) >= recipe.patience
+    return judged[-1] - int(position.best["epoch"] or 0) >= recipe.patience

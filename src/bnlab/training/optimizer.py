@@ -19,9 +19,15 @@ def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimiz
             (0.0, [p for p in parameters if p.ndim <= 1]),
         )
     ]
+    fused = {parameter.device.type for parameter in network.parameters()} <= {
+        "cpu",
+        "cuda",
+    }  # one pass over the weights
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.learning_rate)
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=fused)
+    return torch.optim.SGD(
+        groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused
+    )
 
 
 def _by_factor(network: TableNetwork, trunk_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:

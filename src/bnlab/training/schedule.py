@@ -61,12 +61,13 @@ class Plan:
                 assert_never(unknown)
 
     def size(self, recipe: Recipe, epoch: int) -> int:
-        """The side of the photos in an epoch, counted from 0: each up to `size` has an equal share of the steps."""
+        """The side of the photos in an epoch, counted from 0: each has an equal share, and the last epoch `size`."""
         first = min(recipe.size, max(_SMALLEST, _GRID * round(recipe.grow_from * recipe.size / _GRID)))
         if recipe.grow_from == 1:
             first = recipe.size
         sides = 1 + -(-(recipe.size - first) // _GRID)
-        return min(recipe.size, first + _GRID * int(sides * self.progress(epoch * self.batches)))
+        done = min(1.0, self.progress((epoch + 1) * self.batches))  # at its end
+        return min(recipe.size, first + _GRID * max(0, math.ceil(sides * done - 1e-9) - 1))
 
     def judges(self, recipe: Recipe, epoch: int) -> bool:
         """Whether the network is judged after an epoch, counted from 0."""
@@ -82,19 +83,18 @@ class Pace:
     """size to seconds of a step"""
     judging: float
     """seconds of a judgement"""
+    last: float
+    """seconds after the last judgement: the best is read back and judged once more, and the report written"""
 
-    @property
-    def last(self) -> float:
-        """Seconds after the last step: the best is read back and judged once more, and the report written."""
-        return 1.5 * self.judging + 1.0
-
-    def seconds(self, plan: Plan, recipe: Recipe, first: int, last: int) -> float:
-        """Of a plan's steps from one to another."""
+    def seconds(self, plan: Plan, recipe: Recipe, epoch: int = 0, step: int = 0, size: int = 0) -> float:
+        """Of the rest of a plan, from a step of an epoch, whose size is given where it has begun."""
         seconds = 0.0
-        for epoch in range(first // plan.batches, -(-last // plan.batches)):
-            steps = min(last, (epoch + 1) * plan.batches) - max(first, epoch * plan.batches)
-            size = plan.size(recipe, epoch)
-            seconds += steps * self.steps[min(self.steps, key=lambda known: abs(known - size))]
+        for later in range(epoch, plan.epochs):
+            last = min(plan.steps, (later + 1) * plan.batches)
+            side = size if size and later == epoch else plan.size(recipe, later)
+            seconds += (last - max(step, later * plan.batches)) * self.steps[
+                min(self.steps, key=lambda s: abs(s - side))
+            ]
         return seconds
 
 

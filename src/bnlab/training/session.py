@@ -139,11 +139,12 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
         is_new = not run.state.exists()
         if is_new:
             fit_first_batch(trainee)
-            if budget and not recipe.steps:
+            if budget:
                 recipe, position.pace = budget.planned(trainee, partial(judge, network, Silent()), progress)
                 planned = {"steps": recipe.steps, "judge_every": recipe.judge_every}
                 write_atomic(run.recipe, to_yaml(with_changes(ready.settings, planned, "time")))
                 trainee = replace(trainee, recipe=recipe)
+                position.total_seconds = time.monotonic() - began
             position.plan = Plan.of(recipe, trainee.loader.batches)
         sitting = _Sitting(
             run=run,
@@ -164,6 +165,8 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
             watched=sitting.watch.watched,
         )
         loop.fit(trainee, position, hooks, progress=progress)
+        if sitting.lagging:
+            progress.warn(sitting.lagging)
     return _result(run, position, ready.frozen, source, device, recipe.workers)
 
 
@@ -180,6 +183,8 @@ class _Sitting:
     log: Callable[[Row, Health], None]
     progress: Progress
     warned: set[str] = field(default_factory=set)
+    lagging: str = ""
+    """what BN102 had to say when it was last measured"""
 
     def judged(self) -> Judgement:
         average = self.trainee.average
@@ -206,10 +211,13 @@ class _Sitting:
         self.progress.note(describe(row, position.plan.epochs, is_best))
         for sentence in health.warnings():
             check = sentence.partition(":")[0]
-            # Statistics lag at the height of the learning rate, and do no harm there: judged is by others.
-            if check not in self.warned and (check != "BN102" or position.epoch >= position.plan.epochs):
+            if check == "BN102":  # they always lag at the height of the learning rate: told at the end
+                self.lagging = sentence
+            elif check not in self.warned:
                 self.progress.warn(sentence)
                 self.warned.add(check)
+        if health.scalars().get("norm_off_share") is not None and "BN102" not in " ".join(health.warnings()):
+            self.lagging = ""
 
 
 def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source) -> Card:

@@ -2,10 +2,11 @@
 
 import copy
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.data.cache import Cache, choose_cache
 from bnlab.data.loader import TrainingLoader
@@ -55,22 +56,19 @@ def make_caches(run: Run, recipe: Recipe, source: Source) -> Caches:
     disk = limit or shutil.disk_usage(run.folder).free // 2
     train, val = len(source.side("train")), len(source.side("val"))
     sample = min(recipe.recalibrate, train)
-    side = shrunk_side(recipe)
-    bytes_of_photo = int(side * side * 3 * _USUAL_ASPECT) if side else _USUAL_PIXELS * 3
-    bytes_of_view = recipe.size**2 * 3
-    looked_at = (sample + val) * bytes_of_view
-    mode = recipe.cache
+    mode, side, view = recipe.cache, shrunk_side(recipe), recipe.size**2 * 3
+    if mode == "none":
+        memory = 0
+    of_val = min(memory, val * view)
+    of_sample = min(memory - of_val, sample * view)
+    memory -= of_val + of_sample
+    if limit:
+        disk -= of_val + of_sample
+    estimate = int(side * side * 3 * _USUAL_ASPECT) if side else _USUAL_PIXELS * 3
     return Caches(
-        train=choose_cache(
-            mode,
-            train,
-            memory=max(0, memory - looked_at),
-            disk=disk,
-            estimate=bytes_of_photo,
-            folder=run.folder,
-        ),
-        sample=Cache(sample, 0 if mode == "none" else min(memory, sample * bytes_of_view)),
-        val=Cache(val, 0 if mode == "none" else min(memory, val * bytes_of_view)),
+        train=choose_cache(mode, train, memory=memory, disk=disk, estimate=estimate, folder=run.folder),
+        sample=Cache(sample, of_sample),
+        val=Cache(val, of_val),
     )
 
 
@@ -104,7 +102,7 @@ def make_trainee(
         recipe=recipe,
         view=view_of(recipe),
         device=device,
-        forward=torch.compile(network) if recipe.compile else network,
+        forward=_forward(network, recipe),
     )
 
 
@@ -120,4 +118,10 @@ def throwaway(trainee: Trainee) -> Trainee:
     optimizer = make_optimizer(network, trainee.recipe)
     set_learning_rate(optimizer, 0.0)  # answers learnt at a high rate could end in numbers that are none
     average = Average(network, trainee.average.decay) if trainee.average else None
-    return replace(trainee, network=network, optimizer=optimizer, average=average, forward=network)
+    return replace(
+        trainee, network=network, optimizer=optimizer, average=average, forward=_forward(network, trainee.recipe)
+    )
+
+
+def _forward(network: TableNetwork, recipe: Recipe) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
+    return torch.compile(network) if recipe.compile else network
