@@ -60,13 +60,17 @@ def test_mirrored_answers_are_averaged(classifier: Classifier, trained: Path) ->
     assert abs(apart[0] - apart[1]).max() > 1e-3
 
 
-def test_changed_weights_are_taken_in(classifier: Classifier, trained: Path) -> None:
-    pixels = np.stack([prepare(open_photo(path), classifier.card.view) for path in paths_of(trained)])
-    before = classifier.probabilities(pixels)
+def test_for_many_photos_batch_normalisation_is_folded_away(classifier: Classifier, trained: Path) -> None:
+    paths = paths_of(trained)
+    before, _ = classifier.classify(paths)
+    many, _ = classifier.classify(paths * 3)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in classifier._folded.modules())  # type: ignore[union-attr]
+    np.testing.assert_allclose(many[: len(paths)], before, atol=1e-5)
     with torch.no_grad():
         classifier.network.fc.bias[0] += 5
     classifier.refresh()
-    assert (classifier.probabilities(pixels)[:, 0] > before[:, 0]).all()
+    after, _ = classifier.classify(paths * 3)
+    assert (after[: len(paths), 0] > before[:, 0]).all()
 
 
 def test_broken_photos_do_not_stop_the_others(classifier: Classifier, trained: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from bnlab.norm import fold
 from bnlab.progress import Progress, Silent
 
 Probabilities = NDArray[np.float32]
+_WORTH_FOLDING = 100  # photos: folding BN away takes a fifth of a second, and saves about a tenth of the time after
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +91,19 @@ class Classifier:
 
         Where the card says `mirror`, the mean of that for the photos and that for their mirror images.
         """
-        if self._folded is None:
-            self._folded = fold(self.network).model
-        images = normalise(torch.from_numpy(pixels).to(self.device), self.card.view)  # N x 3 x H x W
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            answers = self._folded(images).float().softmax(1)  # N x classes
-            if self.card.view.mirror:
-                answers = (answers + self._folded(images.flip(3)).float().softmax(1)) / 2
-        probabilities: Probabilities = answers.cpu().numpy()
-        return probabilities
+        network = self._folded or self.network
+        training = network.training
+        network.eval()
+        try:
+            images = normalise(torch.from_numpy(pixels).to(self.device), self.card.view)  # N x 3 x H x W
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                answers = network(images).float().softmax(1)  # N x classes
+                if self.card.view.mirror:
+                    answers = (answers + network(images.flip(3)).float().softmax(1)) / 2
+            probabilities: Probabilities = answers.cpu().numpy()
+            return probabilities
+        finally:
+            network.train(training)
 
     def classify(
         self,
@@ -115,6 +120,8 @@ class Classifier:
         """
         rows: list[Probabilities] = []
         errors: list[PhotoError | None] = []
+        if self._folded is None and len(paths) >= _WORTH_FOLDING:
+            self._folded = fold(self.network).model
         task_of_all = (progress or Silent()).task("classifying", len(paths), "photos")
         with memory_errors(batch_size, self.card.view.size), task_of_all as task:
             for pixels, errors_of_batch in prepared_batches(

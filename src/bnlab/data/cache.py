@@ -26,18 +26,19 @@ class Cache:
         self.budget = budget
         self.used = self._kept = 0
         self._place = _Memory() if folder is None else _File(folder)
-        self._start = np.full(photos, -1, dtype=np.int64)  # where a photo begins
-        self._shape = np.zeros((photos, 2), dtype=np.int32)
+        self._photos = photos
+        self._start = np.full(photos if budget else 0, -1, dtype=np.int64)  # where a photo begins
+        self._shape = np.zeros((len(self._start), 2), dtype=np.int32)
         self._lock = threading.Lock()
 
     @property
     def is_full(self) -> bool:
         """Whether every photo is kept."""
-        return self._kept == len(self._start)
+        return self._kept == self._photos
 
     def get(self, i: int) -> Pixels | None:
         """Photo `i`, or None."""
-        start = int(self._start[i])
+        start = int(self._start[i]) if len(self._start) else -1
         if start < 0:
             return None
         height, width = (int(side) for side in self._shape[i])
@@ -47,7 +48,7 @@ class Cache:
     def put(self, i: int, photo: Pixels) -> None:
         """Keep photo `i`, if there is room. A disk that fails is no longer written to: photos can be decoded again."""
         with self._lock:
-            if self._start[i] >= 0 or photo.nbytes > min(_CHUNK, self.budget - self.used):
+            if photo.nbytes > min(_CHUNK, self.budget - self.used) or self._start[i] >= 0:
                 return
             try:
                 start = self._place.append(np.ascontiguousarray(photo).reshape(-1))
