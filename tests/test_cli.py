@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from bnlab import __version__
@@ -186,12 +187,16 @@ def test_finding_a_learning_rate(bnlab: Command, data: Path, tmp_path: Path) -> 
 def test_finding_a_learning_rate_without_an_answer(bnlab: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bnlab.training import rate_session
 
-    monkeypatch.setattr(rate_session, "_train_on", lambda *_: 1.5)
+    monkeypatch.setattr(rate_session, "train_step", lambda *_: (torch.tensor(1.5), torch.tensor(0)))
     done = bnlab("train", data, *QUICK, "--find-lr")
     assert done.status == 0
     assert "suggested: none (the loss never fell by more than its noise: by 0.000, standard error 0.000)" in done.out
     assert "It suggests none: look at the curve" in done.out.splitlines()[-1]
-    monkeypatch.setattr(rate_session, "_train_on", lambda *_: float("nan"))
+
+    def not_finite(*_: object) -> None:
+        raise FloatingPointError("the loss became nan", 0)
+
+    monkeypatch.setattr(rate_session, "train_step", not_finite)
     done = bnlab("train", data, *QUICK, "--find-lr")
     assert done.status == 1
     assert done.complaint == (

@@ -387,7 +387,7 @@ def test_options_without_effect_say_so(data: Path) -> None:
 def test_seconds_count_validation(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bnlab.training import judge
 
-    real = session.evaluate
+    real = judge.evaluate
     monkeypatch.setattr(judge, "evaluate", lambda *a, **k: (time.sleep(0.4), real(*a, **k))[1])
     assert trained_on(data, epochs=2).seconds > 0.8
 
@@ -486,7 +486,7 @@ def test_a_full_disk_stops_with_all_that_was_there(data: Path, monkeypatch: pyte
 
 
 def test_a_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnlab.training import judge
+    from bnlab.training import session
 
     real = session.new_run
 
