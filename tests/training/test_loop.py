@@ -104,9 +104,9 @@ def test_losses_are_plain_pytorchs(
     Kernels for channels last add in another order. GoogLeNet, new, makes of each difference one 20 times as large with
     every step, whatever the rate: 1e-16 is 1e-4 after ten. So it is held to what float64 leaves of six.
     """
-    rate = 3e-4
+    rate, size = 3e-4, 64 if network == "bn_googlenet" else 32
     heads = network == "bn_googlenet"
-    recipe = Recipe(network=network, size=64, precision="float32", auxiliary=heads)
+    recipe = Recipe(network=network, size=size, precision="float32", auxiliary=heads)
     options = {"classes": 3, "auxiliary": heads, "dropout": 0.2}
     ours = to_device(build(network, **options), "cpu").train().to(dtype)  # type: ignore[arg-type]
     plain = build(network, norm=nn.BatchNorm2d, **options).train().to(dtype)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_losses_are_plain_pytorchs(
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest}]
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     found, expected = [], []
-    for step, (pixels, labels) in enumerate(batches_of(steps, 64, 8)):
+    for step, (pixels, labels) in enumerate(batches_of(steps, size, 8)):
         set_learning_rate(trainee.optimizer, rate)
         found.append(train_step(trainee, pixels, labels, step)[0].item())
 

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -34,8 +36,12 @@ from bnlab.errors import (
 )
 from bnlab.files import read_csv
 from bnlab.progress import Silent
+from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training import loop
+from bnlab.training.budget import Budget
+from bnlab.training.checkpoint import Position
+from bnlab.training.schedule import Pace, Plan
 from bnlab.training.session import TrainingResult
 
 OPTIONS: dict[str, object] = {
@@ -167,7 +173,7 @@ class Death(BaseException):
     """What no `except Exception` catches, as a kill."""
 
 
-@pytest.mark.parametrize("network", ["bn_small_inception", "bn_googlenet"])
+@pytest.mark.parametrize("network", ["bn_small_inception", pytest.param("bn_googlenet", marks=pytest.mark.slow)])
 def test_dying_at_any_write_it_ends_the_same(data: Path, monkeypatch: pytest.MonkeyPatch, network: str) -> None:
     """Just before each rename of two epochs, state and classifiers and metrics alike, auxiliary heads and all."""
     options = {"network": network, "auxiliary": network == "bn_googlenet", "batch_size": 12, "checkpoint_seconds": 0}
@@ -270,6 +276,65 @@ def test_a_time_is_kept_and_its_plan_can_be_repeated_and_resumed(data: Path) -> 
         pytest.skip("a machine that became slower meanwhile shortened the plan")
     again = trained_on(data, "again", steps=steps, judge_every=every, epochs=500).run
     assert weights_alone(again) == weights_alone(timed.run)
+
+
+@pytest.mark.parametrize("changes", [{4: 5}, {4: 7}, {2: 4, 3: 9}, {7: 8}], ids=str)
+def test_a_plan_that_changes_within_an_epoch_is_kept_and_resumed(
+    data: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[int, int]
+) -> None:
+    """Of 9 steps, 3 to an epoch: the training ends at the step it then has, its rate at its lowest."""
+
+    def planned(self: Budget, trainee: loop.Trainee, *_: object) -> tuple[Recipe, Pace]:
+        plan = {"steps": 9, "judge_every": 1}
+        return trainee.recipe.model_copy(update=plan), Pace(steps={32: 1.0}, judging=0.0, last=0.0)
+
+    def replanned(self: Budget, position: Position, *_: object) -> Plan:
+        steps = changes.get(position.step, position.plan.steps)
+        return position.plan if steps == position.plan.steps else position.plan.changed(position.step, steps)
+
+    monkeypatch.setattr(Budget, "planned", planned)
+    monkeypatch.setattr(Budget, "replanned", replanned)
+    options = {"time": 3600, "checkpoint_seconds": 0, "size": 64}
+    whole = trained_on(data, "whole", **options)
+    last = whole.rows[-1]
+    assert last["step"] == list(changes.values())[-1]
+    assert last["learning_rate"] == pytest.approx(0.02e-4)
+    assert last["val_top1"] is not None
+    assert [row["step"] for row in whole.rows[:-1]] == [3, 6][: len(whole.rows) - 1]
+    real, steps = loop.train_step, 0
+
+    def dying(*arguments: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            raise Death
+        return real(*arguments)  # type: ignore[arg-type]
+
+    if int(last["step"] or 0) >= 6:
+        with monkeypatch.context() as patch, pytest.raises(Death):
+            patch.setattr(loop, "train_step", dying)
+            trained_on(data, "dead", **options)
+        resume("dead", runs=data.parent / "runs")
+        assert weights_alone(Run(data.parent / "runs" / "dead")) == weights_alone(whole.run)
+
+
+def test_patience_waits_for_a_judgement(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnlab.training import judge
+
+    real = judge.evaluate
+    answers = iter(range(100))
+
+    def worse(*arguments: object, **options: object) -> object:
+        """Each judgement is worse than the one before."""
+        evaluation = real(*arguments, **options)  # type: ignore[arg-type]
+        wrong = (evaluation.targets + 1) % 3
+        keep = max(0, 6 - next(answers))
+        chosen = np.where(np.arange(evaluation.n) < keep, evaluation.targets, wrong)
+        return replace(evaluation, probabilities=np.eye(3, dtype=np.float32)[chosen])
+
+    monkeypatch.setattr(judge, "evaluate", worse)
+    result = trained_on(data, epochs=20, judge_every=3, patience=2, recalibrate=0)
+    assert [row["epoch"] for row in result.rows if row["val_top1"] is not None] == [3, 6]
 
 
 def weights_alone(run: Run) -> list[bytes]:
