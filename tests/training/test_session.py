@@ -585,3 +585,18 @@ def test_the_classic_recipe_trains_at_any_size(tmp_path: Path, network: str, siz
     )
     assert result.epochs == 1
     assert 0 <= result.val_top1 <= 1
+
+
+def test_ctrl_c_before_the_first_step_says_how_to_go_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop does not listen yet, and the state is saved."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as error:
+        patch.setattr(loop, "fit", interrupted)
+        trained_on(data)
+    assert error.value.message == (
+        f"interrupted between two steps, and saved; go on with: bnlab.resume('run', runs='{data.parent}/runs')"
+    )
+    assert resume("run", runs=data.parent / "runs").epochs == 2

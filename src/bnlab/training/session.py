@@ -261,3 +261,7 @@ def _told(run: Run, trainee: loop.Trainee) -> Iterator[None]:
         ) from None
     except Interrupted as interruption:
         raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
+    except KeyboardInterrupt:  # before the loop listens, or after
+        if not run.state.exists():
+            raise
+        raise Interrupted(f"interrupted between two steps, and saved; go on with: {how_to_resume(run)}") from None
