@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,23 @@ def test_full_memory_is_told_with_what_fits() -> None:
         raise MemoryError
     with pytest.raises(RuntimeError, match="another"), memory_errors(64, 96):
         raise RuntimeError("another")
+
+
+def test_what_was_computed_is_let_go_before_what_fits_is_asked() -> None:
+    """A failed step's frames hold its tensors, and what is tried then would not fit either."""
+
+    class Large:
+        pass
+
+    seen: list[weakref.ref[Large]] = []
+
+    def step() -> None:
+        large = Large()
+        seen.append(weakref.ref(large))
+        raise MemoryError
+
+    with (
+        pytest.raises(OutOfMemoryError, match="gone"),
+        memory_errors(64, 96, lambda: "gone" if seen[0]() is None else "still there"),
+    ):
+        step()

@@ -38,7 +38,10 @@ def test_no_more_is_kept_than_the_budget(photos: Photos, tmp_path: Path, on_disk
     kept = [i for i in range(50) if cache.get(i) is not None]
     assert sum(photos[i].nbytes for i in kept) == cache.used <= 20_000
     assert cache.used > 15_000
-    assert Cache(50, 0).put(0, photos[0]) is None
+    none = Cache(50, 0, tmp_path if on_disk else None)
+    none.put(0, photos[0])
+    assert none.get(0) is None
+    assert not none.is_full
     assert all((cache.get(i) == photos[i]).all() for i in kept)
 
 

@@ -33,7 +33,7 @@ def test_auxiliary_losses_count_for_their_weight() -> None:
 
 
 def judged(evaluation: Evaluation) -> Judgement:
-    return Judgement(evaluation=evaluation, running_top1=0.25, recalibrated=7, seconds=1.5)
+    return Judgement(evaluation=evaluation, running_top1=0.25, seconds=1.5)
 
 
 def test_the_best_epoch_is_by_accuracy_then_by_loss() -> None:

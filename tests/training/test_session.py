@@ -1,6 +1,7 @@
 """A training as a whole: what it leaves, and that neither kills, nor workers, nor the order of classes change it."""
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,25 +175,27 @@ class Death(BaseException):
     """What no `except Exception` catches, as a kill."""
 
 
+def dying_at(fatal: int) -> Callable[[Path, Path], Path]:
+    """Path.replace that dies just before its so-manieth rename."""
+    real, writes = Path.replace, itertools.count(1)
+
+    def rename(self: Path, target: Path) -> Path:
+        if next(writes) == fatal:
+            raise Death
+        return real(self, target)
+
+    return rename
+
+
 @pytest.mark.parametrize("network", ["bn_small_inception", pytest.param("bn_googlenet", marks=pytest.mark.slow)])
 def test_dying_at_any_write_it_ends_the_same(data: Path, monkeypatch: pytest.MonkeyPatch, network: str) -> None:
     """Just before each rename of two epochs, state and classifiers and metrics alike, auxiliary heads and all."""
     options = {"network": network, "auxiliary": network == "bn_googlenet", "batch_size": 12, "checkpoint_seconds": 0}
     whole = trained_on(data, "whole", **options).run
-    real = Path.replace
     for fatal in range(4, 14 if network == "bn_small_inception" else 8):
-        writes = 0
-
-        def dying(self: Path, target: Path, fatal: int = fatal) -> Path:
-            nonlocal writes
-            writes += 1
-            if writes == fatal:
-                raise Death
-            return real(self, target)
-
         name = f"dead{fatal}"
         with monkeypatch.context() as patch, pytest.raises(Death):
-            patch.setattr(Path, "replace", dying)
+            patch.setattr(Path, "replace", dying_at(fatal))
             trained_on(data, name, **options)
         run = Run(data.parent / "runs" / name)
         (run.folder / ".0123.part").write_text("left by a kill")
@@ -215,20 +219,10 @@ def test_with_all_that_a_recipe_has_neither_deaths_nor_caches_nor_workers_change
         other = trained_on(data, f"{cache}{workers}", **EVERYTHING, cache=cache, workers=workers)
         assert weights(other.run) == weights(whole)
         assert metrics(other.run) == metrics(whole)
-    real = Path.replace
     for fatal in (6, 11):
-        writes = 0
-
-        def dying(self: Path, target: Path, fatal: int = fatal) -> Path:
-            nonlocal writes
-            writes += 1
-            if writes == fatal:
-                raise Death
-            return real(self, target)
-
         name = f"dead{fatal}"
         with monkeypatch.context() as patch, pytest.raises(Death):
-            patch.setattr(Path, "replace", dying)
+            patch.setattr(Path, "replace", dying_at(fatal))
             trained_on(data, name, **EVERYTHING, cache="disk", checkpoint_seconds=0)
         resume(name, runs=data.parent / "runs")
         assert weights(Run(data.parent / "runs" / name)) == weights(whole), fatal
@@ -265,7 +259,7 @@ def test_a_training_of_so_many_steps_ends_within_an_epoch(data: Path) -> None:
     assert result.rows[-1]["val_top1"] is not None
 
 
-def test_a_time_is_kept_and_its_plan_can_be_repeated_and_resumed(data: Path) -> None:
+def test_a_time_is_kept_and_its_plan_can_be_repeated(data: Path) -> None:
     began = time.monotonic()
     timed = trained_on(data, "timed", time="8s", epochs=500, progress=(told := Silent()))
     assert 3 < time.monotonic() - began < 10

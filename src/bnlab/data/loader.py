@@ -24,7 +24,7 @@ from bnlab.machine import usable_cores
 
 # What a number drawn from the seed is for; each use has a stream of its own.
 _ORDER, _AUGMENTATION, _SAMPLE = 0, 1, 2
-_AHEAD = 4  # batches made in advance
+_AHEAD = 4  # items made in advance
 
 T = TypeVar("T")
 R = TypeVar("R")

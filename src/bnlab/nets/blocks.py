@@ -183,8 +183,7 @@ class _MaxPool(torch.autograd.Function):
 def max_pool(x: Tensor, kernel: Any, stride: Any, padding: Any, *, ceil_mode: bool = False) -> Tensor:
     """`F.max_pool2d`, which looks once more, in backward, where the largest of each window was.
 
-    torch keeps 8 bytes for each window, twice the values themselves: of what a training step of GoogLeNet keeps in all,
-    two fifths (docs/nets.md).
+    torch keeps 8 bytes for each window, twice as much as the float32 value it gives.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)  # what to keep is theirs to choose

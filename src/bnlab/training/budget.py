@@ -37,13 +37,14 @@ class Budget:
     def planned(self, trainee: Trainee, judge: Callable[[], object], progress: Progress) -> tuple[Recipe, Pace]:
         """The recipe with the steps that fit and with how often to judge, and the pace this was planned by.
 
-        A copy of the network does a few steps at each size it will see, and is judged once.
+        A copy of the network does a few steps at each size it will see, and the network is judged twice: the first time
+        its photos are read.
 
         Raises:
             UsageError: not even one step fits.
         """
         recipe, batches = trainee.recipe, trainee.loader.batches
-        first, judging = (_seconds_of(judge) for _ in range(2))  # photos are read the first time
+        first, judging = (_seconds_of(judge) for _ in range(2))
         pace = Pace(steps=_seconds_of_steps(trainee), judging=judging, last=first + 1.0)
         left = (self.end - time.monotonic() - pace.last) * (1 - _MARGIN)
         every, steps = recipe.judge_every, _steps_in(left - judging, recipe, batches, pace)

@@ -9,8 +9,6 @@ from bnlab.machine import is_full
 from bnlab.training.loop import Trainee, train_step
 from bnlab.training.trainee import throwaway
 
-_SMALLEST = 32  # pixels
-
 
 def what_fits(trainee: Trainee) -> str:
     """A remedy for full memory, tried out on a copy of the network: the largest batch that fits, of 1/2, 1/4, ... of
@@ -19,7 +17,7 @@ def what_fits(trainee: Trainee) -> str:
     batches = (recipe.batch_size >> n for n in range(1, recipe.batch_size.bit_length() - 1))
     batch = next((b for b in batches if _fits(trainee, b, recipe.size)), None)
     sizes = (recipe.size * n // 64 * 16 for n in (3, 2, 1))
-    size = next((s for s in sizes if s >= _SMALLEST and _fits(trainee, recipe.batch_size, s)), None)
+    size = next((s for s in sizes if s >= trainee.network.smallest_side and _fits(trainee, recipe.batch_size, s)), None)
     found = [f"--batch-size {batch}"] * (batch is not None) + [f"--size {size}"] * (size is not None)
     if not found:
         return "close what else takes memory, or take a network of a smaller width"

@@ -31,8 +31,6 @@ class Judgement:
     """by the statistics that inference will have"""
     running_top1: float | None
     """accuracy by the running statistics, in 0..1; None where they are those"""
-    recalibrated: int
-    """training photos the population statistics were measured on"""
     seconds: float
     """that this measuring took"""
 
@@ -72,24 +70,19 @@ class Judge:
         """
         release_memory()  # what training needs for a step, which is not needed now
         self.network.load_state_dict(network.state_dict())
-        running, began, measured = None, time.monotonic(), 0
+        running, seconds = None, 0.0
         if self.sample:
             with suppress(DivergedError):  # of statistics it is not judged by
                 running = self._evaluate(Silent()).top1
             began = time.monotonic()
             try:
-                measured = recalibrate(self.network, self._batches()).images
+                recalibrate(self.network, self._batches())
             except ValueError as error:
                 if "not finite" in str(error):
                     raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
                 raise UsageError(f"recalibration on {len(self.sample)} photos: {error}", "raise recalibrate") from None
-        seconds = time.monotonic() - began
-        return Judgement(
-            evaluation=self._evaluate(progress),
-            running_top1=running if measured else None,
-            recalibrated=measured,
-            seconds=seconds if measured else 0.0,
-        )
+            seconds = time.monotonic() - began
+        return Judgement(evaluation=self._evaluate(progress), running_top1=running, seconds=seconds)
 
     def _evaluate(self, progress: Progress) -> Evaluation:
         self.classifier.refresh()

@@ -92,10 +92,12 @@ class Pace:
         for later in range(epoch, plan.epochs):
             last = min(plan.steps, (later + 1) * plan.batches)
             side = size if size and later == epoch else plan.size(recipe, later)
-            seconds += (last - max(step, later * plan.batches)) * self.steps[
-                min(self.steps, key=lambda s: abs(s - side))
-            ]
+            seconds += (last - max(step, later * plan.batches)) * self._step_of(side)
         return seconds
+
+    def _step_of(self, size: int) -> float:
+        """Seconds of a step at the size that was measured nearest to this."""
+        return self.steps[min(self.steps, key=lambda measured: abs(measured - size))]
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
