@@ -239,8 +239,8 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         "epochs cannot be 0 (in the options): input should be greater than or equal to 1",
     ),
     (
-        ("train", "data", "--size", 16),
-        "size cannot be 16 (in the options): input should be greater than or equal to 32",
+        ("train", "data", "--size", 15),
+        "size cannot be 15 (in the options): input should be greater than or equal to 16",
     ),
     (("train", "data", "--set", "epochs="), "--set epochs= has no value: say, for example, --set momentum=0.8"),
     (

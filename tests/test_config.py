@@ -131,7 +131,7 @@ def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("size", 31, "size cannot be 31 (in the options): input should be greater than or equal to 32"),
+        ("size", 15, "size cannot be 15 (in the options): input should be greater than or equal to 16"),
         ("learning_rate", -1, "learning_rate cannot be -1 (in the options): input should be greater than 0"),
         (
             "learning_rate",

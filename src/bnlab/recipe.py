@@ -66,7 +66,7 @@ class Recipe(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """share of the features before the last layer that is dropped; left out: the network's own"""
 
-    size: Annotated[int, Field(ge=32, le=2048)] = 128
+    size: Annotated[int, Field(ge=16, le=2048)] = 128
     """side of the square the network sees, in pixels"""
     resize: Literal["squash", "crop"] = "crop"
     """how evaluation makes the square: squash (both sides to `size`) or crop (short side, then the centre)"""

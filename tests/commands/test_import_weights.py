@@ -268,8 +268,8 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
         "mean, std",
     ),
     (
-        ("w.pt", "--set", "size=16"),
-        "size cannot be 16 (in the options): input should be greater than or equal to 32",
+        ("w.pt", "--set", "size=15"),
+        "size cannot be 15 (in the options): input should be greater than or equal to 16",
     ),
     (("w.pt", "--network", "bn_gogglenet"), "no network is called 'bn_gogglenet': did you mean 'bn_googlenet'?"),
     (

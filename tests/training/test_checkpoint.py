@@ -34,12 +34,14 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
     with torch.no_grad():
         network.fc.bias.add_(1)
     average.update(network, 4)
-    save_state(run, position, network, stepper, recipe, average)
+    parts = {"network": network, "optimizer": stepper, "average": average.network}
+    save_state(run, position, recipe, parts)
 
     other = build(recipe.network, classes=3, seed=1)
     other_stepper = make_optimizer(other, recipe)
     other_average = Average(other, 0.9)
-    assert load_state(run, other, other_stepper, recipe, other_average) == position
+    others = {"network": other, "optimizer": other_stepper, "average": other_average.network}
+    assert load_state(run, recipe, others) == position
     kept, read = average.network.state_dict(), other_average.network.state_dict()
     assert all(torch.equal(kept[key], read[key]) for key in kept)
     assert not torch.equal(kept["fc.bias"], network.fc.bias)
@@ -52,37 +54,37 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
 def test_nothing_saved_is_the_beginning(run: Run) -> None:
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
-    assert load_state(run, network, make_optimizer(network, recipe), recipe) == Position()
+    assert load_state(run, recipe, {"network": network}) == Position()
 
 
 def test_another_recipe_or_a_broken_file_is_refused(run: Run) -> None:
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
-    optimizer = make_optimizer(network, recipe)
-    save_state(run, Position(), network, optimizer, recipe)
-    load_state(run, network, optimizer, recipe.model_copy(update={"workers": 7}))  # changes no result
+    parts = {"network": network, "optimizer": make_optimizer(network, recipe)}
+    save_state(run, Position(), recipe, parts)
+    load_state(run, recipe.model_copy(update={"workers": 7}), parts)  # changes no result
     with pytest.raises(RunError, match=r"was changed after it began \(epochs, learning_rate\): change it back"):
-        load_state(run, network, optimizer, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}))
+        load_state(run, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}), parts)
     state = torch.load(run.state, weights_only=True)
     for version, age in ((1, "an older"), (3, "a newer")):
         torch.save(state | {"format": version}, run.state)
         with pytest.raises(RunError, match=rf"state.pt was written by {age} bnlab: resume with that one"):
-            load_state(run, network, optimizer, recipe)
+            load_state(run, recipe, parts)
     run.state.write_bytes(run.state.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"state.pt cannot be read .*: begin a new run"):
-        load_state(run, network, optimizer, recipe)
+        load_state(run, recipe, parts)
 
 
 def test_a_list_that_was_changed_or_a_state_that_is_lost_is_refused(run: Run) -> None:
     """Else epochs would be judged on other photos, or a finished classifier be trained over."""
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
-    optimizer = make_optimizer(network, recipe)
-    save_state(run, Position(), network, optimizer, recipe)
+    parts = {"network": network, "optimizer": make_optimizer(network, recipe)}
+    save_state(run, Position(), recipe, parts)
     run.split.write_text("path,class,split,sha256\na.jpg,a,val,\n")
     with pytest.raises(RunError, match=r"split.csv was changed after the run began: change it back"):
-        load_state(run, network, optimizer, recipe)
+        load_state(run, recipe, parts)
     run.state.unlink()
     run.last.write_bytes(b"hours of work")
     with pytest.raises(RunError, match=r"has lost its state.pt, which a resume needs: begin a new run with --init"):
-        load_state(run, network, optimizer, recipe)
+        load_state(run, recipe, parts)

@@ -40,6 +40,8 @@ def resized(photo: Pixels, size: int, box: Box) -> Pixels:
     called from the thread that trains (loader.py says why).
     """
     left, top, right, bottom = box
+    if (right - left, bottom - top) == (size, size):
+        return photo[top:bottom, left:right]
     part = torch.from_numpy(photo[top:bottom, left:right]).permute(2, 0, 1)[None]  # 1 x 3 x h x w
     square = F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]  # 3 x size x size
     return square.permute(1, 2, 0).numpy()

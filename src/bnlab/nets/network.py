@@ -101,8 +101,16 @@ class TableNetwork(nn.Module):
                 f"{self.name} takes images of N x {self.in_channels} x H x W, not {' x '.join(map(str, x.shape))}",
                 "put the channels second: x.permute(0, 3, 1, 2)" if last else "reshape the batch",
             )
-        if min(x.shape[2:]) < self.smallest_side:
+        self.check_size(*x.shape[2:])
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images that are too small for it, in pixels.
+
+        Raises:
+            UsageError: a layer would have no output for them.
+        """
+        if min(height, width) < self.smallest_side:
             raise UsageError(
-                f"{self.name} cannot see images of {x.shape[2]} x {x.shape[3]} pixels",
+                f"{self.name} cannot see images of {height} x {width} pixels",
                 f"give {self.smallest_side} x {self.smallest_side} or more",
             )

@@ -1,16 +1,14 @@
 """Figures, by matplotlib, as PNG files and as SVG that takes the colours of the page around it."""
 
-import io
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from bnlab.classifier.evaluate import Evaluation
 from bnlab.errors import printable
+from bnlab.report.canvas import COLOURS, png, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,15 +17,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, float | None]]
 """metrics by epoch; what was not measured is None"""
 
-# Okabe and Ito's colours: told apart by everyone, and readable on white and on black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-_INK = "#010203"  # stands for "the colour of the page's text" until the SVG is written
 _MANY_CLASSES = 25  # more than so many, and their names and counts no longer fit
-# Tried in order for letters that matplotlib's own font lacks.
-_FONTS = (
-    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei",
-    "Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Devanagari",
-)  # fmt: skip
 
 
 def curves(runs: Mapping[str, Rows]) -> str:
@@ -50,17 +40,17 @@ def curves(runs: Mapping[str, Rows]) -> str:
             axis.grid(alpha=0.25)
         axes[0].legend(frameon=False)
 
-    return _svg(draw, 9.6, 3.6)
+    return svg(draw, 9.6, 3.6)
 
 
 def reliability(evaluation: Evaluation) -> str:
     """How often the classifier was right, by how sure it was, as SVG."""
-    return _svg(lambda figure: _reliability(figure.subplots(), evaluation), 4.4, 4.0)
+    return svg(lambda figure: _reliability(figure.subplots(), evaluation), 4.4, 4.0)
 
 
 def reliability_png(evaluation: Evaluation) -> bytes:
     """The same as PNG."""
-    return _png(lambda figure: _reliability(figure.subplots(), evaluation), 4.8, 4.4)
+    return png(lambda figure: _reliability(figure.subplots(), evaluation), 4.8, 4.4)
 
 
 def confusion_png(evaluation: Evaluation) -> bytes:
@@ -84,7 +74,7 @@ def confusion_png(evaluation: Evaluation) -> bytes:
                 if n:
                     axes.text(j, i, str(n), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
 
-    return _png(draw, side + 0.6, side)
+    return png(draw, side + 0.6, side)
 
 
 def photos_png(images: Sequence[Image.Image], titles: Sequence[str], heading: str = "") -> bytes:
@@ -102,7 +92,7 @@ def photos_png(images: Sequence[Image.Image], titles: Sequence[str], heading: st
             axes.imshow(image)
             axes.set_title(title, fontsize=8)
 
-    return _png(draw, 2.1 * columns + 0.2, 2.5 * rows + (0.5 if heading else 0.1))
+    return png(draw, 2.1 * columns + 0.2, 2.5 * rows + (0.5 if heading else 0.1))
 
 
 def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]) -> bytes:
@@ -120,7 +110,7 @@ def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]
         bars.set_xlabel("probability, %")
         bars.spines[["top", "right"]].set_visible(False)
 
-    return _png(draw, 8.4, 4.2)
+    return png(draw, 8.4, 4.2)
 
 
 def range_test_png(
@@ -157,7 +147,7 @@ def range_test_png(
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="best")
 
-    return _png(draw, 7.2, 4.2)
+    return png(draw, 7.2, 4.2)
 
 
 def _line(axes: "Axes", points: Sequence[tuple[float, float]], colour: str, name: str, *, dashed: bool = False) -> None:
@@ -183,42 +173,3 @@ def _reliability(axes: "Axes", evaluation: Evaluation) -> None:
 def _short(name: str, length: int = 24) -> str:
     name = printable(name)
     return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def _svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    content = io.BytesIO()
-    with _style(dict.fromkeys(ink, _INK)) as new:
-        figure = new(width, height)
-        draw(figure)
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    text = content.getvalue().decode("utf-8")
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
-
-
-def _png(draw: Callable[["Figure"], None], width: float, height: float) -> bytes:
-    content = io.BytesIO()
-    with _style({}) as new:
-        figure = new(width, height)
-        draw(figure)
-        figure.savefig(content, format="png", dpi=140)
-    return content.getvalue()
-
-
-@contextmanager
-def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figure"]]:
-    """matplotlib set up for us alone, and for the time of one figure."""
-    import matplotlib as mpl
-    from matplotlib import font_manager
-    from matplotlib.figure import Figure
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    style: dict[Any, Any] = {
-        "font.family": [name for name in _FONTS if name in installed],
-        "font.size": 9,
-        "text.parse_math": False,  # a class may be called $5
-        "svg.hashsalt": "bnlab",  # the same figure gives the same file
-    }
-    with mpl.rc_context(style | dict(extra)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture; the page has the letter
-        yield lambda width, height: Figure((width, height), layout="constrained")

@@ -3,20 +3,28 @@
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from bnlab.errors import RunError, printable, quoted
 from bnlab.files import file_sha256, write_atomic
 from bnlab.recipe import MACHINE_KEYS, Recipe
 from bnlab.runs import Run
-from bnlab.training.average import Average
 from bnlab.training.schedule import Pace, Plan
 
 Row = dict[str, float | int | None]
 FORMAT_VERSION = 2
+
+
+class Stateful(Protocol):
+    """What can be kept, and put back where it stood: a network, an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has to be kept, as torch.save takes it."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object:
+        """Stand where it stood."""
 
 
 @dataclass(kw_only=True)
@@ -61,14 +69,7 @@ class Position:
         self.loss = self.seconds = 0.0
 
 
-def save_state(
-    run: Run,
-    position: Position,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    average: Average | None = None,
-) -> None:
+def save_state(run: Run, position: Position, recipe: Recipe, parts: Mapping[str, Stateful]) -> None:
     """Write the run's state.pt atomically.
 
     Raises:
@@ -80,18 +81,14 @@ def save_state(
         "recipe": _results_of(recipe),
         "split": file_sha256(run.split),
         "position": asdict(position),
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.network.state_dict() if average else None,
+        **{name: part.state_dict() for name, part in parts.items()},
     }
     torch.save(state, content)
     write_atomic(run.state, content.getbuffer())
 
 
-def load_state(
-    run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, average: Average | None = None
-) -> Position:
-    """Put network, optimiser and average where they stood; from the beginning when nothing was saved yet.
+def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Position:
+    """Put all parts where they stood; from the beginning when nothing was saved yet.
 
     Raises:
         RunError: the state is lost, broken, of a newer format, or of another recipe or list of photos.
@@ -120,10 +117,8 @@ def load_state(
             raise RunError(
                 f"{printable(run.split)} was changed after the run began", "change it back, or begin a new run"
             )
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average:
-            average.network.load_state_dict(state["average"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         kept = state["position"]
         return Position(**kept | {"plan": Plan(**kept["plan"]), "pace": Pace(**kept["pace"])})
     except RunError:

@@ -15,7 +15,7 @@ from bnlab.classifier.predict import Classifier
 from bnlab.data.cache import Cache
 from bnlab.data.loader import TrainingLoader, prepared_batches
 from bnlab.data.photos import Photo
-from bnlab.data.pixels import normalise
+from bnlab.data.pixels import View, normalise
 from bnlab.errors import DivergedError, PhotoError, UsageError
 from bnlab.machine import release_memory
 from bnlab.nets.network import TableNetwork
@@ -75,8 +75,16 @@ class Judge:
             with suppress(DivergedError):  # of statistics it is not judged by
                 running = self._evaluate(Silent()).top1
             began = time.monotonic()
+            batches = sample_batches(
+                self.sample,
+                self.classifier.card.view,
+                batch_size=self.batch_size,
+                device=self.classifier.device,
+                workers=self.workers,
+                cache=self.sample_cache,
+            )
             try:
-                recalibrate(self.network, self._batches())
+                recalibrate(self.network, batches)
             except ValueError as error:
                 if "not finite" in str(error):
                     raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
@@ -93,12 +101,22 @@ class Judge:
             raise PhotoError(refusal.path, refusal.reason)
         return evaluation
 
-    def _batches(self) -> Iterator[Tensor]:
-        """The sample as inference sees it, N x 3 x H x W, in batches as large as training's."""
-        view = self.classifier.card.view
-        for pixels, errors in prepared_batches(
-            self.sample, view, batch_size=self.batch_size, workers=self.workers, cache=self.sample_cache
-        ):
-            for error in filter(None, errors):
-                raise error
-            yield normalise(torch.from_numpy(pixels).to(self.classifier.device), view)
+
+def sample_batches(
+    paths: Sequence[str],
+    view: View,
+    *,
+    batch_size: int,
+    device: str,
+    workers: int = 0,
+    cache: Cache | None = None,
+) -> Iterator[Tensor]:
+    """Photos as inference sees them, N x 3 x H x W, to measure statistics on. `cache` is of these paths and this view.
+
+    Raises:
+        PhotoError: a photo can no longer be read.
+    """
+    for pixels, errors in prepared_batches(paths, view, batch_size=batch_size, workers=workers, cache=cache):
+        for error in filter(None, errors):
+            raise error
+        yield normalise(torch.from_numpy(pixels).to(device), view)

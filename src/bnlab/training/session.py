@@ -130,7 +130,7 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
         recalibrate=recipe.recalibrate if is_normalised(network) and not recipe.freeze_bn else 0,
         caches=(caches.sample, caches.val),
     )
-    position = checkpoint.load_state(run, network, trainee.optimizer, recipe, trainee.average)
+    position = checkpoint.load_state(run, recipe, _parts(trainee))
     budget = Budget(began - position.total_seconds, recipe.time) if recipe.time else None
     tell_position(run, position, recipe, ready.frozen, source, device, progress)
     with ExitStack() as stack:
@@ -191,10 +191,10 @@ class _Sitting:
         return self.judge(average.network if average else self.trainee.network, self.progress)
 
     def save(self, position: Position) -> None:
-        trainee = self.trainee
+        recipe = self.trainee.recipe
         if self.budget:
-            position.plan = self.budget.replanned(position, trainee.recipe, self.progress)
-        checkpoint.save_state(self.run, position, trainee.network, trainee.optimizer, trainee.recipe, trainee.average)
+            position.plan = self.budget.replanned(position, recipe, self.progress)
+        checkpoint.save_state(self.run, position, recipe, _parts(self.trainee))
 
     def epoch_done(self, position: Position, row: Row, is_best: bool) -> None:
         run = self.run
@@ -218,6 +218,12 @@ class _Sitting:
                 self.warned.add(check)
         if health.scalars().get("norm_off_share") is not None and "BN102" not in " ".join(health.warnings()):
             self.lagging = ""
+
+
+def _parts(trainee: loop.Trainee) -> dict[str, checkpoint.Stateful]:
+    """What a resume puts back."""
+    parts: dict[str, checkpoint.Stateful] = {"network": trainee.network, "optimizer": trainee.optimizer}
+    return parts | ({"average": trainee.average.network} if trainee.average else {})
 
 
 def _card(run: Run, recipe: Recipe, network: TableNetwork, source: Source) -> Card:

@@ -46,6 +46,7 @@ def check_network(recipe: Recipe) -> None:
         raise UsageError(f"{what} would freeze random weights", "give --init FILE, the classifier to start from")
     with torch.device("meta"):
         network, frozen = new_network(recipe, classes=2)
+    network.check_size(recipe.size, recipe.size)
     if recipe.freeze_bn and not frozen.norms:
         raise UsageError(f"{network.name} has no normalisation layers to freeze", "leave freeze_bn out")
     if recipe.data_dependent:

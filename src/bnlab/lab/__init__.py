@@ -1,0 +1,1 @@
+"""The studies: claims about batch normalisation, and what measuring them comes to."""

@@ -1,0 +1,154 @@
+"""What a study measures with: its photos, seeds and budget, and the recipes that its networks are trained by."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from bnlab.config import load_settings
+from bnlab.lab.cells import Cell, run_cells
+from bnlab.lab.course import accuracy
+from bnlab.lab.records import Tables, Value, joined, labelled
+from bnlab.lab.sides import Sides
+from bnlab.lab.tuning import mark_chosen
+from bnlab.progress import Progress
+from bnlab.recipe import Recipe
+
+Budget = Literal["quick", "full"]
+T = TypeVar("T")
+
+# The networks of most studies: small enough for dozens of trainings, and Inception all the same.
+WITH_BN, WITHOUT_BN = "with BN", "without BN"
+_SMALL = {WITH_BN: "bn_small_inception", WITHOUT_BN: "small_inception"}
+_LARGE = {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A study's place of work; `run` measures."""
+
+    name: str
+    """of the study"""
+    sides: Sides
+    budget: Budget
+    seeds: tuple[int, ...]
+    device: str
+    processes: int
+    folder: Path
+    """where measurements are kept"""
+    progress: Progress
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """recipe keys that the user set, for every training"""
+    seconds: float = 0.0
+    """that all measurements of the study took, whenever they were made"""
+
+    def pick(self, quick: T, full: T) -> T:
+        """The value for the budget."""
+        return quick if self.budget == "quick" else full
+
+    def twins(self) -> dict[str, str]:
+        """The names of one network with and without BN: small for grey digits and for what has to be quick."""
+        return dict(_SMALL if self.budget == "quick" or self.sides.kind == "digits" else _LARGE)
+
+    def recipe(self, network: str, *, base: str | None = None, **options: Any) -> Recipe:
+        """A recipe for a study's network: the shipped one called `base`, or the one that suits the photos.
+
+        Over it come what all trainings of studies share (float32, one size, no label smoothing), then `options`, then
+        the user's own. Studies say how long to train in `steps`, so that arms with other batches compare.
+        """
+        digits = self.sides.kind == "digits"
+        common: dict[str, Any] = {
+            "network": network,
+            "precision": "float32",
+            "label_smoothing": 0.0,
+            "grow_from": 1.0,
+            "recalibrate": self.pick(256, 1024),
+            "watch": False,
+            "workers": 0,
+            "cache": "ram",
+            "size": 32 if digits else self.pick(32, 128),
+        }
+        if digits and base is not None:  # a shipped recipe for photos must not mirror digits
+            common |= {"flip": 0.0, "crop_area": (0.7, 1.0), "crop_aspect": (0.9, 1 / 0.9)}
+        if self.budget == "quick" and network in _SMALL.values():
+            common["width"] = 0.5
+        name = base or ("digits" if digits else "default")
+        return load_settings(name, {**common, **options, **self.options}).recipe
+
+    def cells(
+        self,
+        arms: Mapping[str, Recipe],
+        do: Callable[..., Tables] = accuracy,
+        *,
+        column: str = "arm",
+        labels: Mapping[str, Value] | None = None,
+        **settings: Any,
+    ) -> list[Cell]:
+        """A cell for each arm and seed: `do(place, recipe=..., **settings)`; its rows say which in `column`."""
+        return [
+            self.cell(do, seed, labels={column: arm, **(labels or {})}, recipe=recipe, **settings)
+            for arm, recipe in arms.items()
+            for seed in self.seeds
+        ]
+
+    def cell(
+        self,
+        do: Callable[..., Tables],
+        seed: int,
+        *,
+        labels: Mapping[str, Value] | None = None,
+        steps: int = 0,
+        **settings: Any,
+    ) -> Cell:
+        """One measurement; `steps` is its share of the work, where it is not that of its recipe."""
+        recipe = settings.get("recipe")
+        if isinstance(recipe, Recipe):  # one seed, one key, also where a study shares a training with another
+            settings = {**settings, "recipe": recipe.model_copy(update={"seed": seed})}
+            steps = steps or recipe.steps or recipe.epochs * -(-len(self.sides) // recipe.batch_size)
+        return Cell(
+            do=do,
+            split=self.sides.of(seed),
+            seed=seed,
+            settings=settings,
+            labels={**(labels or {}), "seed": seed},
+            steps=max(1, steps),
+        )
+
+    def run(self, cells: Sequence[Cell]) -> Tables:
+        """Measure, or take what was measured before; the cells' rows, each with its labels in front."""
+        done = run_cells(
+            cells,
+            folder=self.folder,
+            device=self.device,
+            processes=self.processes,
+            title=self.name,
+            progress=self.progress,
+        )
+        self.seconds += sum(one.seconds for one in done)
+        return joined(labelled(one.tables, cell.labels) for one, cell in zip(done, cells, strict=True))
+
+    def tuned(
+        self,
+        arms: Mapping[str, Recipe],
+        rates: Iterable[float],
+        do: Callable[..., Tables] = accuracy,
+        **settings: Any,
+    ) -> Tables:
+        """Each arm at each learning rate; rows of the best one have `chosen` 1.
+
+        The best is chosen for each arm and seed by its last accuracy on val, so what these rows say of test was not
+        chosen by test, and an arm is not held back by a rate that suits another.
+        """
+        cells = [
+            self.cell(
+                do,
+                seed,
+                labels={"arm": arm, "learning_rate": rate},
+                recipe=recipe.model_copy(update={"learning_rate": rate}),
+                **settings,
+            )
+            for arm, recipe in arms.items()
+            for rate in rates
+            for seed in self.seeds
+        ]
+        return mark_chosen(self.run(cells))

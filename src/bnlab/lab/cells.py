@@ -1,0 +1,250 @@
+"""Measurements that are kept: each is made once for its settings, in a process of its own where there is a core for it.
+
+A cell is a function and its settings. Its result is filed under a digest of both, of the photos and of bnlab's code, so
+what was measured is not measured again, an interrupted study goes on where it stood, and studies share trainings.
+
+On a CPU a cell computes with one thread, whatever the machine: the networks of the studies are too small for more, two
+trainings side by side are faster than two in turn, and results do not depend on the number of cores.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from bnlab.errors import BnlabError, Interrupted
+from bnlab.files import file_sha256, read_json, write_json
+from bnlab.lab.records import Records, Tables, Value
+from bnlab.machine import versions
+from bnlab.progress import Progress, Task
+from bnlab.recipe import Recipe
+
+_TELL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a cell is measured."""
+
+    split: Path
+    """the list of photos, with the sides that the seed gave them"""
+    folder: Path
+    """of its own, for what it needs to go on; gone when it is done"""
+    device: str
+    seed: int
+    tell: Callable[[int], None] = lambda steps: None
+    """that so many steps are done"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measurement."""
+
+    do: Callable[..., Tables]
+    """a function of a module, called with a Place and the settings"""
+    split: Path
+    seed: int
+    settings: Mapping[str, Any]
+    """keyword arguments: what JSON can hold, and recipes"""
+    labels: Mapping[str, Value] = field(default_factory=dict)
+    """columns that say whose rows these are"""
+    steps: int = 1
+    """how long it takes, in steps of training"""
+
+    def key(self, device: str) -> str:
+        """A digest of all that its result follows from."""
+        what = {
+            "do": f"{self.do.__module__}.{self.do.__qualname__}",
+            "photos": file_sha256(self.split),
+            "seed": self.seed,
+            "settings": self.settings,
+            "device": device,
+            "versions": versions(),
+            "code": _code(),
+        }
+        text = json.dumps(what, sort_keys=True, default=_plain)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A cell's result."""
+
+    tables: Tables
+    seconds: float
+    """that measuring it took, whenever that was"""
+
+
+def run_cells(
+    cells: Sequence[Cell], *, folder: Path, device: str, processes: int, title: str, progress: Progress
+) -> list[Done]:
+    """The results of all cells, in their order; those not in `folder` yet are measured and put there.
+
+    `processes` is how many at a time; 0 is none but this one.
+
+    Raises:
+        BnlabError: what a cell raised.
+        Interrupted: Ctrl-C; what is done is kept, and long trainings were saved.
+    """
+    keys = [cell.key(device) for cell in cells]
+    pending = {key: cell for key, cell in zip(keys, cells, strict=True) if _kept(folder, key) is None}
+    weights = {key: cell.steps for key, cell in zip(keys, cells, strict=True)}
+    total, left = sum(weights.values()), sum(cell.steps for cell in pending.values())
+    if len(pending) < len(weights):
+        progress.note(f"{title}: {len(weights) - len(pending)} of {len(weights)} measurements were made before")
+    with progress.task(title, total, "steps", done=total - left) as task:
+        work = [(key, cell, folder, device) for key, cell in pending.items()]
+        try:
+            if processes and device == "cpu" and len(work) > 1:
+                _side_by_side(work, min(processes, len(work)), task)
+            else:
+                for each in work:
+                    _measure(*each, _Told(task, each[1].steps))
+        except KeyboardInterrupt:
+            raise Interrupted("the study was interrupted; the same command goes on where it stood") from None
+    found = [_kept(folder, key) for key in keys]
+    return [done for done in found if done is not None]
+
+
+def _measure(key: str, cell: Cell, folder: Path, device: str, told: Callable[[int], None]) -> None:
+    """Measure a cell and keep its result."""
+    own = folder / key
+    own.mkdir(parents=True, exist_ok=True)
+    place = Place(split=cell.split, folder=own, device=device, seed=cell.seed, tell=told)
+    spent = own / "seconds.json"
+    before = float(read_json(spent).get("seconds", 0.0))  # of sittings that were interrupted
+    began = time.monotonic()
+    try:
+        with _one_thread(device):
+            tables = cell.do(place, **cell.settings)
+    except KeyboardInterrupt:
+        write_json(spent, {"seconds": before + time.monotonic() - began})
+        raise
+    write_json(folder / f"{key}.json", {"tables": tables, "seconds": before + time.monotonic() - began})
+    shutil.rmtree(own, ignore_errors=True)
+    if isinstance(told, _Told):
+        told.finish()
+
+
+def _side_by_side(work: Sequence[tuple[str, Cell, Path, str]], processes: int, task: Task) -> None:
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
+    queue = context.Queue()
+    longest_first = sorted(work, key=lambda each: -each[1].steps)
+    with ProcessPoolExecutor(processes, context, _begin_process, (queue,)) as pool:
+        waiting: set[Future[None]] = {pool.submit(_measure_elsewhere, *each) for each in longest_first}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, _TELL_SECONDS, FIRST_COMPLETED)
+                _drain(queue, task)
+                for future in done:
+                    future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):  # a terminal's Ctrl-C has reached them; a kill of this one has not
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+            raise
+        finally:
+            _drain(queue, task)
+
+
+_queue: Any = None
+
+
+def _begin_process(queue: Any) -> None:
+    global _queue  # noqa: PLW0603 (a process of a pool is given what it needs once)
+    from bnlab.machine import tune
+
+    tune()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _queue = queue
+
+
+def _measure_elsewhere(key: str, cell: Cell, folder: Path, device: str) -> None:
+    _measure(key, cell, folder, device, _Told(_Queued(), cell.steps))
+
+
+class _Queued:
+    """A task that is told from another process, not too often."""
+
+    def __init__(self) -> None:
+        self.steps, self.at = 0, time.monotonic()
+
+    def advance(self, count: int = 1, **values: float) -> None:
+        self.steps += count
+        if time.monotonic() - self.at > _TELL_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        _queue.put(self.steps)
+        self.steps, self.at = 0, time.monotonic()
+
+
+class _Told:
+    """Tells a task of a cell's steps, and of no more than it said it has."""
+
+    def __init__(self, task: Task, steps: int) -> None:
+        self.task, self.left = task, steps
+
+    def __call__(self, steps: int) -> None:
+        steps = min(steps, self.left)
+        self.left -= steps
+        self.task.advance(steps)
+
+    def finish(self) -> None:
+        self(self.left)
+        if isinstance(self.task, _Queued):
+            self.task.flush()
+
+
+def _drain(queue: Any, task: Task) -> None:
+    while True:
+        try:
+            task.advance(queue.get_nowait())
+        except Empty:
+            return
+
+
+def _kept(folder: Path, key: str) -> Done | None:
+    document = read_json(folder / f"{key}.json")
+    tables: dict[str, Records] | None = document.get("tables")
+    return None if tables is None else Done(tables=tables, seconds=float(document["seconds"]))
+
+
+@contextmanager
+def _one_thread(device: str) -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        if device == "cpu":
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _code() -> str:
+    """A digest of bnlab's code: what was measured by other code is not what this would measure."""
+    digest = hashlib.sha256()
+    house = Path(__file__).parents[1]
+    for path in sorted(house.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Recipe):
+        return value.model_dump(mode="json")
+    raise BnlabError(f"a cell's settings hold a {type(value).__name__}", "give what JSON can hold, or a recipe")

@@ -1,0 +1,264 @@
+"""A network trained for a study: by the product's own loop and settings, with someone looking on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bnlab.classifier.card import Card
+from bnlab.classifier.evaluate import Evaluation, evaluate
+from bnlab.classifier.predict import Classifier
+from bnlab.data.cache import Cache
+from bnlab.data.photos import Photos
+from bnlab.data.source import Source, open_recorded_data
+from bnlab.errors import DivergedError
+from bnlab.lab.cells import Place
+from bnlab.lab.records import Row, Tables
+from bnlab.nets.build import to_device
+from bnlab.nets.network import TableNetwork
+from bnlab.norm import recalibrate
+from bnlab.norm.modes import Modes
+from bnlab.progress import Silent
+from bnlab.recipe import Recipe
+from bnlab.runs import Run
+from bnlab.training import checkpoint, loop
+from bnlab.training.checkpoint import Position
+from bnlab.training.judge import Judge, Judgement, sample_batches
+from bnlab.training.loop import Trainee
+from bnlab.training.schedule import Plan
+from bnlab.training.setup import batch_errors, exact, fit_first_batch
+from bnlab.training.start import new_network
+from bnlab.training.trainee import make_trainee, shrunk_side, view_of
+
+_CACHE = 2**31  # bytes of decoded photos in memory
+_WORTH_SAVING = 20.0  # seconds: a shorter training is begun anew
+
+MakeNetwork = Callable[[Recipe, int], TableNetwork]
+"""from a recipe and a number of classes"""
+
+
+class Witness:
+    """Looks on while a network is trained, and writes down; what it wrote survives an interruption.
+
+    It must leave the network, its flags and its gradients as they were.
+    """
+
+    def __init__(self) -> None:
+        self.tables: Tables = {}
+
+    def write(self, table: str, row: Row) -> None:
+        """A row for a table."""
+        self.tables.setdefault(table, []).append(row)
+
+    def begin(self, trainee: Trainee) -> None:
+        """The training is about to begin, or to go on."""
+
+    def before(self, step: int, trainee: Trainee) -> None:
+        """A step is about to begin; it is numbered from 0."""
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        """The step is done."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive."""
+        return {"tables": self.tables}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Stand where it stood."""
+        self.tables = state["tables"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """A training that is over."""
+
+    trainee: Trainee
+    """the network as the last step left it; where it diverged, of no use"""
+    source: Source
+    tables: Tables
+    """what the witness wrote, and "accuracy": a row for each judgement"""
+    diverged: bool
+
+    def evaluation(self, side: str, statistics: str = "running", *, images: int = 1024) -> Evaluation:
+        """The network on train, val or test, by running, recalibrated (on so many photos) or batch statistics.
+
+        Batches are shuffled, for a batch of one class has other statistics. The network is as it was, afterwards.
+        """
+        network, recipe = self.trainee.network, self.trainee.recipe
+        photos = self.source.side(side)
+        photos = photos.take(np.random.default_rng(recipe.seed).permutation(len(photos)))
+        with restored(network):
+            if statistics == "recalibrated":
+                loader = self.trainee.loader
+                paths = [loader.paths[i] for i in loader.sample(images)]
+                view, device = self.trainee.view, self.trainee.device
+                recalibrate(network, sample_batches(paths, view, batch_size=recipe.batch_size, device=device))
+            elif statistics == "batch":
+                use_batch_statistics(network)
+            classifier = Classifier(network, card_of(recipe, network, self.source), self.trainee.device)
+            return evaluate(classifier, photos, side, batch_size=recipe.batch_size, workers=0)
+
+
+def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make: MakeNetwork | None = None) -> Course:
+    """Train a network by the recipe, on the sides that the place's seed gave the photos.
+
+    Judged as the recipe has it, by statistics measured anew, on val and on test: of each judgement a row of the table
+    "accuracy" has the accuracies (0..1). A training that diverges is written down as guessing from there on.
+    """
+    witness = witness or Witness()
+    recipe = recipe.model_copy(update={"seed": place.seed})
+    source = open_recorded_data(place.split)
+    network = make(recipe, len(source.classes)) if make else new_network(recipe, classes=len(source.classes))[0]
+    network = to_device(network, place.device)
+    cache = _cache(place.split, "train", str(shrunk_side(recipe)), len(source.side("train")))
+    trainee = make_trainee(recipe, network, source, place.device, cache)
+    held_out = _HeldOut(place, trainee, source)
+    run = Run(place.folder)
+    if not run.split.exists():
+        run.split.write_bytes(place.split.read_bytes())
+    parts: dict[str, checkpoint.Stateful] = {"network": network, "optimizer": trainee.optimizer, "witness": witness}
+    position = checkpoint.load_state(run, recipe, parts)
+    place.tell(position.step)
+
+    @contextmanager
+    def watched(step: int) -> Iterator[None]:
+        witness.before(step, trainee)
+        yield
+        witness.after(step, trainee)
+        place.tell(1)
+
+    def judged() -> Judgement:
+        judgement = held_out(network)
+        witness.write("accuracy", held_out.row(position, judgement))
+        return judgement
+
+    def save(position: Position) -> None:
+        if position.total_seconds > _WORTH_SAVING:
+            checkpoint.save_state(run, position, recipe, parts)
+
+    diverged = False
+    with exact(place.device), batch_errors(trainee):
+        if not position.plan.steps:
+            fit_first_batch(trainee)
+            position.plan = Plan.of(recipe, trainee.loader.batches)
+        witness.begin(trainee)
+        hooks = loop.Hooks(judge=judged, save=save, epoch_done=lambda *_: None, watched=watched)
+        try:
+            loop.fit(trainee, position, hooks, progress=Silent())
+        except DivergedError:
+            diverged = True
+            witness.write("accuracy", guessing(position, len(source.classes), len(source.side("test"))))
+    return Course(trainee=trainee, source=source, tables=witness.tables, diverged=diverged)
+
+
+def accuracy(place: Place, recipe: Recipe) -> Tables:
+    """The cell that most studies need: a training, and its accuracies on the way."""
+    return {"accuracy": train(place, recipe).tables["accuracy"]}
+
+
+def guessing(position: Position, classes: int, n_test: int) -> Row:
+    """What a training comes to that diverged: as good as guessing."""
+    row: Row = dict.fromkeys(_ACCURACY)
+    guess = {"val_top1": 1 / classes, "test_top1": 1 / classes, "n_test": n_test}
+    return row | guess | {"step": position.plan.steps, "diverged_at": position.step}
+
+
+_ACCURACY = (
+    "step",
+    "train_loss",
+    "train_top1",
+    "val_top1",
+    "test_top1",
+    "test_loss",
+    "running_top1",
+    "n_test",
+    "diverged_at",
+)
+
+
+class _HeldOut:
+    """Judges a network on val and test in one go."""
+
+    def __init__(self, place: Place, trainee: Trainee, source: Source) -> None:
+        val, test = source.side("val"), source.side("test")
+        recipe = trainee.recipe
+        self.val = len(val)
+        photos = Photos.of([*val, *test])
+        look = str(trainee.view)
+        caches = (
+            _cache(place.split, f"sample {recipe.recalibrate}", look, recipe.recalibrate),
+            _cache(place.split, "held out", look, len(photos)),
+        )
+        self.judge = Judge(
+            trainee.network,
+            card_of(recipe, trainee.network, source),
+            trainee.device,
+            loader=trainee.loader,
+            val=photos,
+            recalibrate=recipe.recalibrate if is_measurable(trainee.network) else 0,
+            caches=caches,
+        )
+
+    def __call__(self, network: TableNetwork) -> Judgement:
+        return self.judge(network, Silent())
+
+    def row(self, position: Position, judgement: Judgement) -> Row:
+        found = judgement.evaluation
+        right = found.predicted == found.targets
+        test = found.probabilities[self.val :][np.arange(found.n - self.val), found.targets[self.val :]]
+        return {
+            "step": position.step,
+            "train_loss": position.loss / max(position.seen, 1),
+            "train_top1": position.right / max(position.seen, 1),
+            "val_top1": float(right[: self.val].mean()),
+            "test_top1": float(right[self.val :].mean()),
+            "test_loss": float(-np.log(np.maximum(test, np.finfo(np.float32).tiny)).mean()),
+            "running_top1": judgement.running_top1,
+            "n_test": found.n - self.val,
+            "diverged_at": None,
+        }
+
+
+def card_of(recipe: Recipe, network: TableNetwork, source: Source) -> Card:
+    """A card for a network that is never written to a file."""
+    return Card(network=recipe.network, arguments=network.arguments, classes=source.classes, view=view_of(recipe))
+
+
+def is_measurable(network: TableNetwork) -> bool:
+    """Whether it has layers that keep statistics."""
+    return any(getattr(layer, "running_mean", None) is not None for layer in network.modules())
+
+
+def use_batch_statistics(network: TableNetwork) -> None:
+    """Have it normalise by the batch in evaluation too, which moves nothing; `restored` undoes it."""
+    for layer in network.modules():
+        if isinstance(layer, Modes):
+            layer.statistics = "batch"
+
+
+@contextmanager
+def restored(network: TableNetwork) -> Iterator[None]:
+    """Whatever is done to the network's weights, statistics and flags is undone."""
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    training = {module: module.training for module in network.modules()}
+    kinds = {layer: layer.statistics for layer in network.modules() if isinstance(layer, Modes)}
+    try:
+        yield
+    finally:
+        for layer, kind in kinds.items():
+            layer.statistics = kind
+        with torch.no_grad():
+            network.load_state_dict(before)
+        for module, mode in training.items():
+            module.training = mode
+
+
+@lru_cache(maxsize=6)
+def _cache(split: Path, side: str, look: str, photos: int) -> Cache:
+    """Decoded photos of a side, shared by the cells of a process; `look` is how they are looked at."""
+    return Cache(photos, _CACHE)

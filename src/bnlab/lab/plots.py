@@ -1,0 +1,56 @@
+"""What a study draws, said in numbers; `bnlab.report.plots` puts it on paper.
+
+Every number of a plot comes from the study's tables, which lie beside it as CSV.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from bnlab.lab.records import Records, Value, distinct, number, seeds, where
+from bnlab.report.plots import Series
+
+BAND = "line: mean over seeds, band: lowest to highest"
+BARS = "point: mean over seeds, bar: lowest to highest"
+
+
+def caption(records: Records, text: str) -> str:
+    """What a plot has to say of itself: n, seeds, and what its marks are."""
+    n = round(sum(number(row, "n_test") for row in records) / len(records))
+    return f"{len(seeds(records))} seeds, about {n} test photos each; {text}"
+
+
+def over_seeds(records: Records, x: str, y: str, *, arm: str = "arm", times: float = 1.0) -> tuple[Series, ...]:
+    """One series for each value of the column `arm`: the mean over seeds of `y` by `x`, and the range of the seeds."""
+    return tuple(
+        series_of(str(name), where(records, **{arm: name}), x, y, times=times) for name in distinct(records, arm)
+    )
+
+
+def series_of(name: str, records: Records, x: str, y: str, *, times: float = 1.0) -> Series:
+    """The mean of `y` by `x` over all the rows that have both, with their range."""
+    at: dict[float, list[float]] = defaultdict(list)
+    for row in records:
+        if row[x] is not None and row[y] is not None:
+            at[number(row, x)].append(times * number(row, y))
+    places = sorted(at)
+    return Series(
+        name=name,
+        x=tuple(places),
+        y=tuple(sum(at[place]) / len(at[place]) for place in places),
+        low=tuple(min(at[place]) for place in places),
+        high=tuple(max(at[place]) for place in places),
+    )
+
+
+def by_category(name: str, records: Records, column: str, y: str, order: Sequence[Value], times: float = 1.0) -> Series:
+    """The mean of `y` at 0, 1, ... for each value of a column in this order, with the range over its rows."""
+    found = [[times * number(row, y) for row in where(records, **{column: value})] for value in order]
+    there = [(i, values) for i, values in enumerate(found) if values]
+    return Series(
+        name=name,
+        x=tuple(float(i) for i, _ in there),
+        y=tuple(sum(values) / len(values) for _, values in there),
+        low=tuple(min(values) for _, values in there),
+        high=tuple(max(values) for _, values in there),
+        kind="points",
+    )

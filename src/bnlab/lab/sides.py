@@ -1,0 +1,166 @@
+"""The photos of a study: which there are, and for each seed which are trained on, chosen by and reported.
+
+Three sides. Networks are trained on `train`; what has to be chosen, such as a learning rate, is chosen by `val`; what
+is reported was measured on `test`, which nothing was chosen by. Each seed splits anew, so an interval over seeds covers
+the choice of photos too. Sides that DATA has already stay: its test (or else its val) is `test`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnlab.data import duplicates, idx
+from bnlab.data.digits import write_digits
+from bnlab.data.listing import write_list
+from bnlab.data.photos import Photo
+from bnlab.data.scan import Found, Refusal, examine, scan, split_sides, tell_refused
+from bnlab.data.source import open_evaluation_data
+from bnlab.data.split import side
+from bnlab.errors import DataError, printable
+from bnlab.files import file_sha256, read_csv, write_csv
+from bnlab.progress import Progress
+
+QUICK_PHOTOS = 1000  # of a folder that a quick study looks at
+VAL, TEST = 0.15, 0.3
+_COLUMNS = ("path", "label", "given", "sha256", "group")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A photo, the side that DATA gave it ("" for none), and what decides its side else: its group's content."""
+
+    path: str
+    label: str
+    given: str
+    sha256: str
+    group: str
+
+
+class Sides:
+    """The photos of a study; `of` gives each seed's list."""
+
+    def __init__(self, name: str, kind: str, folder: Path, photos: Sequence[_Known]) -> None:
+        self.name = name
+        """of the data, for the report"""
+        self.kind = kind
+        """digits (grey, of which no mirror image is another) or photos"""
+        self.photos = photos
+        self.classes = len({photo.label for photo in photos})
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def of(self, seed: int) -> Path:
+        """The list of photos with the sides that follow from the seed; written once."""
+        given = {photo.given for photo in self.photos}
+        name = hashlib.sha256("\n".join(f"{p.path} {p.sha256}" for p in self.photos).encode()).hexdigest()[:16]
+        path = self._folder / f"{name}-{seed}.csv"
+        if not path.exists():
+            photos = [Photo(p.path, p.label, _side(p, given, seed), p.sha256) for p in self.photos]
+            for wanted in ("train", "val", "test"):
+                missing = {p.label for p in photos} - {p.label for p in photos if p.split == wanted}
+                if missing and (wanted != "val" or len(missing) == self.classes):
+                    raise DataError(
+                        f"{self.name} has too few photos of class '{printable(min(missing))}': none fell to {wanted}",
+                        "a study trains, chooses and reports on different photos: give 20 or more of each class",
+                    )
+            write_list(path, photos)
+        return path
+
+
+def open_sides(data: Path | None, *, quick: bool, least: int, folder: Path, progress: Progress) -> Sides:
+    """The photos of DATA (IDX files, a split folder, a split.csv or a folder of classes), or the bundled digits.
+
+    `quick` takes a part of many, always the same; `least` is how many the study needs.
+
+    Raises:
+        DataError: DATA is nothing to study, or too little.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        digits = folder / "digits"
+        if not digits.is_dir():
+            write_digits(digits)
+        name, kind, found = "scikit-learn's digits", "digits", [(one, "") for one in scan(digits)]
+        refused: list[Refusal] = []
+        known = [_of_content(one, given) for one, given in found]
+    elif files := idx.find(data):
+        name, kind = f"{printable(data.name)} (IDX, made binary)", "digits"
+        written = idx.write_binary(files, folder, progress)
+        refused, known = [], [_of_content(one, given) for one, given in _part(written, quick)]
+    else:
+        name, kind = printable(data.name or data), "photos"
+        known, refused = _examined(_part(_found(data), quick), folder, progress)
+    tell_refused(refused, strict=False, progress=progress)
+    classes = {photo.label for photo in known}
+    if len(classes) < 2 or len(known) < least:
+        raise DataError(
+            f"{name} has {len(known)} usable photos of {len(classes)} classes",
+            f"this study needs {least} photos of 2 classes or more",
+        )
+    return Sides(name, kind, folder, known)
+
+
+def _found(data: Path) -> list[tuple[Found, str]]:
+    """Photos with the side that DATA gives them."""
+    if data.is_file() or split_sides(data) or (data / "split.csv").is_file():
+        _, photos = open_evaluation_data(data, "all")
+        return [(Found(photo.path, photo.label), photo.split) for photo in photos]
+    return [(one, "") for one in scan(data)]
+
+
+def _part(found: Sequence[tuple[Found, str]], quick: bool) -> list[tuple[Found, str]]:
+    """As many of each class, those whose names' digests are smallest, or all."""
+    if not quick or len(found) <= QUICK_PHOTOS:
+        return list(found)
+    each = max(1, QUICK_PHOTOS // len({one.label for one, _ in found}))
+    chosen: dict[str, list[tuple[Found, str]]] = {}
+    for one, given in sorted(found, key=lambda pair: hashlib.sha256(Path(pair[0].path).name.encode()).digest()):
+        of_class = chosen.setdefault(one.label, [])
+        if len(of_class) < each:
+            of_class.append((one, given))
+    return sorted((pair for pairs in chosen.values() for pair in pairs), key=lambda pair: pair[0].path)
+
+
+def _of_content(one: Found, given: str) -> _Known:
+    sha256 = file_sha256(one.path)
+    return _Known(one.path, one.label, given, sha256, sha256)
+
+
+def _examined(
+    found: Sequence[tuple[Found, str]], folder: Path, progress: Progress
+) -> tuple[list[_Known], list[Refusal]]:
+    """Photos that can be used, duplicates in groups; looked at once, and again when a file has changed."""
+    stats = [(one.path, one.label, given, Path(one.path).stat()) for one, given in found]
+    key = hashlib.sha256(repr([(*row[:3], row[3].st_size, row[3].st_mtime_ns) for row in stats]).encode()).hexdigest()
+    kept = folder / f"examined-{key[:16]}.csv"
+    if kept.exists():
+        return [_Known(*(row[column] for column in _COLUMNS)) for row in read_csv(kept)], []
+    examined, refused = examine(
+        [one for one, _ in found], duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
+    )
+    decides = [fingerprint.sha256 for _, fingerprint in examined]
+    for group in duplicates.groups([fingerprint for _, fingerprint in examined]):
+        smallest = min(decides[i] for i in group.members)
+        for i in group.members:
+            decides[i] = smallest
+    given_of = {one.path: given for one, given in found}
+    known = [
+        _Known(one.path, one.label, given_of[one.path], fingerprint.sha256, group)
+        for (one, fingerprint), group in zip(examined, decides, strict=True)
+    ]
+    if not refused:  # what was refused is told each time
+        write_csv(kept, _COLUMNS, ([getattr(photo, column) for column in _COLUMNS] for photo in known))
+    return known, refused
+
+
+def _side(photo: _Known, given: Iterable[str], seed: int) -> str:
+    """Where DATA has no sides all three are drawn; else what it did not give is drawn from its train."""
+    if not photo.given:
+        return side(photo.group, val=VAL, test=TEST, seed=seed)
+    if photo.given == "train":
+        both = "test" in given and "val" in given
+        return "train" if both else side(photo.group, val=VAL, test=0.0, seed=seed)
+    return "test" if "test" not in given else photo.given

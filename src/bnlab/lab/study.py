@@ -1,0 +1,58 @@
+"""What a study is: a claim with its source, a protocol, a measurement and a rule that gives the verdict."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bnlab.lab.bench import Bench
+from bnlab.lab.records import Tables
+from bnlab.lab.verdict import Evidence, Verdict, together
+from bnlab.report.plots import Plot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the tables of a study say."""
+
+    evidence: tuple[Evidence, ...]
+    """the clauses of the claim, each with its numbers"""
+    plots: Mapping[str, Plot]
+    """by the name of their file"""
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    """what else is worth knowing, by name with unit"""
+    remarks: tuple[str, ...] = ()
+    """sentences on what was seen, such as trainings that diverged"""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the whole claim."""
+        return together(self.evidence)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document's "numbers"."""
+        return {each.what: each.to_json() for each in self.evidence} | dict(self.numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A claim, and how it is measured and judged. `measure` fills tables; all else is read off them."""
+
+    name: str
+    title: str
+    claim: str
+    """what the source says, in one sentence"""
+    source: str
+    """where it says so"""
+    protocol: str
+    """what is trained on what, and what is held equal"""
+    rule: str
+    """when the claim holds, and when it does not"""
+    measure: Callable[[Bench], Tables]
+    judge: Callable[[Tables], Findings]
+    least: int = 100
+    """photos that DATA has to have"""
+
+    def __post_init__(self) -> None:
+        """Texts may be broken into lines where they are written."""
+        for key in ("claim", "source", "protocol", "rule"):
+            object.__setattr__(self, key, " ".join(getattr(self, key).split()))

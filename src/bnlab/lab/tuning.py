@@ -1,0 +1,49 @@
+"""The learning rate of each arm of a study: each gets the one that suits it, chosen by val, so that none is held back."""
+
+from collections.abc import Mapping
+
+from bnlab.errors import plural
+from bnlab.lab.records import Records, Row, Tables, Value, distinct, number, numbers, seeds, where
+
+
+def mark_chosen(tables: Tables) -> Tables:
+    """The tables with a column `chosen`: 1 where the learning rate is its arm's and seed's best by val, else 0."""
+    best: dict[tuple[Value, int], Value] = {}
+    accuracies = tables["accuracy"]
+    for arm in distinct(accuracies, "arm"):
+        for seed in seeds(accuracies):
+            rows = where(accuracies, arm=arm, seed=seed)
+            last = {row["learning_rate"]: number(row, "val_top1") for row in rows}
+            best[arm, seed] = max(last, key=lambda rate: last[rate])
+    return {name: [_with_choice(row, best) for row in rows] for name, rows in tables.items()}
+
+
+def chosen(tables: Tables, name: str = "accuracy") -> Records:
+    """The rows of a table that are of the chosen learning rates."""
+    return where(tables[name], chosen=1)
+
+
+def _with_choice(row: Row, best: Mapping[tuple[Value, int], Value]) -> Row:
+    mine = row["learning_rate"] == best[row["arm"], int(number(row, "seed"))]
+    return {"arm": row["arm"], "learning_rate": row["learning_rate"], "chosen": int(mine), **row}
+
+
+def remarks(tables: Tables) -> tuple[str, ...]:
+    """What has to be known of the choice: rates at an end of what was tried, and trainings that diverged."""
+    accuracies = tables["accuracy"]
+    rates = sorted(set(numbers(accuracies, "learning_rate")))
+    sentences = []
+    for arm in distinct(accuracies, "arm"):
+        rows = where(accuracies, arm=arm)
+        best = [number(where(rows, seed=seed, chosen=1)[-1], "learning_rate") for seed in seeds(rows)]
+        for rate, end in ((rates[0], "lowest"), (rates[-1], "highest")):
+            if number_of := best.count(rate):
+                sentences.append(
+                    f"{arm}: the best learning rate was the {end} tried ({rate:g}) for {plural(number_of, 'seed')} of "
+                    f"{len(best)}; a better one may lie outside"
+                )
+        diverged = [row for row in rows if row["diverged_at"] is not None]
+        if diverged:
+            at = ", ".join(f"{rate:g}" for rate in sorted(set(numbers(diverged, "learning_rate"))))
+            sentences.append(f"{arm}: {plural(len(diverged), 'training')} diverged, at learning rates of {at}")
+    return tuple(sentences)

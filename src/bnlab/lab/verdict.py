@@ -1,0 +1,117 @@
+"""What numbers say of a claim: an interval over seeds, held against the range that the claim gives.
+
+The rule is the same for every study. A claim says that a number, such as the difference of two accuracies, lies in a
+range. Each seed gives one value; their mean has a 95% interval (Student's t). The claim holds if the whole interval
+lies in the range, does not hold if the whole interval lies outside, and is not shown otherwise.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    """What became of a claim."""
+
+    HOLDS = "holds"
+    DOES_NOT_HOLD = "does not hold"
+    NOT_SHOWN = "not shown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One number that a claim is about, measured over seeds."""
+
+    what: str
+    """a clause that the claim makes true or false: "with BN the accuracy is higher" """
+    values: tuple[float, ...]
+    """one for each seed; for `ratio` above 0"""
+    above: float = -math.inf
+    """the claim: the mean is larger than this"""
+    below: float = math.inf
+    """and smaller than this"""
+    unit: str = ""
+    """such as "points", or "times" """
+    ratio: bool = False
+    """averaged as logarithms, so that half and twice are as far from 1"""
+    resolution: float = 0.0
+    """the least step of the measure, such as one photo; the interval is no finer"""
+    level: float = 0.95
+    """of the interval"""
+    decides: bool = True
+    """whether the verdict of the study follows from it"""
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; of ratios the geometric mean."""
+        return self._back(sum(self._scaled) / len(self.values))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the mean. One seed gives none: the interval is all there is."""
+        n, scaled = len(self.values), self._scaled
+        if n < 2 or not all(map(math.isfinite, scaled)):
+            return (0.0, math.inf) if self.ratio else (-math.inf, math.inf)
+        from scipy.stats import t
+
+        mean = sum(scaled) / n
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in scaled) / (n - 1))
+        half = max(float(t.ppf(0.5 + self.level / 2, n - 1)) * deviation / math.sqrt(n), self.resolution)
+        return self._back(mean - half), self._back(mean + half)
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the rule at the top of this file."""
+        low, high = self.interval
+        if self.above < low and high < self.below:
+            return Verdict.HOLDS
+        if high <= self.above or self.below <= low:
+            return Verdict.DOES_NOT_HOLD
+        return Verdict.NOT_SHOWN
+
+    @property
+    def claimed(self) -> str:
+        """The range in words, such as "> 0"."""
+        low, high = f"{self.above:g}", f"{self.below:g}"
+        if math.isinf(self.below):
+            return f"> {low}"
+        return f"< {high}" if math.isinf(self.above) else f"{low} to {high}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers that JSON can hold: what is not finite is None."""
+        low, high = self.interval
+        numbers = {"mean": self.mean, "low": low, "high": high}
+        return {
+            **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
+            "unit": self.unit,
+            "claimed": self.claimed,
+            "values": [value if math.isfinite(value) else None for value in self.values],
+            "n": len(self.values),
+            "level": self.level,
+            "decides": self.decides,
+            "verdict": str(self.verdict),
+        }
+
+    @property
+    def _scaled(self) -> Sequence[float]:
+        return [_log(value) for value in self.values] if self.ratio else self.values
+
+    def _back(self, value: float) -> float:
+        if not self.ratio:
+            return value
+        return math.exp(value) if value < 700 else math.inf
+
+
+def together(evidence: Sequence[Evidence]) -> Verdict:
+    """Of a claim with several clauses: it holds if all do, and does not if one does not."""
+    verdicts = [each.verdict for each in evidence if each.decides]
+    assert verdicts, "a study has to decide by something"
+    if Verdict.DOES_NOT_HOLD in verdicts:
+        return Verdict.DOES_NOT_HOLD
+    return Verdict.NOT_SHOWN if Verdict.NOT_SHOWN in verdicts else Verdict.HOLDS
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan

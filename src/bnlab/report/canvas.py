@@ -1,0 +1,60 @@
+"""What figures are drawn on: matplotlib set up once, PNG for files, and SVG that takes the colours of its page."""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart by everyone, and readable on white and on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK = "#010203"  # stands for "the colour of the page's text" until the SVG is written
+# Tried in order for letters that matplotlib's own font lacks.
+_FONTS = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei",
+    "Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Devanagari",
+)  # fmt: skip
+
+
+def svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
+    """A figure of so many inches, its text in the colour of the page around it."""
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
+    content = io.BytesIO()
+    with _style(dict.fromkeys(ink, _INK)) as new:
+        figure = new(width, height)
+        draw(figure)
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    text = content.getvalue().decode("utf-8")
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
+
+
+def png(draw: Callable[["Figure"], None], width: float, height: float) -> bytes:
+    """The same as a PNG on white."""
+    content = io.BytesIO()
+    with _style({}) as new:
+        figure = new(width, height)
+        draw(figure)
+        figure.savefig(content, format="png", dpi=140)
+    return content.getvalue()
+
+
+@contextmanager
+def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figure"]]:
+    """matplotlib set up for us alone, and for the time of one figure."""
+    import matplotlib as mpl
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    style: dict[Any, Any] = {
+        "font.family": [name for name in _FONTS if name in installed],
+        "font.size": 9,
+        "text.parse_math": False,  # a class may be called $5
+        "svg.hashsalt": "bnlab",  # the same figure gives the same file
+    }
+    with mpl.rc_context(style | dict(extra)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture; the page has the letter
+        yield lambda width, height: Figure((width, height), layout="constrained")
