@@ -1,4 +1,4 @@
-"""The learning rate of each arm of a study: each gets the one that suits it, chosen by val, so that none is held back."""
+"""The learning rate of each arm of a study: each gets the one that suits it, chosen by val, so none is held back."""
 
 from collections.abc import Mapping
 
