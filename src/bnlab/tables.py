@@ -12,8 +12,11 @@ from bnlab.commands.machine import MachineResult
 from bnlab.commands.net import NetResult, listing
 from bnlab.commands.predict import PredictResult
 from bnlab.commands.split import SplitResult
+from bnlab.commands.study import StudyResult
+from bnlab.commands.study import listing as studies
 from bnlab.data.listing import SPLITS
 from bnlab.errors import plural, printable
+from bnlab.report.html import figure
 
 _SHOWN = 10  # groups of duplicates that are named
 
@@ -195,3 +198,32 @@ def machine_table(result: MachineResult) -> RenderableType:
     for name, value in rows.items():
         table.add_row(name, Text(printable(value)))
     return table
+
+
+def study_list() -> RenderableType:
+    """The studies with their claims."""
+    table = _table("study", "claim", "source")
+    for row in studies():
+        table.add_row(row["study"], Text(row["claim"]), Text(row["source"]))
+    return table
+
+
+def study_table(result: StudyResult) -> RenderableType:
+    """Each study's verdict, its clauses with their numbers, and what was remarked."""
+    parts: list[RenderableType] = []
+    for report in result.reports:
+        findings = report.findings
+        parts += [Text(f"{report.study.name}: {findings.verdict}", style="bold"), Text(report.study.claim)]
+        table = _table("clause", "range", "mean", "interval", "verdict")
+        for each in findings.evidence:
+            low, high = each.interval
+            beside = "" if each.decides else " (beside)"
+            table.add_row(
+                Text(each.what + beside),
+                f"{each.claimed} {each.unit}",
+                figure(each.mean),
+                f"{figure(low)} to {figure(high)}",
+                str(each.verdict),
+            )
+        parts += [table, *(Text(f"{remark}.") for remark in findings.remarks), Text("")]
+    return Group(*parts[:-1])

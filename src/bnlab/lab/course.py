@@ -119,6 +119,7 @@ def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make:
     trainee = make_trainee(recipe, network, source, place.device, cache)
     held_out = _HeldOut(place, trainee, source)
     run = Run(place.folder)
+    place.folder.mkdir(parents=True, exist_ok=True)
     if not run.split.exists():
         run.split.write_bytes(place.split.read_bytes())
     parts: dict[str, checkpoint.Stateful] = {"network": network, "optimizer": trainee.optimizer, "witness": witness}
@@ -175,7 +176,6 @@ _ACCURACY = (
     "val_top1",
     "test_top1",
     "test_loss",
-    "running_top1",
     "n_test",
     "diverged_at",
 )
@@ -202,6 +202,7 @@ class _HeldOut:
             val=photos,
             recalibrate=recipe.recalibrate if is_measurable(trainee.network) else 0,
             caches=caches,
+            beside=False,
         )
 
     def __call__(self, network: TableNetwork) -> Judgement:
@@ -218,7 +219,6 @@ class _HeldOut:
             "val_top1": float(right[: self.val].mean()),
             "test_top1": float(right[self.val :].mean()),
             "test_loss": float(-np.log(np.maximum(test, np.finfo(np.float32).tiny)).mean()),
-            "running_top1": judgement.running_top1,
             "n_test": found.n - self.val,
             "diverged_at": None,
         }

@@ -6,6 +6,7 @@ Every number of a plot comes from the study's tables, which lie beside it as CSV
 from collections import defaultdict
 from collections.abc import Sequence
 
+from bnlab.errors import plural
 from bnlab.lab.records import Records, Value, distinct, number, seeds, where
 from bnlab.report.plots import Series
 
@@ -16,7 +17,7 @@ BARS = "point: mean over seeds, bar: lowest to highest"
 def caption(records: Records, text: str) -> str:
     """What a plot has to say of itself: n, seeds, and what its marks are."""
     n = round(sum(number(row, "n_test") for row in records) / len(records))
-    return f"{len(seeds(records))} seeds, about {n} test photos each; {text}"
+    return f"{plural(len(seeds(records)), 'seed')}, about {n} test photos each; {text}"
 
 
 def over_seeds(records: Records, x: str, y: str, *, arm: str = "arm", times: float = 1.0) -> tuple[Series, ...]:

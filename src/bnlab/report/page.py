@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from bnlab.classifier.evaluate import Evaluation
 from bnlab.data.pixels import open_photo
 from bnlab.errors import PhotoError, printable
 from bnlab.files import read_json, write_atomic
 from bnlab.report import figures
 from bnlab.report.figures import Rows
+from bnlab.report.html import render
 from bnlab.runs import Run
 
 SHOWN_MISTAKES = 24
@@ -119,12 +118,9 @@ def mistakes_png(evaluation: Evaluation) -> bytes:
 
 
 def _render(template: str, *, evaluation: Evaluation, **values: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("bnlab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"percent": _percent, "printable": printable}
     low, high = evaluation.top1_interval
-    return environment.get_template(template).render(
+    return render(
+        template,
         evaluation=evaluation,
         interval=(low, high),
         matrix=_shaded(evaluation),
@@ -133,10 +129,6 @@ def _render(template: str, *, evaluation: Evaluation, **values: Any) -> str:
         number_of_mistakes=len(evaluation.mistakes()),
         **values,
     )
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
 
 
 def _shaded(evaluation: Evaluation) -> Sequence[tuple[str, Sequence[tuple[int, float]]]]:

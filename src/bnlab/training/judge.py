@@ -48,8 +48,11 @@ class Judge:
         val: Sequence[Photo],
         recalibrate: int,
         caches: tuple[Cache, Cache],
+        beside: bool = True,
     ) -> None:
-        """`recalibrate`: photos of train to measure on; `caches`: for these, and for val."""
+        """`recalibrate`: photos of train to measure on; `caches`: for these, and for val; `beside`: see what the
+        running statistics would give, too."""
+        self.beside = beside
         self.classifier = Classifier(copy.deepcopy(network).requires_grad_(False), card, device)
         self.sample = [loader.paths[i] for i in loader.sample(recalibrate)]
         self.batch_size = -(-len(loader.paths) // loader.batches)
@@ -73,7 +76,7 @@ class Judge:
         running, seconds = None, 0.0
         if self.sample:
             with suppress(DivergedError):  # of statistics it is not judged by
-                running = self._evaluate(Silent()).top1
+                running = self._evaluate(Silent()).top1 if self.beside else None
             began = time.monotonic()
             batches = sample_batches(
                 self.sample,

@@ -188,8 +188,9 @@ STUDY = Study(
     source="Ioffe & Szegedy 2015, sec. 4.1 and Fig. 1",
     protocol="""The paper's network: three hidden layers of 100 sigmoid units, on digits of 28 x 28, batches of 60,
     weights from N(0, 0.05^2) (the paper says small and Gaussian, no more), the same initial weights in both. The paper
-    gives neither optimiser nor learning rate: plain gradient descent at a constant rate, the best of 0.1, 0.3, 1 and 3 by val accuracy, chosen for each network and seed. Percentiles are of 512 training digits, normalised by their
-    own statistics. Movement: the range of a unit's {15, 50, 85}th percentiles over the training in units of its mean
+    gives neither optimiser nor learning rate: plain gradient descent at a constant rate, the best of 0.1, 0.3, 1 and 3
+    by val accuracy, chosen for each network and seed. Percentiles are of 512 training digits, normalised by their own
+    statistics. Movement: the range of a unit's {15, 50, 85}th percentiles over the training in units of its mean
     spread; the median over the layer's units.""",
     rule="""Three clauses: a higher accuracy on test at the end (difference above 0), on average over the training
     (above 0), and less movement (ratio below 1). Each by its 95% interval over seeds.""",

@@ -1,0 +1,132 @@
+"""`bnlab study`: measure a claim about batch normalisation, and say whether it holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from bnlab.config import load_settings
+from bnlab.errors import UsageError
+from bnlab.lab import catalogue
+from bnlab.lab.bench import Bench
+from bnlab.lab.report import PAGE, Report, write_index, write_report
+from bnlab.lab.sides import Sides, open_sides
+from bnlab.lab.study import Study
+from bnlab.machine import choose_device, environment, usable_cores
+from bnlab.progress import Progress
+from bnlab.runs import RUNS, check_free, new_run
+
+ALL = "all"
+MEASURED = "measured"  # the folder in runs where measurements are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What `bnlab study` is told."""
+
+    study: str
+    """a name of the catalogue, or "all" """
+    data: Path | None = None
+    """IDX files, a split folder, a split.csv or a folder of classes; scikit-learn's digits unless given"""
+    seeds: int = 3
+    """how many: 0, 1, ..."""
+    budget: Literal["quick", "full"] = "quick"
+    device: str = "auto"
+    processes: int = -1
+    """trainings at a time, on a CPU; -1: as many as there are cores; 0: in this process"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """recipe keys for every training"""
+    name: str | None = None
+    """of the folder in runs; study-NAME unless given"""
+    root: Path = RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """The studies that were measured, and the folder with their pages."""
+
+    reports: tuple[Report, ...]
+    folder: Path
+    is_all: bool
+
+    @property
+    def page(self) -> Path:
+        """What to look at."""
+        return self.folder / PAGE
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `bnlab study --json`."""
+        if not self.is_all:
+            return self.reports[0].to_json()
+        return {"studies": [report.to_json() for report in self.reports], "report": str(self.page)}
+
+
+def listing() -> list[dict[str, str]]:
+    """The document of `bnlab study list --json`."""
+    return [
+        {"study": study.name, "claim": study.claim, "source": study.source, "protocol": study.protocol}
+        for study in catalogue.studies().values()
+    ]
+
+
+def run(settings: StudySettings, progress: Progress) -> StudyResult:
+    """Measure one study, or all; what was measured before is taken from where it was kept.
+
+    Raises:
+        BnlabError: there is no such study, DATA is nothing to study, a setting cannot be, the disk or memory is full.
+        Interrupted: Ctrl-C; what is done is kept.
+    """
+    names = catalogue.NAMES if settings.study == ALL else (settings.study,)
+    studies = [catalogue.find(name) for name in names]
+    if settings.seeds < 1:
+        raise UsageError(f"seeds {settings.seeds} cannot be", "give 1 or more; 3 is the least that says much")
+    if settings.seeds == 1:
+        progress.warn("one seed gives no interval, so what is measured over seeds will be not shown")
+    load_settings("default", settings.options)  # refuse what cannot be before anything is measured
+    check_free(settings.root, settings.name)
+    device = choose_device(settings.device)
+    sides = open_sides(
+        settings.data,
+        quick=settings.budget == "quick",
+        least=max(study.least for study in studies),
+        folder=settings.root / MEASURED / "photos",
+        progress=progress,
+    )
+    measured = []
+    for study in studies:
+        bench = _bench(study, settings, sides, device, progress)
+        measured.append((study, bench, study.measure(bench)))
+    folder = new_run(settings.root, settings.name, stem=f"study-{settings.study}").folder
+    about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
+    if settings.study != ALL:
+        study, bench, tables = measured[0]
+        return StudyResult(reports=(write_report(study, bench, tables, folder, about),), folder=folder, is_all=False)
+    reports = []
+    for study, bench, tables in measured:
+        (folder / study.name).mkdir()
+        reports.append(write_report(study, bench, tables, folder / study.name, about, index=f"../{PAGE}"))
+    write_index(
+        reports,
+        folder,
+        data=sides.name,
+        seeds=settings.seeds,
+        budget=settings.budget,
+        date=about["date"],
+        environment=about,
+    )
+    return StudyResult(reports=tuple(reports), folder=folder, is_all=True)
+
+
+def _bench(study: Study, settings: StudySettings, sides: Sides, device: str, progress: Progress) -> Bench:
+    return Bench(
+        name=study.name,
+        sides=sides,
+        budget=settings.budget,
+        seeds=tuple(range(settings.seeds)),
+        device=device,
+        processes=usable_cores() if settings.processes < 0 else settings.processes,
+        folder=settings.root / MEASURED,
+        progress=progress,
+        options=settings.options,
+    )

@@ -1,0 +1,118 @@
+"""A study's results on paper: its page, its tables as CSV, its plots as PNG, and one JSON document."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnlab.files import write_atomic, write_csv, write_json
+from bnlab.lab.bench import Bench
+from bnlab.lab.records import Records, Tables
+from bnlab.lab.study import Findings, Study
+from bnlab.report.html import render
+from bnlab.report.plots import plot_png, plot_svg
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One study that was measured, and where its page is."""
+
+    study: Study
+    findings: Findings
+    folder: Path
+    budget: str
+    data: str
+    seeds: int
+    seconds: float
+    """of computing, over all measurements, whenever they were made"""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `bnlab study NAME --json`."""
+        return {
+            "study": self.study.name,
+            "claim": self.study.claim,
+            "source": self.study.source,
+            "verdict": str(self.findings.verdict),
+            "numbers": self.findings.to_json(),
+            "remarks": list(self.findings.remarks),
+            "budget": self.budget,
+            "data": self.data,
+            "seeds": self.seeds,
+            "seconds": self.seconds,
+            "report": str(self.folder / PAGE),
+        }
+
+
+def write_report(
+    study: Study,
+    bench: Bench,
+    tables: Tables,
+    folder: Path,
+    environment: Mapping[str, Any],
+    *,
+    index: str | None = None,
+) -> Report:
+    """Judge the tables and write all files into a folder that is there; `index` is the page that leads here.
+
+    Raises:
+        StorageError: no space left.
+    """
+    findings = study.judge(tables)
+    report = Report(
+        study=study,
+        findings=findings,
+        folder=folder,
+        budget=bench.budget,
+        data=bench.sides.name,
+        seeds=len(bench.seeds),
+        seconds=bench.seconds,
+    )
+    for name, rows in tables.items():
+        write_table(folder / f"{name}.csv", rows)
+    for name, plot in findings.plots.items():
+        assert plot.table in tables, f"{name} is of no table"
+        write_atomic(folder / f"{name}.png", plot_png(plot))
+    write_json(folder / "study.json", report.to_json() | {"environment": dict(environment)})
+    page = render(
+        "study.html",
+        title=f"{study.title}: {findings.verdict}",
+        study=study,
+        verdict=str(findings.verdict),
+        evidence=findings.evidence,
+        remarks=findings.remarks,
+        numbers=findings.numbers,
+        plots=[(name, plot, plot_svg(plot)) for name, plot in findings.plots.items()],
+        tables=list(tables),
+        seeds=len(bench.seeds),
+        data=bench.sides.name,
+        photos=len(bench.sides),
+        classes=bench.sides.classes,
+        budget=bench.budget,
+        minutes=f"{bench.seconds / 60:.1f}",
+        options=", ".join(f"{key} {value}" for key, value in bench.options.items()),
+        index=index,
+        environment=environment,
+    )
+    write_atomic(folder / PAGE, page)
+    return report
+
+
+def write_index(reports: Sequence[Report], folder: Path, **about: Any) -> None:
+    """The page that leads to those of all studies."""
+    rows = [(report.study, str(report.findings.verdict), f"{report.study.name}/{PAGE}") for report in reports]
+    write_atomic(
+        folder / PAGE,
+        render("studies.html", title="bnlab: claims measured", studies=rows, **about),
+    )
+
+
+def write_table(path: Path, rows: Records) -> None:
+    """The rows as CSV, with all the columns that any of them has; floats to nine digits, which is finer than any is."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_csv(path, columns, ([_cell(row.get(column)) for column in columns] for row in rows))
+
+
+def _cell(value: object) -> object:
+    return f"{value:.9g}" if isinstance(value, float) else value
