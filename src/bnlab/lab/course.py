@@ -165,7 +165,7 @@ def accuracy(place: Place, recipe: Recipe) -> Tables:
 def guessing(position: Position, classes: int, n_test: int) -> Row:
     """What a training comes to that diverged: as good as guessing."""
     row: Row = dict.fromkeys(_ACCURACY)
-    guess = {"val_top1": 1 / classes, "test_top1": 1 / classes, "n_test": n_test}
+    guess = {"val_top1": 1 / classes, "test_top1": 1 / classes, "guess": 1 / classes, "n_test": n_test}
     return row | guess | {"step": position.plan.steps, "diverged_at": position.step}
 
 
@@ -177,6 +177,7 @@ _ACCURACY = (
     "test_top1",
     "test_loss",
     "n_test",
+    "guess",
     "diverged_at",
 )
 
@@ -220,6 +221,7 @@ class _HeldOut:
             "test_top1": float(right[self.val :].mean()),
             "test_loss": float(-np.log(np.maximum(test, np.finfo(np.float32).tiny)).mean()),
             "n_test": found.n - self.val,
+            "guess": 1 / len(found.classes),
             "diverged_at": None,
         }
 
