@@ -1,0 +1,27 @@
+import math
+
+from bnlab.lab.records import by_seed, distinct, gained, joined, labelled, last, mean, ratios, resolution, where
+
+ROWS = [
+    {"arm": arm, "seed": seed, "step": step, "top1": top1, "n_test": 50 + seed}
+    for arm, seed, step, top1 in (
+        ("a", 1, 1, 0.5), ("a", 1, 2, 0.75), ("a", 0, 1, 0.25), ("a", 0, 2, 0.5), ("b", 0, 2, 0.25), ("b", 1, 2, 0.0),
+    )
+]  # fmt: skip
+
+
+def test_rows_are_chosen_and_compared_seed_by_seed() -> None:
+    assert [row["step"] for row in where(ROWS, arm="a", seed=1)] == [1, 2]
+    assert distinct(ROWS, "arm") == ["a", "b"]
+    assert by_seed(ROWS, last("top1"), arm="a") == [0.5, 0.75]  # seeds rise, whatever the order of the rows
+    assert by_seed(ROWS, mean("top1"), arm="a") == [0.375, 0.625]
+    assert gained(ROWS, "a", "b", last("top1")) == (25.0, 75.0)
+    assert ratios(ROWS, "a", "b", last("top1")) == (2.0, math.inf)
+    assert resolution(ROWS) == 2.0
+
+
+def test_tables_are_labelled_and_joined() -> None:
+    first = labelled({"t": [{"x": 1}]}, {"arm": "a"})
+    assert first == {"t": [{"arm": "a", "x": 1}]}
+    assert list(first["t"][0]) == ["arm", "x"]
+    assert joined([first, {"t": [{"x": 2}], "u": []}]) == {"t": [{"arm": "a", "x": 1}, {"x": 2}], "u": []}

@@ -1,0 +1,122 @@
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bnlab.data.listing import read_list
+from bnlab.errors import DataError
+from bnlab.lab import sides as module
+from bnlab.lab.sides import Sides, open_sides
+from bnlab.progress import Silent
+
+
+def opened(data: Path | None, folder: Path, *, quick: bool = True, least: int = 10) -> Sides:
+    return open_sides(data, quick=quick, least=least, folder=folder, progress=Silent())
+
+
+def counts(sides: Sides, seed: int) -> Counter[str]:
+    return Counter(photo.split for photo in read_list(sides.of(seed)))
+
+
+def test_each_seed_splits_anew_and_always_alike(photos: Path, tmp_path: Path) -> None:
+    sides = opened(photos, tmp_path / "a")
+    assert (len(sides), sides.classes, sides.kind, sides.name) == (72, 3, "photos", photos.name)
+    first = {photo.path: photo.split for photo in read_list(sides.of(0))}
+    other = {photo.path: photo.split for photo in read_list(sides.of(1))}
+    assert set(first.values()) == {"train", "val", "test"}
+    assert first != other
+    again = {photo.path: photo.split for photo in read_list(opened(photos, tmp_path / "b").of(0))}
+    assert again == first
+    assert 8 <= counts(sides, 0)["test"] <= 36
+
+
+def test_duplicates_share_a_side(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    originals = sorted((data / "class0").glob("*.png"))
+    for photo in originals:
+        shutil.copy(photo, photo.with_name(f"copy-{photo.name}"))
+    side = {photo.path: photo.split for photo in read_list(opened(data, tmp_path / "a").of(0))}
+    assert len(side) == 72 + 24
+    for photo in originals:
+        assert side[str(photo)] == side[str(photo.with_name(f"copy-{photo.name}"))]
+
+
+@pytest.mark.parametrize(
+    ("given", "there"),
+    [(("train", "val"), {"val": "test"}), (("train", "val", "test"), {"val": "val", "test": "test"})],
+)
+def test_sides_of_data_stay(photos: Path, tmp_path: Path, given: tuple[str, ...], there: dict[str, str]) -> None:
+    data = tmp_path / "data"
+    for i, photo in enumerate(sorted(photos.glob("*/*.png"))):
+        place = data / given[i % len(given)] / photo.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, place / photo.name)
+    listed = list(read_list(opened(data, tmp_path / "a").of(0)))
+    for photo in listed:
+        was = Path(photo.path).parent.parent.name
+        assert photo.split == there.get(was, photo.split)
+        if was == "train":
+            assert photo.split in (("train",) if "test" in given else ("train", "val"))
+    assert {photo.split for photo in listed} == {"train", "val", "test"}
+
+
+def test_quick_takes_a_part_of_many_and_full_takes_all(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUICK_PHOTOS", 30)
+    few = opened(photos, tmp_path / "a")
+    assert Counter(photo.label for photo in few.photos) == {"class0": 10, "class1": 10, "class2": 10}
+    assert [p.path for p in opened(photos, tmp_path / "b").photos] == [p.path for p in few.photos]
+    assert len(opened(photos, tmp_path / "a", quick=False)) == 72
+
+
+def test_the_bundled_digits_are_the_default(tmp_path: Path) -> None:
+    sides = opened(None, tmp_path)
+    assert (len(sides), sides.classes, sides.kind, sides.name) == (1797, 10, "digits", "scikit-learn's digits")
+    assert counts(sides, 0) == {"train": 972, "test": 539, "val": 286}
+
+
+def test_photos_are_looked_at_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    first = opened(data, tmp_path / "a")
+    looked: list[str] = []
+    fingerprint = module.duplicates.fingerprint
+    monkeypatch.setattr(module.duplicates, "fingerprint", lambda path: looked.append(path) or fingerprint(path))
+    assert opened(data, tmp_path / "a").photos == first.photos
+    assert not looked
+    changed = next((data / "class0").iterdir())
+    changed.write_bytes(next((data / "class1").iterdir()).read_bytes())
+    assert opened(data, tmp_path / "a").photos != first.photos
+    assert len(looked) == 72
+
+
+def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError,
+        match=rf"{photos.name} has 72 usable photos of 3 classes: this study needs 400 photos of 2 classes or more",
+    ):
+        opened(photos, tmp_path / "a", least=400)
+    few = tmp_path / "few"
+    for label in ("class0", "class1"):
+        (few / label).mkdir(parents=True)
+        for photo in sorted((photos / label).iterdir())[: 20 if label == "class0" else 2]:
+            shutil.copy(photo, few / label)
+    problem = "few has too few photos of class 'class1': none fell to "
+    with pytest.raises(DataError, match=re.escape(problem) + r"\w+: .* give 20 or more of each class"):
+        for seed in range(20):
+            opened(few, tmp_path / "b").of(seed)
+
+
+def test_what_cannot_be_used_is_told(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    (data / "class0" / "broken.jpg").write_bytes(b"no picture")
+    for _ in range(2):  # each time
+        progress = Silent()
+        sides = open_sides(data, quick=True, least=10, folder=tmp_path / "a", progress=progress)
+        assert len(sides) == 72
+        assert any("broken.jpg" in warning for warning in progress.warnings)

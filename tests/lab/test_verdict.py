@@ -1,0 +1,73 @@
+import math
+
+import pytest
+
+from bnlab.lab.verdict import Evidence, Verdict, together
+
+HOLDS, NOT, UNSHOWN = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.NOT_SHOWN
+
+
+def evidence(*values: float, **more: object) -> Evidence:
+    return Evidence(what="it is more", values=values, **{"above": 0.0, **more})
+
+
+def test_the_interval_is_students() -> None:
+    """Of 1, 2, 3: mean 2, standard error 1 / sqrt(3), and 4.302653 is t's 97.5% point at two degrees of freedom."""
+    low, high = evidence(1, 2, 3).interval
+    half = 4.302652729911275 / math.sqrt(3)
+    assert (low, high) == pytest.approx((2 - half, 2 + half))
+    wide = evidence(1, 2, 3, level=0.99).interval
+    assert wide[1] - wide[0] == pytest.approx(2 * 9.924843200918286 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "verdict"),
+    [
+        ((5.0, 5.1, 4.9), {}, HOLDS),
+        ((-5.0, -5.1, -4.9), {}, NOT),
+        ((5.0, -5.0, 1.0), {}, UNSHOWN),
+        ((5.0, 5.1, 4.9), {"above": 6.0}, NOT),
+        ((5.0, 5.1, 4.9), {"above": -math.inf, "below": 6.0}, HOLDS),
+        ((0.1, 0.0, -0.1), {"above": -2.0, "below": 2.0}, HOLDS),
+        ((3.1, 3.0, 2.9), {"above": -2.0, "below": 2.0}, NOT),
+        ((2.1, 2.0, 1.9), {"above": -2.0, "below": 2.0}, UNSHOWN),
+        ((5.0,), {}, UNSHOWN),
+        ((0.0, 0.0, 0.0), {}, NOT),
+        ((0.0, 0.0, 0.0), {"resolution": 0.2}, UNSHOWN),
+        ((math.inf, 5.0, 5.0), {}, UNSHOWN),
+        ((8.0, 8.1, 7.9), {"ratio": True, "above": 1.0}, HOLDS),
+        ((8.0, 8.1, 7.9), {"ratio": True, "above": 14.0}, NOT),
+        ((0.5, 2.0, 1.0), {"ratio": True, "above": 1.0}, UNSHOWN),
+        ((0.0, 2.0, 1.0), {"ratio": True, "above": 1.0}, UNSHOWN),
+    ],
+)
+def test_the_whole_interval_has_to_lie_in_the_range(
+    values: tuple[float, ...], more: dict[str, object], verdict: Verdict
+) -> None:
+    assert evidence(*values, **more).verdict == verdict
+
+
+def test_ratios_are_averaged_as_logarithms() -> None:
+    found = evidence(0.25, 4.0, ratio=True, above=1.0)
+    assert found.mean == pytest.approx(1.0)
+    assert found.interval[0] * found.interval[1] == pytest.approx(1.0)
+
+
+def test_the_range_in_words() -> None:
+    assert evidence(1.0).claimed == "> 0"
+    assert evidence(1.0, above=-math.inf, below=2.5).claimed == "< 2.5"
+    assert evidence(1.0, above=-2.0, below=2.0).claimed == "-2 to 2"
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict"),
+    [((1, 1), HOLDS), ((1, -1), NOT), ((1, None), UNSHOWN), ((-1, None), NOT), ((1, 1, "beside"), HOLDS)],
+)
+def test_a_claim_holds_if_all_its_clauses_do(means: tuple[object, ...], verdict: Verdict) -> None:
+    values = {1: (1.0, 1.1, 0.9), -1: (-1.0, -1.1, -0.9), None: (1.0, -1.0, 0.2), "beside": (-1.0, -1.1, -0.9)}
+    assert together([evidence(*values[mean], decides=mean != "beside") for mean in means]) == verdict
+
+
+def test_json_has_no_infinity() -> None:
+    document = evidence(5.0).to_json()
+    assert (document["low"], document["high"], document["mean"], document["verdict"]) == (None, None, 5.0, "not shown")
