@@ -10,19 +10,23 @@ trainings side by side are faster than two in turn, and results do not depend on
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import connection
 from pathlib import Path
 from queue import Empty
+from types import FrameType
 from typing import Any
 
-from bnlab.errors import BnlabError, Interrupted
+from bnlab.errors import Interrupted
 from bnlab.files import file_sha256, read_json, write_json
 from bnlab.lab.records import Records, Tables, Value
 from bnlab.machine import versions
@@ -152,29 +156,57 @@ def _side_by_side(work: Sequence[tuple[str, Cell, Path, str]], processes: int, t
                 for future in done:
                     future.result()
         except BaseException as error:
+            running = list(pool._processes.values())
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):  # a terminal's Ctrl-C has reached them; a kill of this one has not
-                for process in list((pool._processes or {}).values()):
-                    process.terminate()
+            if isinstance(error, KeyboardInterrupt):
+                for process in running:
+                    process.terminate()  # a request to stop: long trainings are saved
             raise
         finally:
             _drain(queue, task)
 
 
 _queue: Any = None
+_stopping = _measuring = False
 
 
 def _begin_process(queue: Any) -> None:
+    """What each process of the pool needs, and that it is stopped by the first process alone, once."""
     global _queue  # noqa: PLW0603 (a process of a pool is given what it needs once)
     from bnlab.machine import tune
 
     tune()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _queue = queue
+    signal.signal(signal.SIGTERM, _stop)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # out of reach of the terminal's Ctrl-C, which the first process passes on
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _stopping  # noqa: PLW0603
+    _stopping = True
+    if _measuring:
+        raise KeyboardInterrupt
+
+
+def _stop_with_parent() -> None:
+    """A process whose parent was killed would else wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _measure_elsewhere(key: str, cell: Cell, folder: Path, device: str) -> None:
-    _measure(key, cell, folder, device, _Told(_Queued(), cell.steps))
+    global _measuring  # noqa: PLW0603
+    _measuring = not _stopping
+    try:
+        if _stopping:
+            raise KeyboardInterrupt
+        _measure(key, cell, folder, device, _Told(_Queued(), cell.steps))
+    finally:
+        _measuring = False
 
 
 class _Queued:
@@ -252,4 +284,4 @@ def _code() -> str:
 def _plain(value: object) -> object:
     if isinstance(value, Recipe):
         return value.model_dump(mode="json")
-    raise BnlabError(f"a cell's settings hold a {type(value).__name__}", "give what JSON can hold, or a recipe")
+    raise TypeError(f"a cell's settings hold a {type(value).__name__}, not what JSON can")

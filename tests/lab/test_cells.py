@@ -1,0 +1,165 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab.errors import Interrupted, UsageError
+from bnlab.lab import cells as module
+from bnlab.lab.cells import Cell, Done, Place, run_cells
+from bnlab.lab.records import Tables
+from bnlab.progress import Silent
+from bnlab.recipe import Recipe
+
+CALLS: list[int] = []
+
+
+def squared(place: Place, *, x: int) -> Tables:
+    CALLS.append(x)
+    place.tell(1)
+    return {"t": [{"x": x, "square": x * x / 3, "threads": torch.get_num_threads(), "process": os.getpid()}]}
+
+
+def refusing(place: Place, *, x: int) -> Tables:
+    if x == 3:
+        raise UsageError("x 3 cannot be", "take another")
+    return squared(place, x=x)
+
+
+def interrupted(place: Place, *, x: int) -> Tables:
+    if x == 2 and not (place.folder / "state").exists():
+        (place.folder / "state").write_text("half")
+        raise KeyboardInterrupt
+    return squared(place, x=x)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., list[Cell]]:
+    split = tmp_path / "split.csv"
+    split.write_text("path,class,split,sha256\n")
+    CALLS.clear()
+
+    def cells(*xs: int, do: Callable[..., Tables] = squared, **more: object) -> list[Cell]:
+        return [Cell(do=do, split=split, seed=0, settings={"x": x, **more}, steps=x) for x in xs]
+
+    return cells
+
+
+def run(cells: list[Cell], folder: Path, processes: int = 0) -> list[Done]:
+    return run_cells(cells, folder=folder, device="cpu", processes=processes, title="test", progress=Silent())
+
+
+def test_what_was_measured_is_kept(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    folder = tmp_path / "measured"
+    first = run(make(1, 2), folder)
+    assert [done.tables["t"][0]["square"] for done in first] == [1 / 3, 4 / 3]
+    assert first[0].tables["t"][0]["threads"] == 1
+    assert run(make(2, 1), folder) == first[::-1]
+    assert [done.tables["t"][0]["x"] for done in run(make(3, 2, 3), folder)] == [3, 2, 3]  # the same twice: once
+    assert CALLS == [1, 2, 3]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json"] * 3
+
+
+def test_a_key_follows_from_all_that_a_result_does(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    cell = make(1)[0]
+    keys = {cell.key("cpu"), make(2)[0].key("cpu"), cell.key("cuda"), make(1, do=refusing)[0].key("cpu")}
+    keys |= {Cell(do=squared, split=cell.split, seed=1, settings={"x": 1}).key("cpu")}
+    keys |= {make(1, recipe=Recipe(size=size))[0].key("cpu") for size in (32, 64)}
+    assert len(keys) == 7
+    assert Cell(do=squared, split=cell.split, seed=0, settings={"x": 1}, labels={"arm": "a"}).key("cpu") in keys
+    cell.split.write_text("path,class,split,sha256\na,b,train,\n")
+    assert cell.key("cpu") not in keys
+
+
+def test_other_code_measures_anew(make: Callable[..., list[Cell]], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make(1)[0].key("cpu")
+    monkeypatch.setattr(module, "_code", lambda: "other")
+    assert make(1)[0].key("cpu") != before
+
+
+def test_processes_give_the_same_and_pass_errors_on(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    done = run(make(1, 2, 4), tmp_path / "a", processes=2)
+    assert [one.tables["t"][0]["square"] for one in done] == [1 / 3, 4 / 3, 16 / 3]
+    assert os.getpid() not in {one.tables["t"][0]["process"] for one in done}
+    with pytest.raises(UsageError, match="x 3 cannot be: take another"):
+        run(make(3, 1, 5, do=refusing), tmp_path / "b", processes=2)
+
+
+def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    cells = make(1, 2, 3, do=interrupted)
+    with pytest.raises(Interrupted, match="the study was interrupted; the same command goes on where it stood"):
+        run(cells, tmp_path)
+    assert CALLS == [1]
+    done = run(cells, tmp_path)
+    assert CALLS == [1, 2, 3]
+    assert [one.tables["t"][0]["x"] for one in done] == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_the_time_of_all_sittings_counts(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    cell = make(2, do=interrupted)[0]
+    with pytest.raises(Interrupted):
+        run([cell], tmp_path)
+    spent = tmp_path / cell.key("cpu") / "seconds.json"
+    spent.write_text(json.dumps({"seconds": 100.0}))
+    assert 100 < run([cell], tmp_path)[0].seconds < 150
+
+
+def test_settings_that_are_no_json_are_a_defect(make: Callable[..., list[Cell]]) -> None:
+    with pytest.raises(TypeError, match="a cell's settings hold a PosixPath"):
+        make(1, path=Path("x").absolute())[0].key("cpu")
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from bnlab.errors import Interrupted
+from bnlab.lab.cells import Cell, run_cells
+from bnlab.progress import Silent
+sys.path.insert(0, {here!r})
+from waiting import slow
+if __name__ == "__main__":
+    split = Path({folder!r}) / "split.csv"
+    cells = [Cell(do=slow, split=split, seed=seed, settings={{}}) for seed in range(3)]
+    try:
+        run_cells(cells, folder=Path({folder!r}), device="cpu", processes=2, title="t", progress=Silent())
+    except Interrupted as interruption:
+        print(interruption.message)
+"""
+SLOW = """
+import time
+def slow(place):
+    (place.folder / "began").touch()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        (place.folder / "saved").touch()
+        raise
+    return {}
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_request_to_stop_reaches_the_processes(tmp_path: Path) -> None:
+    """A kill of the first process alone, as a cluster's scheduler sends it: the others save and end, too."""
+    (tmp_path / "split.csv").touch()
+    (tmp_path / "waiting.py").write_text(SLOW)
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import signal\nsignal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        + WAITING.format(here=str(tmp_path), folder=str(tmp_path))
+    )
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/began"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert "the study was interrupted" in said
+    assert len(list(tmp_path.glob("*/saved"))) == 2
