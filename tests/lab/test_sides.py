@@ -35,7 +35,7 @@ def test_each_seed_splits_anew_and_always_alike(photos: Path, tmp_path: Path) ->
 def test_duplicates_share_a_side(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
-    originals = sorted((data / "class0").glob("*.png"))
+    originals = sorted((data / "disc").glob("*.png"))
     for photo in originals:
         shutil.copy(photo, photo.with_name(f"copy-{photo.name}"))
     side = {photo.path: photo.split for photo in read_list(opened(data, tmp_path / "a").of(0))}
@@ -68,7 +68,7 @@ def test_quick_takes_a_part_of_many_and_full_takes_all(
 ) -> None:
     monkeypatch.setattr(module, "QUICK_PHOTOS", 30)
     few = opened(photos, tmp_path / "a")
-    assert Counter(photo.label for photo in few.photos) == {"class0": 10, "class1": 10, "class2": 10}
+    assert Counter(photo.label for photo in few.photos) == {"disc": 10, "ring": 10, "stripes": 10}
     assert [p.path for p in opened(photos, tmp_path / "b").photos] == [p.path for p in few.photos]
     assert len(opened(photos, tmp_path / "a", quick=False)) == 72
 
@@ -88,8 +88,8 @@ def test_photos_are_looked_at_once(photos: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module.duplicates, "fingerprint", lambda path: looked.append(path) or fingerprint(path))
     assert opened(data, tmp_path / "a").photos == first.photos
     assert not looked
-    changed = next((data / "class0").iterdir())
-    changed.write_bytes(next((data / "class1").iterdir()).read_bytes())
+    changed = next((data / "disc").iterdir())
+    changed.write_bytes(next((data / "ring").iterdir()).read_bytes())
     assert opened(data, tmp_path / "a").photos != first.photos
     assert len(looked) == 72
 
@@ -101,11 +101,11 @@ def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> Non
     ):
         opened(photos, tmp_path / "a", least=400)
     few = tmp_path / "few"
-    for label in ("class0", "class1"):
+    for label in ("disc", "ring"):
         (few / label).mkdir(parents=True)
-        for photo in sorted((photos / label).iterdir())[: 20 if label == "class0" else 2]:
+        for photo in sorted((photos / label).iterdir())[: 20 if label == "disc" else 2]:
             shutil.copy(photo, few / label)
-    problem = "few has too few photos of class 'class1': none fell to "
+    problem = "few has too few photos of class 'ring': none fell to "
     with pytest.raises(DataError, match=re.escape(problem) + r"\w+: .* give 20 or more of each class"):
         for seed in range(20):
             opened(few, tmp_path / "b").of(seed)
@@ -114,7 +114,7 @@ def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_used_is_told(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
-    (data / "class0" / "broken.jpg").write_bytes(b"no picture")
+    (data / "disc" / "broken.jpg").write_bytes(b"no picture")
     for _ in range(2):  # each time
         progress = Silent()
         sides = open_sides(data, quick=True, least=10, folder=tmp_path / "a", progress=progress)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from tests.classifier.test_evaluate import KNOWN, answers
 
-from bnlab.report import figures
+from bnlab.report import canvas, figures
 
 ROWS = [
     {"epoch": e, "train_loss": 2 / e, "val_loss": 2.2 / e, "train_top1": 1 - 0.8 / e, "val_top1": 1 - 0.9 / e}
@@ -18,9 +18,9 @@ def test_curves_take_the_colours_of_the_page() -> None:
     svg = figures.curves({"one": ROWS, "two": ROWS[:2]})
     ET.fromstring(svg)
     assert "currentColor" in svg
-    assert figures._INK not in svg
-    assert all(colour.lower() in svg for colour in figures.COLOURS[:2])
-    assert figures.COLOURS[2].lower() not in svg
+    assert canvas._INK not in svg
+    assert all(colour.lower() in svg for colour in canvas.COLOURS[:2])
+    assert canvas.COLOURS[2].lower() not in svg
 
 
 def test_the_same_figure_is_the_same_file() -> None:

@@ -1,0 +1,169 @@
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import write_photos
+
+from bnlab.__main__ import run as main
+from bnlab.commands import study as command
+from bnlab.commands.study import StudySettings
+from bnlab.errors import UsageError
+from bnlab.files import read_csv
+from bnlab.lab import catalogue
+from bnlab.lab.bench import Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.plots import caption, over_seeds
+from bnlab.lab.records import Tables, by_seed, last
+from bnlab.lab.study import Findings, Study
+from bnlab.lab.verdict import Evidence
+from bnlab.progress import Silent
+from bnlab.report.plots import Plot
+
+
+def pretended(place: Place, *, gain: float) -> Tables:
+    return {
+        "accuracy": [
+            {"step": step, "test_top1": 0.5 + gain * step / 100 + place.seed / 100, "n_test": 100} for step in (1, 10)
+        ]
+    }
+
+
+def measure(bench: Bench) -> Tables:
+    gain = float(bench.options.get("momentum", 0.9))  # any key will do to plant an answer
+    return bench.run(
+        [
+            bench.cell(pretended, seed, labels={"arm": arm}, gain=gain * (arm == "with <b>"))
+            for arm in ("with <b>", "without")
+            for seed in bench.seeds
+        ]
+    )
+
+
+def judge(tables: Tables) -> Findings:
+    rows = tables["accuracy"]
+    ours, theirs = (by_seed(rows, last("test_top1"), arm=arm) for arm in ("with <b>", "without"))
+    values = tuple(a - b for a, b in zip(ours, theirs, strict=True))
+    return Findings(
+        evidence=(Evidence(what="it is higher", values=values, above=0.0, unit="points", resolution=1e-3),),
+        plots={
+            "two words": Plot(
+                title="t",
+                x="x",
+                y="y",
+                series=over_seeds(rows, "step", "test_top1"),
+                caption=caption(rows, "band"),
+                table="accuracy",
+            )
+        },
+        numbers={"a number": 1.5, "nothing": None},
+        remarks=("a remark",),
+    )
+
+
+PLANTED = Study(
+    name="planted",
+    title="A planted study",
+    claim="It is <so>.",
+    source="Nobody 2026",
+    protocol="None.",
+    rule="Above 0.",
+    measure=measure,
+    judge=judge,
+)
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    studies = {"planted": PLANTED, "other": Study(**{**vars(PLANTED), "name": "other"})}
+    monkeypatch.setattr(catalogue, "NAMES", tuple(studies))
+    monkeypatch.setattr(catalogue, "find", lambda name: studies[name])
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"), each=40)
+
+
+def settings(data: Path, options: Mapping[str, Any] | None = None, **more: Any) -> StudySettings:
+    return StudySettings(**{"study": "planted", "data": data, "processes": 0, "options": options or {}} | more)
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.5, "holds"), (0.0, "not shown")])
+def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verdict: str) -> None:
+    result = command.run(settings(data, {"momentum": gain}), Silent())
+    assert result.folder == Path("runs/study-planted")
+    files = {"report.html", "study.json", "accuracy.csv", "two words.png"}
+    assert {path.name for path in result.folder.iterdir()} == files
+    document = json.loads((result.folder / "study.json").read_text())
+    assert document["verdict"] == verdict
+    assert {key: document[key] for key in ("study", "claim", "source", "seeds", "budget", "report")} == {
+        "study": "planted", "claim": "It is <so>.", "source": "Nobody 2026", "seeds": 3, "budget": "quick",
+        "report": "runs/study-planted/report.html",
+    }  # fmt: skip
+    assert document["numbers"]["a number"] == 1.5
+    assert document["numbers"]["it is higher"]["n"] == 3
+    rows = list(read_csv(result.folder / "accuracy.csv"))
+    assert len(rows) == 12
+    assert list(rows[0]) == ["arm", "seed", "step", "test_top1", "n_test"]
+    page = result.page.read_text()
+    assert "It is &lt;so&gt;." in page
+    assert "with <b>" not in page
+    for link in re.findall(r'<a href="([^"]+)"', page):
+        assert (result.folder / link.replace("%20", " ")).exists(), link
+    assert verdict in page
+
+
+def test_a_second_look_costs_nothing_and_overwrites_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = command.run(settings(data), Silent())
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")}
+    second = command.run(settings(data), Silent())
+    assert second.folder == Path("runs/study-planted2")
+    assert {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")} == kept
+    assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
+    assert (second.folder / "accuracy.csv").read_bytes() == before["accuracy.csv"]
+
+
+def test_all_studies_have_a_page_each(data: Path) -> None:
+    result = command.run(settings(data, study="all"), Silent())
+    page = result.page.read_text()
+    for name in ("planted", "other"):
+        assert f'href="{name}/report.html"' in page
+        assert 'href="../report.html"' in (result.folder / name / "report.html").read_text()
+    assert [study["study"] for study in result.to_json()["studies"]] == ["planted", "other"]
+
+
+def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
+    progress = Silent()
+    result = command.run(settings(data, {"momentum": 0.5}, seeds=1), progress)
+    assert str(result.reports[0].findings.verdict) == "not shown"
+    assert progress.warnings == ["one seed gives no interval, so what is measured over seeds will be not shown"]
+
+
+def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> None:
+    with pytest.raises(UsageError, match="seeds 0 cannot be"):
+        command.run(settings(data, seeds=0), Silent())
+    with pytest.raises(UsageError, match=r"a recipe has no key 'stpes' .*: did you mean 'steps'"):
+        command.run(settings(data, {"stpes": 3}), Silent())
+    assert not Path("runs").exists()
+
+
+def test_the_command_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["study", "planted", "--data", str(data), "--processes", "0", "--set", "momentum=0.5"]
+    assert main([*arguments, "--json", "--expect", "holds"]) == 0
+    out, _ = capsys.readouterr()
+    assert json.loads(out)["verdict"] == "holds"
+    assert main([*arguments, "--expect", "does not hold"]) == 1
+    out, err = capsys.readouterr()
+    assert "planted: holds" in out
+    assert "runs/study-planted2/report.html shows it." in out
+    assert "bnlab: does not hold was expected; planted: holds" in err
+    assert main(["study", "list"]) == 0
+    assert "It is <so>." in capsys.readouterr().out
+    assert main(["study", "list", "--json"]) == 0
+    assert [row["study"] for row in json.loads(capsys.readouterr().out)] == ["planted", "other"]

@@ -1,0 +1,75 @@
+from collections.abc import Callable
+
+import pytest
+
+from bnlab.errors import RecipeError
+from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.records import Tables, where
+from bnlab.lab.tuning import chosen, remarks
+from bnlab.recipe import Recipe
+
+MakeBench = Callable[..., Bench]
+
+
+def pretended(place: Place, recipe: Recipe, best: float) -> Tables:
+    """An accuracy that is highest at a rate, and at the next on the second seed; test says otherwise."""
+    off = abs(recipe.learning_rate - best * (1 + place.seed)) / best
+    row = {"step": recipe.steps, "val_top1": 1 / (1 + off), "test_top1": off / 10, "seed_seen": recipe.seed}
+    return {"accuracy": [row | {"diverged_at": 3 if recipe.learning_rate > 0.35 else None}]}
+
+
+def test_each_arm_and_seed_has_the_rate_that_suits_it_on_val(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    arms = {name: bench.recipe(network) for name, network in bench.twins().items()}
+    tables = bench.tuned(arms, (0.1, 0.2, 0.4), pretended, best=0.1)
+    assert len(tables["accuracy"]) == 12
+    best = {(row["arm"], row["seed"]): row["learning_rate"] for row in chosen(tables)}
+    assert best == {(WITH_BN, 0): 0.1, (WITH_BN, 1): 0.2, (WITHOUT_BN, 0): 0.1, (WITHOUT_BN, 1): 0.2}
+    assert all(row["seed_seen"] == row["seed"] for row in tables["accuracy"])
+    assert remarks(tables) == tuple(
+        sentence
+        for arm in (WITH_BN, WITHOUT_BN)
+        for sentence in (
+            f"{arm}: the best learning rate was the lowest tried (0.1) for 1 seed of 2; a better one may lie outside",
+            f"{arm}: 2 trainings diverged, at learning rates of 0.4",
+        )
+    )
+
+
+def test_cells_are_arms_times_seeds_and_carry_their_labels(make_bench: MakeBench) -> None:
+    bench = make_bench(seeds=3)
+    recipe = bench.recipe("bn_mlp", learning_rate=0.1)
+    cells = bench.cells({"a": recipe, "b": recipe}, pretended, labels={"size": 8}, best=0.1)
+    assert [cell.labels for cell in cells] == [
+        {"arm": arm, "size": 8, "seed": seed} for arm in "ab" for seed in range(3)
+    ]
+    assert {cell.steps for cell in cells} == {6}
+    rows = bench.run(cells)["accuracy"]
+    assert [(row["arm"], row["seed"]) for row in rows] == [(arm, seed) for arm in "ab" for seed in range(3)]
+    assert where(rows, arm="a", seed=2)[0]["val_top1"] == where(rows, arm="b", seed=2)[0]["val_top1"]
+    assert bench.seconds > 0
+
+
+def test_a_users_keys_rule_and_digits_are_not_mirrored(make_bench: MakeBench) -> None:
+    bench = make_bench(size=48)
+    for base in (None, "bn-x5"):
+        recipe = bench.recipe("bn_small_inception", base=base, steps=99, dropout=0.5)
+        assert (recipe.size, recipe.steps, recipe.dropout, recipe.flip) == (48, 6, 0.5, 0.0)
+        assert (recipe.precision, recipe.label_smoothing, recipe.grow_from) == ("float32", 0.0, 1.0)
+    assert bench.recipe("bn_small_inception", base="bn-x5").weight_decay == 0.00004
+    photos = make_bench(kind="photos")
+    assert photos.recipe("bn_small_inception").flip == 0.5
+    with pytest.raises(RecipeError, match="a recipe has no key 'stpes'"):
+        bench.recipe("bn_mlp", stpes=3)
+
+
+def test_the_budget_picks(make_bench: MakeBench) -> None:
+    bench = make_bench(kind="photos")
+    assert bench.pick(1, 2) == 1
+    assert bench.twins()[WITH_BN] == "bn_small_inception"
+    bench.budget = "full"
+    assert bench.pick(1, 2) == 2
+    assert bench.twins() == {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
+    bench.sides.kind = "digits"
+    assert bench.twins()[WITH_BN] == "bn_small_inception"

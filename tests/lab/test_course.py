@@ -1,0 +1,135 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bnlab.lab import course as module
+from bnlab.lab.bench import Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import Witness, restored, train, use_batch_statistics
+from bnlab.nets import build
+from bnlab.norm import BatchNorm2d
+from bnlab.norm.modes import Modes
+from bnlab.recipe import Recipe
+from bnlab.training.loop import Trainee
+
+MakeBench = Callable[..., Bench]
+
+
+class Looker(Witness):
+    """Writes each step's number and a weight before and after it."""
+
+    def __init__(self, stop_at: int = -1) -> None:
+        super().__init__()
+        self.stop_at = stop_at
+
+    def before(self, step: int, trainee: Trainee) -> None:
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        self.write("before", {"step": step, "weight": float(trainee.network.fc.weight.detach().sum())})
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        self.write("after", {"step": step, "weight": float(trainee.network.fc.weight.detach().sum())})
+
+
+@pytest.fixture
+def recipe(make_bench: MakeBench) -> Recipe:
+    return make_bench().recipe("bn_small_inception", judge_every=1)
+
+
+@pytest.fixture
+def place(make_bench: MakeBench, tmp_path: Path) -> Place:
+    return Place(split=make_bench().sides.of(0), folder=tmp_path / "cell", device="cpu", seed=0)
+
+
+def test_a_network_is_trained_judged_and_looked_at(place: Place, recipe: Recipe) -> None:
+    told: list[int] = []
+    course = train(replace(place, tell=told.append), recipe, witness=Looker())
+    assert sum(told) == 6
+    assert [row["step"] for row in course.tables["before"]] == list(range(6))
+    assert course.tables["after"][0]["weight"] == course.tables["before"][1]["weight"]
+    assert course.tables["after"][0]["weight"] != course.tables["before"][0]["weight"]
+    rows = course.tables["accuracy"]
+    assert rows[-1]["step"] == 6
+    assert not course.diverged
+    test = course.evaluation("test")
+    assert rows[-1]["n_test"] == test.n == len(course.source.side("test"))
+    recalibrated = course.evaluation("test", "recalibrated", images=24)
+    assert rows[-1]["test_top1"] == pytest.approx(recalibrated.top1, abs=1e-9)
+    assert rows[-1]["test_loss"] == pytest.approx(recalibrated.loss, rel=1e-4)
+    assert rows[-1]["val_top1"] == pytest.approx(course.evaluation("val", "recalibrated", images=24).top1)
+
+
+def test_looking_on_changes_nothing(place: Place, recipe: Recipe, tmp_path: Path) -> None:
+    plain = train(replace(place, folder=tmp_path / "a"), recipe)
+    looked = train(replace(place, folder=tmp_path / "b"), recipe, witness=Looker())
+    assert plain.tables["accuracy"] == looked.tables["accuracy"]
+    for a, b in zip(
+        plain.trainee.network.state_dict().values(), looked.trainee.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_numbers(
+    place: Place, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(replace(place, folder=tmp_path / "whole"), recipe, witness=Looker())
+    monkeypatch.setattr(module, "_WORTH_SAVING", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(place, recipe, witness=Looker(stop_at=4))
+    told: list[int] = []
+    halves = train(replace(place, tell=told.append), recipe, witness=Looker())
+    assert 0 < told[0] <= 4  # what was saved need not be made again
+    assert sum(told) == 6
+    assert halves.tables == whole.tables
+
+
+def test_the_seed_of_the_place_rules(place: Place, recipe: Recipe, tmp_path: Path) -> None:
+    first = train(replace(place, folder=tmp_path / "a"), recipe.model_copy(update={"seed": 5}), witness=Looker())
+    other = train(replace(place, folder=tmp_path / "b", seed=1), recipe, witness=Looker())
+    assert first.trainee.recipe.seed == 0
+    assert first.tables["before"][0] != other.tables["before"][0]
+
+
+def test_a_training_that_diverges_counts_as_guessing(place: Place, recipe: Recipe) -> None:
+    wild = recipe.model_copy(
+        update={"network": "small_inception", "learning_rate": 1e12, "schedule": "constant", "steps": 20}
+    )
+    course = train(place, wild)
+    assert course.diverged
+    last = course.tables["accuracy"][-1]
+    assert (last["step"], last["test_top1"], last["val_top1"], last["guess"]) == (20, 1 / 3, 1 / 3, 1 / 3)
+    assert 0 < last["diverged_at"] < 20
+    assert set(last) == set(train(replace(place, folder=place.folder / "b"), recipe).tables["accuracy"][0])
+
+
+def test_a_network_of_ones_own_is_trained(place: Place, recipe: Recipe) -> None:
+    class Own(BatchNorm2d):
+        pass
+
+    def make(recipe: Recipe, classes: int) -> Any:
+        return build(recipe.network, classes=classes, width=recipe.width, norm=Own, seed=recipe.seed)
+
+    course = train(place, recipe, make=make)
+    assert {type(layer) for layer in course.trainee.network.modules() if isinstance(layer, Modes)} == {Own}
+
+
+def test_whatever_is_done_is_undone() -> None:
+    network = build("bn_small_inception", classes=3, width=0.25)
+    network.stem.eval() if hasattr(network, "stem") else None
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    flags = [module.training for module in network.modules()]
+    with pytest.raises(KeyError), restored(network):
+        network.eval()
+        use_batch_statistics(network)
+        assert {layer.statistics for layer in network.modules() if isinstance(layer, Modes)} == {"batch"}
+        with torch.no_grad():
+            for tensor in network.state_dict().values():
+                tensor.add_(1)
+        raise KeyError
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert flags == [module.training for module in network.modules()]
+    assert {layer.statistics for layer in network.modules() if isinstance(layer, Modes)} == {"running"}
