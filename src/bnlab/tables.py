@@ -40,7 +40,12 @@ def evaluation_table(result: EvaluateResult) -> RenderableType:
     low, high = evaluation.top1_interval
     figures = Table.grid(padding=(0, 2))
     figures.add_row("read", f"{evaluation.split}, n = {evaluation.n}")
-    figures.add_row("top-1", f"{evaluation.top1:.1%}  (95% interval {low:.1%} to {high:.1%})")
+    if evaluation.crops > 1:
+        figures.add_row("averaged over", f"{evaluation.crops} crops of each photo")
+    for member in evaluation.members:
+        figures.add_row("top-1 alone", Text(f"{member.top1:.1%}  {printable(member.classifier)}"))
+    top1 = f"top-1 of the {len(evaluation.members)} together" if evaluation.members else "top-1"
+    figures.add_row(top1, f"{evaluation.top1:.1%}  (95% interval {low:.1%} to {high:.1%})")
     if len(evaluation.classes) > 5:
         figures.add_row("top-5", f"{evaluation.top5:.1%}")
     figures.add_row("calibration error (ECE)", f"{evaluation.ece:.3f}")

@@ -1,13 +1,21 @@
+import copy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bnlab import Classifier
+from bnlab.data.cache import Cache
+from bnlab.data.crops import crops
 from bnlab.data.pixels import open_photo, prepare
 from bnlab.errors import UsageError
+from bnlab.progress import Silent, Task, TaskContext
 
 
 @pytest.fixture
@@ -58,6 +66,104 @@ def test_mirrored_answers_are_averaged(classifier: Classifier, trained: Path) ->
     classifier.card = replace(classifier.card, view=replace(classifier.card.view, mirror=True))
     np.testing.assert_allclose(classifier.probabilities(pixels), (apart[0] + apart[1]) / 2, atol=1e-6)
     assert abs(apart[0] - apart[1]).max() > 1e-3
+
+
+def test_one_crop_is_the_prepared_photo_bit_for_bit(classifier: Classifier, trained: Path) -> None:
+    """As it was before there were crops: photos prepared, stacked and shown in batches."""
+    paths, view = paths_of(trained), classifier.card.view
+    for mirror in (False, True):
+        classifier.card = replace(classifier.card, view=replace(view, mirror=mirror))
+        batches = [np.stack([prepare(open_photo(p), view) for p in paths[i : i + 8]]) for i in range(0, 36, 8)]
+        expected = np.concatenate([classifier.probabilities(batch) for batch in batches])
+        for options in ({}, {"crops": 1}):
+            found, _ = classifier.classify(paths, batch_size=8, **options)  # type: ignore[arg-type]
+            assert found.dtype == np.float32
+            assert (found == expected).all()
+
+
+@pytest.mark.parametrize("number", [10, 144])
+def test_the_answers_for_crops_are_averaged(classifier: Classifier, trained: Path, number: Any) -> None:
+    """Against the plain way: each crop and each mirror image by itself, in float64."""
+    paths = paths_of(trained)[:3]
+    found, _ = classifier.classify(paths, crops=number)
+    view = classifier.card.view
+    network = copy.deepcopy(classifier.network).double().eval()
+    for path, row in zip(paths, found, strict=True):
+        made = crops(open_photo(path), view, number)
+        looks = [look for crop in made for look in (crop, np.fliplr(crop))]
+        assert len(looks) == number
+        total = np.zeros(3)
+        for look in looks:
+            image = torch.from_numpy((look / 255 - view.mean) / view.std).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                total += network(image).softmax(1)[0].numpy()
+        np.testing.assert_allclose(row, total / number, atol=2e-5)
+    alone, _ = classifier.classify(paths)
+    assert abs(alone - found).max() > 1e-3
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_network_sees_each_crop_once_and_few_at_a_time(classifier: Classifier, trained: Path, mirror: bool) -> None:
+    """Whatever the card says of mirror images: they are among the crops."""
+    paths, seen = paths_of(trained)[:5], []
+    expected, _ = classifier.classify(paths, crops=10)
+    classifier.card = replace(classifier.card, view=replace(classifier.card.view, mirror=mirror))
+    classifier.refresh()
+    classifier.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for batch_size, batches in ((1, [1] * 10 * 5), (3, [3, 3, 2, 2] * 5), (10, [10] * 4 + [5] * 2), (64, [25] * 2)):
+        seen.clear()
+        found, _ = classifier.classify(paths, crops=10, batch_size=batch_size)
+        assert seen == batches
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_crops_of_many_photos_make_folding_worthwhile(classifier: Classifier, trained: Path) -> None:
+    classifier.classify(paths_of(trained)[:9], crops=10)
+    assert classifier._folded is None
+    classifier.classify(paths_of(trained)[:10], crops=10)
+    assert classifier._folded is not None
+
+
+def test_crops_can_be_kept(classifier: Classifier, trained: Path, tmp_path: Path) -> None:
+    for i, path in enumerate(paths_of(trained)[:3]):
+        shutil.copy(path, tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    cache = Cache(3, 10**7)
+    first, _ = classifier.classify(paths, crops=144, cache=cache)
+    assert cache.used == 3 * 72 * 32 * 32 * 3
+    for path in paths:
+        Path(path).unlink()
+    again, errors = classifier.classify(paths, crops=144, cache=cache)
+    assert errors == [None] * 3
+    assert (first == again).all()
+
+
+def test_progress_counts_photos(classifier: Classifier, trained: Path) -> None:
+    class Counting(Silent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.totals: list[tuple[int, str]] = []
+            self.advanced: list[int] = []
+
+        def task(self, title: str, total: int, unit: str, done: int = 0) -> TaskContext:
+            self.totals.append((total, unit))
+            return self._counted()
+
+        @contextmanager
+        def _counted(self) -> Iterator[Task]:
+            yield self
+
+        def advance(self, count: int = 1, **values: float) -> None:
+            self.advanced.append(count)
+
+    progress = Counting()
+    classifier.classify(paths_of(trained)[:5], crops=144, progress=progress)
+    assert (progress.totals, progress.advanced) == ([(5, "photos")], [1] * 5)
+
+
+def test_numbers_of_crops_that_no_paper_has(classifier: Classifier, trained: Path) -> None:
+    with pytest.raises(UsageError, match=r"^crops 5 cannot be: say 1, 10, 144$"):
+        classifier.classify(paths_of(trained), crops=5)  # type: ignore[arg-type]
 
 
 def test_for_many_photos_batch_normalisation_is_folded_away(classifier: Classifier, trained: Path) -> None:

@@ -1,5 +1,6 @@
 import html.parser
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from tests.classifier.test_evaluate import KNOWN, answers
 from tests.report.test_figures import ROWS
 
 from bnlab import Classifier
-from bnlab.classifier.evaluate import evaluate
+from bnlab.classifier.evaluate import Member, evaluate
 from bnlab.data.listing import Photo
 from bnlab.report.page import demo_page, evaluation_page, mistakes_png, run_page
 
@@ -62,6 +63,19 @@ def test_figures_stand_in_the_page() -> None:
     assert f"{low:.1%} – {high:.1%}" in page
     assert "The best epoch was 5 of 5" in page
     assert "top-5" not in page  # with three classes it says nothing
+
+
+def test_an_ensembles_members_stand_in_the_page() -> None:
+    of_two = replace(KNOWN, crops=144, members=(Member("<a>", 0.25), Member("b\nc", 0.5)))
+    page = evaluation_page("x", of_two, "net, 224 px")
+    check(page)
+    assert "net, 224 px; the mean of 144 crops of each photo" in page
+    assert "The probabilities of 2 classifiers are averaged" in page
+    assert '<th scope="row">&lt;a&gt;</th><td>25.0%</td>' in page
+    assert r'<th scope="row">b\nc</th><td>50.0%</td>' in page
+    plain = evaluation_page("x", KNOWN, "net, 224 px")
+    assert '<p class="faint">net, 224 px</p>' in plain
+    assert "Members" not in plain
 
 
 def test_names_cannot_break_the_page() -> None:

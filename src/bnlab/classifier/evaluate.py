@@ -1,15 +1,17 @@
 """How good a classifier is on photos whose classes are known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bnlab.classifier.ensemble import Ensemble, mean_of
 from bnlab.classifier.predict import Classifier, Probabilities
 from bnlab.data.cache import Cache
+from bnlab.data.crops import Crops
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import Refusal
 from bnlab.errors import ClassifierError, DataError, DivergedError, printable
@@ -38,6 +40,16 @@ class Bin:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class Member:
+    """One classifier of an ensemble, and how it does alone."""
+
+    classifier: str
+    """what the ensemble calls it: for a command the path of its file"""
+    top1: float
+    """of the ensemble's n photos, in 0..1"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """A classifier's answers on n photos, and what follows from them. All shares are in 0..1."""
@@ -53,6 +65,10 @@ class Evaluation:
     """n x classes"""
     refused: tuple[Refusal, ...] = ()
     """photos that could not be used, and are not counted"""
+    crops: int = 1
+    """crops of each photo whose answers were averaged"""
+    members: tuple[Member, ...] = ()
+    """of an ensemble"""
 
     @property
     def n(self) -> int:
@@ -138,7 +154,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab evaluate --json`."""
-        return {
+        document = {
             "split": self.split,
             "n": self.n,
             "top1": self.top1,
@@ -149,11 +165,13 @@ class Evaluation:
             "per_class": [vars(score) for score in self.per_class],
             "confusion": self.confusion.tolist(),
             "refused": [{"path": refusal.path, "reason": refusal.reason} for refusal in self.refused],
+            "crops": self.crops,
         }
+        return document | ({"members": [vars(member) for member in self.members]} if self.members else {})
 
 
 def evaluate(
-    classifier: Classifier,
+    classifier: Classifier | Ensemble,
     photos: Sequence[Photo],
     split: str,
     *,
@@ -161,13 +179,17 @@ def evaluate(
     workers: int = -1,
     progress: Progress | None = None,
     cache: Cache | None = None,
+    crops: Crops = 1,
 ) -> Evaluation:
-    """Classify photos and compare with their labels, matched by name. `cache` is of these photos and this view alone.
+    """Classify photos and compare with their labels, matched by name.
+
+    `cache` is of these photos, this view and these crops alone. Of an ensemble the members' own accuracies are told.
 
     Raises:
         ClassifierError: a photo's class is none of the classifier's.
         DataError: not one photo could be used.
         DivergedError: the network's outputs are not finite.
+        UsageError: the papers have no such number of crops.
     """
     photos = Photos.of(photos)
     for label in photos.labels:
@@ -178,26 +200,34 @@ def evaluate(
                 f"it knows {known}; rename or remove that folder",
             )
     paths = photos.paths
-    probabilities, errors = classifier.classify(
-        paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache
+    ensemble = classifier if isinstance(classifier, Ensemble) else Ensemble([classifier])
+    each, errors = ensemble.classify_each(
+        paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache, crops=crops
     )
     usable = np.array([error is None for error in errors], dtype=bool)
     refused = tuple(Refusal(error.path, error.reason) for error in errors if error)
     if not usable.any():
         why = f" (the first: {refused[0].reason})" if refused else ""
         raise DataError(f"not one of {len(paths)} photos could be used{why}", "replace them or give another folder")
-    if not np.isfinite(probabilities[usable]).all():
-        raise DivergedError(
-            f"the network's probabilities on {split} are not finite numbers", "train with a lower --learning-rate"
-        )
-    return Evaluation(
+    for name, probabilities in zip(ensemble.names, each, strict=True):
+        if not np.isfinite(probabilities[usable]).all():
+            whose = f"{printable(name)}'s" if ensemble is classifier else "the network's"
+            raise DivergedError(
+                f"{whose} probabilities on {split} are not finite numbers", "train with a lower --learning-rate"
+            )
+    evaluation = Evaluation(
         split=split,
         classes=classifier.classes,
         paths=tuple(path for path, good in zip(paths, usable, strict=True) if good),
         targets=photos.class_indices(classifier.classes)[usable],
-        probabilities=probabilities[usable],
+        probabilities=mean_of(each)[usable],
         refused=refused,
+        crops=crops,
     )
+    if ensemble is not classifier:
+        return evaluation
+    alone = [replace(evaluation, probabilities=probabilities[usable]).top1 for probabilities in each]
+    return replace(evaluation, members=tuple(map(Member, ensemble.names, alone)))
 
 
 def _known(value: float) -> float | None:

@@ -13,6 +13,7 @@ from torch import nn
 from bnlab.classifier.card import Card
 from bnlab.classifier.file import load_network
 from bnlab.data.cache import Cache
+from bnlab.data.crops import Crops, pictures_each
 from bnlab.data.loader import prepared_batches
 from bnlab.data.pixels import Pixels, normalise
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
@@ -86,11 +87,12 @@ class Classifier:
         self._folded = None
 
     @torch.inference_mode()
-    def probabilities(self, pixels: Pixels) -> Probabilities:
+    def probabilities(self, pixels: Pixels, *, mirror: bool | None = None) -> Probabilities:
         """Softmax of the logits: uint8 N x size x size x 3 (from `prepare`) to float32 N x classes.
 
-        Where the card says `mirror`, the mean of that for the photos and that for their mirror images.
+        With `mirror`, the mean of that for the photos and that for their mirror images; unless given, as the card says.
         """
+        mirror = self.card.view.mirror if mirror is None else mirror
         network = self._folded or self.network
         training = network.training
         network.eval()
@@ -98,7 +100,7 @@ class Classifier:
             images = normalise(torch.from_numpy(pixels).to(self.device), self.card.view)  # N x 3 x H x W
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
                 answers = network(images).float().softmax(1)  # N x classes
-                if self.card.view.mirror:
+                if mirror:
                     answers = (answers + network(images.flip(3)).float().softmax(1)) / 2
             probabilities: Probabilities = answers.cpu().numpy()
             return probabilities
@@ -113,26 +115,26 @@ class Classifier:
         workers: int = -1,
         progress: Progress | None = None,
         cache: Cache | None = None,
+        crops: Crops = 1,
     ) -> tuple[Probabilities, list[PhotoError | None]]:
         """Probabilities of photos by path, len(paths) x classes, and each photo's error or None.
 
-        The row of a photo with an error is NaN. `cache` is of these paths and this view alone.
+        The row of a photo with an error is NaN. `cache` is of these paths, this view and these crops alone. With 10 or
+        144 `crops`, the mean of those of each (bnlab.data.crops); they have their mirror images among them, whatever
+        the card says of `mirror`.
+
+        Raises:
+            UsageError: the papers have no such number of crops.
         """
-        rows: list[Probabilities] = []
-        errors: list[PhotoError | None] = []
-        if self._folded is None and len(paths) >= _WORTH_FOLDING:
+        (answers,), errors = classify_alike(
+            [self], paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache, crops=crops
+        )
+        return answers, errors
+
+    def fold(self) -> None:
+        """Fold batch normalisation away, for the answers from here on, until `refresh`."""
+        if self._folded is None:
             self._folded = fold(self.network).model
-        task_of_all = (progress or Silent()).task("classifying", len(paths), "photos")
-        with memory_errors(batch_size, self.card.view.size), task_of_all as task:
-            for pixels, errors_of_batch in prepared_batches(
-                paths, self.card.view, batch_size=batch_size, workers=workers, cache=cache
-            ):
-                found = iter(self.probabilities(pixels)) if len(pixels) else iter(())
-                unknown = np.full(len(self.classes), np.nan, dtype=np.float32)
-                rows += [unknown if error else next(found) for error in errors_of_batch]
-                errors += errors_of_batch
-                task.advance(len(errors_of_batch))
-        return np.stack(rows) if rows else np.empty((0, len(self.classes)), dtype=np.float32), errors
 
     def predict(
         self,
@@ -171,3 +173,49 @@ class Classifier:
                 best = np.argsort(-row, kind="stable")[:top]
                 candidates = tuple(Candidate(self.classes[i], float(row[i])) for i in best)
                 yield Prediction(name, candidates[0].label, candidates[0].probability, candidates)
+
+
+def classify_alike(
+    classifiers: Sequence[Classifier],
+    paths: Sequence[str],
+    *,
+    batch_size: int = 32,
+    workers: int = -1,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+    crops: Crops = 1,
+) -> tuple[list[Probabilities], list[PhotoError | None]]:
+    """As `Classifier.classify`, by several of as many classes whose views take the same squares: a photo is read once.
+
+    Each one's probabilities, len(paths) x classes in its own order of classes, and each photo's error or None.
+    """
+    view = classifiers[0].card.view
+    rows: list[list[Probabilities]] = [[] for _ in classifiers]
+    errors: list[PhotoError | None] = []
+    if len(paths) * crops >= _WORTH_FOLDING:
+        for classifier in classifiers:
+            classifier.fold()
+    task_of_all = (progress or Silent()).task("classifying", len(paths), "photos")
+    with memory_errors(batch_size, view.size), task_of_all as task:
+        for pixels, errors_of_batch in prepared_batches(
+            paths, view, batch_size=batch_size, workers=workers, cache=cache, crops=crops
+        ):
+            for classifier, its_rows in zip(classifiers, rows, strict=True):
+                found = iter(_answers(classifier, pixels, crops, batch_size)) if len(pixels) else iter(())
+                unknown = np.full(len(classifier.classes), np.nan, dtype=np.float32)
+                its_rows += [unknown if error else next(found) for error in errors_of_batch]
+            errors += errors_of_batch
+            task.advance(len(errors_of_batch))
+    shape = (len(paths), len(classifiers[0].classes))
+    return [np.array(its_rows, dtype=np.float32).reshape(shape) for its_rows in rows], errors
+
+
+def _answers(classifier: Classifier, pixels: Pixels, crops: Crops, batch_size: int) -> Probabilities:
+    """M x classes of M photos by their M*K pictures, of which the network sees `batch_size` at a time."""
+    if crops == 1:
+        return classifier.probabilities(pixels)
+    parts = np.array_split(pixels, -(-len(pixels) // batch_size))  # of b x size x size x 3
+    answers = np.concatenate([classifier.probabilities(part, mirror=True) for part in parts])  # M*K x classes
+    by_photo = answers.reshape(-1, pictures_each(crops), answers.shape[1])  # M x K x classes
+    mean: Probabilities = by_photo.mean(1, dtype=np.float64).astype(np.float32)
+    return mean

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli.app import app
-from bnlab.cli.options import BatchSize, ClassifierFile, Device, Json, Side, Strict, Workers
+from bnlab.cli.options import BatchSize, ClassifierFile, Crops, Device, Json, Side, Strict, Workers
 from bnlab.console import err, run_command, show_result
 from bnlab.errors import plural, printable, quoted
 
@@ -181,9 +181,22 @@ def _find_rate(data: Path, recipe: "Settings", name: str | None, *, strict: bool
 
 @app.command("evaluate")
 def evaluate_verb(
-    classifier: ClassifierFile,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A split folder, a split.csv, or a folder of classes.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CLASSIFIER... DATA",
+            help="A classifier file, or several: an ensemble, whose probabilities are averaged. Then a split folder, a "
+            "split.csv, or a folder of classes.",
+        ),
+    ],
     split: Annotated[Side | None, typer.Option(help="The side to read; else the first of test, val and all.")] = None,
+    crops: Annotated[
+        Crops,
+        typer.Option(
+            help="Crops of each photo to average over, mirror images counted: 10 as Krizhevsky et al. 2012, 144 as "
+            "GoogLeNet and the BN paper's figure 4. They take so many times as long."
+        ),
+    ] = Crops.one,
     name: Annotated[
         str | None, typer.Option(help="Of the folder in runs/; evaluate, evaluate2, ... unless given.")
     ] = None,
@@ -193,7 +206,7 @@ def evaluate_verb(
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a classifier on photos whose classes are known.
+    """Measure a classifier, or an ensemble of several, on photos whose classes are known.
 
     Writes evaluation.json, predictions.csv, report.html, the confusion matrix, the reliability diagram and the worst
     mistakes as pictures to runs/NAME.
@@ -201,10 +214,19 @@ def evaluate_verb(
     from bnlab.commands import evaluate
     from bnlab.tables import evaluation_table
 
+    *classifiers, data = paths
+    if data.suffix == ".safetensors" and not data.is_dir():
+        raise typer.BadParameter(
+            f"{printable(data)} is a classifier file, and DATA comes last: give the photos after it"
+        )
+    if not classifiers:
+        raise typer.BadParameter(f"CLASSIFIER is missing: give a classifier file before {printable(data)}")
+    number: Any = int(crops.value)
     settings = evaluate.EvaluateSettings(
-        classifier=classifier,
+        classifiers=tuple(classifiers),
         data=data,
         split=split.value if split else None,
+        crops=number,
         name=name,
         batch_size=batch_size,
         workers=workers,

@@ -16,6 +16,14 @@ ClassifierFile = Annotated[
 ]
 
 
+class Crops(StrEnum):
+    """Crops of a photo that evaluation averages over."""
+
+    one = "1"
+    ten = "10"
+    many = "144"
+
+
 class Side(StrEnum):
     """The sides of a split that can be evaluated."""
 

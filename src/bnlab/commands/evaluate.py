@@ -1,13 +1,16 @@
-"""`bnlab evaluate`: how good a classifier is on photos whose classes are known."""
+"""`bnlab evaluate`: how good a classifier, or an ensemble, is on photos whose classes are known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bnlab.classifier.card import Card
+from bnlab.classifier.ensemble import Ensemble
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
+from bnlab.data.crops import Crops
 from bnlab.data.listing import read_list
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import tell_refused
@@ -25,15 +28,18 @@ from bnlab.runs import RUNS, Run, check_free, new_run
 class EvaluateSettings:
     """What `bnlab evaluate` is told."""
 
-    classifier: Path
-    """a classifier file"""
+    classifiers: tuple[Path, ...]
+    """a classifier file; or several, an ensemble"""
     data: Path
     """a split folder, a split.csv or a folder of classes"""
     split: str | None = None
     """train, val, test or all; unless given, the first there is of test, val and all"""
     name: str | None = None
     """of the folder in runs; evaluate, evaluate2, ... unless given"""
+    crops: Crops = 1
+    """crops of each photo whose answers are averaged"""
     batch_size: int = 32
+    """pictures at a time"""
     workers: int = -1
     device: str = "auto"
     strict: bool = False
@@ -47,16 +53,17 @@ class EvaluateResult:
 
     evaluation: Evaluation
     folder: Path
-    classifier: Path
+    classifiers: tuple[Path, ...]
     data: Path
     seen: int | None
-    """how many of the photos it was trained on; None where that is not known"""
+    """how many of the photos it, or a member of the ensemble, was trained on; None where that is not known"""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab evaluate --json`, and evaluation.json."""
+        alone = {} if self.evaluation.members else {"classifier": str(self.classifiers[0])}
         return self.evaluation.to_json() | {
             "seen_in_training": self.seen,
-            "classifier": str(self.classifier),
+            **alone,
             "data": str(self.data),
             "folder": str(self.folder),
             "versions": versions(),
@@ -71,17 +78,24 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
     """
     check_free(settings.root, settings.name)
     split, photos = open_evaluation_data(settings.data, settings.split)
-    classifier = Classifier.load(settings.classifier, settings.device)
+    members = [Classifier.load(path, settings.device) for path in settings.classifiers]
     evaluation = evaluate(
-        classifier, photos, split, batch_size=settings.batch_size, workers=settings.workers, progress=progress
+        members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in settings.classifiers]),
+        photos,
+        split,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        progress=progress,
+        crops=settings.crops,
     )
     tell_refused(evaluation.refused, strict=settings.strict, progress=progress)
-    seen = _seen_in_training(settings.classifier, classifier.card, evaluation)
+    seen = _seen_in_training(settings.classifiers, [member.card for member in members], evaluation)
     if seen:
-        progress.warn(f"{seen} of {evaluation.n} photos are among those it was trained on: the figures flatter it")
+        what = "it was" if len(members) == 1 else "its members were"
+        progress.warn(f"{seen} of {evaluation.n} photos are among those {what} trained on: the figures flatter it")
     folder = new_run(settings.root, settings.name, stem="evaluate").folder
     result = EvaluateResult(
-        evaluation=evaluation, folder=folder, classifier=settings.classifier, data=settings.data, seen=seen
+        evaluation=evaluation, folder=folder, classifiers=settings.classifiers, data=settings.data, seen=seen
     )
     write_json(folder / "evaluation.json", result.to_json())
     write_csv(
@@ -93,21 +107,36 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
     write_atomic(folder / "reliability.png", figures.reliability_png(evaluation))
     if evaluation.mistakes():
         write_atomic(folder / "mistakes.png", mistakes_png(evaluation))
-    title = f"{printable(settings.classifier)} on {split} of {printable(settings.data)}"
-    trained = f"{classifier.card.network}, {classifier.card.view.size} px"
+    names = ", ".join(printable(path) for path in settings.classifiers)
+    trained = ", ".join(dict.fromkeys(f"{member.card.network}, {member.card.view.size} px" for member in members))
+    title = f"{names} on {split} of {printable(settings.data)}"
     write_atomic(folder / "report.html", evaluation_page(title, evaluation, trained))
     return result
 
 
-def _seen_in_training(file: Path, card: Card, evaluation: Evaluation) -> int | None:
-    """How many photos the classifier was trained on, by content; None where its run's list does not lie beside it."""
+def _seen_in_training(files: Sequence[Path], cards: Sequence[Card], evaluation: Evaluation) -> int | None:
+    """How many photos a classifier was trained on, by content.
+
+    None where the list of its run does not lie beside it; of several, where that is so for one and the others saw none.
+    """
+    lists: dict[str, Photos | None] = {}
+    for file, card in zip(files, cards, strict=True):
+        lists[card.split_sha256] = lists.get(card.split_sha256) or _trained_on(file, card)
+    known = [photos for photos in lists.values() if photos is not None]
+    if not known:
+        return None
+    try:
+        judged_on = Photos.of(Photo(path, "", "", file_sha256(path)) for path in evaluation.paths)
+    except OSError:
+        return None
+    seen = judged_on.number_among(known[0] if len(known) == 1 else Photos.of(chain(*known)))
+    return seen if seen or len(known) == len(lists) else None
+
+
+def _trained_on(file: Path, card: Card) -> Photos | None:
     listed = Run(file.parent).split
     try:
-        if file_sha256(listed) != card.split_sha256:
-            return None
-        trained_on = read_list(listed).side("train")
-        judged_on = Photos.of(Photo(path, "", "", file_sha256(path)) for path in evaluation.paths)
-        return judged_on.number_among(trained_on)
+        return read_list(listed).side("train") if file_sha256(listed) == card.split_sha256 else None
     except OSError:
         return None
 

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache
+from bnlab.data.crops import Crops, pictures_each
+from bnlab.data.crops import crops as crops_of
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.pixels import Pixels, View, open_photo, prepare, shrunk
+from bnlab.data.pixels import Pixels, View, open_photo, shrunk
 from bnlab.errors import PhotoError
 from bnlab.machine import usable_cores
 
@@ -121,17 +123,22 @@ def number_of_batches(photos: int, batch_size: int) -> int:
 
 
 def prepared_batches(
-    paths: Sequence[str], view: View, *, batch_size: int, workers: int, cache: Cache | None = None
+    paths: Sequence[str], view: View, *, batch_size: int, workers: int, cache: Cache | None = None, crops: Crops = 1
 ) -> Iterator[tuple[Pixels, list[PhotoError | None]]]:
     """Photos as evaluation sees them, in the order given: pixels of those that can be used, M x H x W x 3, and for each
-    photo of the batch its error or None. `cache` is of these paths and this view alone."""
+    photo of the batch its error or None. `cache` is of these paths, this view and these crops alone.
+
+    Of M photos with K pictures each (`pictures_each`) it is M*K x H x W x 3, a photo's pictures one after the other. A
+    batch has up to `batch_size` pictures, or one photo's.
+    """
     kept = cache or Cache(len(paths), 0)
+    photos_each = max(1, batch_size // pictures_each(crops))
 
     def look(i: int) -> Pixels | PhotoError:
         try:
             pixels = kept.get(i)
             if pixels is None:
-                pixels = prepare(open_photo(paths[i]), view)
+                pixels = crops_of(open_photo(paths[i]), view, crops).reshape(-1, view.size, 3)  # K*H x W x 3
                 kept.put(i, pixels)
             return pixels
         except PhotoError as error:
@@ -140,11 +147,12 @@ def prepared_batches(
     def make(batch: range) -> tuple[Pixels, list[PhotoError | None]]:
         looks = [look(i) for i in batch]
         good = [one for one in looks if not isinstance(one, PhotoError)]
-        pixels = np.stack(good) if good else np.empty((0, view.size, view.size, 3), dtype=np.uint8)
-        return pixels, [one if isinstance(one, PhotoError) else None for one in looks]
+        pixels = np.concatenate(good) if good else np.empty((0, view.size, 3), dtype=np.uint8)
+        errors = [one if isinstance(one, PhotoError) else None for one in looks]
+        return pixels.reshape(-1, view.size, view.size, 3), errors  # M*K x H x W x 3
 
     everything = range(len(paths))
-    batches = [everything[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    batches = [everything[i : i + photos_each] for i in range(0, len(paths), photos_each)]
     return in_order(make, batches, workers)
 
 

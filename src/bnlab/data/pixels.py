@@ -106,7 +106,12 @@ def prepare(image: Image.Image, view: View) -> Pixels:
         side = min(image.width, image.height) * view.crop_fraction
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
-    return _resized(image, view.size, box)
+    return square(image, view.size, box)
+
+
+def square(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Pixels:
+    """What is in the box (left, top, right, bottom, in pixels) as `size` x `size` x 3, averaged over all it shrinks."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def normalise(images: "torch.Tensor", view: View) -> "torch.Tensor":
@@ -122,10 +127,6 @@ def _colours(mean: Colour, std: Colour, device: str) -> "tuple[torch.Tensor, tor
 
     with torch.inference_mode(False):
         return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
-
-
-def _resized(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Pixels:
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _too_large(name: str, what: str) -> PhotoError:
