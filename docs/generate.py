@@ -3,6 +3,7 @@
 `make docs` writes them; tests/test_docs.py sees that they are current.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from bnlab.recipe import Recipe
 PAPER = ["inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid"]
 
 HERE = Path(__file__).parent
-VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import", "machine")
+VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import", "machine", "study")
 
 
 def pages() -> dict[Path, str]:
@@ -25,7 +26,9 @@ def _commands() -> str:
     parts = ["# Commands\n\nWritten by `make docs` from the commands' own help.\n"]
     for verb in ("", *VERBS):
         words = [sys.executable, "-m", "bnlab", *([verb] if verb else []), "--help"]
-        text = subprocess.run(words, capture_output=True, text=True, check=True, env={"COLUMNS": "100"}).stdout
+        text = subprocess.run(
+            words, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "100"}
+        ).stdout
         parts.append(f"## `bnlab{f' {verb}' if verb else ''}`\n\n```text\n{text.strip()}\n```\n")
     return "\n".join(parts)
 

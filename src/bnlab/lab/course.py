@@ -94,14 +94,19 @@ class Course:
         photos = photos.take(np.random.default_rng(recipe.seed).permutation(len(photos)))
         with restored(network):
             if statistics == "recalibrated":
-                loader = self.trainee.loader
-                paths = [loader.paths[i] for i in loader.sample(images)]
-                view, device = self.trainee.view, self.trainee.device
-                recalibrate(network, sample_batches(paths, view, batch_size=recipe.batch_size, device=device))
+                self.recalibrate(images)
             elif statistics == "batch":
                 use_batch_statistics(network)
             classifier = Classifier(network, card_of(recipe, network, self.source), self.trainee.device)
             return evaluate(classifier, photos, side, batch_size=recipe.batch_size, workers=0)
+
+    def recalibrate(self, images: int = 1024) -> None:
+        """Measure the network's statistics anew, on so many photos of train as inference sees them."""
+        trainee = self.trainee
+        if is_measurable(trainee.network):
+            paths = [trainee.loader.paths[i] for i in trainee.loader.sample(images)]
+            size = trainee.recipe.batch_size
+            recalibrate(trainee.network, sample_batches(paths, trainee.view, batch_size=size, device=trainee.device))
 
 
 def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make: MakeNetwork | None = None) -> Course:
