@@ -42,8 +42,17 @@ def remarks(tables: Tables) -> tuple[str, ...]:
                     f"{arm}: the best learning rate was the {end} tried ({rate:g}) for {plural(number_of, 'seed')} of "
                     f"{len(best)}; a better one may lie outside"
                 )
-        diverged = [row for row in rows if row["diverged_at"] is not None]
-        if diverged:
-            at = ", ".join(f"{rate:g}" for rate in sorted(set(numbers(diverged, "learning_rate"))))
-            sentences.append(f"{arm}: {plural(len(diverged), 'training')} diverged, at learning rates of {at}")
+        sentences += diverged(rows)
+    return tuple(sentences)
+
+
+def diverged(records: Records) -> tuple[str, ...]:
+    """A sentence for each arm of which trainings diverged."""
+    sentences = []
+    for arm in distinct(records, "arm"):
+        gone = [row for row in where(records, arm=arm) if row["diverged_at"] is not None]
+        if gone:
+            rates = sorted({number(row, "learning_rate") for row in gone if "learning_rate" in row})
+            at = f", at learning rates of {', '.join(f'{rate:g}' for rate in rates)}" if rates else ""
+            sentences.append(f"{arm}: {plural(len(gone), 'training')} diverged{at}, and count as guessing")
     return tuple(sentences)
