@@ -6,7 +6,15 @@ from importlib import import_module
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.lab.study import Study
 
-_MODULES = ("activations", "learning_rate", "seven_changes", "ensemble")
+_MODULES = (
+    "activations",
+    "learning_rate",
+    "seven_changes",
+    "regularisation",
+    "covariate_shift",
+    "smoothness",
+    "ensemble",
+)
 NAMES: tuple[str, ...] = tuple(name.replace("_", "-") for name in _MODULES)
 
 

@@ -19,8 +19,10 @@ from bnlab.data.source import Source, open_recorded_data
 from bnlab.errors import DivergedError
 from bnlab.lab.cells import Place
 from bnlab.lab.records import Row, Tables
-from bnlab.nets.build import to_device
+from bnlab.nets.build import build, to_device
+from bnlab.nets.catalogue import SHAPE
 from bnlab.nets.network import TableNetwork
+from bnlab.nets.options import MakeNorm
 from bnlab.norm import recalibrate
 from bnlab.norm.modes import Modes
 from bnlab.progress import Silent
@@ -160,6 +162,16 @@ def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make:
             diverged = True
             witness.write("accuracy", guessing(position, len(source.classes), len(source.side("test"))))
     return Course(trainee=trainee, source=source, tables=witness.tables, diverged=diverged)
+
+
+def with_norm(norm: MakeNorm) -> MakeNetwork:
+    """Makes the recipe's network with a normalisation of the study's own, from the same initial weights."""
+
+    def make(recipe: Recipe, classes: int) -> TableNetwork:
+        options: dict[str, Any] = {key: getattr(recipe, key) for key in (*SHAPE, "dropout", "initialisation", "seed")}
+        return build(recipe.network, classes=classes, **options | {"norm": norm})
+
+    return make
 
 
 def accuracy(place: Place, recipe: Recipe) -> Tables:

@@ -1,0 +1,278 @@
+"""Santurkar et al. 2018: is it less internal covariate shift that makes batch normalisation help?"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.lab.again import aside, batch_of, gradients, put
+from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import Witness, train, with_norm
+from bnlab.lab.plots import BAND, caption, over_seeds
+from bnlab.lab.records import (
+    Records,
+    Row,
+    Tables,
+    by_seed,
+    distinct,
+    gained,
+    last,
+    mean,
+    numbers,
+    ratios,
+    resolution,
+    seeds,
+    where,
+)
+from bnlab.lab.study import Findings, Study
+from bnlab.lab.tuning import chosen, mark_chosen, remarks
+from bnlab.lab.verdict import Evidence
+from bnlab.nets.blocks import units_of
+from bnlab.nets.network import TableNetwork
+from bnlab.norm.kernels import Running
+from bnlab.norm.layers import BatchNorm
+from bnlab.recipe import Recipe
+from bnlab.report.plots import Plot
+from bnlab.training.loop import Trainee
+
+NOISY = "with noisy BN"
+ARMS = (WITHOUT_BN, WITH_BN, NOISY)
+RATES = (0.003, 0.01, 0.03, 0.1)
+_TRIED = ", ".join(f"{rate:g}" for rate in RATES)
+EQUAL = 0.01  # the rate at which arms are compared too
+_LAYERS = 3  # looked at in each network
+_LOOKS = 10  # in each training
+_SHIFT, _SCALE, _SPREAD = 0.5, 1.25, 0.1  # of the noise, in standard deviations of what it is added to
+
+
+class NoisyBatchNorm(BatchNorm):
+    """BN, whose output is shifted and scaled anew in each step of training.
+
+    y * s + m, where for each channel and step a mean mu ~ U(-0.5, 0.5) and a scale sigma ~ U(1, 1.25) are drawn, and
+    for each value m ~ U(mu - 0.1, mu + 0.1) and s ~ N(sigma, 0.1^2) (after Santurkar et al. 2018, app. A). y is BN's,
+    N x C x ... in and out; inference has no noise.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected N x C x ..., got a {input.ndim}D input")
+
+    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+        if not self.training:
+            return super()._transform(input, running, relu=relu)
+        y, moved = super()._transform(input, running, relu=False)
+        channels = (1, -1) + (1,) * (input.ndim - 2)
+        mu = y.new_empty(self.num_features).uniform_(-_SHIFT, _SHIFT).view(channels)  # 1 x C x 1 ...
+        sigma = y.new_empty(self.num_features).uniform_(1, _SCALE).view(channels)  # 1 x C x 1 ...
+        m = mu + torch.empty_like(y).uniform_(-_SPREAD, _SPREAD)  # N x C x ...
+        s = sigma + torch.empty_like(y).normal_(0, _SPREAD)  # N x C x ...
+        y = y * s + m
+        return F.relu(y, inplace=True) if relu else y, moved
+
+
+def measure(bench: Bench) -> Tables:
+    """Three networks at each rate; the shift on the way."""
+    networks = bench.twins()
+    same: dict[str, Any] = {"steps": bench.pick(150, 10_000), "dropout": 0.0, "judge_every": bench.pick(2, 0)}
+    if bench.budget == "quick" and bench.sides.kind == "digits":
+        same["size"] = 16
+    cells = []
+    for arm in ARMS:
+        recipe = bench.recipe(networks.get(arm, networks[WITH_BN]), **same)
+        cells += [
+            bench.cell(
+                shifted,
+                seed,
+                labels={"arm": arm, "learning_rate": rate},
+                recipe=recipe.model_copy(update={"learning_rate": rate}),
+                noisy=arm == NOISY,
+            )
+            for rate in RATES
+            for seed in bench.seeds
+        ]
+    return mark_chosen(bench.run(cells))
+
+
+def shifted(place: Place, recipe: Recipe, noisy: bool) -> Tables:
+    """One training, with the shift of some layers on the way."""
+
+    def layer(channels: int) -> nn.Module:
+        return NoisyBatchNorm(channels, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
+
+    witness = Shift(looks=_LOOKS, layers=_LAYERS)
+    train(place, recipe, witness=witness, make=with_norm(layer) if noisy else None)
+    return {"accuracy": witness.tables["accuracy"], "shift": witness.tables.get("shift", [])}
+
+
+class Shift(Witness):
+    """How far the updates of the layers before it turn a layer's gradient (Santurkar et al. 2018, Def. 2.1).
+
+    G is the gradient of the step's loss with respect to a layer's weights before the step; G' the same, on the same
+    batch, with the parameters of all rows before the layer's as the step left them, and with the noise of the next
+    step, if there is any. A layer stands for its row of the network's table: the row's first.
+    """
+
+    def __init__(self, looks: int, layers: int) -> None:
+        super().__init__()
+        self.looks, self.layers = looks, layers
+        self.before_it: dict[str, Tensor] = {}
+
+    def before(self, step: int, trainee: Trainee) -> None:
+        """Keep the weights, where it is time."""
+        every = max(1, trainee.recipe.steps // self.looks)
+        self.before_it = {}
+        if step % every == every // 2:  # not at step 0, where a one-cycle has not begun to learn
+            self.before_it = {name: p.detach().clone() for name, p in trainee.network.named_parameters()}
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        """Compare, where the weights were kept."""
+        if not self.before_it:
+            return
+        network = trainee.network
+        parameters = dict(network.named_parameters())
+        updated = {name: p.detach().clone() for name, p in parameters.items()}
+        batch, chosen_layers = batch_of(step, trainee), layers_of(network, self.layers)
+        with aside(trainee):
+            put(parameters, self.before_it)
+            weights = [weight for _, weight, _ in chosen_layers]
+            _, old = gradients(trainee, batch, weights, step)
+            for (name, weight, earlier), gradient in zip(chosen_layers, old, strict=True):
+                put(parameters, {key: updated[key] for key in parameters if key.split(".")[0] in earlier})
+                _, (new,) = gradients(trainee, batch, [weight], step + 1)
+                put(parameters, self.before_it)
+                if gradient.isfinite().all() and new.isfinite().all():
+                    row: Row = {"step": step, "layer": name}
+                    self.write("shift", row | compared(gradient, new))
+        self.before_it = {}
+
+
+def layers_of(network: TableNetwork, most: int) -> list[tuple[str, nn.Parameter, set[str]]]:
+    """Up to so many rows' first layers, evenly spread, the last among them: row, weights, rows before it."""
+    rows = [name for name in network.order if units_of(network.get_submodule(name))]
+    count = min(most, len(rows) - 1)
+    places = [round((i + 1) * (len(rows) - 1) / count) for i in range(count)]
+    found = []
+    for place in places:
+        layer = units_of(network.get_submodule(rows[place]))[0].layer
+        weight = next(p for p in layer.parameters() if p.ndim > 1)
+        found.append((rows[place], weight, set(rows[:place])))
+    return found
+
+
+def compared(old: Tensor, new: Tensor) -> Row:
+    """||G||, ||G - G'||, their ratio and cos(G, G')."""
+    a, b = old.double().flatten(), new.double().flatten()
+    length, distance = float(a.norm()), float((a - b).norm())
+    cosine = float(a @ b) / max(length * float(b.norm()), 1e-300)
+    return {"gradient": length, "distance": distance, "relative": distance / max(length, 1e-300), "cosine": cosine}
+
+
+def judge(tables: Tables) -> Findings:
+    """The shift of three networks, and how well they train."""
+    accuracies, shifts = chosen(tables), chosen(tables, "shift")
+    equal = where(tables["shift"], learning_rate=EQUAL)
+
+    def better(what: str, first: str, second: str, *, decides: bool = False) -> Evidence:
+        values = gained(accuracies, first, second, last("test_top1"))
+        least = resolution(accuracies)
+        return Evidence(what=what, values=values, above=0.0, unit="points", resolution=least, decides=decides)
+
+    def steadier(what: str, rows: Records, *, decides: bool = False) -> Evidence:
+        ours, theirs = (by_seed(rows, mean("cosine"), arm=arm) for arm in (WITH_BN, WITHOUT_BN))
+        values = tuple(a - b for a, b in zip(ours, theirs, strict=True))
+        return Evidence(what=what, values=values, above=0.0, decides=decides)
+
+    def moved(what: str, rows: Records, first: str, second: str, **claimed: Any) -> Evidence:
+        values = ratios(rows, first, second, _typical("relative"))
+        return Evidence(what=what, values=values, unit="times", ratio=True, **claimed)
+
+    turned, share = "a layer's gradient keeps its direction better", "a layer's gradient moves less, relative to it"
+    beside: dict[str, Any] = {"above": 1.0, "decides": False}
+    back = moved("with noisy BN it moves more than with BN: the shift is put back", shifts, NOISY, WITH_BN, **beside)
+    same = f", both at a learning rate of {EQUAL:g}"
+    return Findings(
+        evidence=(
+            steadier(f"with BN {turned}: difference of the cosines", shifts, decides=True),
+            moved(f"with BN {share}", shifts, WITH_BN, WITHOUT_BN, below=1.0),
+            better("with BN the test accuracy is higher than with noisy BN", WITH_BN, NOISY, decides=True),
+            back,
+            moved("with noisy BN it moves more than without BN", shifts, NOISY, WITHOUT_BN, **beside),
+            better("with noisy BN the test accuracy is higher than without BN", NOISY, WITHOUT_BN),
+            better("with BN the test accuracy is higher than without", WITH_BN, WITHOUT_BN),
+            steadier(f"with BN {turned}{same}", equal),
+            moved(f"with BN {share}{same}", equal, WITH_BN, WITHOUT_BN, below=1.0, decides=False),
+        ),
+        plots={
+            "accuracy": _accuracy(accuracies),
+            "cosine": _plot(shifts, "cosine", "Direction of a layer's gradient, before and after the others' update"),
+            "distance": _plot(shifts, "relative", "Move of a layer's gradient under the others' update"),
+        },
+        numbers={f"learning rate {arm}, mean": mean("learning_rate")(where(accuracies, arm=arm)) for arm in ARMS},
+        remarks=(
+            *(["noisy BN did not put the shift back: the third clause says little"] if back.mean <= 1 else []),
+            *remarks(tables),
+        ),
+    )
+
+
+def _accuracy(rows: Records) -> Plot:
+    return Plot(
+        title="Accuracy of the three networks",
+        x="steps",
+        y="right on test, %",
+        series=over_seeds(rows, "step", "test_top1", times=100),
+        caption=caption(rows, BAND),
+        table="accuracy",
+    )
+
+
+def _typical(column: str) -> Callable[[Records], float]:
+    """Picks the geometric mean over layers and steps."""
+    return lambda rows: math.exp(sum(math.log(max(value, 1e-300)) for value in numbers(rows, column)) / len(rows))
+
+
+def _plot(shifts: Records, column: str, title: str) -> Plot:
+    labels = {"cosine": "cos(G, G')", "relative": "||G - G'|| / ||G||"}
+    over_layers = [
+        {"arm": arm, "seed": seed, "step": step, column: mean(column)(rows)}
+        for arm in distinct(shifts, "arm")
+        for seed in seeds(shifts)
+        for step in distinct(shifts, "step")
+        if (rows := where(shifts, arm=arm, seed=seed, step=step))
+    ]
+    return Plot(
+        title=title,
+        x="steps",
+        y=labels[column],
+        series=over_seeds(over_layers, "step", column),
+        caption=f"{len(seeds(shifts))} seeds, mean of {len(distinct(shifts, 'layer'))} layers; {BAND}",
+        table="shift",
+        log_y=column == "relative",
+    )
+
+
+STUDY = Study(
+    name="covariate-shift",
+    title="Internal covariate shift",
+    claim="""Batch normalisation helps because it reduces internal covariate shift: the change of a layer's inputs as
+    the layers before it are updated.""",
+    source="""Ioffe & Szegedy 2015, title and sec. 2; judged as Santurkar et al. 2018, How Does Batch Normalization Help
+    Optimization?, sec. 2.2 and Def. 2.1, judged it, who found against it""",
+    protocol=f"""One network without BN, with BN, and with noisy BN: after each BN, for each channel and step anew, a
+    shift of up to {_SHIFT:g} and a scaling of up to {_SCALE:g} standard deviations, and a little more for each value.
+    150 steps (full: 10,000) of the recipe for the photos (digits at 16 px), without dropout; same initial weights and
+    batches, the learning rate the best of {_TRIED} by val for each arm and seed. Shift of a layer
+    at a step: G, the gradient of the step's loss with respect to its weights before the step, against G', the same on
+    the same batch with all layers before it as the step left them (and with the next step's noise); of {_LAYERS} layers
+    at {_LOOKS} steps. cos(G, G') is averaged, ||G - G'|| / ||G|| as logarithms. Santurkar et al. trained VGG on
+    CIFAR-10.""",
+    rule="""Three clauses: the cosine is higher with BN than without (difference above 0), the relative distance is
+    lower (ratio below 1), and BN with the shift put back trains worse than BN (difference of the test accuracies above
+    0). Each by its 95% interval over seeds.""",
+    measure=measure,
+    judge=judge,
+)

@@ -1,0 +1,292 @@
+"""Paper 3.4 and Luo et al. 2019: BN regularises, by the noise of its batches, and dropout can go."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.data.listing import read_list, write_list
+from bnlab.data.photos import Photo
+from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import is_measurable, train, with_norm
+from bnlab.lab.plots import BARS, by_category, caption
+from bnlab.lab.records import Records, Row, Tables, by_seed, distinct, last, number, numbers, resolution, where
+from bnlab.lab.study import Findings, Study
+from bnlab.lab.tuning import chosen, mark_chosen, remarks
+from bnlab.lab.verdict import Evidence
+from bnlab.norm import kernels, moments
+from bnlab.norm.kernels import Running
+from bnlab.norm.layers import BatchNorm
+from bnlab.recipe import Recipe
+from bnlab.report.plots import Plot
+
+RENORMALISED = "with BN, no noise"
+KINDS = (WITHOUT_BN, WITH_BN, RENORMALISED)
+BATCHES = (8, 32, 128)
+USUAL = 32  # photos to a batch: the paper's
+DROPOUT = 0.4  # the paper's baseline's
+RATES = (0.005, 0.03, 0.18)  # at the usual batch
+_MARGIN = 2.0  # points of accuracy that dropout may be worth and still be called dispensable
+
+
+class Renormalisation(BatchNorm):
+    """Batch renormalisation without clipping: the batch's gradients without the batch's noise.
+
+    y = ((x - E[x]) / sqrt(Var[x] + eps) * r + d) * gamma + beta    (Ioffe 2017, arXiv 1702.03275, Alg. 1)
+
+    with r = sqrt(Var[x] + eps) / sqrt(var + eps) and d = (E[x] - mean) / sqrt(var + eps), both without gradient, for
+    the batch's E and Var (biased) and the recorded mean and var (unbiased). So y is (x - mean) / sqrt(var + eps) *
+    gamma + beta to the value, while its gradient takes E and Var for functions of x. What is recorded is the moving
+    average of the batches before this one, of which the new one weighs `momentum`, but 1 / n at least as the n-th: at
+    first it is their plain average. The first batch is normalised by itself. N x C x ... in and out.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected N x C x ..., got a {input.ndim}D input")
+
+    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+        batches = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
+        if running is None:
+            return super()._transform(input, running, relu=relu)
+        found = moments.measure(input.detach())
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if batches:
+            scale = torch.sqrt(running.var + self.eps)  # C
+            mean, var = found.mean.to(scale), found.variance(unbiased=False).to(scale)  # C, C
+            r, d = torch.sqrt(var + self.eps) / scale, (mean - running.mean) / scale  # C, C
+            weight, bias = weight * r, bias + weight * d
+        y = kernels.by_batch(input, weight, bias, None, self.eps).y  # N x C x ...
+        moved = kernels.move(running._replace(momentum=max(running.momentum, 1 / (1 + batches))), found)
+        return F.relu(y, inplace=True) if relu else y, moved
+
+
+def measure(bench: Bench) -> Tables:
+    """Every kind of network at every batch, with and without dropout, at each rate."""
+    same: dict[str, Any] = {
+        "epochs": bench.pick(40, 200),
+        "weight_decay": 0.0,
+        "crop_area": (1.0, 1.0),
+        "crop_aspect": (1.0, 1.0),
+        "flip": 0.0,
+        "judge_every": 100_000,
+    }
+    if bench.budget == "quick":
+        same |= {"size": 28, "activation": "relu", "resize": "squash"}
+    networks = bench.pick({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, bench.twins())
+    recipes = {kind: bench.recipe(networks.get(kind, networks[WITH_BN]), **same) for kind in KINDS}
+    photos = bench.pick(256, 2560)
+    cells = [
+        bench.cell(
+            gap,
+            seed,
+            labels={"arm": f"{kind}, batch {batch}, dropout {dropout:g}", "learning_rate": rate},
+            recipe=recipe.model_copy(
+                update={"batch_size": batch, "dropout": dropout, "learning_rate": rate * math.sqrt(batch / USUAL)}
+            ),
+            kind=kind,
+            photos=photos,
+            steps=recipe.steps or recipe.epochs * -(-photos // batch),
+        )
+        for kind, recipe in recipes.items()
+        for batch in BATCHES
+        for dropout in (0.0, DROPOUT)
+        if not (dropout and kind == RENORMALISED)
+        for rate in RATES
+        for seed in bench.seeds
+    ]
+    return mark_chosen(bench.run(cells))
+
+
+def gap(place: Place, recipe: Recipe, kind: str, photos: int) -> Tables:
+    """A network trained on so many photos, and what it makes of them and of test's, both seen as inference does."""
+
+    def layer(channels: int) -> nn.Module:
+        return Renormalisation(channels, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
+
+    place = replace(place, split=fewer(place, photos))
+    course = train(place, recipe, make=with_norm(layer) if kind == RENORMALISED else None)
+    row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout}
+    if course.diverged:
+        classes, n_test = len(course.source.classes), len(course.source.side("test"))
+        of_guessing = {"train_top1": 1 / classes, "test_top1": 1 / classes}
+        row |= of_guessing | {"train_loss": math.log(classes), "test_loss": math.log(classes), "n_test": n_test}
+    else:
+        statistics = "recalibrated" if is_measurable(course.trainee.network) else "running"
+        for side in ("train", "test"):
+            found = course.evaluation(side, statistics, images=recipe.recalibrate)
+            row |= {f"{side}_top1": found.top1, f"{side}_loss": found.loss, f"n_{side}": found.n}
+    return {"accuracy": course.tables["accuracy"], "gap": [row]}
+
+
+def fewer(place: Place, photos: int) -> Path:
+    """The place's list with so many photos of train, an equal number of each class where there are."""
+    path = place.split.with_name(f"{place.split.stem}-{photos}.csv")
+    if not path.exists():
+        listed = list(read_list(place.split))
+        each = -(-photos // len({photo.label for photo in listed}))
+        left = dict.fromkeys((photo.label for photo in listed), each)
+        kept: list[Photo] = []
+        for photo in listed:
+            if photo.split == "train":
+                left[photo.label] -= 1
+            if photo.split != "train" or left[photo.label] >= 0:
+                kept.append(photo)
+        write_list(path, kept)
+    return path
+
+
+def judge(tables: Tables) -> Findings:
+    """How much worse test is than train, by kind of network, and what dropout is worth."""
+    rows = [row | _gaps(row) for row in chosen(tables, "gap")]
+    small, usual, large = BATCHES
+    points: dict[str, Any] = {"unit": "points", "resolution": resolution(rows)}
+    bare: dict[str, Any] = {"dropout": 0.0}
+    with_bn, without, silent = ({"kind": kind, **bare} for kind in (WITH_BN, WITHOUT_BN, RENORMALISED))
+
+    def less(column: str, first: dict[str, Any], second: dict[str, Any]) -> tuple[float, ...]:
+        ours, theirs = (by_seed(rows, last(column), **which) for which in (first, second))
+        return tuple(a - b for a, b in zip(ours, theirs, strict=True))
+
+    accuracy, loss = "accuracy_gap", "loss_gap"
+    at_usual, at_small = {"batch": usual}, {"batch": small}
+    return Findings(
+        evidence=(
+            Evidence(
+                what=f"with BN the gap in accuracy is smaller (batch {usual}, no dropout)",
+                values=less(accuracy, with_bn | at_usual, without | at_usual),
+                below=0.0,
+                **points,
+            ),
+            Evidence(
+                what=f"with BN the gap in loss is smaller (batch {usual}, no dropout)",
+                values=less(loss, with_bn | at_usual, without | at_usual),
+                below=0.0,
+                unit="nats",
+            ),
+            Evidence(
+                what=f"without the batches' noise BN's gap in accuracy is larger (batch {small}, no dropout)",
+                values=less(accuracy, silent | at_small, with_bn | at_small),
+                above=0.0,
+                **points,
+            ),
+            Evidence(
+                what=f"without the batches' noise BN's gap in loss is larger (batch {small}, no dropout)",
+                values=less(loss, silent | at_small, with_bn | at_small),
+                above=0.0,
+                unit="nats",
+            ),
+            Evidence(
+                what=f"with BN, accuracy without dropout less that with it (batch {usual})",
+                values=less("test_points", with_bn | at_usual, with_bn | at_usual | {"dropout": DROPOUT}),
+                above=-_MARGIN,
+                **points,
+            ),
+            Evidence(
+                what=f"without BN, accuracy without dropout less that with it (batch {usual})",
+                values=less("test_points", without | at_usual, without | at_usual | {"dropout": DROPOUT}),
+                decides=False,
+                **points,
+            ),
+            Evidence(
+                what=f"with BN the gap in loss is larger at batch {large} than at {small}",
+                values=less(loss, with_bn | {"batch": large}, with_bn | at_small),
+                above=0.0,
+                unit="nats",
+                decides=False,
+            ),
+            Evidence(
+                what=f"with BN the test accuracy is higher (batch {usual}, no dropout)",
+                values=less("test_points", with_bn | at_usual, without | at_usual),
+                above=0.0,
+                decides=False,
+                **points,
+            ),
+            Evidence(
+                what=f"without the batches' noise BN's test accuracy is lower (batch {small}, no dropout)",
+                values=less("test_points", silent | at_small, with_bn | at_small),
+                below=0.0,
+                decides=False,
+                **points,
+            ),
+        ),
+        plots={
+            "gap in accuracy": _plot(rows, accuracy, "Gap in accuracy", "train less test accuracy, points"),
+            "gap in loss": _plot(rows, loss, "Gap in loss", "test less train loss, nats"),
+            "accuracy": _plot(rows, "test_points", "Accuracy on test", "right on test, %"),
+        },
+        numbers={
+            f"train accuracy {kind}, no dropout, batch {batch}, %": _mean(
+                where(rows, kind=kind, dropout=0.0, batch=batch), "train_points"
+            )
+            for kind in KINDS
+            for batch in BATCHES
+        },
+        remarks=remarks(tables),
+    )
+
+
+def _gaps(row: Row) -> Row:
+    train, test = (100 * number(row, f"{side}_top1") for side in ("train", "test"))
+    return {
+        "train_points": train,
+        "test_points": test,
+        "accuracy_gap": train - test,
+        "loss_gap": number(row, "test_loss") - number(row, "train_loss"),
+    }
+
+
+def _mean(rows: Records, column: str) -> float:
+    values = numbers(rows, column)
+    return sum(values) / len(values)
+
+
+def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
+    groups = [(kind, dropout) for kind in KINDS for dropout in distinct(where(rows, kind=kind), "dropout")]
+    return Plot(
+        title=title,
+        x="photos to a batch",
+        y=y,
+        series=tuple(
+            by_category(
+                f"{kind}, dropout {dropout}" if dropout else kind,
+                where(rows, kind=kind, dropout=dropout),
+                "batch",
+                column,
+                BATCHES,
+            )
+            for kind, dropout in groups
+        ),
+        categories=tuple(map(str, BATCHES)),
+        caption=caption(rows, BARS),
+        table="gap",
+    )
+
+
+STUDY = Study(
+    name="regularisation",
+    title="Batch normalisation as a regulariser",
+    claim="""Batch normalisation regularises a network, so that dropout can be removed or reduced in strength, and what
+    regularises is the noise of the batches.""",
+    source="""Ioffe & Szegedy 2015, sec. 3.4; Luo et al. 2019, Towards Understanding Regularization in Batch
+    Normalization""",
+    protocol=f"""Three hidden layers of 100 ReLU units on 28 px (full: the twins), with BN, without, and with BN of the
+    same gradients but without its noise: batch renormalisation (Ioffe 2017) without clipping, which normalises by the
+    statistics of the last 20 batches or so. Trained on 256 photos (full: 2560) for 40 epochs (full: 200), without
+    crops or weight decay, so that they overfit; batches of {BATCHES[0]}, {BATCHES[1]} and {BATCHES[2]}, each photo seen
+    equally often, for it is by visits that a photo is learnt by heart. Dropout {DROPOUT} (the paper's baseline's) or
+    none before the last layer. Same initial weights; the learning rate is the best by val of
+    {", ".join(f"{rate:g}" for rate in RATES)} times sqrt(batch / {USUAL}), for each arm and seed. Gaps: train less
+    test accuracy, and test less train loss, all by recalibrated statistics, on photos as inference sees them.""",
+    rule=f"""Five clauses. Both gaps are smaller with BN at batch {USUAL} without dropout; both are larger without the
+    noise at batch {BATCHES[0]}, where the noise is largest; with BN, leaving dropout out costs less than {_MARGIN:g}
+    points of test accuracy. Each by its 95% interval over seeds.""",
+    measure=measure,
+    judge=judge,
+)

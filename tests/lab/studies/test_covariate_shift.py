@@ -1,0 +1,172 @@
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bnlab.lab.again import Batch
+from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import train
+from bnlab.lab.records import Tables, numbers
+from bnlab.lab.studies import covariate_shift as study
+from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, NoisyBatchNorm, Shift, compared, judge, layers_of
+from bnlab.lab.verdict import Verdict
+from bnlab.nets import build
+from bnlab.norm import BatchNorm2d
+from bnlab.report.plots import plot_svg
+from bnlab.training.loop import Trainee
+
+
+def planted(cosine: dict[str, float], relative: dict[str, float], top1: dict[str, float], scatter: float = 0) -> Tables:
+    shift, accuracy = [], []
+    for arm in ARMS:
+        for seed in range(3):
+            label = {"arm": arm, "learning_rate": EQUAL, "chosen": 1, "seed": seed}
+            off = scatter * (seed - 1) * (arm == WITH_BN)
+            for step in (5, 10):
+                row = {"step": step, "layer": "a", "cosine": cosine[arm] + off, "relative": relative[arm]}
+                shift.append(label | row)
+            accuracy.append(label | {"step": 10, "test_top1": top1[arm], "n_test": 500, "diverged_at": None})
+    return {"shift": shift, "accuracy": accuracy}
+
+
+LESS = {WITHOUT_BN: 0.5, WITH_BN: 0.9, NOISY: 0.4}, {WITHOUT_BN: 1.0, WITH_BN: 0.3, NOISY: 1.2}
+MORE = {WITHOUT_BN: 0.9, WITH_BN: 0.5, NOISY: 0.4}, {WITHOUT_BN: 0.3, WITH_BN: 1.0, NOISY: 1.2}
+WORSE = {WITHOUT_BN: 0.5, WITH_BN: 0.9, NOISY: 0.6}
+AS_WELL = {WITHOUT_BN: 0.5, WITH_BN: 0.9, NOISY: 0.95}
+
+
+def test_it_holds_where_bn_has_less_shift_and_shift_put_back_hurts() -> None:
+    findings = judge(planted(*LESS, WORSE))
+    assert findings.verdict is Verdict.HOLDS
+    assert not [remark for remark in findings.remarks if "put the shift back" in remark]
+
+
+@pytest.mark.parametrize(("shift", "top1"), [(MORE, WORSE), (LESS, AS_WELL)])
+def test_it_does_not_where_bn_has_more_shift_or_shift_does_no_harm(
+    shift: tuple[dict[str, float], dict[str, float]], top1: dict[str, float]
+) -> None:
+    assert judge(planted(*shift, top1)).verdict is Verdict.DOES_NOT_HOLD
+
+
+def test_it_is_not_shown_where_seeds_disagree() -> None:
+    assert judge(planted(*LESS, WORSE, scatter=0.5)).verdict is Verdict.NOT_SHOWN
+
+
+def test_noise_that_puts_no_shift_back_is_said() -> None:
+    cosine, relative = LESS
+    findings = judge(planted(cosine, relative | {NOISY: 0.2}, WORSE))
+    assert "noisy BN did not put the shift back: the third clause says little" in findings.remarks
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_noise_moves_each_channel_of_each_step_and_each_value_a_little(relu: bool) -> None:
+    layer = NoisyBatchNorm(200)
+    images = torch.randn(64, 200, 4, 4)
+    torch.manual_seed(1)
+    first = layer(images)
+    second = layer(images)
+    plain = BatchNorm2d(200)(images)
+    residual = (first - plain).detach()
+    means = residual.mean((0, 2, 3))  # 200
+    assert -0.55 < means.min() < -0.4
+    assert 0.4 < means.max() < 0.55
+    scales = (first * plain).mean((0, 2, 3)) / plain.square().mean((0, 2, 3))
+    assert 0.98 < scales.min() < 1.02
+    assert 1.23 < scales.max() < 1.27
+    within = first - means[:, None, None] - scales[:, None, None] * plain
+    expected = (0.1**2 / 3 + 0.1**2) ** 0.5  # of a uniform of half-width 0.1, and of 0.1 times a normal y
+    assert within.std().item() == pytest.approx(expected, rel=0.05)
+    assert not torch.allclose(first.mean((0, 2, 3)), second.mean((0, 2, 3)), atol=0.1)
+    torch.manual_seed(1)
+    assert torch.equal(layer(images, relu=relu), first.relu() if relu else first)
+
+
+def test_inference_has_no_noise() -> None:
+    layer = NoisyBatchNorm(3)
+    images = torch.randn(8, 3, 2, 2)
+    layer(images)
+    plain = BatchNorm2d(3)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.eval()(images), plain.eval()(images))
+    layer.statistics = "batch"
+    assert torch.equal(layer(images), plain.train()(images))
+
+
+def test_compared_by_hand() -> None:
+    found = compared(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]))
+    assert found == {"gradient": 3, "distance": 5, "relative": 5 / 3, "cosine": 0}
+
+
+def test_layers_are_spread_with_the_last_and_know_all_rows_before_them() -> None:
+    network = build("bn_small_inception", classes=3, width=0.25)
+    found = layers_of(network, 3)
+    assert [name for name, _, _ in found] == ["inception2b", "inception3b", "inception4b"]
+    assert found[0][1] is network.get_submodule("inception2b.branch1.conv").weight
+    assert found[0][2] == {"conv1", "inception2a"}
+    assert [name for name, _, _ in layers_of(build("mlp", classes=3), 9)] == ["hidden2", "hidden3"]
+
+
+class Checked(Shift):
+    """Works the shift of the last layer of an MLP out by the chain rule, in float64."""
+
+    def before(self, step: int, trainee: Trainee) -> None:
+        super().before(step, trainee)
+        self.old = {name: p.detach().double().clone() for name, p in trainee.network.named_parameters()}
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        network = trainee.network
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        generator = torch.get_rng_state()
+        super().after(step, trainee)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+        assert all(p.grad is None and p.requires_grad for p in network.parameters())
+        assert network.training
+        assert torch.equal(torch.get_rng_state(), generator)
+        batch = study.batch_of(step, trainee)
+        new = {name: p.detach().double() for name, p in network.named_parameters()}
+        old, moved = (self._gradient(batch, self.old, earlier) for earlier in (self.old, new))
+        row = self.tables["shift"][-1]
+        assert row["layer"] == "hidden3"
+        for column, value in compared(old, moved).items():
+            assert row[column] == pytest.approx(value, rel=1e-2)
+        assert row["distance"] > 1e-4
+
+    @staticmethod
+    def _gradient(batch: Batch, weights: dict[str, torch.Tensor], earlier: dict[str, torch.Tensor]) -> torch.Tensor:
+        x = F.adaptive_avg_pool2d(batch.images.double(), 28).flatten(1)
+        for name in ("hidden1", "hidden2"):
+            x = torch.sigmoid(x @ earlier[f"{name}.linear.weight"].T + earlier[f"{name}.linear.bias"])
+        last = torch.sigmoid(x @ weights["hidden3.linear.weight"].T + weights["hidden3.linear.bias"])
+        answers = torch.softmax(last @ weights["fc.weight"].T + weights["fc.bias"], 1)
+        wrong = answers - F.one_hot(batch.targets.main, answers.shape[1])
+        return ((wrong @ weights["fc.weight"]) * last * (1 - last)).T @ x / len(x)
+
+
+def test_the_shift_is_that_of_the_definition_and_looking_changes_nothing(
+    make_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    bench = make_bench(learning_rate=1.0, schedule="constant", width=1.0)
+    place = Place(split=bench.sides.of(0), folder=tmp_path, device="cpu", seed=0)
+    witness = Checked(looks=6, layers=1)
+    looked_at = train(place, bench.recipe("mlp", size=28), witness=witness)
+    assert len(witness.tables["shift"]) == 6
+    plain = train(place, bench.recipe("mlp", size=28))
+    for ours, theirs in zip(looked_at.trainee.network.parameters(), plain.trainee.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_from_photos_to_plots(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "RATES", (EQUAL,))
+    tables = study.measure(make_bench(steps=4))
+    assert len(tables["shift"]) == 3 * 2 * 4 * 3
+    assert max(numbers(tables["shift"], "cosine")) <= 1
+    findings = judge(tables)
+    assert len(findings.plots) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for plot in findings.plots.values():
+            assert plot.title in plot_svg(plot)

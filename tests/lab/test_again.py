@@ -1,0 +1,59 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bnlab.lab.again import aside, batch_of, gradients, put
+from bnlab.lab.bench import Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import Witness, train
+from bnlab.training.loop import Trainee
+
+
+class Watched(Witness):
+    """Compares what the loop does with what can be seen again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[Tensor] = []
+        self.moves: list[float] = []
+
+    def before(self, step: int, trainee: Trainee) -> None:
+        network = trainee.network
+        batch = batch_of(step, trainee)
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        generator = torch.get_rng_state()
+        parameters = dict(network.named_parameters())
+        with aside(trainee):
+            put(parameters, {name: p + 1 for name, p in parameters.items()})
+            put(parameters, state)
+            _, self.gradients = gradients(trainee, batch, list(parameters.values()), step)
+            network.eval()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+        assert all(p.grad is None for p in parameters.values())
+        assert all(module.training for module in network.modules())
+        assert torch.equal(torch.get_rng_state(), generator)
+        self.batch, self.start = batch, [p.detach().clone() for p in parameters.values()]
+        self.hook = network.register_forward_pre_hook(lambda _, inputs: self.images.append(inputs[0]))
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        self.hook.remove()
+        assert torch.equal(self.images[-1], self.batch.images)
+        rate = trainee.optimizer.param_groups[0]["lr"]
+        for parameter, start, gradient in zip(trainee.network.parameters(), self.start, self.gradients, strict=True):
+            assert torch.allclose(parameter, start - rate * gradient, atol=1e-6)
+            self.moves.append(float((parameter.detach() - start).abs().max()))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_a_step_seen_again_is_the_step_that_the_loop_takes(
+    make_bench: Callable[..., Bench], tmp_path: Path, mixup: float
+) -> None:
+    bench = make_bench(momentum=0.0, weight_decay=0.0, dropout=0.3, mixup=mixup, schedule="constant")
+    witness = Watched()
+    place = Place(split=bench.sides.of(1), folder=tmp_path, device="cpu", seed=1)
+    train(place, bench.recipe("bn_small_inception", size=16), witness=witness)
+    assert len(witness.images) == 6  # more than one epoch
+    assert max(witness.moves) > 1e-3
