@@ -5,6 +5,7 @@ import pytest
 from tests.conftest import write_photos
 
 from bnlab.lab.bench import Bench
+from bnlab.lab.cells import Place
 from bnlab.lab.sides import open_sides
 from bnlab.progress import Silent
 
@@ -35,3 +36,9 @@ def make_bench(tmp_path: Path, photos: Path) -> Callable[..., Bench]:
         )
 
     return make
+
+
+@pytest.fixture
+def place(make_bench: Callable[..., Bench], tmp_path: Path) -> Place:
+    """Where a cell of seed 0 is measured."""
+    return Place(split=make_bench().sides.of(0), folder=tmp_path / "cell", device="cpu", seed=0)

@@ -40,11 +40,6 @@ def recipe(make_bench: MakeBench) -> Recipe:
     return make_bench().recipe("bn_small_inception", judge_every=1)
 
 
-@pytest.fixture
-def place(make_bench: MakeBench, tmp_path: Path) -> Place:
-    return Place(split=make_bench().sides.of(0), folder=tmp_path / "cell", device="cpu", seed=0)
-
-
 def test_a_network_is_trained_judged_and_looked_at(place: Place, recipe: Recipe) -> None:
     told: list[int] = []
     course = train(replace(place, tell=told.append), recipe, witness=Looker())

@@ -34,9 +34,10 @@ from bnlab.progress import Progress, Task
 from bnlab.recipe import Recipe
 
 _TELL_SECONDS = 0.5
-# The parts of bnlab, and of lab, that numbers follow from; the others show them.
-_NUMBERS = ("norm", "nets", "data", "classifier", "training", "lab", "recipe.py", "machine.py")
-_NUMBERS_OF_LAB = ("cells.py", "course.py", "stable_rate.py")
+# The parts of bnlab that numbers follow from, and those of lab that only show them, or whose choices a key has in it.
+_MEASURES = ("norm", "nets", "data", "classifier", "training", "lab", "recipe.py", "machine.py")
+_SHOWS = ("bench.py", "catalogue.py", "plots.py", "records.py", "report.py", "sides.py", "study.py", "tuning.py",
+          "verdict.py")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +277,7 @@ def _code() -> str:
     house = Path(__file__).parents[1]
     for path in sorted(house.rglob("*.py")):
         parts = path.relative_to(house).parts
-        if parts[0] in _NUMBERS and (parts[0] != "lab" or parts[-1] in _NUMBERS_OF_LAB or "studies" in parts):
+        if parts[0] in _MEASURES and not (parts[0] == "lab" and parts[-1] in _SHOWS):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

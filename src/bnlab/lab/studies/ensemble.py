@@ -68,7 +68,7 @@ def _probabilities(course: Course, photos: Photos, number: Crops, mirrored: bool
     card = card_of(course.trainee.recipe, network, course.source)
     classifier = Classifier(network, card, course.trainee.device)
     found = [
-        classifier.probabilities(crops(open_photo(path), view, number), mirror=mirrored and number > 1).mean(0)
+        classifier.probabilities(crops(open_photo(path), view, number).copy(), mirror=mirrored and number > 1).mean(0)
         for path in photos.paths
     ]
     return np.stack(found)  # N x classes

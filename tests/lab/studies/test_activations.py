@@ -1,0 +1,88 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import train
+from bnlab.lab.records import Tables, where
+from bnlab.lab.studies.activations import RATES, STUDY, Percentiles
+from bnlab.lab.verdict import Verdict
+from bnlab.report.plots import plot_svg
+
+MakeBench = Callable[..., Bench]
+
+
+def planted(gain: float, moved: float) -> Tables:
+    """With BN `gain` more are right from the first judgement on, and the inputs move `moved` times as far."""
+    tables: Tables = {"accuracy": [], "movement": [], "percentiles": []}
+    for seed, noise in enumerate((0.97, 1.0, 1.03)):
+        for arm in (WITH_BN, WITHOUT_BN):
+            labels = {"arm": arm, "learning_rate": 1.0, "chosen": 1, "seed": seed}
+            top1 = 0.5 + gain * noise * (arm == WITH_BN)
+            for step in (10, 20):
+                row = {"step": step, "test_top1": top1, "val_top1": top1, "n_test": 500, "diverged_at": None}
+                tables["accuracy"].append(labels | row)
+            tables["movement"].append(labels | {"movement": 2 * (moved * noise if arm == WITH_BN else 1.0)})
+            for percentile in (15, 50, 85):
+                tables["percentiles"].append(labels | {"step": 0, "percentile": percentile, "value": percentile / 50})
+    return tables
+
+
+@pytest.mark.parametrize(
+    ("gain", "moved", "verdict"),
+    [
+        (0.1, 0.5, Verdict.HOLDS),
+        (-0.1, 0.5, Verdict.DOES_NOT_HOLD),
+        (0.1, 2.0, Verdict.DOES_NOT_HOLD),
+        (0.1, 1.0, Verdict.NOT_SHOWN),
+        (0.0001, 0.5, Verdict.NOT_SHOWN),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(gain: float, moved: float, verdict: Verdict) -> None:
+    findings = STUDY.judge(planted(gain, moved))
+    assert findings.verdict == verdict
+    assert findings.numbers == {f"learning rate {arm}, mean": 1.0 for arm in (WITH_BN, WITHOUT_BN)}
+
+
+def test_percentiles_and_movement_are_those_of_the_units() -> None:
+    """Three looks at two units: the first keeps still, the second goes from 0 to 4, with a spread of 2."""
+    witness = Percentiles(1)
+    for step, at in enumerate((0.0, 3.0, 4.0)):
+        still, moving = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]) + at
+        witness.seen.append((step, torch.stack([still, moving], 1)))
+    tables = witness.summary()
+    assert tables["movement"] == [{"movement": 0.0, "units": 2}]  # torch's median is the lower of two
+    assert [row["value"] for row in where(tables["percentiles"], percentile=85)] == [1.0, 4.0, 5.0]
+    assert [row["step"] for row in where(tables["percentiles"], percentile=15)] == [0, 1, 2]
+
+
+def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_bench: MakeBench, place: Place) -> None:
+    recipe = make_bench().recipe("bn_mlp", width=1.0)
+    witness = Percentiles(3)
+    course = train(place, recipe, witness=witness)
+    assert [step for step, _ in witness.seen] == [0, 3]
+    network, images = course.trainee.network, witness.images
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    generator = torch.get_rng_state()
+    witness.before(6, course.trainee)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    x = network.pixels(images)
+    with torch.no_grad():
+        for name in ("hidden1", "hidden2", "hidden3"):
+            unit = network.get_submodule(name)
+            x = unit.linear(x.flatten(1))
+            x = (x - x.mean(0)) / (x.var(0, unbiased=False) + unit.bn.eps).sqrt() * unit.bn.weight + unit.bn.bias
+            last, x = x, x.sigmoid()
+    found = witness.seen[-1][1]
+    assert torch.allclose(found, last.quantile(torch.tensor([0.15, 0.5, 0.85]), dim=0), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_it_is_measured(make_bench: MakeBench) -> None:
+    tables = STUDY.measure(make_bench(width=1.0))
+    assert {row["learning_rate"] for row in tables["accuracy"]} == set(RATES)
+    for plot in STUDY.judge(tables).plots.values():
+        assert "<svg" in plot_svg(plot)

@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bnlab.classifier.predict import Classifier
+from bnlab.lab.bench import Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import card_of, train
+from bnlab.lab.records import Tables, where
+from bnlab.lab.studies.ensemble import ALL, CROPS, ONE, STUDY, answers
+from bnlab.lab.verdict import Verdict
+from bnlab.report.plots import plot_svg
+
+MakeBench = Callable[..., Bench]
+
+
+def planted(crops: float, ensemble: float) -> Tables:
+    """144 crops gain `crops`, and the ensemble `ensemble` over its members."""
+    rows = []
+    for seed, noise in enumerate((0.95, 1.0, 1.05)):
+        for number in CROPS:
+            one = 0.5 + crops * noise * (number == 144)
+            for member in (0, 1):
+                off = 0.01 * (2 * member - 1)
+                rows.append({"arm": ONE, "seed": seed, "member": member, "crops": number, "test_top1": one + off})
+            top1 = one + ensemble * noise
+            rows.append({"arm": ALL, "seed": seed, "member": None, "crops": number, "test_top1": top1})
+    return {"accuracy": [row | {"n_test": 500} for row in rows]}
+
+
+@pytest.mark.parametrize(
+    ("crops", "ensemble", "verdict"),
+    [
+        (0.05, 0.05, Verdict.HOLDS),
+        (-0.05, 0.05, Verdict.DOES_NOT_HOLD),
+        (0.05, -0.05, Verdict.DOES_NOT_HOLD),
+        (0.05, 0.0, Verdict.NOT_SHOWN),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(crops: float, ensemble: float, verdict: Verdict) -> None:
+    findings = STUDY.judge(planted(crops, ensemble))
+    assert findings.verdict == verdict
+    assert findings.numbers["error of one network, 144 crops, %"] == pytest.approx(50 - 100 * crops)
+    for plot in findings.plots.values():
+        assert "<svg" in plot_svg(plot)
+
+
+def test_members_differ_and_are_averaged(make_bench: MakeBench, place: Place) -> None:
+    recipe = make_bench().recipe("bn_small_inception", judge_every=100, dropout=0.0)
+    rows = answers(place, recipe, members=2, mirrored=False)["accuracy"]
+    assert [(row["arm"], row["member"], row["crops"]) for row in rows] == [
+        *[(ONE, member, number) for member in (0, 1) for number in CROPS],
+        *[(ALL, None, number) for number in CROPS],
+    ]
+    found = []
+    for member in (0, 1):
+        course = train(replace(place, folder=place.folder / f"again{member}", seed=1000 + member), recipe)
+        course.recalibrate()
+        network = course.trainee.network
+        classifier = Classifier(network, card_of(recipe, network, course.source))
+        photos = course.source.side("test")
+        found.append(classifier.classify(photos.paths, workers=0)[0])
+    targets = photos.class_indices(course.source.classes)
+    assert not np.allclose(*found)
+    for member, one in enumerate(found):
+        expected = (one.argmax(1) == targets).mean()
+        assert where(rows, member=member, crops=1)[0]["test_top1"] == pytest.approx(expected)
+    together = (np.mean(found, 0).argmax(1) == targets).mean()
+    assert where(rows, arm=ALL, crops=1)[0]["test_top1"] == pytest.approx(together)

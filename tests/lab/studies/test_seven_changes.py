@@ -1,0 +1,57 @@
+from collections.abc import Callable
+
+import pytest
+
+from bnlab.lab.bench import Bench
+from bnlab.lab.records import Tables
+from bnlab.lab.studies.seven_changes import CHANGES, NONE, SEVEN, STUDY
+from bnlab.lab.verdict import Verdict
+from bnlab.report.plots import plot_svg
+
+MakeBench = Callable[..., Bench]
+
+
+def planted(together: float, alone: float = 0.0) -> Tables:
+    """All changes gain `together`, and each alone `alone`."""
+    rows = []
+    for seed, noise in enumerate((0.9, 1.0, 1.1)):
+        gains = {NONE: 0.0, SEVEN: together * noise}
+        for change in CHANGES.values():
+            gains |= {f"only {change}": alone * noise, f"all but {change}": (together - alone) * noise}
+        for arm, gain in gains.items():
+            row = {"arm": arm, "seed": seed, "step": 100, "test_top1": 0.5 + gain, "n_test": 500, "diverged_at": None}
+            rows.append(row)
+    return {"accuracy": rows}
+
+
+@pytest.mark.parametrize(
+    ("together", "verdict"), [(0.1, Verdict.HOLDS), (-0.1, Verdict.DOES_NOT_HOLD), (0.001, Verdict.NOT_SHOWN)]
+)
+def test_all_changes_together_decide(together: float, verdict: Verdict) -> None:
+    findings = STUDY.judge(planted(together))
+    assert findings.verdict == verdict
+    assert [each.decides for each in findings.evidence] == [True] + [False] * 14
+
+
+def test_each_change_has_an_interval_that_allows_for_their_number() -> None:
+    findings = STUDY.judge(planted(0.1, 0.05))
+    alone = findings.evidence[1:]
+    assert {each.level for each in alone} == {1 - 0.05 / 14}
+    assert [each.mean for each in alone] == pytest.approx([5.0] * 14)
+    for plot in findings.plots.values():
+        assert "<svg" in plot_svg(plot)
+
+
+def test_a_diverged_training_is_told() -> None:
+    tables = planted(0.1)
+    tables["accuracy"][0]["diverged_at"] = 7
+    assert STUDY.judge(tables).remarks == ("none of them: 1 training diverged, and count as guessing",)
+
+
+@pytest.mark.slow
+def test_each_arm_is_one_change_away(make_bench: MakeBench) -> None:
+    tables = STUDY.measure(make_bench())
+    arms = {str(row["arm"]) for row in tables["accuracy"]}
+    changes = set(CHANGES.values()) - {CHANGES["local_response"]}  # which the small network has no place for
+    assert arms == {NONE, SEVEN} | {f"{kind} {change}" for kind in ("only", "all but") for change in changes}
+    STUDY.judge(tables)
