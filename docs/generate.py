@@ -3,13 +3,17 @@
 `make docs` writes them; tests/test_docs.py sees that they are current.
 """
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from bnlab.config import load_settings
+from bnlab.lab import catalogue
 from bnlab.recipe import Recipe
+from bnlab.report.html import figure
 
 PAPER = ["inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid"]
 
@@ -19,7 +23,12 @@ VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import", "mach
 
 def pages() -> dict[Path, str]:
     """Each generated page and its text."""
-    return {HERE / "commands.md": _commands(), HERE / "recipes.md": _recipes()}
+    return {
+        HERE / "commands.md": _commands(),
+        HERE / "recipes.md": _recipes(),
+        HERE / "studies.md": _studies(),
+        HERE / "results" / "README.md": _results(),
+    }
 
 
 def _commands() -> str:
@@ -48,6 +57,66 @@ def _recipes() -> str:
         *_table(PAPER, sorted({key for name in PAPER for key in load_settings(name).origin}), meaning=False),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _studies() -> str:
+    parts = [
+        "# Studies\n",
+        "Written by `make docs` from the studies themselves. `bnlab study NAME` measures one, `bnlab study all` all.",
+        "Each seed has a split of its own into train, val and test; what is chosen is chosen by val, what is reported",
+        "was measured on test. A clause of a claim says that a number lies in a range; it holds if the whole 95%",
+        "interval over seeds (Student's t) lies in it, does not hold if the whole interval lies outside, and is not",
+        "shown else. A claim holds if all its deciding clauses do, and does not hold if one does not.",
+        "[What came out here](results/README.md).\n",
+    ]
+    for name, study in catalogue.studies().items():
+        parts.append(
+            f"## {study.title}: `bnlab study {name}`\n\n{study.claim} ({study.source})\n\n"
+            f"*Protocol.* {study.protocol}\n\n*Rule.* {study.rule}\n"
+        )
+    return "\n".join(parts)
+
+
+def _results() -> str:
+    """A table of the study.json files that were committed."""
+    parts = [
+        "# What came out\n",
+        "Written by `make docs` from the `study.json` of each folder here, which `bnlab study` wrote. The folders hold",
+        "the tables as CSV and the plots. [What was measured, and by which rule](../studies.md).\n",
+    ]
+    for path in sorted((HERE / "results").glob("*/study.json")):
+        found = json.loads(path.read_text("utf-8"))
+        about, folder = found["environment"], path.parent.name
+        machine = about["gpu"] or f"one core of {about['processor']} for each training"
+        parts += [
+            f"## {folder}: {found['verdict']}\n",
+            f"{found['claim']} ({found['source']})\n",
+            f"{found['data']}, {found['seeds']} seeds, budget {found['budget']}{_options(found['options'])}; "
+            f"{found['seconds'] / 60:.0f} minutes of computing, {machine}, torch {about['versions']['torch']}, "
+            f"{about['date']}.\n",
+            "| clause | range | mean | interval | verdict |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for what, number in found["numbers"].items():
+            if isinstance(number, dict):
+                beside = "" if number["decides"] else " (beside)"
+                level = "" if number["level"] == 0.95 else f" ({100 * number['level']:.1f}%)"
+                cells = (
+                    what + beside,
+                    f"{number['claimed']} {number['unit']}",
+                    figure(number["mean"]),
+                    f"{figure(number['low'])} to {figure(number['high'])}{level}",
+                    number["verdict"],
+                )
+                parts.append(f"| {' | '.join(cells)} |")
+        parts += ["", *(f"- {remark}." for remark in found["remarks"]), ""]
+        parts += [f"![{plot.stem}]({folder}/{quote(plot.name)})" for plot in sorted(path.parent.glob("*.png"))]
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _options(options: dict[str, object]) -> str:
+    return "".join(f", {key} {value}" for key, value in options.items())
 
 
 def _table(names: list[str], keys: list[str], *, meaning: bool) -> list[str]:

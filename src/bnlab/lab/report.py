@@ -24,6 +24,8 @@ class Report:
     folder: Path
     budget: str
     data: str
+    options: Mapping[str, Any]
+    """recipe keys that the user set"""
     seeds: int
     seconds: float
     """of computing, over all measurements, whenever they were made"""
@@ -39,6 +41,7 @@ class Report:
             "remarks": list(self.findings.remarks),
             "budget": self.budget,
             "data": self.data,
+            "options": dict(self.options),
             "seeds": self.seeds,
             "seconds": self.seconds,
             "report": str(self.folder / PAGE),
@@ -66,6 +69,7 @@ def write_report(
         folder=folder,
         budget=bench.budget,
         data=bench.sides.name,
+        options=bench.options,
         seeds=len(bench.seeds),
         seconds=bench.seconds,
     )

@@ -9,7 +9,7 @@ from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import Witness, restored, train, use_batch_statistics
 from bnlab.lab.plots import BAND, caption, over_seeds
-from bnlab.lab.records import Records, Tables, by_seed, distinct, gained, last, mean, number, ratios, resolution, where
+from bnlab.lab.records import Records, Tables, by_seed, gained, last, mean, number, ratios, resolution, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
@@ -174,7 +174,7 @@ def _percentiles(rows: Records, arm: str) -> Plot:
         title=f"Input of a sigmoid of the last hidden layer, {arm}",
         x="steps of 60 digits",
         y="input of the sigmoid",
-        series=tuple(map(line, distinct(rows, "percentile"))),
+        series=tuple(map(line, reversed(PERCENTILES))),  # as they lie, from the top
         caption=f"over {_LOOKED_AT} digits; the unit whose movement is the median of its layer's, seed 0",
         table="percentiles",
     )
