@@ -6,7 +6,7 @@ from importlib import import_module
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.lab.study import Study
 
-_MODULES = ("activations", "learning_rate", "batch_size", "inference_statistics")
+_MODULES = ("activations", "learning_rate", "placement", "batch_size", "inference_statistics")
 NAMES: tuple[str, ...] = tuple(name.replace("_", "-") for name in _MODULES)
 
 
