@@ -1,0 +1,169 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bnlab.data.source import Source, open_recorded_data
+from bnlab.lab import statistics
+from bnlab.lab.bench import Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.course import Witness, train
+from bnlab.lab.records import Tables, where
+from bnlab.lab.studies import inference_statistics
+from bnlab.lab.studies.inference_statistics import BATCH, MOMENTA, POPULATION, Averages, counts, judge, probed
+from bnlab.lab.verdict import Verdict
+from bnlab.report.plots import plot_svg
+from bnlab.training.loop import Trainee
+
+SEEDS = range(4)
+STEPS = (5, 20, 50)
+KINDS = (*(f"average {m:g}" for m in MOMENTA), "average 0.1, corrected", "average 0.01, corrected", BATCH)
+
+
+def tables(
+    behind: tuple[float, float, float] = (0.3, 0.1, 0.0), fewer: float = 0.0, noise: float = 0.0, photos: int = 4096
+) -> Tables:
+    """Averages that are so much behind population at each step; few photos that are so much behind all."""
+    probes, images = [], []
+    for seed in SEEDS:
+        wobble = noise * (-1) ** seed
+        for step, less in zip(STEPS, behind, strict=True):
+            row = {"seed": seed, "step": step, "n_test": 1000}
+            probes.append({**row, "statistics": POPULATION, "top1": 0.9})
+            probes += [{**row, "statistics": kind, "top1": 0.9 - less - wobble} for kind in KINDS]
+        for n in (8, 512, 1024, 2048, photos):
+            loss = 0.0 if n == photos else -fewer
+            row = {"seed": seed, "images": n, "of": photos, "mean_off": 1 / n, "variance_off": 1 / n}
+            images.append({**row, "against_all": loss, "top1": 0.9 + loss, "n_test": 1000})
+    accuracy = [{"seed": seed, "diverged_at": None} for seed in SEEDS]
+    return {"accuracy": accuracy, "probes": probes, "images": images}  # type: ignore[dict-item]
+
+
+def verdicts(found: Tables) -> list[Verdict]:
+    return [each.verdict for each in judge(found).evidence if each.decides]
+
+
+def test_averages_that_are_behind_on_the_way_and_level_at_the_end() -> None:
+    findings = judge(tables())
+    assert findings.verdict is Verdict.HOLDS
+    assert [round(each.mean, 6) for each in findings.evidence if each.decides] == [0, 20, 0, 20, 0]
+    assert "1024 photos" in findings.evidence[-1].what
+
+
+def test_averages_that_are_better_at_one_step() -> None:
+    assert verdicts(tables((0.3, -0.05, 0.0)))[0] is Verdict.DOES_NOT_HOLD
+
+
+def test_averages_that_are_better_on_the_way() -> None:
+    holds, does_not = Verdict.HOLDS, Verdict.DOES_NOT_HOLD
+    assert verdicts(tables((-0.005, 0.0, 0.0))) == [holds, does_not, holds, does_not, holds]
+
+
+def test_few_photos_that_lose_two_points() -> None:
+    assert verdicts(tables(fewer=0.02))[-1] is Verdict.DOES_NOT_HOLD
+
+
+def test_noise_shows_nothing() -> None:
+    assert judge(tables((0.01, 0.01, 0.0), noise=0.03)).verdict is Verdict.NOT_SHOWN
+
+
+def test_where_train_is_small_its_half_is_tried() -> None:
+    findings = judge(tables(photos=1500))
+    assert "statistics of 512 photos" in findings.evidence[-1].what
+    assert any("512 were" in remark for remark in findings.remarks)
+
+
+class Until(Witness):
+    """A witness of a witness: what the layers keep after each step, and whether a probe leaves all as it was."""
+
+    def __init__(self, inner: Averages, source: Source) -> None:
+        super().__init__()
+        self.inner, self.source, self.batches = inner, source, list[torch.Tensor]()
+
+    def begin(self, trainee: Trainee) -> None:
+        self.inner.begin(trainee)
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        network = trainee.network
+        self.batches.append(statistics.read(network))
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        generator = torch.get_rng_state()
+        self.inner.after(step, trainee)
+        assert torch.equal(torch.get_rng_state(), generator)
+        assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+        assert all(module.training for module in network.modules())
+        assert all(bool((p.grad == 1).all()) for p in network.parameters() if p.grad is not None)
+        assert all(p.requires_grad for p in network.parameters())
+        network.zero_grad()
+
+
+@pytest.fixture
+def place(make_bench: Callable[..., Bench]) -> Callable[[str], Place]:
+    bench = make_bench()
+    return lambda name: Place(split=bench.sides.of(0), folder=bench.folder / name, device="cpu", seed=0)
+
+
+def test_the_averages_are_those_that_training_keeps(
+    make_bench: Callable[..., Bench], place: Callable[[str], Place]
+) -> None:
+    recipe = make_bench(size=16).recipe("bn_small_inception", judge_every=100)
+    source = open_recorded_data(place("").split)
+    witness = Until(Averages(source, [2]), source)
+    of_batches = train(place("a"), recipe.model_copy(update={"norm_momentum": 1.0}), witness=witness)
+    for momentum in (0.5, 0.01):
+        usual = train(place(f"{momentum}"), recipe.model_copy(update={"norm_momentum": momentum})).trainee.network
+        kept = statistics.read(usual)
+        torch.testing.assert_close(witness.inner.averages[momentum], kept, rtol=1e-5, atol=1e-6)
+    weights = [dict(n.named_parameters()) for n in (of_batches.trainee.network, usual)]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    # Without what it began with, an average is the batches' mean, each weighed by its age.
+    weigh = torch.tensor([0.9 ** (5 - i) for i in range(6)], dtype=torch.float64)
+    mean = (torch.stack(witness.batches).double() * weigh[:, None]).sum(0) / weigh.sum()
+    torch.testing.assert_close(witness.inner.corrected(0.1, 6).double(), mean, rtol=1e-4, atol=1e-5)
+    again = Averages(source, [2])
+    again.load_state_dict(witness.inner.state_dict())
+    again.begin(of_batches.trainee)
+    assert torch.equal(again.averages[0.5], witness.inner.averages[0.5])
+    assert again.tables["probes"]
+
+
+def test_distances_are_root_mean_squares_over_channels_that_vary() -> None:
+    whole = torch.tensor([0.0, 0.0, 5.0, 9.0, 1.0, 4.0, 0.0, 1.0])
+    few = torch.tensor([0.3, 0.8, 5.0, 0.0, math.e, 4.0, 0.0, 0.0])
+    mean_off, variance_off = statistics.distances(few, whole)
+    assert mean_off == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2), rel=1e-6)
+    assert variance_off == pytest.approx(math.sqrt(1 / 2), rel=1e-6)
+    assert statistics.distances(whole, whole) == (0.0, 0.0)
+
+
+def test_a_training_that_diverges_is_guessing_from_there_on(
+    make_bench: Callable[..., Bench], place: Callable[[str], Place]
+) -> None:
+    recipe = make_bench(size=16).recipe("bn_small_inception", judge_every=100)
+    recipe = recipe.model_copy(update={"norm_momentum": 1.0, "learning_rate": 1e30, "schedule": "constant"})
+    found = probed(place("a"), recipe, [1, 4])
+    assert [row["top1"] for row in where(found["probes"], statistics=POPULATION)][-2:] == [1 / 3] * 2
+    assert {row["top1"] for row in found["images"]} == {1 / 3}
+    assert [row["images"] for row in found["images"]] == counts(int(found["images"][0]["of"] or 0))
+
+
+def test_counts_are_powers_of_two_and_all() -> None:
+    assert counts(40) == [8, 16, 32, 40]
+    assert counts(32) == [8, 16, 32]
+    assert counts(8) == [8]
+
+
+def test_the_whole_of_it(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_statistics, "MOMENTA", (0.5, 0.1, 0.01, 0.001))
+    found = inference_statistics.measure(make_bench(size=16))
+    assert [row["step"] for row in where(found["probes"], seed=0, statistics=BATCH)] == [5, 6]
+    assert {row["statistics"] for row in found["probes"]} == {*KINDS, POPULATION}
+    images = where(found["images"], seed=0)
+    assert [row["images"] for row in images][:2] == [8, 16]
+    assert images[-1]["images"] == images[-1]["of"]
+    assert images[-1]["mean_off"] == images[-1]["against_all"] == 0
+    for plot in judge(found).plots.values():
+        assert "<svg" in plot_svg(plot)

@@ -1,0 +1,71 @@
+from collections.abc import Callable
+
+import pytest
+
+from bnlab.lab.bench import Bench
+from bnlab.lab.records import Records, Tables
+from bnlab.lab.studies import placement
+from bnlab.lab.studies.placement import AFTER, BEFORE, arm, judge
+from bnlab.lab.verdict import Verdict
+from bnlab.report.plots import plot_svg
+
+SEEDS = range(4)
+
+
+def tables(gains: dict[str, float], noise: float = 0.001) -> Tables:
+    """Networks that gain so much by being normalised before; at the rate not chosen it is the other way round."""
+    rows: Records = []
+    for network, gain in gains.items():
+        for place in (BEFORE, AFTER):
+            for rate, chosen in ((0.1, 1), (0.3, 0)):
+                for seed in SEEDS:
+                    top1 = 0.8 + (gain if (place == BEFORE) == bool(chosen) else 0) + noise * (-1) ** seed * len(place)
+                    labels = {"arm": arm(network, place), "learning_rate": rate, "chosen": chosen, "seed": seed}
+                    rows.append({**labels, "val_top1": 0.5, "test_top1": top1, "n_test": 1000, "diverged_at": None})
+    return {"accuracy": rows}
+
+
+@pytest.mark.parametrize(
+    ("gains", "noise", "verdict"),
+    [
+        ({"A": 0.05, "B": 0.02}, 0.001, Verdict.HOLDS),
+        ({"A": 0.05, "B": -0.02}, 0.001, Verdict.DOES_NOT_HOLD),
+        ({"A": 0.05, "B": 0.0}, 0.001, Verdict.NOT_SHOWN),
+        ({"A": 0.05, "B": 0.02}, 0.05, Verdict.NOT_SHOWN),
+    ],
+)
+def test_one_network_that_does_otherwise_is_enough(gains: dict[str, float], noise: float, verdict: Verdict) -> None:
+    findings = judge(tables(gains, noise))
+    assert findings.verdict is verdict
+    assert [each.mean for each in findings.evidence] == pytest.approx([100 * gain for gain in gains.values()])
+
+
+def test_intervals_are_wider_the_more_networks_there_are() -> None:
+    one, both = (judge(tables(gains, 0.01)).evidence[0] for gains in ({"A": 0.05}, {"A": 0.05, "B": 0.05}))
+    assert (one.level, both.level) == (0.95, 0.975)
+    assert both.interval[0] < one.interval[0]
+
+
+def test_one_seed_draws_no_interval() -> None:
+    rows = [row for row in tables({"A": 0.05})["accuracy"] if row["seed"] == 0]
+    series = judge({"accuracy": rows}).plots["differences"].series[0]
+    assert series.low == series.high == series.y
+
+
+def test_the_large_networks_have_stems_for_small_photos(make_bench: Callable[..., Bench]) -> None:
+    large = placement._FULL[placement.GOOGLENET]
+    assert placement._recipe(make_bench(), large).stem == "small"
+    assert placement._recipe(make_bench(size=128), large).stem is None
+    assert placement._recipe(make_bench(), placement._QUICK[placement.SMALL]).stem is None
+
+
+def test_the_whole_of_it(make_bench: Callable[..., Bench]) -> None:
+    found = placement.measure(make_bench(size=16, steps=1))
+    assert len({row["arm"] for row in found["accuracy"]}) == 6
+    assert len(found["accuracy"]) == 6 * 4 * 2  # arms, rates, seeds
+    chances = {(row["arm"], row["seed"]): row["chosen"] for row in found["accuracy"] if row["chosen"]}
+    assert len(chances) == 12
+    findings = judge(found)
+    assert len(findings.evidence) == 3
+    for plot in findings.plots.values():
+        assert "<svg" in plot_svg(plot)
