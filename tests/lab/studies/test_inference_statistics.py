@@ -55,6 +55,12 @@ def test_averages_that_are_better_at_one_step() -> None:
     assert verdicts(tables((0.3, -0.05, 0.0)))[0] is Verdict.DOES_NOT_HOLD
 
 
+def test_where_population_is_ahead_at_every_step_it_is_behind_by_nothing() -> None:
+    worst = judge(tables((0.3, 0.2, 0.1), noise=0.05)).evidence[0]
+    assert worst.values == (0.0,) * 4
+    assert worst.verdict is Verdict.HOLDS
+
+
 def test_averages_that_are_better_on_the_way() -> None:
     holds, does_not = Verdict.HOLDS, Verdict.DOES_NOT_HOLD
     assert verdicts(tables((-0.005, 0.0, 0.0))) == [holds, does_not, holds, does_not, holds]

@@ -148,7 +148,7 @@ def judge(tables: Tables) -> Findings:
     clauses = []
     for momentum in _USUAL:
         average = f"average {momentum:g}"
-        least = tuple(min(gains) for gains in _gains(probes, average))
+        least = tuple(min(0.0, *gains) for gains in _gains(probes, average))
         clauses += [
             Evidence(
                 what=f"at its worst probed step population is at least as good as the moving average of {momentum:g}",
@@ -286,10 +286,10 @@ STUDY = Study(
     measured on 8, 16, 32 ... photos too. The paper averages over augmented training batches; here photos are measured
     as inference sees them, as bnlab does. The learning rate is the recipe's; nothing is chosen.""",
     rule=f"""Five clauses, each by its 95% interval over seeds. For the averages of 0.1 and of 0.01: the least
-    difference over the probed steps (population less average) is above {_AT_WORST:g} points, for among some 500 test
-    photos the least of six differences is about 1 below 0 where both are equally good; and its mean over the steps
-    before the last is above 0. And {_SUFFICE:,} photos (or, where half of train is fewer, the largest power of two up
-    to that half) lose less than {-_OF_FEWER:g} point against all: what networks of two seeds differ by.""",
+    difference over the probed steps (population less average; 0 where none is below) is above {_AT_WORST:g} points, for
+    among some 500 test photos the least of six differences is about 1 below 0 where both are equally good; and its mean
+    over the steps before the last is above 0. And {_SUFFICE:,} photos (or, where half of train is fewer, the largest
+    power of two up to that half) lose less than {-_OF_FEWER:g} point against all: what two seeds differ by.""",
     measure=measure,
     judge=judge,
     least=200,
