@@ -6,7 +6,7 @@ from importlib import import_module
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.lab.study import Study
 
-_MODULES = ("activations", "learning_rate", "scale_invariance", "bias", "initialisation", "ensemble")
+_MODULES = ("activations", "learning_rate", "scale_invariance", "bias", "initialisation", "whitening", "ensemble")
 NAMES: tuple[str, ...] = tuple(name.replace("_", "-") for name in _MODULES)
 
 
