@@ -10,12 +10,16 @@ _MODULES = (
     "activations",
     "learning_rate",
     "seven_changes",
+    "scale_invariance",
+    "bias",
     "placement",
     "regularisation",
     "batch_size",
     "inference_statistics",
+    "initialisation",
     "covariate_shift",
     "smoothness",
+    "whitening",
     "ensemble",
 )
 NAMES: tuple[str, ...] = tuple(name.replace("_", "-") for name in _MODULES)

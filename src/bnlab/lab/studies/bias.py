@@ -1,0 +1,268 @@
+"""Paper 3.2 and 2: a bias before BN does nothing; a bias before a mean that the gradient ignores grows without end."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.errors import plural
+from bnlab.lab.bench import WITH_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, detached
+from bnlab.lab.course import Witness, train
+from bnlab.lab.plots import BAND, over_seeds
+from bnlab.lab.records import (
+    Records,
+    Tables,
+    by_seed,
+    gained,
+    last,
+    mean,
+    number,
+    numbers,
+    ratios,
+    resolution,
+    seeds,
+    where,
+)
+from bnlab.lab.study import Findings, Study
+from bnlab.lab.verdict import Evidence
+from bnlab.nets.blocks import units_of
+from bnlab.nets.network import TableNetwork
+from bnlab.recipe import Recipe
+from bnlab.report.plots import Plot
+from bnlab.training.loop import Trainee
+from bnlab.training.start import new_network
+
+WITH_BIAS, WITHOUT_BIAS = "with bias", "without bias"
+INCEPTION, SIGMOIDS = "Inception, float32", "sigmoids, float64"
+_ROUNDING, _SAME, _MARGIN, _FIXED, _TIMES = 1e-4, 1e-6, 2.0, 1e-4, 1000.0
+
+
+def measure(bench: Bench) -> Tables:
+    """Twins with and without bias in both precisions; then the paper's example, with either gradient."""
+    quiet = 100_000  # epochs to a judgement: one, at the end
+    same: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    same |= {"batch_size": 60, "size": 28, "steps": bench.pick(300, 10_000), "judge_every": quiet}
+    example = bench.recipe("mlp", **same)
+    cells = []
+    for pair, network, precision in ((INCEPTION, bench.twins()[WITH_BN], "float32"), (SIGMOIDS, "bn_mlp", "float64")):
+        recipe = bench.recipe(network, steps=bench.pick(200, 4000), judge_every=quiet)
+        how: dict[str, Any] = {"precision": precision, "every": max(1, recipe.steps // 10)}
+        cells += bench.cells({pair: recipe}, twins, column="pair", **how)
+    for learned, arms in ((ALONE, (OUTSIDE, WITHIN)), (ALL, (OUTSIDE, WITHIN, SCALED))):
+        for arm in arms:
+            how = {"arm": arm, "learned": learned, "every": max(1, example.steps // 20)}
+            cells += bench.cells({arm: example}, detached, labels={"learned": learned}, how=how)
+    return bench.run(cells)
+
+
+def twins(place: Place, recipe: Recipe, precision: str, every: int) -> Tables:
+    """Two trainings that differ in the bias alone, the second compared with the first on the way."""
+    make = partial(make_precise, dtype=getattr(torch, precision))
+    if place.device == "mps":  # which has no float64
+        place = dataclasses.replace(place, device="cpu")
+    tables: Tables = {"twins": [], "biases": []}
+    plain = Biases(every, None)
+    for arm, witness in ((WITHOUT_BIAS, plain), (WITH_BIAS, Biases(every, plain))):
+        folder = place.folder / arm.replace(" ", "-")  # each resumes from its own
+        own = recipe.model_copy(update={"conv_bias": arm == WITH_BIAS})
+        course = train(dataclasses.replace(place, folder=folder), own, witness=witness, make=make)
+        tables["twins"] += [{"arm": arm, **row} for row in course.tables["accuracy"]]
+        tables["biases"] += course.tables.get("biases", [])
+    return tables
+
+
+def make_precise(recipe: Recipe, classes: int, dtype: torch.dtype) -> TableNetwork:
+    """The recipe's network, that computes in this precision whatever it is given.
+
+    Drawing a bias at first, which is then set to 0, would leave other weights to be drawn: with or without, they are
+    those of the network without.
+    """
+    network = new_network(recipe, classes=classes)[0]
+    plain = new_network(recipe.model_copy(update={"conv_bias": False}), classes=classes)[0]
+    network.load_state_dict(plain.state_dict(), strict=False)
+    network.register_forward_pre_hook(lambda _, images: images[0].to(dtype))
+    return network.to(dtype)
+
+
+class Biases(Witness):
+    """Snapshots of the weights; against those of `other`, how far apart, and how large the biases' gradient is.
+
+    `distance`: the norm of the difference of all parameters but the biases, relative to the other's. `of_weights` and
+    `of_beta`: the norm of the gradient of the biases, relative to that of the same units' weights and betas.
+    """
+
+    def __init__(self, every: int, other: "Biases | None") -> None:
+        super().__init__()
+        self.every, self.other = every, other
+        self.kept: dict[int, dict[str, Tensor]] = {}  # steps done -> parameters
+        self.squares: dict[str, float] = {}
+        self.hooks: list[Any] = []
+
+    def before(self, step: int, trainee: Trainee) -> None:
+        """Listen for the gradients: after the step they are gone."""
+        self.squares = {"bias": 0.0, "weight": 0.0, "beta": 0.0}
+        if self.other is not None and (step + 1) % self.every == 0:
+            for unit in units_of(trainee.network):
+                parts = {"bias": unit.layer.bias, "weight": unit.layer.weight, "beta": unit.bn.bias}
+                for kind, parameter in parts.items():
+                    assert isinstance(parameter, Tensor)
+                    hook = partial(self._add, kind)
+                    self.hooks.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        """Keep, or compare."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+        done = step + 1
+        if done % self.every:
+            return
+        now = {name: p.detach().cpu().clone() for name, p in trainee.network.named_parameters()}
+        if self.other is None:
+            self.kept[done] = now
+            return
+        then = self.other.kept[done]
+        apart = sum(float((now[name] - old).double().square().sum()) for name, old in then.items())
+        length = sum(float(old.double().square().sum()) for old in then.values())
+        bias, weight, beta = (self.squares[kind] for kind in ("bias", "weight", "beta"))
+        shares = {"of_weights": (bias / weight) ** 0.5, "of_beta": (bias / beta) ** 0.5}
+        self.write("biases", {"step": done, "distance": (apart / length) ** 0.5, **shares})
+
+    def state_dict(self) -> dict[str, Any]:
+        """With what was kept."""
+        return super().state_dict() | {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Stand where it stood."""
+        super().load_state_dict(state)
+        self.kept = state["kept"]
+
+    def _add(self, kind: str, gradient: Tensor) -> None:
+        self.squares[kind] += float(gradient.detach().double().square().sum())
+
+
+def judge(tables: Tables) -> Findings:
+    """The gradients, the twins' distance and accuracies, and the growth of the biases."""
+    single, double = (where(tables["biases"], pair=pair) for pair in (INCEPTION, SIGMOIDS))
+    trained = where(tables["twins"], pair=INCEPTION)
+    alone = where(tables["growth"], learned=ALONE)
+    everything, trained_so = where(tables["growth"], learned=ALL), where(tables["trained"], learned=ALL)
+    times: dict[str, Any] = {"unit": "times", "ratio": True}
+    gradient = Evidence(
+        what="the gradient of biases before BN is rounding beside that of the weights (Inception, float32)",
+        values=tuple(by_seed(single, mean("of_weights"))),
+        below=_ROUNDING,
+    )
+    distance = Evidence(
+        what="biases before BN change the other parameters by no more than rounding (relative; sigmoids, float64)",
+        values=tuple(by_seed(double, last("distance"))),
+        below=_SAME,
+    )
+    accuracy = Evidence(
+        what=f"with biases before BN the test accuracy is the same to {_MARGIN:g} points (Inception, float32)",
+        values=gained(trained, WITH_BIAS, WITHOUT_BIAS, last("test_top1")),
+        above=-_MARGIN,
+        below=_MARGIN,
+        unit="points",
+        resolution=resolution(trained),
+        decides=False,
+    )
+    grow = Evidence(
+        what="where the gradient ignores the mean, biases that alone are trained grow more than where it does not",
+        values=ratios(alone, OUTSIDE, WITHIN, last("norm")),
+        above=_TIMES,
+        **times,
+    )
+    go_on = Evidence(
+        what="and do not stop: their growth in the second half of the steps, to that in the first",
+        values=tuple(by_seed(alone, _second_half, arm=OUTSIDE)),
+        above=0.5,
+        **times,
+    )
+    fixed = Evidence(
+        what="while the loss stays as it was (its largest relative change)",
+        values=tuple(by_seed(alone, _change, arm=OUTSIDE)),
+        below=_FIXED,
+    )
+    real = Evidence(
+        what="they grow more, too, where everything is trained",
+        values=ratios(everything, OUTSIDE, WITHIN, last("norm")),
+        above=_TIMES,
+        decides=False,
+        **times,
+    )
+    return Findings(
+        evidence=(gradient, distance, accuracy, grow, go_on, fixed, real),
+        plots={
+            "distance": _plot(
+                tables["biases"], "pair", "distance", "Networks with and without biases before BN", "biases"
+            ),
+            "growth": _plot(alone, "arm", "norm", "Biases before a mean, trained alone", "growth"),
+            "growth-everything": _plot(everything, "arm", "norm", "Biases before a mean, everything trained", "growth"),
+        },
+        numbers={
+            "gradient of biases before BN, relative to that of beta": _over(single, mean("of_beta")),
+            f"relative distance at the end, {INCEPTION}": _over(single, last("distance")),
+        }
+        | {f"test accuracy, {arm}": _over(where(trained_so, arm=arm), last("test_top1")) for arm in ARMS},
+        remarks=_remarks(tables["trained"]),
+    )
+
+
+def _second_half(rows: Records) -> float:
+    norms = numbers(rows, "norm")
+    middle = norms[len(norms) // 2]
+    return (norms[-1] - middle) / middle
+
+
+def _change(rows: Records) -> float:
+    losses = numbers(rows, "loss")
+    return max(abs(loss / losses[0] - 1) for loss in losses)
+
+
+def _over(rows: Records, pick: Callable[[Records], float]) -> float:
+    values = by_seed(rows, pick)
+    return sum(values) / len(values)
+
+
+def _remarks(rows: Records) -> tuple[str, ...]:
+    diverged = [row for row in rows if row["diverged_at"] is not None]
+    return tuple(f"{row['arm']}, {row['learned']} trained: seed {row['seed']} diverged" for row in diverged)
+
+
+def _plot(rows: Records, arm: str, column: str, title: str, table: str) -> Plot:
+    y = "norm of all biases" if column == "norm" else "distance of the other parameters, relative"
+    caption = f"{plural(len(seeds(rows)), 'seed')}; {BAND}"
+    rows = [row for row in rows if number(row, column) > 0]  # it begins at 0, which has no logarithm
+    series = over_seeds(rows, "step", column, arm=arm)
+    return Plot(title=title, x="steps", y=y, series=series, caption=caption, table=table, log_y=True)
+
+
+STUDY = Study(
+    name="bias",
+    title="Biases before normalisation",
+    claim="""A bias before BN can be left out, for the mean that BN subtracts removes it; but were the mean taken
+    outside the gradient step, the bias would grow without end while the loss stays as it was.""",
+    source="Ioffe & Szegedy 2015, sec. 3.2 and 2",
+    protocol="""A small Inception (full: GoogLeNet) is trained with biases before BN, which begin at 0, and without:
+    same weights, batches and recipe, in float32. There the last bit of a number decides which of two equal values a
+    max pooling passes on, and which side of 0 a ReLU is on, so that two such trainings part by chance, and only
+    their accuracies compare, beside. So the paper's sigmoid network, which has no such edges, is trained both ways
+    in float64: there whatever the biases do stays visible. Then the paper's example, x = u + b and x - E[x], in
+    place of BN in three layers of 100 sigmoids: with a gradient that ignores E[x], and one that follows it; E[x] is
+    over the batch, not over all of train as in the paper. First only the biases are trained, as in the example,
+    then everything; there also with a standard deviation that the gradient ignores. Gradient descent, 60 photos a
+    batch, at a constant 1.0. The loss is that on the same 512 training photos; E[x] is the batch's in evaluation,
+    too.""",
+    rule="""Five clauses. The norm of the biases' gradient is below 1e-4 of the weights'; in float64 the other
+    parameters end at a relative distance below 1e-6. With the mean outside, the norm of the biases that alone are
+    trained ends above 1000 times that with it within, grows in the second half of the steps by more than half of
+    what it grew in the first, and the loss changes by less than 1e-4 of it. Each by its 95% interval over seeds.""",
+    measure=measure,
+    judge=judge,
+)

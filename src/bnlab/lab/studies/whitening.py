@@ -1,0 +1,168 @@
+"""Paper 2 and 3: full whitening "is costly". What it costs, and what it gives by the step and by the second."""
+
+import time
+from typing import Any
+
+import torch
+
+from bnlab.data.source import open_recorded_data
+from bnlab.lab.bench import WITH_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.plots import BAND, caption, over_seeds
+from bnlab.lab.records import Records, Tables, by_seed, gained, last, mean, number, numbers, ratios, resolution, where
+from bnlab.lab.study import Findings, Study
+from bnlab.lab.tuning import chosen, remarks
+from bnlab.lab.verdict import Evidence
+from bnlab.nets.build import to_device
+from bnlab.recipe import Recipe
+from bnlab.report.plots import Plot
+from bnlab.training.loop import train_step
+from bnlab.training.setup import exact
+from bnlab.training.start import new_network
+from bnlab.training.trainee import make_trainee
+
+RATES = (0.03, 0.1, 0.3)
+BN, WHITENING = "batch normalisation", "whitening"
+_WARM_UP, _MARGIN = 2, 1.0  # steps; points
+
+
+def measure(bench: Bench) -> Tables:
+    """What a step of each costs, and both trained at each rate; of each judgement the time that its steps took."""
+    same: dict[str, Any] = {"steps": bench.pick(150, 6000), "schedule": "constant"}
+    norms = {BN: "batch", WHITENING: bench.pick("whitening:10000", "whitening:64")}
+    arms = {arm: bench.recipe(bench.twins()[WITH_BN], norm=norm, **same) for arm, norm in norms.items()}
+    rounds = bench.pick(20, 100)
+    tables = bench.run(
+        [
+            bench.cell(costs, seed, recipe=arms[BN], norms={arm: recipe.norm for arm, recipe in arms.items()},
+                       rounds=rounds, steps=2 * rounds)
+            for seed in bench.seeds
+        ]
+    )  # fmt: skip
+    tables |= bench.tuned(arms, RATES)
+    milliseconds = {arm: _cost(tables["cost"], arm) for arm in arms}
+    for row in tables["accuracy"]:
+        row["seconds"] = number(row, "step") * milliseconds[str(row["arm"])] / 1000
+    return tables
+
+
+def costs(place: Place, recipe: Recipe, norms: dict[str, str], rounds: int) -> Tables:
+    """The median time of a training step with each normalisation, on the same batch, in turn."""
+    source = open_recorded_data(place.split)
+    trainees = {}
+    for arm, norm in norms.items():
+        own = recipe.model_copy(update={"norm": norm})
+        network = to_device(new_network(own, classes=len(source.classes))[0], place.device).train()
+        trainees[arm] = make_trainee(own, network, source, place.device)
+    pixels, labels = next(trainees[BN].loader.epoch(0, recipe.size))
+    seconds: dict[str, list[float]] = {arm: [] for arm in norms}
+    with exact(place.device):
+        for step in range(_WARM_UP + rounds):
+            for arm, trainee in trainees.items():
+                began = _now(place.device)
+                train_step(trainee, pixels, labels, step)
+                seconds[arm].append(_now(place.device) - began)
+                place.tell(1)
+    middle = {arm: sorted(of_arm[_WARM_UP:])[rounds // 2] for arm, of_arm in seconds.items()}
+    return {"cost": [{"arm": arm, "milliseconds": 1000 * median} for arm, median in middle.items()]}
+
+
+def _now(device: str) -> float:
+    if device != "cpu":
+        getattr(torch, device).synchronize()
+    return time.perf_counter()
+
+
+def judge(tables: Tables) -> Findings:
+    """What a step costs, and the accuracies at equal time and at equal steps."""
+    rows = chosen(tables)
+    at_time = [_at_equal_time(where(rows, seed=seed)) for seed in sorted(set(numbers(rows, "seed")))]
+    points: dict[str, Any] = {"above": -_MARGIN, "unit": "points", "resolution": resolution(rows)}
+    cost = Evidence(
+        what="a training step with whitening takes longer",
+        values=ratios(tables["cost"], WHITENING, BN, last("milliseconds")),
+        above=1.0,
+        unit="times",
+        ratio=True,
+    )
+    by_second = Evidence(
+        what=f"at equal time BN's test accuracy is at least whitening's, to {_MARGIN:g} point",
+        values=tuple(100 * (ours - theirs) for ours, theirs in at_time),
+        **points,
+    )
+    by_step = Evidence(
+        what=f"at equal steps whitening's test accuracy is at least BN's, to {_MARGIN:g} point (Huang et al. 2018)",
+        values=gained(rows, WHITENING, BN, last("test_top1")),
+        decides=False,
+        **points,
+    )
+    on_the_way = Evidence(
+        what="and so is its average over the training",
+        values=gained(rows, WHITENING, BN, mean("test_top1")),
+        decides=False,
+        **points,
+    )
+    return Findings(
+        evidence=(cost, by_second, by_step, on_the_way),
+        plots={
+            "steps": _plot(rows, "step", "Accuracy by step", "steps of training"),
+            "seconds": _plot(rows, "seconds", "Accuracy by time", "seconds of training steps"),
+        },
+        numbers={f"milliseconds a step, {arm}, mean": _cost(tables["cost"], arm) for arm in (BN, WHITENING)},
+        remarks=remarks(tables),
+    )
+
+
+def _cost(rows: Records, arm: str) -> float:
+    values = by_seed(rows, last("milliseconds"), arm=arm)
+    return sum(values) / len(values)
+
+
+def _at_equal_time(rows: Records) -> tuple[float, float]:
+    """Both accuracies on test at the time when the quicker training ends, read off the curves."""
+    curves = [where(rows, arm=arm) for arm in (BN, WHITENING)]
+    end = min(number(curve[-1], "seconds") for curve in curves)
+    ours, theirs = (_read(curve, end) for curve in curves)
+    return ours, theirs
+
+
+def _read(curve: Records, seconds: float) -> float:
+    """The accuracy at a time: straight between two judgements, and from guessing at the beginning to the first."""
+    before, top1 = 0.0, number(curve[0], "guess")
+    for row in curve:
+        after, next_top1 = number(row, "seconds"), number(row, "test_top1")
+        if seconds <= after:
+            return top1 + (next_top1 - top1) * (seconds - before) / (after - before)
+        before, top1 = after, next_top1
+    return top1
+
+
+def _plot(rows: Records, x: str, title: str, label: str) -> Plot:
+    return Plot(
+        title=title,
+        x=label,
+        y="right on test, %",
+        series=over_seeds(rows, x, "test_top1", times=100),
+        caption=caption(rows, BAND),
+        table="accuracy",
+    )
+
+
+STUDY = Study(
+    name="whitening",
+    title="Whitening",
+    claim="""Full whitening of each layer's inputs is costly, so that normalising each channel by itself, as batch
+    normalisation does, gives at least as much accuracy for the time.""",
+    source="Ioffe & Szegedy 2015, sec. 2 and 3; by the step, against it, Huang et al. 2018",
+    protocol="""A small Inception with BN and with ZCA whitening in its place, in quick studies of all channels of a
+    layer at once (at most 36, which costs no more than groups of 16), in full ones of GoogLeNet's channels in
+    groups of 64. Same weights, batches and recipe; 150 steps (full: 6000) at a constant learning rate, the best of
+    0.03, 0.1 and 0.3 by val accuracy, chosen for each arm and seed. The cost is the median of 20 steps (full: 100)
+    on one batch, the arms in turn in one process; time is steps times the seeds' mean cost, without reading photos
+    and judging. The accuracy at equal time is that at the end of the quicker training, read off the curves.""",
+    rule="""Two clauses: a step with whitening takes longer (ratio above 1), and at equal time BN's accuracy on test
+    less whitening's is above -1 point, which is five photos of 540. Each by its 95% interval over seeds. By the
+    step, where Huang et al. have whitening converge at least as well, is told beside.""",
+    measure=measure,
+    judge=judge,
+)

@@ -1,0 +1,81 @@
+from collections.abc import Callable
+
+import pytest
+
+from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.records import Records, Tables
+from bnlab.lab.studies.initialisation import RATES, STUDY, judge
+from bnlab.lab.verdict import Verdict
+from bnlab.report.plots import plot_svg
+
+SCALES = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+
+
+def row(network: str, scale: float, seed: int, top1: float, rate: float = 0.01, chosen: int = 1) -> Records:
+    named = {"arm": f"{network}, {scale:g}", "network": network, "scale": scale, "seed": seed}
+    result = {"learning_rate": rate, "chosen": chosen, "test_top1": top1, "step": 150, "diverged_at": None}
+    return [{**named, **result, "guess": 0.1, "n_test": 500}]
+
+
+def planted(with_bn: str, without: str, seeds: int = 3) -> Tables:
+    """For each scale a letter: o trains, x does not."""
+    rows: Records = []
+    for network, letters in ((WITH_BN, with_bn), (WITHOUT_BN, without)):
+        for scale, letter in zip(SCALES, letters, strict=True):
+            for seed in range(seeds):
+                rows += row(network, scale, seed, 0.9 if letter == "o" else 0.1)
+                rows += row(network, scale, seed, 1.0, rate=RATES[0], chosen=0)  # what was not chosen does not count
+    return {"accuracy": rows}
+
+
+@pytest.mark.parametrize(
+    ("with_bn", "without", "verdict"),
+    [
+        ("oooooo", "xxxoox", Verdict.HOLDS),
+        ("xxxoox", "oooooo", Verdict.DOES_NOT_HOLD),
+        ("xxooox", "xxxoox", Verdict.NOT_SHOWN),  # one step of the grid is within its resolution
+        ("xxxoox", "xxxoox", Verdict.NOT_SHOWN),
+    ],
+)
+def test_verdict(with_bn: str, without: str, verdict: Verdict) -> None:
+    assert judge(planted(with_bn, without)).verdict == verdict
+
+
+@pytest.mark.parametrize(("letters", "decades"), [("oooooo", 5), ("xxxoox", 2), ("xxxxxo", 0.5), ("oxxxxo", 1)])
+def test_decades_run_to_halfway_between_scales(letters: str, decades: float) -> None:
+    numbers = judge(planted("oooooo", letters)).numbers
+    assert numbers["decades that train, without BN, mean"] == pytest.approx(decades)
+
+
+def test_halfway_is_from_guessing_to_the_best_of_the_arm() -> None:
+    tops = (0.1, 0.1, 0.1, 0.6, 0.1, 0.1)  # halfway is 0.35: half of the way up, and of the way down
+    rows = [
+        r for seed in range(2) for s, top1 in zip(SCALES, tops, strict=True) for r in row(WITHOUT_BN, s, seed, top1)
+    ]
+    findings = judge({"accuracy": rows + planted("oooooo", "xxxxxx", 2)["accuracy"][: 4 * len(SCALES)]})
+    assert findings.numbers["decades that train, without BN, mean"] == pytest.approx(1)
+
+
+def test_last_judgement_counts_and_ends_of_the_rates_are_told() -> None:
+    tables = planted("oooooo", "xxxoox", 2)
+    early = [{**r, "step": 50, "test_top1": 0.0} for r in tables["accuracy"]]
+    tables["accuracy"] = early + tables["accuracy"]
+    lost = row(WITHOUT_BN, 10.0, 0, 0.1, rate=RATES[-1], chosen=0)[0] | {"diverged_at": 3}
+    best = row(WITHOUT_BN, 10.0, 1, 0.1, rate=RATES[0])[0]
+    findings = judge({"accuracy": [*tables["accuracy"], lost, best]})
+    assert findings.numbers["decades that train, with BN, mean"] == 5
+    assert findings.remarks == (
+        "with BN: 0 trainings of 24 diverged",
+        "without BN: 1 training of 25 diverged",
+        "without BN: the best learning rate was the lowest tried (1e-06) at scales of 10",
+    )
+
+
+def test_measures_and_judges(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.lab.studies.initialisation.RATES", (0.1,))
+    tables = STUDY.measure(make_bench(steps=2, size=16))
+    assert len(tables["accuracy"]) == 2 * len(SCALES) * 2
+    assert {row["scale"] for row in tables["accuracy"]} == set(SCALES)
+    findings = judge(tables)
+    for plot in findings.plots.values():
+        assert plot_svg(plot).startswith("<svg")

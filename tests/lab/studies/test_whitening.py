@@ -1,0 +1,93 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bnlab.lab.bench import WITH_BN, Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.records import Records, Tables, number, numbers, where
+from bnlab.lab.studies.whitening import BN, STUDY, WHITENING, costs, judge
+from bnlab.lab.verdict import Verdict
+from bnlab.report.plots import plot_svg
+
+
+def planted(cost: tuple[float, ...] = (1.9, 2.0, 2.1), tops: tuple[float, ...] = (0.5, 0.9), bn: float = 0.9) -> Tables:
+    """Whitening costs so many times as much and reaches `tops` after 50 and 100 steps; BN reaches `bn` at once."""
+    costs_: Records = []
+    rows: Records = []
+    for seed, times in enumerate(cost):
+        for arm, each, curve in ((BN, 10.0, (bn, bn)), (WHITENING, 10.0 * times, tops)):
+            costs_.append({"arm": arm, "seed": seed, "milliseconds": each})
+            for step, top1 in zip((50, 100), curve, strict=True):
+                named = {"arm": arm, "seed": seed, "learning_rate": 0.1, "chosen": 1, "step": step, "diverged_at": None}
+                result = {"seconds": step * each / 1000, "test_top1": top1, "guess": 0.1, "n_test": 500}
+                rows.append({**named, **result})
+    return {"cost": costs_, "accuracy": rows}
+
+
+@pytest.mark.parametrize(
+    ("tables", "verdict"),
+    [
+        (planted(), Verdict.HOLDS),
+        (planted(cost=(0.5, 0.51, 0.52)), Verdict.DOES_NOT_HOLD),
+        (planted(cost=(0.5, 1.0, 2.0)), Verdict.NOT_SHOWN),
+        (planted(tops=(0.9, 0.95), bn=0.7), Verdict.DOES_NOT_HOLD),
+    ],
+)
+def test_verdict(tables: Tables, verdict: Verdict) -> None:
+    assert judge(tables).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("cost", "whitening"),
+    [
+        (2.0, 0.5),
+        (4.0, 0.3),
+        (4 / 3, 0.7),
+        (0.5, 0.9),
+    ],  # BN is done when whitening has done 50, 25, 75 steps; or before
+)
+def test_accuracy_at_equal_time_is_read_off_the_curve(cost: float, whitening: float) -> None:
+    findings = judge(planted(cost=(cost, cost)))
+    assert findings.evidence[1].values == pytest.approx([100 * (0.9 - whitening)] * 2)
+
+
+def test_per_step_is_told_beside() -> None:
+    findings = judge(planted(tops=(0.2, 0.3)))
+    assert findings.evidence[2].verdict == Verdict.DOES_NOT_HOLD
+    assert findings.verdict == Verdict.HOLDS
+
+
+def test_costs_are_medians_of_interleaved_steps(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    recipe = bench.recipe("bn_mlp", size=16)
+    order: list[str] = []
+    spans = [0.0] * 4 + [1.0, 20.0, 3.0, 10.0, 2.0, 30.0]  # of two steps to warm up, then of three of each in turn
+    clock = iter([time for span in spans for time in (5.0, 5.0 + span)])
+    monkeypatch.setattr("bnlab.lab.studies.whitening._now", lambda _: next(clock))
+    monkeypatch.setattr(
+        "bnlab.lab.studies.whitening.train_step",
+        lambda trainee, *_: order.append(trainee.recipe.norm),
+    )
+    told: list[int] = []
+    place = Place(split=bench.sides.of(0), folder=bench.folder, device="cpu", seed=0, tell=told.append)
+    state = torch.get_rng_state()
+    found = costs(place, recipe, {BN: "batch", WHITENING: "whitening:4"}, rounds=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert order == ["batch", "whitening:4"] * 5
+    assert sum(told) == 10
+    assert found == {"cost": [{"arm": BN, "milliseconds": 2000}, {"arm": WHITENING, "milliseconds": 20_000}]}
+
+
+def test_measures_and_judges(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.lab.studies.whitening.RATES", (0.1,))
+    monkeypatch.setattr(Bench, "twins", lambda _: {WITH_BN: "bn_mlp"})
+    tables = STUDY.measure(make_bench(steps=6))
+    for row in tables["accuracy"]:
+        of_arm = numbers(where(tables["cost"], arm=row["arm"]), "milliseconds")
+        assert number(row, "seconds") == pytest.approx(number(row, "step") * sum(of_arm) / len(of_arm) / 1000)
+    findings = judge(tables)
+    for plot in findings.plots.values():
+        assert plot_svg(plot).startswith("<svg")
