@@ -74,6 +74,21 @@ def described(name: str) -> str:
     )
 
 
+def test_twins_begin_with_the_same_weights() -> None:
+    """Whether or not there are biases, normalisation or something after it: else twins would differ by chance too."""
+    plain = build("bn_small_inception", classes=3, seed=4)
+    weights = {name: value for name, value in plain.named_parameters() if name.endswith(("conv.weight", "fc.weight"))}
+    assert len(weights) > 10
+    for twin in (
+        build("small_inception", classes=3, seed=4),
+        build("bn_small_inception", classes=3, seed=4, conv_bias=True),
+        build("bn_small_inception", classes=3, seed=4, placement="after"),
+        build("bn_small_inception", classes=3, seed=4, norm="whitening:4"),
+    ):
+        others = dict(twin.named_parameters())
+        assert all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
 def test_weights_follow_from_the_seed_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -152,7 +152,7 @@ def test_a_deep_network_without_bn_learns_from_a_bad_scale_once_fitted(fitted: b
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert (loss.item() < 0.1) == fitted, loss.item()
+    assert (loss.item() < 0.3) == fitted, loss.item()  # log 2 is guessing's
 
 
 @pytest.mark.parametrize("scale", ["gaussian:0.001", "gaussian:0.01", "he", "gaussian:0.2"])

@@ -100,6 +100,7 @@ def build(
             local_response=local_response,
             auxiliary=auxiliary,
         )
+        torch.default_generator.manual_seed(seed)  # again: twins with and without biases begin with the same weights
         initialise.initialise(made, fill)
     made.name = name
     made.arguments = {

@@ -124,7 +124,7 @@ def test_fewer_takes_of_train_alone_and_of_each_class_alike(make_bench: Callable
     place = Place(split=bench.sides.of(0), folder=tmp_path, device="cpu", seed=0)
     all_photos, kept = read_list(place.split), read_list(fewer(place, 9))
     sides = {side: [p.label for p in kept if p.split == side] for side in ("train", "val", "test")}
-    assert sorted(sides["train"]) == ["class0"] * 3 + ["class1"] * 3 + ["class2"] * 3
+    assert sorted(sides["train"]) == ["disc"] * 3 + ["ring"] * 3 + ["stripes"] * 3
     for side in ("val", "test"):
         assert len(sides[side]) == sum(photo.split == side for photo in all_photos)
     assert fewer(replace(place, split=place.split), 10_000) != fewer(place, 9)
