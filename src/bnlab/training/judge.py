@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 
 import torch
 from torch import Tensor
@@ -116,10 +117,15 @@ def sample_batches(
 ) -> Iterator[Tensor]:
     """Photos as inference sees them, N x 3 x H x W, to measure statistics on. `cache` is of these paths and this view.
 
+    Batches are of `batch_size` photos, or of nearly as many where else a single one would be left over: behind fully
+    connected layers that has no variance.
+
     Raises:
         PhotoError: a photo can no longer be read.
     """
-    for pixels, errors in prepared_batches(paths, view, batch_size=batch_size, workers=workers, cache=cache):
+    sizes = chain(range(batch_size, 1, -1), count(batch_size + 1))
+    size = next(size for size in sizes if len(paths) == 1 or len(paths) % size != 1)
+    for pixels, errors in prepared_batches(paths, view, batch_size=size, workers=workers, cache=cache):
         for error in filter(None, errors):
             raise error
         yield normalise(torch.from_numpy(pixels).to(device), view)

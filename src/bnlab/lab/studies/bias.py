@@ -77,14 +77,8 @@ def twins(place: Place, recipe: Recipe, precision: str, every: int) -> Tables:
 
 
 def make_precise(recipe: Recipe, classes: int, dtype: torch.dtype) -> TableNetwork:
-    """The recipe's network, that computes in this precision whatever it is given.
-
-    Drawing a bias at first, which is then set to 0, would leave other weights to be drawn: with or without, they are
-    those of the network without.
-    """
+    """The recipe's network, that computes in this precision whatever it is given."""
     network = new_network(recipe, classes=classes)[0]
-    plain = new_network(recipe.model_copy(update={"conv_bias": False}), classes=classes)[0]
-    network.load_state_dict(plain.state_dict(), strict=False)
     network.register_forward_pre_hook(lambda _, images: images[0].to(dtype))
     return network.to(dtype)
 
