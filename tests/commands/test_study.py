@@ -32,7 +32,7 @@ def pretended(place: Place, *, gain: float) -> Tables:
 
 
 def measure(bench: Bench) -> Tables:
-    gain = float(bench.options.get("momentum", 0.9))  # any key will do to plant an answer
+    gain = float(bench.options.get("flip", 0.9))  # any key will do to plant an answer
     return bench.run(
         [
             bench.cell(pretended, seed, labels={"arm": arm}, gain=gain * (arm == "with <b>"))
@@ -95,7 +95,7 @@ def settings(data: Path, options: Mapping[str, Any] | None = None, **more: Any) 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.5, "holds"), (0.0, "not shown")])
 def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verdict: str) -> None:
-    result = command.run(settings(data, {"momentum": gain}), Silent())
+    result = command.run(settings(data, {"flip": gain}), Silent())
     assert result.folder == Path("runs/study-planted")
     files = {"report.html", "study.json", "accuracy.csv", "two words.png"}
     assert {path.name for path in result.folder.iterdir()} == files
@@ -140,7 +140,7 @@ def test_all_studies_have_a_page_each(data: Path) -> None:
 
 def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
     progress = Silent()
-    result = command.run(settings(data, {"momentum": 0.5}, seeds=1), progress)
+    result = command.run(settings(data, {"flip": 0.5}, seeds=1), progress)
     assert str(result.reports[0].findings.verdict) == "not shown"
     assert progress.warnings == ["one seed gives no interval, so what is measured over seeds will be not shown"]
 
@@ -150,11 +150,14 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> No
         command.run(settings(data, seeds=0), Silent())
     with pytest.raises(UsageError, match=r"a recipe has no key 'stpes' .*: did you mean 'steps'"):
         command.run(settings(data, {"stpes": 3}), Silent())
+    for key in ("network", "norm", "learning_rate", "seed"):
+        with pytest.raises(UsageError, match=f"{key} is what studies set themselves: leave it out; they take size, "):
+            command.run(settings(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), Silent())
     assert not Path("runs").exists()
 
 
 def test_the_command_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["study", "planted", "--data", str(data), "--processes", "0", "--set", "momentum=0.5"]
+    arguments = ["study", "planted", "--data", str(data), "--processes", "0", "--set", "flip=0.5"]
     assert main([*arguments, "--json", "--expect", "holds"]) == 0
     out, _ = capsys.readouterr()
     assert json.loads(out)["verdict"] == "holds"

@@ -31,6 +31,7 @@ def mnist(tmp_path: Path) -> Path:
 def test_digits_become_black_and_white_pictures(mnist: Path, tmp_path: Path) -> None:
     pairs = find(mnist)
     assert [side for _, _, side in pairs] == ["test"]
+    assert find(mnist / "t10k-labels-idx1-ubyte.gz") == pairs
     found = write_binary(pairs, tmp_path / "out", Silent())
     assert [(Path(one.path).name, one.label, side) for one, side in found] == [
         ("00000.png", "3", ""), ("00002.png", "3", ""), ("00003.png", "3", ""),
@@ -52,6 +53,8 @@ def test_both_halves_keep_their_sides(mnist: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_them_has_none(tmp_path: Path) -> None:
     assert find(tmp_path) == []
+    (tmp_path / "a.csv").touch()
+    assert find(tmp_path / "a.csv") == []
     assert find(tmp_path / "not there") == []
 
 

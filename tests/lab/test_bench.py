@@ -58,6 +58,8 @@ def test_a_users_keys_rule_and_digits_are_not_mirrored(make_bench: MakeBench) ->
         assert (recipe.size, recipe.steps, recipe.dropout, recipe.flip) == (48, 6, 0.5, 0.0)
         assert (recipe.precision, recipe.label_smoothing, recipe.grow_from) == ("float32", 0.0, 1.0)
     assert bench.recipe("bn_small_inception", base="bn-x5").weight_decay == 0.00004
+    bench.options = {"epochs": 3}
+    assert (bench.recipe("bn_mlp", steps=99).steps, bench.recipe("bn_mlp", steps=99).epochs) == (0, 3)
     photos = make_bench(kind="photos")
     assert photos.recipe("bn_small_inception").flip == 0.5
     with pytest.raises(RecipeError, match="a recipe has no key 'stpes'"):

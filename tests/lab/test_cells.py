@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
-from bnlab.errors import Interrupted, UsageError
+from bnlab.errors import Interrupted, RunError, UsageError
 from bnlab.lab import cells as module
 from bnlab.lab.cells import Cell, Done, Place, run_cells
 from bnlab.lab.records import Tables
@@ -63,7 +64,7 @@ def test_what_was_measured_is_kept(make: Callable[..., list[Cell]], tmp_path: Pa
     assert run(make(2, 1), folder) == first[::-1]
     assert [done.tables["t"][0]["x"] for done in run(make(3, 2, 3), folder)] == [3, 2, 3]  # the same twice: once
     assert CALLS == [1, 2, 3]
-    assert sorted(path.suffix for path in folder.iterdir()) == [".json"] * 3
+    assert len(list(folder.glob("*.json"))) == 3
 
 
 def test_a_key_follows_from_all_that_a_result_does(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
@@ -100,6 +101,12 @@ def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list
     assert CALLS == [1, 2, 3]
     assert [one.tables["t"][0]["x"] for one in done] == [1, 2, 3]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_two_studies_do_not_measure_in_one_place(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(RunError, match=r"another study measures in .*: wait for it"):
+        run(make(1), tmp_path)
+    assert len(run(make(1), tmp_path)) == 1
 
 
 def test_the_time_of_all_sittings_counts(make: Callable[..., list[Cell]], tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def test_each_seed_splits_anew_and_always_alike(photos: Path, tmp_path: Path) ->
     assert 8 <= counts(sides, 0)["test"] <= 36
 
 
+def test_one_photo_is_no_data(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    shutil.copy(next(photos.glob("*/*")), tmp_path / "one" / "a")
+    problem = "one has 1 usable photo of 1 class: this study needs 10 photos of 2 classes or more"
+    with pytest.raises(DataError, match=problem):
+        opened(tmp_path / "one", tmp_path / "a")
+
+
 def test_duplicates_share_a_side(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)

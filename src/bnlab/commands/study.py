@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bnlab.config import load_settings
 from bnlab.errors import UsageError
 from bnlab.lab import catalogue
-from bnlab.lab.bench import Bench
+from bnlab.lab.bench import Bench, check_options
 from bnlab.lab.report import PAGE, Report, write_index, write_report
 from bnlab.lab.sides import Sides, open_sides
 from bnlab.lab.study import Study
@@ -83,7 +82,7 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
         raise UsageError(f"seeds {settings.seeds} cannot be", "give 1 or more; 3 is the least that says much")
     if settings.seeds == 1:
         progress.warn("one seed gives no interval, so what is measured over seeds will be not shown")
-    load_settings("default", settings.options)  # refuse what cannot be before anything is measured
+    check_options(settings.options)
     check_free(settings.root, settings.name)
     device = choose_device(settings.device)
     sides = open_sides(

@@ -27,11 +27,12 @@ _MOST = 2**31  # bytes
 
 
 def find(data: Path) -> list[tuple[Path, Path, str]]:
-    """MNIST's files in a folder, each of both halves that is there with its labels.
+    """MNIST's files in a folder (or beside one of them), each of both halves that is there with its labels.
 
     Raises:
         DataError: there are images without labels.
     """
+    data = data.parent if data.is_file() and "-ubyte" in data.name else data
     pairs = []
     for stem, side in _STEMS.values():
         images, labels = _file(data, f"{stem}-images", 3), _file(data, f"{stem}-labels", 1)

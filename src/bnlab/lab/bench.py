@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bnlab.config import load_settings
+from bnlab.errors import UsageError
 from bnlab.lab.cells import Cell, run_cells
 from bnlab.lab.course import accuracy
 from bnlab.lab.records import Tables, Value, joined, labelled
@@ -17,10 +18,44 @@ from bnlab.recipe import Recipe
 Budget = Literal["quick", "full"]
 T = TypeVar("T")
 
+# What a user may set for every training: how much and on what, but nothing that arms differ in or that rules rest on.
+SETTABLE = (
+    "size",
+    "resize",
+    "crop_fraction",
+    "crop_area",
+    "crop_aspect",
+    "shrink",
+    "flip",
+    "mean",
+    "std",
+    "width",
+    "stem",
+    "steps",
+    "epochs",
+    "batch_size",
+    "recalibrate",
+    "judge_every",
+    "checkpoint_seconds",
+)
+
 # The networks of most studies: small enough for dozens of trainings, and Inception all the same.
 WITH_BN, WITHOUT_BN = "with BN", "without BN"
 _SMALL = {WITH_BN: "bn_small_inception", WITHOUT_BN: "small_inception"}
 _LARGE = {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what a user may not set.
+
+    Raises:
+        RecipeError: a key is none of a recipe, or its value is out of range.
+        UsageError: studies set this key themselves.
+    """
+    load_settings("default", options)
+    for key in options:
+        if key not in SETTABLE:
+            raise UsageError(f"{key} is what studies set themselves", f"leave it out; they take {', '.join(SETTABLE)}")
 
 
 @dataclass(kw_only=True)
@@ -72,6 +107,8 @@ class Bench:
             common |= {"flip": 0.0, "crop_area": (0.7, 1.0), "crop_aspect": (0.9, 1 / 0.9)}
         if self.budget == "quick" and network in _SMALL.values():
             common["width"] = 0.5
+        if "epochs" in self.options and "steps" not in self.options:
+            options["steps"] = 0  # which would else go before them
         name = base or ("digits" if digits else "default")
         return load_settings(name, {**common, **options, **self.options}).recipe
 

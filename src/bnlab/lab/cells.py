@@ -26,8 +26,10 @@ from queue import Empty
 from types import FrameType
 from typing import Any
 
-from bnlab.errors import Interrupted
-from bnlab.files import file_sha256, read_json, write_json
+from filelock import FileLock, Timeout
+
+from bnlab.errors import Interrupted, RunError, printable
+from bnlab.files import file_sha256, read_json, storage_errors, write_json
 from bnlab.lab.records import Records, Tables, Value
 from bnlab.machine import versions
 from bnlab.progress import Progress, Task
@@ -101,9 +103,32 @@ def run_cells(
     `processes` is how many at a time; 0 is none but this one.
 
     Raises:
-        BnlabError: what a cell raised.
+        BnlabError: what a cell raised; another study measures there.
         Interrupted: Ctrl-C; what is done is kept, and long trainings were saved.
     """
+    with _alone(folder):
+        return _run(cells, folder=folder, device=device, processes=processes, title=title, progress=progress)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other studies out: two that measure the same would write over each other."""
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"another study measures in {printable(folder)}", "wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(
+    cells: Sequence[Cell], *, folder: Path, device: str, processes: int, title: str, progress: Progress
+) -> list[Done]:
     keys = [cell.key(device) for cell in cells]
     pending = {key: cell for key, cell in zip(keys, cells, strict=True) if _kept(folder, key) is None}
     weights = {key: cell.steps for key, cell in zip(keys, cells, strict=True)}

@@ -17,7 +17,7 @@ from bnlab.data.photos import Photo
 from bnlab.data.scan import Found, Refusal, examine, scan, split_sides, tell_refused
 from bnlab.data.source import open_evaluation_data
 from bnlab.data.split import side
-from bnlab.errors import DataError, printable
+from bnlab.errors import DataError, plural, printable
 from bnlab.files import file_sha256, read_csv, write_csv
 from bnlab.progress import Progress
 
@@ -97,7 +97,7 @@ def open_sides(data: Path | None, *, quick: bool, least: int, folder: Path, prog
     classes = {photo.label for photo in known}
     if len(classes) < 2 or len(known) < least:
         raise DataError(
-            f"{name} has {len(known)} usable photos of {len(classes)} classes",
+            f"{name} has {plural(len(known), 'usable photo')} of {len(classes)} class{'es' * (len(classes) != 1)}",
             f"this study needs {least} photos of 2 classes or more",
         )
     return Sides(name, kind, folder, known)
