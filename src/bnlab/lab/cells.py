@@ -9,37 +9,28 @@ trainings side by side are faster than two in turn, and results do not depend on
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import connection
 from pathlib import Path
-from queue import Empty
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from bnlab.errors import Interrupted, RunError, printable
 from bnlab.files import file_sha256, read_json, storage_errors, write_json
+from bnlab.lab.processes import Job, run_jobs
 from bnlab.lab.records import Records, Tables, Value
 from bnlab.machine import versions
-from bnlab.progress import Progress, Task
+from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 
-_TELL_SECONDS = 0.5
 # The parts of bnlab that numbers follow from, and those of lab that only show them, or whose choices a key has in it.
 _MEASURES = ("norm", "nets", "data", "classifier", "training", "lab", "recipe.py", "machine.py")
-_SHOWS = ("bench.py", "catalogue.py", "plots.py", "records.py", "report.py", "sides.py", "study.py", "tuning.py",
-          "verdict.py")  # fmt: skip
+_SHOWS = ("bench", "catalogue", "plots", "processes", "records", "report", "sides", "study", "tuning", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,24 +127,20 @@ def _run(
     if len(pending) < len(weights):
         progress.note(f"{title}: {len(weights) - len(pending)} of {len(weights)} measurements were made before")
     with progress.task(title, total, "steps", done=total - left) as task:
-        work = [(key, cell, folder, device) for key, cell in pending.items()]
+        work = [Job(_measure, (key, cell, folder, device), cell.steps) for key, cell in pending.items()]
         try:
-            if processes and device == "cpu" and len(work) > 1:
-                _side_by_side(work, min(processes, len(work)), task)
-            else:
-                for each in work:
-                    _measure(*each, _Told(task, each[1].steps))
+            run_jobs(work, processes=processes if device == "cpu" else 0, task=task)
         except KeyboardInterrupt:
             raise Interrupted("the study was interrupted; the same command goes on where it stood") from None
     found = [_kept(folder, key) for key in keys]
     return [done for done in found if done is not None]
 
 
-def _measure(key: str, cell: Cell, folder: Path, device: str, told: Callable[[int], None]) -> None:
+def _measure(key: str, cell: Cell, folder: Path, device: str, tell: Callable[[int], None]) -> None:
     """Measure a cell and keep its result."""
     own = folder / key
     own.mkdir(parents=True, exist_ok=True)
-    place = Place(split=cell.split, folder=own, device=device, seed=cell.seed, tell=told)
+    place = Place(split=cell.split, folder=own, device=device, seed=cell.seed, tell=tell)
     spent = own / "seconds.json"
     before = float(read_json(spent).get("seconds", 0.0))  # of sittings that were interrupted
     began = time.monotonic()
@@ -165,115 +152,6 @@ def _measure(key: str, cell: Cell, folder: Path, device: str, told: Callable[[in
         raise
     write_json(folder / f"{key}.json", {"tables": tables, "seconds": before + time.monotonic() - began})
     shutil.rmtree(own, ignore_errors=True)
-    if isinstance(told, _Told):
-        told.finish()
-
-
-def _side_by_side(work: Sequence[tuple[str, Cell, Path, str]], processes: int, task: Task) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
-    queue = context.Queue()
-    longest_first = sorted(work, key=lambda each: -each[1].steps)
-    with ProcessPoolExecutor(processes, context, _begin_process, (queue,)) as pool:
-        waiting: set[Future[None]] = {pool.submit(_measure_elsewhere, *each) for each in longest_first}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, _TELL_SECONDS, FIRST_COMPLETED)
-                _drain(queue, task)
-                for future in done:
-                    future.result()
-        except BaseException as error:
-            running = list(pool._processes.values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                for process in running:
-                    process.terminate()  # a request to stop: long trainings are saved
-            raise
-        finally:
-            _drain(queue, task)
-
-
-_queue: Any = None
-_stopping = _measuring = False
-
-
-def _begin_process(queue: Any) -> None:
-    """What each process of the pool needs, and that it is stopped by the first process alone, once."""
-    global _queue  # noqa: PLW0603 (a process of a pool is given what it needs once)
-    from bnlab.machine import tune
-
-    tune()
-    _queue = queue
-    signal.signal(signal.SIGTERM, _stop)
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # out of reach of the terminal's Ctrl-C, which the first process passes on
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    global _stopping  # noqa: PLW0603
-    _stopping = True
-    if _measuring:
-        raise KeyboardInterrupt
-
-
-def _stop_with_parent() -> None:
-    """A process whose parent was killed would else wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _measure_elsewhere(key: str, cell: Cell, folder: Path, device: str) -> None:
-    global _measuring  # noqa: PLW0603
-    _measuring = not _stopping
-    try:
-        if _stopping:
-            raise KeyboardInterrupt
-        _measure(key, cell, folder, device, _Told(_Queued(), cell.steps))
-    finally:
-        _measuring = False
-
-
-class _Queued:
-    """A task that is told from another process, not too often."""
-
-    def __init__(self) -> None:
-        self.steps, self.at = 0, time.monotonic()
-
-    def advance(self, count: int = 1, **values: float) -> None:
-        self.steps += count
-        if time.monotonic() - self.at > _TELL_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        _queue.put(self.steps)
-        self.steps, self.at = 0, time.monotonic()
-
-
-class _Told:
-    """Tells a task of a cell's steps, and of no more than it said it has."""
-
-    def __init__(self, task: Task, steps: int) -> None:
-        self.task, self.left = task, steps
-
-    def __call__(self, steps: int) -> None:
-        steps = min(steps, self.left)
-        self.left -= steps
-        self.task.advance(steps)
-
-    def finish(self) -> None:
-        self(self.left)
-        if isinstance(self.task, _Queued):
-            self.task.flush()
-
-
-def _drain(queue: Any, task: Task) -> None:
-    while True:
-        try:
-            task.advance(queue.get_nowait())
-        except Empty:
-            return
 
 
 def _kept(folder: Path, key: str) -> Done | None:
@@ -302,7 +180,7 @@ def _code() -> str:
     house = Path(__file__).parents[1]
     for path in sorted(house.rglob("*.py")):
         parts = path.relative_to(house).parts
-        if parts[0] in _MEASURES and not (parts[0] == "lab" and parts[-1] in _SHOWS):
+        if parts[0] in _MEASURES and not (parts[0] == "lab" and path.stem in _SHOWS):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -10,7 +10,7 @@ from bnlab.lab.again import Batch
 from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import train
-from bnlab.lab.records import Tables, numbers
+from bnlab.lab.records import Tables, number, numbers
 from bnlab.lab.studies import covariate_shift as study
 from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, NoisyBatchNorm, Shift, compared, judge, layers_of
 from bnlab.lab.verdict import Verdict
@@ -157,6 +157,20 @@ def test_the_shift_is_that_of_the_definition_and_looking_changes_nothing(
     plain = train(place, bench.recipe("mlp", size=28))
     for ours, theirs in zip(looked_at.trainee.network.parameters(), plain.trainee.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_where_nothing_is_learnt_the_next_steps_noise_is_all_that_shifts(
+    make_bench: Callable[..., Bench], tmp_path: Path, noisy: bool
+) -> None:
+    bench = make_bench(learning_rate=1e-30, steps=1)
+    place = Place(split=bench.sides.of(0), folder=tmp_path, device="cpu", seed=0)
+    recipe = bench.recipe("bn_mlp", size=28, activation="relu")
+    rows = study.shifted(place, recipe, noisy=noisy)["shift"]
+    assert len(rows) == 2
+    for row in rows:
+        assert (number(row, "relative") > 0.05) == noisy
+        assert (number(row, "cosine") < 0.99) == noisy
 
 
 def test_from_photos_to_plots(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:

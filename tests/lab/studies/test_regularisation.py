@@ -12,7 +12,7 @@ from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.records import Tables
 from bnlab.lab.studies import regularisation as study
-from bnlab.lab.studies.regularisation import BATCHES, DROPOUT, KINDS, RENORMALISED, Renormalisation, fewer, judge
+from bnlab.lab.studies.regularisation import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, Renormalisation, fewer, judge
 from bnlab.lab.verdict import Verdict
 from bnlab.norm import BatchNorm1d, BatchNorm2d
 from bnlab.report.plots import plot_svg
@@ -29,7 +29,7 @@ def planted(test: dict[str, float], *, dropout_gains: float = 0.0, scatter: floa
                         continue
                     top1 = test[kind] + dropout_gains * (dropout > 0) / 100 + scatter * (seed - 1) * (kind == WITH_BN)
                     arm = f"{kind} {batch} {dropout}"
-                    label = {"arm": arm, "learning_rate": 0.03, "chosen": 1, "seed": seed}
+                    label = {"arm": arm, "learning_rate": EQUAL, "chosen": 1, "seed": seed}
                     gaps.append(
                         label
                         | {"kind": kind, "batch": batch, "dropout": dropout, "n_test": 500, "train_top1": 1.0}
@@ -141,7 +141,7 @@ def test_a_training_that_diverged_is_guessing_without_a_gap(make_bench: Callable
 
 
 def test_from_photos_to_plots(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "RATES", (0.01,))
+    monkeypatch.setattr(study, "RATES", (EQUAL,))
     tables = study.measure(make_bench(steps=3))
     gaps = tables["gap"]
     assert len(gaps) == 2 * len(BATCHES) * 5

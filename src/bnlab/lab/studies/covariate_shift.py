@@ -53,8 +53,8 @@ class NoisyBatchNorm(BatchNorm):
     """BN, whose output is shifted and scaled anew in each step of training.
 
     y * s + m, where for each channel and step a mean mu ~ U(-0.5, 0.5) and a scale sigma ~ U(1, 1.25) are drawn, and
-    for each value m ~ U(mu - 0.1, mu + 0.1) and s ~ N(sigma, 0.1^2) (after Santurkar et al. 2018, app. A). y is BN's,
-    N x C x ... in and out; inference has no noise.
+    for each value m ~ U(mu - 0.1, mu + 0.1) and s ~ N(sigma, 0.1^2), in the manner of Santurkar et al. 2018; the
+    strengths are ours. y is BN's, N x C x ... in and out; inference has no noise.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -31,6 +31,7 @@ BATCHES = (8, 32, 128)
 USUAL = 32  # photos to a batch: the paper's
 DROPOUT = 0.4  # the paper's baseline's
 RATES = (0.005, 0.03, 0.18)  # at the usual batch
+EQUAL = 0.03  # the rate at which the noise is judged too
 _MARGIN = 2.0  # points of accuracy that dropout may be worth and still be called dispensable
 
 
@@ -146,75 +147,51 @@ def judge(tables: Tables) -> Findings:
     """How much worse test is than train, by kind of network, and what dropout is worth."""
     rows = [row | _gaps(row) for row in chosen(tables, "gap")]
     small, usual, large = BATCHES
-    points: dict[str, Any] = {"unit": "points", "resolution": resolution(rows)}
     bare: dict[str, Any] = {"dropout": 0.0}
     with_bn, without, silent = ({"kind": kind, **bare} for kind in (WITH_BN, WITHOUT_BN, RENORMALISED))
 
-    def less(column: str, first: dict[str, Any], second: dict[str, Any]) -> tuple[float, ...]:
+    equal = [row | _gaps(row) for row in where(tables["gap"], learning_rate=EQUAL)]
+
+    def less(column: str, first: dict[str, Any], second: dict[str, Any], rows: Records = rows) -> tuple[float, ...]:
         ours, theirs = (by_seed(rows, last(column), **which) for which in (first, second))
         return tuple(a - b for a, b in zip(ours, theirs, strict=True))
 
+    def points(what: str, values: tuple[float, ...], *, decides: bool = False, **claimed: Any) -> Evidence:
+        return Evidence(
+            what=what, values=values, unit="points", resolution=resolution(rows), decides=decides, **claimed
+        )
+
+    def nats(what: str, values: tuple[float, ...], *, decides: bool = False, **claimed: Any) -> Evidence:
+        return Evidence(what=what, values=values, unit="nats", decides=decides, **claimed)
+
     accuracy, loss = "accuracy_gap", "loss_gap"
     at_usual, at_small = {"batch": usual}, {"batch": small}
+    twins, noise = (with_bn | at_usual, without | at_usual), (silent | at_small, with_bn | at_small)
+    dropped = (with_bn | at_usual, with_bn | at_usual | {"dropout": DROPOUT})
+    bare_usual, bare_small = f"(batch {usual}, no dropout)", f"(batch {small}, no dropout)"
+    silenced, rate = "without the batches' noise BN's", f"{EQUAL * math.sqrt(small / usual):g}"
     return Findings(
         evidence=(
-            Evidence(
-                what=f"with BN the gap in accuracy is smaller (batch {usual}, no dropout)",
-                values=less(accuracy, with_bn | at_usual, without | at_usual),
-                below=0.0,
-                **points,
+            points(
+                f"with BN the gap in accuracy is smaller {bare_usual}", less(accuracy, *twins), decides=True, below=0
             ),
-            Evidence(
-                what=f"with BN the gap in loss is smaller (batch {usual}, no dropout)",
-                values=less(loss, with_bn | at_usual, without | at_usual),
-                below=0.0,
-                unit="nats",
-            ),
-            Evidence(
-                what=f"without the batches' noise BN's gap in accuracy is larger (batch {small}, no dropout)",
-                values=less(accuracy, silent | at_small, with_bn | at_small),
-                above=0.0,
-                **points,
-            ),
-            Evidence(
-                what=f"without the batches' noise BN's gap in loss is larger (batch {small}, no dropout)",
-                values=less(loss, silent | at_small, with_bn | at_small),
-                above=0.0,
-                unit="nats",
-            ),
-            Evidence(
-                what=f"with BN, accuracy without dropout less that with it (batch {usual})",
-                values=less("test_points", with_bn | at_usual, with_bn | at_usual | {"dropout": DROPOUT}),
+            nats(f"with BN the gap in loss is smaller {bare_usual}", less(loss, *twins), decides=True, below=0),
+            points(f"{silenced} gap in accuracy is larger {bare_small}", less(accuracy, *noise), decides=True, above=0),
+            nats(f"{silenced} gap in loss is larger {bare_small}", less(loss, *noise), decides=True, above=0),
+            points(
+                f"with BN, accuracy without dropout less that with it (batch {usual})",
+                less("test_points", *dropped),
+                decides=True,
                 above=-_MARGIN,
-                **points,
             ),
-            Evidence(
-                what=f"without BN, accuracy without dropout less that with it (batch {usual})",
-                values=less("test_points", without | at_usual, without | at_usual | {"dropout": DROPOUT}),
-                decides=False,
-                **points,
+            nats(f"{silenced} gap in loss is larger, both at a rate of {rate}", less(loss, *noise, equal), above=0),
+            nats(
+                f"with BN the gap in loss is larger at batch {large} than at {small}",
+                less(loss, with_bn | {"batch": large}, with_bn | at_small),
+                above=0,
             ),
-            Evidence(
-                what=f"with BN the gap in loss is larger at batch {large} than at {small}",
-                values=less(loss, with_bn | {"batch": large}, with_bn | at_small),
-                above=0.0,
-                unit="nats",
-                decides=False,
-            ),
-            Evidence(
-                what=f"with BN the test accuracy is higher (batch {usual}, no dropout)",
-                values=less("test_points", with_bn | at_usual, without | at_usual),
-                above=0.0,
-                decides=False,
-                **points,
-            ),
-            Evidence(
-                what=f"without the batches' noise BN's test accuracy is lower (batch {small}, no dropout)",
-                values=less("test_points", silent | at_small, with_bn | at_small),
-                below=0.0,
-                decides=False,
-                **points,
-            ),
+            points(f"with BN the test accuracy is higher {bare_usual}", less("test_points", *twins), above=0),
+            points(f"{silenced} test accuracy is lower {bare_small}", less("test_points", *noise), below=0),
         ),
         plots={
             "gap in accuracy": _plot(rows, accuracy, "Gap in accuracy", "train less test accuracy, points"),
@@ -222,6 +199,13 @@ def judge(tables: Tables) -> Findings:
             "accuracy": _plot(rows, "test_points", "Accuracy on test", "right on test, %"),
         },
         numbers={
+            f"accuracy that dropout gives {kind}, batch {usual}, points": _mean(
+                where(rows, kind=kind, batch=usual, dropout=DROPOUT), "test_points"
+            )
+            - _mean(where(rows, kind=kind, batch=usual, dropout=0.0), "test_points")
+            for kind in (WITHOUT_BN, WITH_BN)
+        }
+        | {
             f"train accuracy {kind}, no dropout, batch {batch}, %": _mean(
                 where(rows, kind=kind, dropout=0.0, batch=batch), "train_points"
             )
@@ -286,7 +270,8 @@ STUDY = Study(
     test accuracy, and test less train loss, all by recalibrated statistics, on photos as inference sees them.""",
     rule=f"""Five clauses. Both gaps are smaller with BN at batch {USUAL} without dropout; both are larger without the
     noise at batch {BATCHES[0]}, where the noise is largest; with BN, leaving dropout out costs less than {_MARGIN:g}
-    points of test accuracy. Each by its 95% interval over seeds.""",
+    points of test accuracy, which is below the 2.6 that the paper's BN-x30, without dropout, gained on Inception. Each
+    by its 95% interval over seeds.""",
     measure=measure,
     judge=judge,
 )

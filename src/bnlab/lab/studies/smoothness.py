@@ -29,7 +29,7 @@ _MEASURES = {
     "range": "range of the loss, nats",
     "change": "largest change of the gradient",
     "beta": "effective beta",
-    "relative": "largest change of the gradient, as a share of its length",
+    "relative": "largest change of the gradient over its length",
 }
 
 
@@ -132,9 +132,9 @@ def judge(tables: Tables) -> Findings:
     return Findings(
         evidence=(
             *(clause(measure, common, ", at the same step lengths", decides=True) for measure in decisive),
-            clause("relative", common, " and as a share of its length, at the same step lengths"),
+            clause("relative", common, ", at the same step lengths"),
             *(clause(measure, own, ", at each one's own learning rate") for measure in decisive),
-            clause("relative", own, " and as a share of its length, at each one's own learning rate"),
+            clause("relative", own, ", at each one's own learning rate"),
             *(clause(measure, equal, f", both trained at {RATES[1]:g}") for measure in decisive),
         ),
         plots={
