@@ -151,13 +151,16 @@ class Bench:
             steps=max(1, steps),
         )
 
-    def run(self, cells: Sequence[Cell]) -> Tables:
-        """Measure, or take what was measured before; the cells' rows, each with its labels in front."""
+    def run(self, cells: Sequence[Cell], *, alone: bool = False) -> Tables:
+        """Measure, or take what was measured before; the cells' rows, each with its labels in front.
+
+        `alone`: one after the other, for what is timed is slower beside others.
+        """
         done = run_cells(
             cells,
             folder=self.folder,
             device=self.device,
-            processes=self.processes,
+            processes=0 if alone else self.processes,
             title=self.name,
             progress=self.progress,
         )

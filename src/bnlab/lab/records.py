@@ -38,9 +38,19 @@ def seeds(records: Iterable[Row]) -> list[int]:
 
 
 def by_seed(records: Sequence[Row], pick: Callable[[Records], float], **equal: Value) -> list[float]:
-    """One number for each seed: what `pick` makes of its rows among those with these values."""
+    """One number for each seed there are rows of: what `pick` makes of its rows among those with these values.
+
+    NaN where a seed has none of these, so that what is compared seed by seed stays of one seed.
+    """
     chosen = where(records, **equal)
-    return [pick(where(chosen, seed=seed)) for seed in seeds(records)]
+    rows = {seed: where(chosen, seed=seed) for seed in seeds(records)}
+    return [pick(of_seed) if of_seed else math.nan for of_seed in rows.values()]
+
+
+def average(records: Sequence[Row], column: str) -> float:
+    """The mean of a column's values; NaN of no rows."""
+    values = numbers(records, column)
+    return sum(values) / len(values) if values else math.nan
 
 
 def last(column: str) -> Callable[[Records], float]:
@@ -71,7 +81,7 @@ def ratios(
 
 def mean(column: str) -> Callable[[Records], float]:
     """Picks the mean of the rows' values."""
-    return lambda rows: sum(numbers(rows, column)) / len(rows)
+    return lambda rows: average(rows, column)
 
 
 def labelled(tables: Tables, labels: Mapping[str, Value]) -> Tables:
