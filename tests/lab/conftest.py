@@ -2,12 +2,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.conftest import write_photos
 
 from bnlab.lab.bench import Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.sides import open_sides
 from bnlab.progress import Silent
+from tests.conftest import write_photos
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,31 @@ def test_one_photo_is_no_data(photos: Path, tmp_path: Path) -> None:
     problem = "one has 1 usable photo of 1 class: this study needs 10 photos of 2 classes or more"
     with pytest.raises(DataError, match=problem):
         opened(tmp_path / "one", tmp_path / "a")
+
+
+def test_other_labels_and_sides_are_other_lists(photos: Path, tmp_path: Path) -> None:
+    """Else a corrected label, or a photo moved out of test, would be overlooked."""
+    sides = opened(photos, tmp_path / "a")
+    before = sides.of(0)
+    text = before.read_text()
+    corrected = [replace(photo, label="ring") if i == 0 else photo for i, photo in enumerate(sides.photos)]
+    other = Sides(sides.name, sides.kind, tmp_path / "a", corrected)
+    assert other.of(0) != before
+    assert Counter(p.label for p in read_list(other.of(0)))["ring"] == 25
+    assert sides.of(0).read_text() == text
+
+
+def test_quick_keeps_of_each_side(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    for i, photo in enumerate(sorted(photos.glob("*/*.png"))):
+        place = data / ("test" if i % 6 == 0 else "train") / photo.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, place / photo.name)
+    monkeypatch.setattr(module, "QUICK_PHOTOS", 30)
+    sides = opened(data, tmp_path / "a")
+    assert Counter(photo.given for photo in sides.photos) == {"train": 30, "test": 12}
+    assert (sides.is_drawn, sides.overlap) == (False, 0.0)
+    assert opened(photos, tmp_path / "b").overlap == pytest.approx(0.3 / 0.55)
 
 
 def test_duplicates_share_a_side(photos: Path, tmp_path: Path) -> None:

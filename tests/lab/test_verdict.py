@@ -39,12 +39,35 @@ def test_the_interval_is_students() -> None:
         ((8.0, 8.1, 7.9), {"ratio": True, "above": 14.0}, NOT),
         ((0.5, 2.0, 1.0), {"ratio": True, "above": 1.0}, UNSHOWN),
         ((0.0, 2.0, 1.0), {"ratio": True, "above": 1.0}, UNSHOWN),
+        ((math.nan, 5.0, 5.0), {}, UNSHOWN),
+        ((math.nan, 5.0, 5.0), {"ratio": True}, UNSHOWN),
+        ((), {}, UNSHOWN),
+        ((1.0, 1.4, 1.2), {}, HOLDS),
+        ((1.0, 1.4, 1.2), {"overlap": 2.0}, UNSHOWN),
     ],
 )
 def test_the_whole_interval_has_to_lie_in_the_range(
     values: tuple[float, ...], more: dict[str, object], verdict: Verdict
 ) -> None:
     assert evidence(*values, **more).verdict == verdict
+
+
+def test_seeds_that_share_photos_count_for_less() -> None:
+    """Nadeau & Bengio 2003: however many they are, the error does not fall below that of the share held out."""
+    low, high = evidence(1, 2, 3, overlap=0.5).interval
+    half = 4.302652729911275 * math.sqrt(1 / 3 + 0.5)
+    assert (low, high) == pytest.approx((2 - half, 2 + half))
+    many = evidence(*range(1000), overlap=0.5)
+    low, high = many.interval
+    deviation = math.sqrt(1000 * 1001 / 12)  # of 0..999
+    assert high - low == pytest.approx(2 * 1.9623 * deviation * math.sqrt(0.501), rel=1e-3)
+
+
+def test_one_of_many_clauses_has_to_refute_with_more_certainty() -> None:
+    weak = evidence(-1.0, -1.3, -0.55)
+    assert weak.verdict == NOT
+    assert together([weak]) == NOT
+    assert together([weak, *[evidence(1.0, 1.1, 0.9)] * 4]) == UNSHOWN
 
 
 def test_ratios_are_averaged_as_logarithms() -> None:

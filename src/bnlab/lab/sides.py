@@ -1,8 +1,8 @@
 """The photos of a study: which there are, and for each seed which are trained on, chosen by and reported.
 
 Three sides. Networks are trained on `train`; what has to be chosen, such as a learning rate, is chosen by `val`; what
-is reported was measured on `test`, which nothing was chosen by. Each seed splits anew, so an interval over seeds covers
-the choice of photos too. Sides that DATA has already stay: its test (or else its val) is `test`.
+is reported was measured on `test`, which nothing was chosen by. Each seed splits anew. Sides that DATA has already
+stay: its test (or else its val) is `test`, the same for all seeds, and an interval over them is for these photos.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from bnlab.errors import DataError, plural, printable
 from bnlab.files import file_sha256, read_csv, write_csv
 from bnlab.progress import Progress
 
-QUICK_PHOTOS = 1000  # of a folder that a quick study looks at
+QUICK_PHOTOS = 1000  # of a folder, or of each of its sides, that a quick study looks at
 VAL, TEST = 0.15, 0.3
 _COLUMNS = ("path", "label", "given", "sha256", "group")
 
@@ -45,17 +45,24 @@ class Sides:
         """of the data, for the report"""
         self.kind = kind
         """digits (grey, of which no mirror image is another) or photos"""
-        self.photos = photos
+        self.photos = tuple(photos)
+        self.is_drawn = not any(photo.given for photo in photos)
+        """whether each seed draws test anew; else DATA gave it, and it is the same for all"""
         self.classes = len({photo.label for photo in photos})
         self._folder = folder
 
     def __len__(self) -> int:
         return len(self.photos)
 
+    @property
+    def overlap(self) -> float:
+        """Test photos to each of train, where each seed draws them anew; else 0."""
+        return TEST / (1 - VAL - TEST) if self.is_drawn else 0.0
+
     def of(self, seed: int) -> Path:
         """The list of photos with the sides that follow from the seed; written once."""
         given = {photo.given for photo in self.photos}
-        name = hashlib.sha256("\n".join(f"{p.path} {p.sha256}" for p in self.photos).encode()).hexdigest()[:16]
+        name = hashlib.sha256(repr((VAL, TEST, self.photos)).encode()).hexdigest()[:16]
         path = self._folder / f"{name}-{seed}.csv"
         if not path.exists():
             photos = [Photo(p.path, p.label, _side(p, given, seed), p.sha256) for p in self.photos]
@@ -112,16 +119,26 @@ def _found(data: Path) -> list[tuple[Found, str]]:
 
 
 def _part(found: Sequence[tuple[Found, str]], quick: bool) -> list[tuple[Found, str]]:
-    """As many of each class, those whose names' digests are smallest, or all."""
-    if not quick or len(found) <= QUICK_PHOTOS:
+    """Of each side as many of each class, those whose names' digests are smallest; or all."""
+    if not quick:
         return list(found)
-    each = max(1, QUICK_PHOTOS // len({one.label for one, _ in found}))
-    chosen: dict[str, list[tuple[Found, str]]] = {}
-    for one, given in sorted(found, key=lambda pair: hashlib.sha256(Path(pair[0].path).name.encode()).digest()):
-        of_class = chosen.setdefault(one.label, [])
-        if len(of_class) < each:
-            of_class.append((one, given))
-    return sorted((pair for pairs in chosen.values() for pair in pairs), key=lambda pair: pair[0].path)
+    chosen: list[tuple[Found, str]] = []
+    for side_given in dict.fromkeys(given for _, given in found):
+        of_side = [pair for pair in found if pair[1] == side_given]
+        if len(of_side) > QUICK_PHOTOS:
+            of_side = _of_each_class(of_side, QUICK_PHOTOS // len({one.label for one, _ in of_side}))
+        chosen += of_side
+    return sorted(chosen, key=lambda pair: pair[0].path)
+
+
+def _of_each_class(found: Sequence[tuple[Found, str]], number: int) -> list[tuple[Found, str]]:
+    left = dict.fromkeys((one.label for one, _ in found), max(1, number))
+    chosen = []
+    for pair in sorted(found, key=lambda pair: hashlib.sha256(Path(pair[0].path).name.encode()).digest()):
+        left[pair[0].label] -= 1
+        if left[pair[0].label] >= 0:
+            chosen.append(pair)
+    return chosen
 
 
 def _of_content(one: Found, given: str) -> _Known:

@@ -1,7 +1,8 @@
 """What a study is: a claim with its source, a protocol, a measurement and a rule that gives the verdict."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 from bnlab.lab.bench import Bench
@@ -28,9 +29,14 @@ class Findings:
         """Of the whole claim."""
         return together(self.evidence)
 
+    def overlapping(self, overlap: float) -> "Findings":
+        """The same, where seeds split the same photos anew, so many of test to each of train."""
+        return replace(self, evidence=tuple(replace(each, overlap=overlap) for each in self.evidence))
+
     def to_json(self) -> dict[str, Any]:
-        """The document's "numbers"."""
-        return {each.what: each.to_json() for each in self.evidence} | dict(self.numbers)
+        """The document's "numbers"; what is not finite is None."""
+        beside = {key: value if value is None or isfinite(value) else None for key, value in self.numbers.items()}
+        return {each.what: each.to_json() for each in self.evidence} | beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,8 @@ class Study:
     judge: Callable[[Tables], Findings]
     least: int = 100
     """photos that DATA has to have"""
+    owns: tuple[str, ...] = ()
+    """keys that a user may set else, which this study sets itself"""
 
     def __post_init__(self) -> None:
         """Texts may be broken into lines where they are written."""
