@@ -53,6 +53,10 @@ class PhotoError(DataError):
         self.path = path
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["PhotoError"], tuple[str, str, str]]:
+        """From one process to another it has to go as it was made."""
+        return type(self), (self.path, self.reason, self.remedy)
+
 
 class ClassifierError(BnlabError):
     """A classifier file that cannot be read, or does not fit what it is asked to do."""

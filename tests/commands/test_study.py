@@ -97,7 +97,7 @@ def settings(data: Path, options: Mapping[str, Any] | None = None, **more: Any) 
 def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verdict: str) -> None:
     result = command.run(settings(data, {"flip": gain}), Silent())
     assert result.folder == Path("runs/study-planted")
-    files = {"report.html", "study.json", "accuracy.csv", "two words.png"}
+    files = {"report.html", "study.json", "accuracy.csv", "two words.png", "two words-drawn.csv"}
     assert {path.name for path in result.folder.iterdir()} == files
     document = json.loads((result.folder / "study.json").read_text())
     assert document["verdict"] == verdict
@@ -110,6 +110,11 @@ def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verd
     rows = list(read_csv(result.folder / "accuracy.csv"))
     assert len(rows) == 12
     assert list(rows[0]) == ["arm", "seed", "step", "test_top1", "n_test"]
+    drawn = list(read_csv(result.folder / "two words-drawn.csv"))
+    assert [(row["series"], row["x"]) for row in drawn] == [
+        (arm, x) for arm in ("with <b>", "without") for x in ("1", "10")
+    ]
+    assert float(drawn[0]["y"]) == pytest.approx(0.51 + gain / 100)
     page = result.page.read_text()
     assert "It is &lt;so&gt;." in page
     assert "with <b>" not in page
@@ -146,12 +151,15 @@ def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
 
 
 def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> None:
-    with pytest.raises(UsageError, match="seeds 0 cannot be"):
-        command.run(settings(data, seeds=0), Silent())
+    for seeds in (0, 101):
+        with pytest.raises(UsageError, match=f"seeds {seeds} cannot be: give 1 to 100"):
+            command.run(settings(data, seeds=seeds), Silent())
+    with pytest.raises(UsageError, match="measured is where measurements are kept: take another --name"):
+        command.run(settings(data, name="measured"), Silent())
     with pytest.raises(UsageError, match=r"a recipe has no key 'stpes' .*: did you mean 'steps'"):
         command.run(settings(data, {"stpes": 3}), Silent())
     for key in ("network", "norm", "learning_rate", "seed"):
-        with pytest.raises(UsageError, match=f"{key} is what studies set themselves: leave it out; they take size, "):
+        with pytest.raises(UsageError, match=f"{key} is what a study sets itself: leave it out; it takes size, "):
             command.run(settings(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), Silent())
     assert not Path("runs").exists()
 

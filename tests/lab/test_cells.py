@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
-from bnlab.errors import Interrupted, RunError
+from bnlab.errors import Interrupted, RunError, StorageError
 from bnlab.lab import cells as module
-from bnlab.lab.cells import Cell, Done, Place, run_cells
+from bnlab.lab.cells import Cell, Done, Place, alone, run_cells
 from bnlab.lab.records import Tables
 from bnlab.progress import Silent
 from bnlab.recipe import Recipe
@@ -73,8 +72,23 @@ def test_a_key_follows_from_all_that_a_result_does(make: Callable[..., list[Cell
 
 def test_other_code_measures_anew(make: Callable[..., list[Cell]], monkeypatch: pytest.MonkeyPatch) -> None:
     before = make(1)[0].key("cpu")
-    monkeypatch.setattr(module, "_code", lambda: "other")
+    monkeypatch.setattr(module, "_code", lambda of: f"other {of}")
     assert make(1)[0].key("cpu") != before
+
+
+def test_the_code_is_that_of_its_own_study_and_of_all_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    contents = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), contents(path))[1])
+    codes = {name: module._code.__wrapped__(f"bnlab.lab.studies.{name}") for name in ("bias", "seven_changes")}
+    assert codes["bias"] != codes["seven_changes"]
+    assert (read.count("bias.py"), read.count("seven_changes.py"), read.count("smoothness.py")) == (1, 1, 0)
+    assert (read.count("course.py"), read.count("judge.py"), read.count("verdict.py")) == (2, 2, 0)
+
+
+def test_no_study_takes_from_another() -> None:
+    for path in Path(module.__file__).parent.glob("studies/*.py"):
+        assert "lab.studies" not in path.read_text(encoding="utf-8"), path
 
 
 def test_processes_give_the_same(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
@@ -94,10 +108,20 @@ def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def test_two_studies_do_not_measure_in_one_place(make: Callable[..., list[Cell]], tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".lock"), pytest.raises(RunError, match=r"another study measures in .*: wait for it"):
+def test_two_studies_do_not_measure_in_one_place(tmp_path: Path) -> None:
+    problem = r"another study measures in .*: wait for it"
+    with alone(tmp_path / "measured"), pytest.raises(RunError, match=problem), alone(tmp_path / "measured"):
+        pass
+    with alone(tmp_path / "measured"):
+        pass
+
+
+def test_a_result_that_cannot_be_read_again_is_told(
+    make: Callable[..., list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "read_json", lambda path: {})
+    with pytest.raises(StorageError, match=r"\.json, just written, cannot be read: see to the disk"):
         run(make(1), tmp_path)
-    assert len(run(make(1), tmp_path)) == 1
 
 
 def test_the_time_of_all_sittings_counts(make: Callable[..., list[Cell]], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.errors import UsageError
+from bnlab.errors import OutOfMemoryError, PhotoError
 from bnlab.lab.processes import Job, run_jobs
 
 
@@ -29,7 +29,11 @@ def write(path: Path, tell: Callable[[int], None]) -> None:
 
 
 def refuse(tell: Callable[[int], None]) -> None:
-    raise UsageError("x cannot be", "take another")
+    raise PhotoError("a.png", "it is red", "take another")
+
+
+def die(tell: Callable[[int], None]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("processes", [0, 2])
@@ -39,9 +43,13 @@ def test_jobs_are_done_and_told(tmp_path: Path, processes: int) -> None:
     assert sum(task.steps) == 15
     owners = {int((tmp_path / str(i)).read_text()) for i in range(3)}
     assert (owners == {os.getpid()}) == (processes == 0)
-    if processes:
-        with pytest.raises(UsageError, match="x cannot be: take another"):
-            run_jobs([Job(refuse, (), 1)] * 2, processes=processes, task=task)
+    with pytest.raises(PhotoError, match=r"^a.png cannot be used, it is red: take another$"):
+        run_jobs([Job(refuse, (), 1)] * 2, processes=processes, task=task)
+
+
+def test_a_killed_process_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"one of 2 processes was killed.*: try fewer --processes"):
+        run_jobs([Job(die, (), 1)] * 2, processes=2, task=Counted())
 
 
 WAITING = """

@@ -38,7 +38,7 @@ def study_verb(
             "given.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many; the verdict is by the interval over them.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="How many; the verdict is by the interval over them.", min=1, max=100)] = 3,
     budget: Annotated[
         Budget, typer.Option(help="quick: about 3 minutes a study on two cores; full: the paper's scale.")
     ] = Budget.quick,

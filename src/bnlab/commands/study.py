@@ -9,6 +9,7 @@ from typing import Any, Literal
 from bnlab.errors import UsageError
 from bnlab.lab import catalogue
 from bnlab.lab.bench import Bench, check_options
+from bnlab.lab.cells import alone
 from bnlab.lab.report import PAGE, Report, write_index, write_report
 from bnlab.lab.sides import Sides, open_sides
 from bnlab.lab.study import Study
@@ -18,6 +19,7 @@ from bnlab.runs import RUNS, check_free, new_run
 
 ALL = "all"
 MEASURED = "measured"  # the folder in runs where measurements are kept
+MOST_SEEDS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +80,27 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
     """
     names = catalogue.NAMES if settings.study == ALL else (settings.study,)
     studies = [catalogue.find(name) for name in names]
-    if settings.seeds < 1:
-        raise UsageError(f"seeds {settings.seeds} cannot be", "give 1 or more; 3 is the least that says much")
+    if not 1 <= settings.seeds <= MOST_SEEDS:
+        raise UsageError(f"seeds {settings.seeds} cannot be", f"give 1 to {MOST_SEEDS}; 3 is the least that says much")
+    if settings.name == MEASURED:
+        raise UsageError(f"{MEASURED} is where measurements are kept", "take another --name")
     if settings.seeds == 1:
         progress.warn("one seed gives no interval, so what is measured over seeds will be not shown")
-    check_options(settings.options)
+    check_options(settings.options, {key for study in studies for key in study.owns})
     check_free(settings.root, settings.name)
     device = choose_device(settings.device)
-    sides = open_sides(
-        settings.data,
-        quick=settings.budget == "quick",
-        least=max(study.least for study in studies),
-        folder=settings.root / MEASURED / "photos",
-        progress=progress,
-    )
-    measured = []
-    for study in studies:
-        bench = _bench(study, settings, sides, device, progress)
-        measured.append((study, bench, study.measure(bench)))
+    with alone(settings.root / MEASURED):
+        sides = open_sides(
+            settings.data,
+            quick=settings.budget == "quick",
+            least=max(study.least for study in studies),
+            folder=settings.root / MEASURED / "photos",
+            progress=progress,
+        )
+        measured = []
+        for study in studies:
+            bench = _bench(study, settings, sides, device, progress)
+            measured.append((study, bench, study.measure(bench)))
     folder = new_run(settings.root, settings.name, stem=f"study-{settings.study}").folder
     about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
     if settings.study != ALL:

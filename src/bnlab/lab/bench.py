@@ -1,6 +1,6 @@
 """What a study measures with: its photos, seeds and budget, and the recipes that its networks are trained by."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,6 +12,7 @@ from bnlab.lab.course import accuracy
 from bnlab.lab.records import Tables, Value, joined, labelled
 from bnlab.lab.sides import Sides
 from bnlab.lab.tuning import mark_chosen
+from bnlab.nets import catalogue
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 
@@ -34,7 +35,6 @@ SETTABLE = (
     "steps",
     "epochs",
     "batch_size",
-    "recalibrate",
     "judge_every",
     "checkpoint_seconds",
 )
@@ -45,17 +45,18 @@ _SMALL = {WITH_BN: "bn_small_inception", WITHOUT_BN: "small_inception"}
 _LARGE = {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what a user may not set.
+def check_options(options: Mapping[str, Any], owned: Collection[str] = ()) -> None:
+    """Refuse what a user may not set; `owned` are keys that these studies set themselves besides.
 
     Raises:
         RecipeError: a key is none of a recipe, or its value is out of range.
         UsageError: studies set this key themselves.
     """
     load_settings("default", options)
+    free = [key for key in SETTABLE if key not in owned]
     for key in options:
-        if key not in SETTABLE:
-            raise UsageError(f"{key} is what studies set themselves", f"leave it out; they take {', '.join(SETTABLE)}")
+        if key not in free:
+            raise UsageError(f"{key} is what a study sets itself", f"leave it out; it takes {', '.join(free)}")
 
 
 @dataclass(kw_only=True)
@@ -89,7 +90,8 @@ class Bench:
         """A recipe for a study's network: the shipped one called `base`, or the one that suits the photos.
 
         Over it come what all trainings of studies share (float32, one size, no label smoothing), then `options`, then
-        the user's own. Studies say how long to train in `steps`, so that arms with other batches compare.
+        the user's own. Studies say how long to train in `steps`, so that arms with other batches compare. Networks
+        without normalisation begin with weights scaled on a batch, unless the study says what they begin with.
         """
         digits = self.sides.kind == "digits"
         common: dict[str, Any] = {
@@ -103,6 +105,8 @@ class Bench:
             "cache": "ram",
             "size": 32 if digits else self.pick(32, 128),
         }
+        if catalogue.find(network).norm == "none" and "initialisation" not in options:
+            common["data_dependent"] = True  # else it trains from some first weights and not from others
         if digits and base is not None:  # a shipped recipe for photos must not mirror digits
             common |= {"flip": 0.0, "crop_area": (0.7, 1.0), "crop_aspect": (0.9, 1 / 0.9)}
         if self.budget == "quick" and network in _SMALL.values():

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bnlab.errors import Interrupted, RunError, printable
+from bnlab.errors import Interrupted, RunError, StorageError, printable
 from bnlab.files import file_sha256, read_json, storage_errors, write_json
 from bnlab.lab.processes import Job, run_jobs
 from bnlab.lab.records import Records, Tables, Value
@@ -71,7 +71,7 @@ class Cell:
             "settings": self.settings,
             "device": device,
             "versions": versions(),
-            "code": _code(),
+            "code": _code(self.do.__module__),
         }
         text = json.dumps(what, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -86,24 +86,13 @@ class Done:
     """that measuring it took, whenever that was"""
 
 
-def run_cells(
-    cells: Sequence[Cell], *, folder: Path, device: str, processes: int, title: str, progress: Progress
-) -> list[Done]:
-    """The results of all cells, in their order; those not in `folder` yet are measured and put there.
-
-    `processes` is how many at a time; 0 is none but this one.
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other studies out: two that measure the same would write over each other.
 
     Raises:
-        BnlabError: what a cell raised; another study measures there.
-        Interrupted: Ctrl-C; what is done is kept, and long trainings were saved.
+        RunError: another study is there.
     """
-    with _alone(folder):
-        return _run(cells, folder=folder, device=device, processes=processes, title=title, progress=progress)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other studies out: two that measure the same would write over each other."""
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -117,9 +106,17 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run(
+def run_cells(
     cells: Sequence[Cell], *, folder: Path, device: str, processes: int, title: str, progress: Progress
 ) -> list[Done]:
+    """The results of all cells, in their order; those not in `folder` yet are measured and put there.
+
+    `processes` is how many at a time; 0 is none but this one.
+
+    Raises:
+        BnlabError: what a cell raised.
+        Interrupted: Ctrl-C; what is done is kept, and long trainings were saved.
+    """
     keys = [cell.key(device) for cell in cells]
     pending = {key: cell for key, cell in zip(keys, cells, strict=True) if _kept(folder, key) is None}
     weights = {key: cell.steps for key, cell in zip(keys, cells, strict=True)}
@@ -132,8 +129,11 @@ def _run(
             run_jobs(work, processes=processes if device == "cpu" else 0, task=task)
         except KeyboardInterrupt:
             raise Interrupted("the study was interrupted; the same command goes on where it stood") from None
-    found = [_kept(folder, key) for key in keys]
-    return [done for done in found if done is not None]
+    found = {key: _kept(folder, key) for key in keys}
+    for key, done in found.items():
+        if done is None:
+            raise StorageError(f"{printable(folder / key)}.json, just written, cannot be read", "see to the disk")
+    return [done for key in keys if (done := found[key])]
 
 
 def _measure(key: str, cell: Cell, folder: Path, device: str, tell: Callable[[int], None]) -> None:
@@ -174,13 +174,19 @@ def _one_thread(device: str) -> Iterator[None]:
 
 
 @cache
-def _code() -> str:
-    """A digest of the code that a number can follow from: what was measured by other code is not what this would."""
+def _code(module: str) -> str:
+    """A digest of the code that a number can follow from: what was measured by other code is not what this would.
+
+    Of the studies it is that of `module` alone, for no study takes anything from another.
+    """
     digest = hashlib.sha256()
     house = Path(__file__).parents[1]
     for path in sorted(house.rglob("*.py")):
         parts = path.relative_to(house).parts
-        if parts[0] in _MEASURES and not (parts[0] == "lab" and path.stem in _SHOWS):
+        lab = parts[0] == "lab"
+        if parts[0] not in _MEASURES or (lab and path.stem in _SHOWS):
+            continue
+        if parts[:2] != ("lab", "studies") or path.stem == module.rpartition(".")[2]:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -160,7 +160,9 @@ def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make:
             loop.fit(trainee, position, hooks, progress=Silent())
         except DivergedError:
             diverged = True
-            witness.write("accuracy", guessing(position, len(source.classes), len(source.side("test"))))
+            for step in judged_steps(position.plan, recipe, position.step):
+                row = guessing(step, len(source.classes), len(source.side("test")))
+                witness.write("accuracy", row | {"diverged_at": position.step})
     return Course(trainee=trainee, source=source, tables=witness.tables, diverged=diverged)
 
 
@@ -179,11 +181,17 @@ def accuracy(place: Place, recipe: Recipe) -> Tables:
     return {"accuracy": train(place, recipe).tables["accuracy"]}
 
 
-def guessing(position: Position, classes: int, n_test: int) -> Row:
-    """What a training comes to that diverged: as good as guessing."""
+def judged_steps(plan: Plan, recipe: Recipe, after: int) -> list[int]:
+    """The steps at which a training is still to be judged."""
+    ends = [min(plan.steps, (epoch + 1) * plan.batches) for epoch in range(plan.epochs) if plan.judges(recipe, epoch)]
+    return [step for step in ends if step > after] or [plan.steps]
+
+
+def guessing(step: int, classes: int, n_test: int) -> Row:
+    """What a network that diverged comes to: as good as guessing."""
     row: Row = dict.fromkeys(_ACCURACY)
-    guess = {"val_top1": 1 / classes, "test_top1": 1 / classes, "guess": 1 / classes, "n_test": n_test}
-    return row | guess | {"step": position.plan.steps, "diverged_at": position.step}
+    guess = 1 / classes
+    return row | {"step": step, "val_top1": guess, "test_top1": guess, "guess": guess, "n_test": n_test}
 
 
 _ACCURACY = (

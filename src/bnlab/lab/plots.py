@@ -6,6 +6,8 @@ Every number of a plot comes from the study's tables, which lie beside it as CSV
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from bnlab.errors import plural
 from bnlab.lab.records import Records, Value, distinct, number, seeds, where
 from bnlab.report.plots import Series
@@ -28,19 +30,34 @@ def over_seeds(records: Records, x: str, y: str, *, arm: str = "arm", times: flo
 
 
 def series_of(name: str, records: Records, x: str, y: str, *, times: float = 1.0) -> Series:
-    """The mean of `y` by `x` over all the rows that have both, with their range."""
-    at: dict[float, list[float]] = defaultdict(list)
-    for row in records:
-        if row[x] is not None and row[y] is not None:
-            at[number(row, x)].append(times * number(row, y))
-    places = sorted(at)
+    """The mean over seeds of `y` by `x`, of the rows that have both, with the range of the seeds.
+
+    Seeds that were looked at in other places than one another (their epochs are not of equally many steps) are each
+    taken to run straight between their own; the series has all places that lie within every seed's.
+    """
+    rows = [row for row in records if row[x] is not None and row[y] is not None]
+    courses = [_course(where(rows, seed=seed), x, y) for seed in seeds(rows)]
+    places = sorted({place for course in courses for place in course})
+    if any(set(course) != set(places) for course in courses):
+        first, last = max(min(course) for course in courses), min(max(course) for course in courses)
+        places = [place for place in places if first <= place <= last]
+    values = [[times * v for v in np.interp(places, sorted(c), [c[p] for p in sorted(c)])] for c in courses]
+    at = list(zip(*values, strict=True))
     return Series(
         name=name,
         x=tuple(places),
-        y=tuple(sum(at[place]) / len(at[place]) for place in places),
-        low=tuple(min(at[place]) for place in places),
-        high=tuple(max(at[place]) for place in places),
+        y=tuple(sum(of_seeds) / len(of_seeds) for of_seeds in at),
+        low=tuple(map(min, at)),
+        high=tuple(map(max, at)),
     )
+
+
+def _course(rows: Records, x: str, y: str) -> dict[float, float]:
+    """From place to the mean of what there is."""
+    found: dict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        found[number(row, x)].append(number(row, y))
+    return {place: sum(values) / len(values) for place, values in found.items()}
 
 
 def by_category(name: str, records: Records, column: str, y: str, order: Sequence[Value], times: float = 1.0) -> Series:

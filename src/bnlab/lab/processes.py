@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
 from queue import Empty
 from types import FrameType
 from typing import Any
 
+from bnlab.errors import OutOfMemoryError
 from bnlab.progress import Task
 
 _TELL_SECONDS = 0.5
@@ -45,7 +47,8 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, task: Task) -> None:
 
     Raises:
         KeyboardInterrupt: Ctrl-C, or a request to stop, which the jobs were passed on, once each.
-        Exception: what a job raised; those that had begun were done.
+        OutOfMemoryError: a process was killed.
+        Exception: what a job raised; those that had begun were stopped.
     """
     if processes == 0 or len(jobs) < 2:
         for job in jobs:
@@ -63,11 +66,15 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, task: Task) -> None:
                 for future in done:
                     future.result()
         except BaseException as error:
-            running = list(pool._processes.values())
+            running = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                for process in running:
-                    process.terminate()
+            for process in running:
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise OutOfMemoryError(
+                    f"one of {len(running)} processes was killed, most likely for want of memory",
+                    "try fewer --processes",
+                ) from None
             raise
     _drain(queue, task)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from bnlab.files import write_atomic, write_csv, write_json
 from bnlab.lab.bench import Bench
-from bnlab.lab.records import Records, Tables
+from bnlab.lab.records import Records, Row, Tables
 from bnlab.lab.study import Findings, Study
 from bnlab.report.html import render
-from bnlab.report.plots import plot_png, plot_svg
+from bnlab.report.plots import Plot, plot_png, plot_svg
 
 PAGE = "report.html"
 
@@ -62,7 +62,7 @@ def write_report(
     Raises:
         StorageError: no space left.
     """
-    findings = study.judge(tables)
+    findings = study.judge(tables).overlapping(bench.sides.overlap)
     report = Report(
         study=study,
         findings=findings,
@@ -78,6 +78,7 @@ def write_report(
     for name, plot in findings.plots.items():
         assert plot.table in tables, f"{name} is of no table"
         write_atomic(folder / f"{name}.png", plot_png(plot))
+        write_table(folder / f"{name}-drawn.csv", drawn(plot))
     write_json(folder / "study.json", report.to_json() | {"environment": dict(environment)})
     page = render(
         "study.html",
@@ -93,6 +94,7 @@ def write_report(
         data=bench.sides.name,
         photos=len(bench.sides),
         classes=bench.sides.classes,
+        is_drawn=bench.sides.is_drawn,
         budget=bench.budget,
         minutes=f"{bench.seconds / 60:.1f}",
         options=", ".join(f"{key} {value}" for key, value in bench.options.items()),
@@ -110,6 +112,17 @@ def write_index(reports: Sequence[Report], folder: Path, **about: Any) -> None:
         folder / PAGE,
         render("studies.html", title="bnlab: claims measured", studies=rows, **about),
     )
+
+
+def drawn(plot: Plot) -> Records:
+    """The numbers that a plot shows, point by point."""
+    rows: Records = []
+    for series in plot.series:
+        for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
+            place = plot.categories[round(x)] if plot.categories else x
+            row: Row = {"series": series.name, plot.x or "of": place, "y": y}
+            rows.append(row | ({"low": series.low[i], "high": series.high[i]} if series.low else {}))
+    return rows
 
 
 def write_table(path: Path, rows: Records) -> None:

@@ -18,7 +18,7 @@ def render(template: str, **values: Any) -> str:
 
 def figure(value: float | None) -> str:
     """A number to three digits, as one reads it: no exponent where none is needed."""
-    if value is None:
+    if value is None or value != value:  # noqa: PLR0124 (NaN)
         return "–"
     if value in (float("inf"), float("-inf")):
         return "∞" if value > 0 else "−∞"

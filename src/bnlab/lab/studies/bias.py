@@ -47,7 +47,7 @@ def measure(bench: Bench) -> Tables:
     quiet = 100_000  # epochs to a judgement: one, at the end
     same: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
     same |= {"batch_size": 60, "size": 28, "steps": bench.pick(300, 10_000), "judge_every": quiet}
-    example = bench.recipe("mlp", **same)
+    example = bench.recipe("mlp", data_dependent=False, **same)  # it gets a normalisation of its own
     cells = []
     for pair, network, precision in ((INCEPTION, bench.twins()[WITH_BN], "float32"), (SIGMOIDS, "bn_mlp", "float64")):
         recipe = bench.recipe(network, steps=bench.pick(200, 4000), judge_every=quiet)
