@@ -30,7 +30,19 @@ from bnlab.recipe import Recipe
 
 # The parts of bnlab that numbers follow from, and those of lab that only show them, or whose choices a key has in it.
 _MEASURES = ("norm", "nets", "data", "classifier", "training", "lab", "recipe.py", "machine.py")
-_SHOWS = ("bench", "catalogue", "plots", "processes", "records", "report", "sides", "study", "tuning", "verdict")
+_SHOWS = (
+    "bench",
+    "catalogue",
+    "plots",
+    "processes",
+    "race",
+    "records",
+    "report",
+    "sides",
+    "study",
+    "tuning",
+    "verdict",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

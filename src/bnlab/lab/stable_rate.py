@@ -2,53 +2,66 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
+
+from bnlab.errors import DivergedError
 from bnlab.lab.cells import Place
 from bnlab.lab.course import train
 from bnlab.lab.records import Records, Tables
 from bnlab.recipe import Recipe
 
-PROBES = 6  # trainings that a search is likely to take; ten times as many powers are the most
+PROBES = 6  # trainings that a search is likely to take; four to as high a power is as far as it goes
+BLOWN_UP = 1.1  # times the loss of guessing
 _FACTOR = 4.0
-_BLOWN_UP = 1.1  # times the loss of guessing
+_ALIKE = 1e-6  # of probabilities
 
 
 def highest_rate(place: Place, recipe: Recipe) -> Tables:
     """The highest constant rate at which a training is stable: by bisection, from the recipe's own.
 
-    Stable: the loss is finite and its mean over the last epoch at most 1.1 times that of guessing, log(classes); and
-    the outputs still follow from the photo (where all units of a layer are dead, they are the same for all).
+    Stable: no step's loss was without a number, the loss on val at the end (statistics measured anew) is at most 1.1
+    times that of guessing, log(classes), and the outputs follow from the photo (where all units of a layer are dead,
+    they are the same for all). `rate` is None where no rate was; `at_least` is 1 where the highest tried was stable.
     """
     tried: Records = []
 
     def stable(rate: float) -> bool:
         here = replace(place, folder=place.folder / f"{rate:g}")
         course = train(here, recipe.model_copy(update={"learning_rate": rate}))
-        loss = course.tables["accuracy"][-1]["train_loss"]
-        good = not course.diverged and loss is not None
-        if good:
-            good = float(loss or 0) <= _BLOWN_UP * math.log(len(course.source.classes))
-            good = good and float(course.evaluation("val").probabilities.std(0).max()) > 1e-6
-        tried.append({"rate": rate, "stable": int(good), "loss": loss})
+        loss, spread = math.inf, 0.0
+        with suppress(DivergedError):  # what the last step left may give no number on val
+            found = course.evaluation("val", "recalibrated")
+            right = found.probabilities[np.arange(found.n), found.targets]
+            spread = float(found.probabilities.std(0).max())
+            if not course.diverged:
+                loss = float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean())
+        good = loss <= BLOWN_UP * math.log(len(course.source.classes)) and spread > _ALIKE
+        tried.append({"rate": rate, "stable": int(good), "loss": loss if math.isfinite(loss) else None})
         return good
 
-    return {"tried": tried, "highest": [{"rate": bisected(stable, recipe.learning_rate)}]}
+    rate, ended = bisected(stable, recipe.learning_rate)
+    return {"tried": tried, "highest": [{"rate": rate, "at_least": int(not ended)}]}
 
 
-def bisected(stable: Callable[[float], bool], start: float) -> float:
-    """The highest stable rate, to a factor of 2: in steps of 4 from `start` up or down, then once between."""
+def bisected(stable: Callable[[float], bool], start: float) -> tuple[float | None, bool]:
+    """The highest stable rate, to a factor of 2: in steps of 4 from `start` up or down, then once between.
+
+    With it whether a higher one was not stable: far above `start` the search gives up; None where it does far below.
+    """
     rate = start
     if stable(rate):
         while stable(rate * _FACTOR):
             rate *= _FACTOR
-            if rate > start * _FACTOR**PROBES:
-                return rate
+            if rate >= start * _FACTOR**PROBES:
+                return rate, False
     else:
         rate /= _FACTOR
         while not stable(rate):
             rate /= _FACTOR
             if rate < start / _FACTOR**PROBES:
-                return rate
+                return None, True
     middle = rate * math.sqrt(_FACTOR)
-    return middle if stable(middle) else rate
+    return (middle if stable(middle) else rate), True

@@ -1,11 +1,11 @@
+import math
 from collections.abc import Callable
 
 import pytest
 
 from bnlab.lab.bench import Bench
 from bnlab.lab.records import Records, Tables, where
-from bnlab.lab.stable_rate import bisected
-from bnlab.lab.studies.learning_rate import BASELINE, PROBED, STUDY, SUCCESSORS, steps_to
+from bnlab.lab.studies.learning_rate import BASELINE, PROBED, STUDY, SUCCESSORS
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
@@ -14,7 +14,8 @@ MakeBench = Callable[..., Bench]
 
 def curve(arm: str, seed: int, reached: float, best: float, steps: int = 1000) -> Records:
     """From guessing, 0.1, straight up to the baseline's best, 0.5, at step `reached`, and on to `best` at the end."""
-    points = [(reached, 0.5), (steps, best)] if reached < steps and best >= 0.5 else [(steps, best)]
+    points = [(0.95 * reached, 0.48), (reached, 0.5)] if best >= 0.5 else []
+    points += [(steps, best)] if reached < steps or best < 0.5 else []
     return [
         {
             "arm": arm, "learning_rate": 0.1, "seed": seed, "chosen": 1, "family": arm, "step": step,
@@ -34,7 +35,7 @@ def planted(faster: float, better: float, highest: float) -> Tables:
             tables["accuracy"] += curve(arm, seed, 1000 / (faster * noise), best)
         for arm in PROBED:
             rate = 0.1 * (1 if arm == BASELINE else highest * noise)
-            tables["highest"].append({"arm": arm, "seed": seed, "rate": rate})
+            tables["highest"].append({"arm": arm, "seed": seed, "rate": rate, "at_least": 0})
     return tables
 
 
@@ -61,26 +62,43 @@ def test_who_never_gets_there_counts_as_if_with_the_last_step() -> None:
     assert any("BN-x5 did not reach the best accuracy of Inception in 1 of 3" in remark for remark in findings.remarks)
 
 
-def test_steps_are_read_off_straight_lines() -> None:
-    rows = [{"step": step, "test_top1": top1, "guess": 0.2} for step, top1 in ((10, 0.4), (20, 0.8), (30, 0.6))]
-    assert steps_to(rows, 0.3) == pytest.approx(5)
-    assert steps_to(rows, 0.4) == pytest.approx(10)
-    assert steps_to(rows, 0.7) == pytest.approx(17.5)
-    assert steps_to(rows, 0.81) is None
-    assert steps_to([{"step": 10, "test_top1": 0.1, "guess": 0.2}], 0.1) == 10
+def test_14_times_is_not_told_by_judgements_too_far_apart() -> None:
+    tables = planted(20, 0.1, 8)
+    for row in tables["accuracy"]:  # as if judged at the end alone
+        row["step"] = 1000 if row["arm"] == BASELINE else row["step"]
+        row["test_top1"] = 0.9 if row["arm"] == "BN-x5" else row["test_top1"]
+    for seed in range(3):  # Inception's 1000 steps / 14 = 71 lie within BN-x5's first interval
+        where(tables["accuracy"], arm="BN-x5", seed=seed)[0]["step"] = 100
+    findings = STUDY.judge(tables)
+    assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS, Verdict.NOT_SHOWN]
+    assert findings.verdict == Verdict.NOT_SHOWN
+    assert any("14 times fewer steps is not told in 3 of 3 seeds" in remark for remark in findings.remarks)
 
 
-@pytest.mark.parametrize(("limit", "found"), [(1.0, 1.0), (3.9, 2.0), (0.3, 0.25), (0.6, 0.5), (70.0, 64.0)])
-def test_the_highest_rate_is_found_to_a_factor_of_two(limit: float, found: float) -> None:
-    tried: list[float] = []
-    assert bisected(lambda rate: tried.append(rate) or rate <= limit, 1.0) == pytest.approx(found)
-    assert found <= limit < 2 * found
-    assert len(tried) <= 7
+def test_without_a_stable_rate_there_is_no_ratio() -> None:
+    tables = planted(20, 0.1, 8)
+    tables["highest"][0]["rate"] = None
+    for row in where(tables["highest"], arm="BN-x5"):
+        row["at_least"] = 1
+    findings = STUDY.judge(tables)
+    assert math.isnan(findings.evidence[3].values[0])
+    assert findings.verdict == Verdict.NOT_SHOWN
+    assert "highest stable rate of Inception: no rate was stable in 1 of 3 seeds" in findings.remarks
+    assert "highest stable rate of BN-x5: the highest tried was in 3 of 3 seeds" in findings.remarks
+    assert all("<svg" in plot_svg(plot) for plot in findings.plots.values())
 
 
-def test_a_search_ends() -> None:
-    assert bisected(lambda rate: True, 1.0) > 1000
-    assert bisected(lambda rate: False, 1.0) < 0.001
+def test_trainings_that_diverged_are_told_of_every_arm() -> None:
+    tables = planted(20, 0.1, 8)
+    where(tables["accuracy"], arm="BN-x30", seed=1)[-1]["diverged_at"] = 7
+    assert any(remark.startswith("BN-x30: 1 training diverged") for remark in STUDY.judge(tables).remarks)
+
+
+def test_the_search_is_drawn_by_multiples_of_what_suits_inception() -> None:
+    tables = planted(20, 0.1, 8)
+    for row in where(tables["accuracy"], seed=2):
+        row["learning_rate"] = 7.0
+    assert {x for series in STUDY.judge(tables).plots["search"].series for x in series.x} == {1.0}
 
 
 @pytest.mark.slow

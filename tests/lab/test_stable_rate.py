@@ -1,0 +1,49 @@
+from collections.abc import Callable
+
+import pytest
+
+from bnlab.lab.bench import Bench
+from bnlab.lab.cells import Place
+from bnlab.lab.records import number, where
+from bnlab.lab.stable_rate import bisected, highest_rate
+
+
+@pytest.mark.parametrize(("limit", "found"), [(1.0, 1.0), (3.9, 2.0), (0.3, 0.25), (0.6, 0.5), (70.0, 64.0)])
+def test_the_highest_rate_is_found_to_a_factor_of_two(limit: float, found: float) -> None:
+    tried: list[float] = []
+    rate, ended = bisected(lambda rate: (tried.append(rate), rate <= limit)[1], 1.0)
+    assert rate == pytest.approx(found)
+    assert ended
+    assert found <= limit < 2 * found
+    assert len(tried) <= 7
+
+
+def test_a_search_gives_up_and_says_so() -> None:
+    assert bisected(lambda rate: True, 1.0) == (4.0**6, False)
+    assert bisected(lambda rate: False, 1.0) == (None, True)
+
+
+def test_a_rate_that_was_not_stable_is_never_given() -> None:
+    for lowest in range(-9, 9):
+        rate, _ = bisected(lambda rate, limit=3.0 * 4.0**lowest: rate <= limit, 1.0)
+        assert rate is None or rate <= 3.0 * 4.0**lowest
+
+
+def test_it_is_measured(make_bench: Callable[..., Bench], place: Place) -> None:
+    recipe = (
+        make_bench(steps=12).recipe("bn_small_inception", schedule="constant").model_copy(update={"learning_rate": 0.1})
+    )
+    tables = highest_rate(place, recipe)
+    rate = number(tables["highest"][0], "rate")
+    assert number(where(tables["tried"], rate=rate)[0], "stable") == 1
+    assert all(number(row, "rate") > rate for row in where(tables["tried"], stable=0))
+    assert all(number(row, "rate") <= rate for row in where(tables["tried"], stable=1))
+
+
+def test_a_network_that_has_blown_up_is_not_stable(make_bench: Callable[..., Bench], place: Place) -> None:
+    recipe = (
+        make_bench(steps=12).recipe("small_inception", schedule="constant").model_copy(update={"learning_rate": 1e6})
+    )
+    tables = highest_rate(place, recipe)
+    assert tables["tried"][0]["stable"] == 0
+    assert where(tables["tried"], rate=1e6)[0]["loss"] is None
