@@ -117,6 +117,7 @@ def test_broken_photos_are_told_once(classifier: Classifier, trained: Path, tmp_
 
 def test_the_members_own_accuracies_stand_beside(classifier: Classifier, trained: Path) -> None:
     photos = open_evaluation_data(trained.parents[1] / "data", "val")[1]
+    photos = photos.take(np.array([0, 1, 2, 3, 4, 5, 8]))  # 4, 2 and 1 of a class: who guesses is not alike either
     wrong = permuted(classifier, [1, 2, 0])
     wrong.card = replace(wrong.card, classes=classifier.classes)  # it says each class for another
     members = [classifier, changed(classifier), wrong]

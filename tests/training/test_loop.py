@@ -104,7 +104,7 @@ def test_losses_are_plain_pytorchs(
     Kernels for channels last add in another order. GoogLeNet, new, makes of each difference one 20 times as large with
     every step, whatever the rate: 1e-16 is 1e-4 after ten. So it is held to what float64 leaves of six.
     """
-    rate, size = 3e-4, 64 if network == "bn_googlenet" else 32
+    rate, size = 1e-4, 64 if network == "bn_googlenet" else 32
     heads = network == "bn_googlenet"
     recipe = Recipe(network=network, size=size, precision="float32", auxiliary=heads)
     options = {"classes": 3, "auxiliary": heads, "dropout": 0.2}

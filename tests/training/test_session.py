@@ -45,6 +45,7 @@ from bnlab.training.budget import Budget
 from bnlab.training.checkpoint import Position
 from bnlab.training.schedule import Pace, Plan
 from bnlab.training.session import TrainingResult
+from tests.conftest import write_photos
 
 OPTIONS: dict[str, object] = {
     "network": "bn_small_inception", "size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 2, "workers": 0,
@@ -86,9 +87,11 @@ def test_a_run_holds_all_that_is_promised(trained: Path) -> None:
     assert any((trained / "tensorboard").iterdir())
 
 
-def test_the_small_network_learns(data: Path) -> None:
+def test_the_small_network_learns(tmp_path: Path) -> None:
     """Three shapes, twelve epochs: a loop that forgot to step, or shifted a label, would stay at a third."""
-    result = trained_on(data, epochs=12)
+    write_photos(tmp_path / "data" / "train", each=16)
+    write_photos(tmp_path / "data" / "val", each=8, first=100)
+    result = trained_on(tmp_path / "data", epochs=12)
     assert result.val_top1 >= 0.75
     assert result.rows[-1]["train_loss"] < 0.75 * result.rows[0]["train_loss"]
 
