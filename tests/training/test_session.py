@@ -45,7 +45,6 @@ from bnlab.training.budget import Budget
 from bnlab.training.checkpoint import Position
 from bnlab.training.schedule import Pace, Plan
 from bnlab.training.session import TrainingResult
-from tests.conftest import write_photos
 
 OPTIONS: dict[str, object] = {
     "network": "bn_small_inception", "size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 2, "workers": 0,
