@@ -100,7 +100,7 @@ def test_a_training_that_diverges_counts_as_guessing(place: Place, recipe: Recip
     assert 0 < last["diverged_at"] < 20
     steps = [row["step"] for row in course.tables["accuracy"]]
     assert steps == sorted(set(steps))
-    assert all((row["diverged_at"] is None) == (row["step"] < last["diverged_at"]) for row in course.tables["accuracy"])
+    assert all(row["diverged_at"] is None for row in course.tables["accuracy"][:-1])
     assert len(steps) == -(-20 // course.trainee.loader.batches)  # each epoch is judged
     assert set(last) == set(train(replace(place, folder=place.folder / "b"), recipe).tables["accuracy"][0])
 

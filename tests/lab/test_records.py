@@ -1,6 +1,8 @@
 import math
 
-from bnlab.lab.records import by_seed, distinct, gained, joined, labelled, last, mean, ratios, resolution, where
+import pytest
+
+from bnlab.lab.records import by_seed, chance, distinct, gained, joined, labelled, last, mean, ratios, resolution, where
 
 ROWS = [
     {"arm": arm, "seed": seed, "step": step, "top1": top1, "n_test": 50 + seed}
@@ -25,3 +27,7 @@ def test_tables_are_labelled_and_joined() -> None:
     assert first == {"t": [{"arm": "a", "x": 1}]}
     assert list(first["t"][0]) == ["arm", "x"]
     assert joined([first, {"t": [{"x": 2}], "u": []}]) == {"t": [{"arm": "a", "x": 1}, {"x": 2}], "u": []}
+
+
+def test_chance_is_guessing_and_two_standard_errors() -> None:
+    assert chance({"guess": 0.1, "n_test": 100}) == pytest.approx(0.16)

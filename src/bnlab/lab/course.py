@@ -115,7 +115,8 @@ def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make:
     """Train a network by the recipe, on the sides that the place's seed gave the photos.
 
     Judged as the recipe has it, by statistics measured anew, on val and on test: of each judgement a row of the table
-    "accuracy" has the accuracies (0..1). A training that diverges is written down as guessing from there on.
+    "accuracy" has the accuracies (0..1). A training that diverges is written down as guessing from there on, its last
+    row with the step at which it did.
     """
     witness = witness or Witness()
     recipe = recipe.model_copy(update={"seed": place.seed})
@@ -161,8 +162,8 @@ def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make:
         except DivergedError:
             diverged = True
             for step in judged_steps(position.plan, recipe, position.step):
-                row = guessing(step, len(source.classes), len(source.side("test")))
-                witness.write("accuracy", row | {"diverged_at": position.step})
+                witness.write("accuracy", guessing(step, len(source.classes), len(source.side("test"))))
+            witness.tables["accuracy"][-1]["diverged_at"] = position.step
     return Course(trainee=trainee, source=source, tables=witness.tables, diverged=diverged)
 
 

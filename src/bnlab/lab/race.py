@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bnlab.lab.records import Records, average, by_seed, distinct, number, seeds, where
+from bnlab.lab.records import Records, average, by_seed, chance, distinct, number, seeds, where
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Race:
         self.missed: dict[str, int] = dict.fromkeys(self.arms, 0)
         """in how many seeds an arm did not get there"""
         for seed, target in zip(self.seeds, self.best[baseline], strict=True):
-            learnt = target > _chance(where(accuracies, arm=baseline, seed=seed))
+            learnt = target > chance(where(accuracies, arm=baseline, seed=seed)[0])
             for arm in self.arms:
                 rows = where(accuracies, arm=arm, seed=seed)
                 there = steps_to(rows, target) if learnt else None
@@ -91,11 +91,6 @@ class Race:
         if count := self.reached[self.baseline].count(None):
             sentences.append(f"{self.baseline} did no better than guess in {count} of {n} trainings: no race there")
         return sentences
-
-
-def _chance(rows: Records) -> float:
-    guess, n = number(rows[0], "guess"), number(rows[0], "n_test")
-    return guess + 2 * math.sqrt(guess * (1 - guess) / n)
 
 
 def _may_be(slow: Reached, fast: Reached, factor: float) -> bool:

@@ -96,3 +96,9 @@ def joined(parts: Iterable[Tables]) -> Tables:
         for name, rows in tables.items():
             whole.setdefault(name, []).extend(rows)
     return whole
+
+
+def chance(row: Row) -> float:
+    """The test accuracy up to which a training may have learnt nothing: guessing, and two standard errors of it."""
+    guess, n = number(row, "guess"), number(row, "n_test")
+    return guess + 2 * math.sqrt(guess * (1 - guess) / n)

@@ -1,9 +1,10 @@
 """The learning rate of each arm of a study: each gets the one that suits it, chosen by val, so none is held back."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from bnlab.errors import plural
-from bnlab.lab.records import Records, Row, Tables, Value, distinct, number, numbers, seeds, where
+from bnlab.lab.records import Records, Row, Tables, Value, chance, distinct, number, numbers, seeds, where
 
 
 def mark_chosen(tables: Tables) -> Tables:
@@ -50,9 +51,42 @@ def diverged(records: Records) -> tuple[str, ...]:
     """A sentence for each arm of which trainings diverged."""
     sentences = []
     for arm in distinct(records, "arm"):
-        gone = [row for row in where(records, arm=arm) if row["diverged_at"] is not None]
+        rows = [row for row in where(records, arm=arm) if row["diverged_at"] is not None]
+        gone = {(row["seed"], row.get("learning_rate")) for row in rows}
         if gone:
-            rates = sorted({number(row, "learning_rate") for row in gone if "learning_rate" in row})
+            rates = sorted({number(row, "learning_rate") for row in rows if "learning_rate" in row})
             at = f", at learning rates of {', '.join(f'{rate:g}' for rate in rates)}" if rates else ""
             sentences.append(f"{arm}: {plural(len(gone), 'training')} diverged{at}, and count as guessing")
     return tuple(sentences)
+
+
+class Learnt:
+    """Which arms learnt in which seeds: of two of which one only guesses, a comparison says nothing.
+
+    Args:
+        accuracies: one training for each arm and seed.
+    """
+
+    def __init__(self, accuracies: Records) -> None:
+        self.seeds = seeds(accuracies)
+        self.guessing = {
+            (arm, seed)
+            for arm in distinct(accuracies, "arm")
+            for seed in self.seeds
+            if (rows := where(accuracies, arm=arm, seed=seed)) and number(rows[-1], "test_top1") <= chance(rows[-1])
+        }
+
+    def only(self, values: Sequence[float], *arms: str) -> tuple[float, ...]:
+        """The values, one for each seed; NaN where one of these arms does no better than guess."""
+        known = [not any((arm, seed) in self.guessing for arm in arms) for seed in self.seeds]
+        return tuple(value if told else math.nan for value, told in zip(values, known, strict=True))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for each arm that only guesses somewhere."""
+        arms = sorted({str(arm) for arm, _ in self.guessing})
+        return tuple(
+            f"{arm}: did no better than guess in {sum(one == arm for one, _ in self.guessing)} of {len(self.seeds)} "
+            "seeds; what is compared with it is not shown"
+            for arm in arms
+        )

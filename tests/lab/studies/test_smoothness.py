@@ -13,7 +13,7 @@ from bnlab.lab.cells import Place
 from bnlab.lab.course import Witness, train
 from bnlab.lab.records import Tables, where
 from bnlab.lab.studies import smoothness as study
-from bnlab.lab.studies.smoothness import COMMON, LENGTHS, MULTIPLES, RATES, Probe, along, judge
+from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, Probe, along, judge
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 from bnlab.training.loop import Trainee
@@ -22,17 +22,17 @@ ROUGH = {"range": 3.0, "change": 2.0, "beta": 5.0, "relative": 1.0}
 SMOOTH = {name: value / 10 for name, value in ROUGH.items()}
 
 
-def planted(with_bn: dict[str, float], without: dict[str, float], *, scatter: float = 1.0) -> Tables:
+def planted(with_bn: dict[str, float], without: dict[str, float], *, scatter: float = 1.0, top1: float = 0.5) -> Tables:
     smoothness, accuracy = [], []
     for arm, measures in ((WITHOUT_BN, without), (WITH_BN, with_bn)):
         for seed in range(3):
             times = scatter ** (seed - 1) if arm == WITH_BN else 1.0
-            label = {"arm": arm, "learning_rate": RATES[1], "chosen": 1, "seed": seed}
+            label = {"arm": arm, "learning_rate": EQUAL, "chosen": 1, "seed": seed}
             for step in (5, 10, 15):
                 for lengths in LENGTHS:
                     there = {name: value * times for name, value in measures.items()}
                     smoothness.append(label | {"step": step, "lengths": lengths} | there)
-            accuracy.append(label | {"step": 10, "test_top1": 0.5, "n_test": 500, "diverged_at": None})
+            accuracy.append(label | {"step": 10, "test_top1": top1, "guess": 0.1, "n_test": 500, "diverged_at": None})
     return {"smoothness": smoothness, "accuracy": accuracy}
 
 
@@ -47,6 +47,12 @@ def test_it_does_not_where_one_is_larger(measure: str) -> None:
 
 def test_it_is_not_shown_where_seeds_disagree() -> None:
     assert judge(planted(SMOOTH, ROUGH, scatter=50)).verdict is Verdict.NOT_SHOWN
+
+
+def test_networks_that_guess_tell_nothing() -> None:
+    findings = judge(planted(SMOOTH, ROUGH, top1=0.12))
+    assert findings.verdict is Verdict.NOT_SHOWN
+    assert len([remark for remark in findings.remarks if "did no better than guess in 3 of 3 seeds" in remark]) == 2
 
 
 def test_a_step_whose_way_ends_in_no_number_is_not_all_that_counts() -> None:
