@@ -53,9 +53,8 @@ def measure(bench: Bench) -> Tables:
     timing: dict[str, Any] = {
         "norms": {arm: recipe.norm for arm, recipe in arms.items()},
         "rounds": rounds,
-        "machine": {
-            key: here[key] for key in ("processor", "threads", "gpu")
-        },  # another one's times are not this one's
+        # another machine's times are not this one's
+        "machine": {key: here[key] for key in ("processor", "threads", "gpu")},
         "steps": 2 * rounds,
     }
     tables = bench.run([bench.cell(costs, seed, recipe=arms[BN], **timing) for seed in bench.seeds], alone=True)
