@@ -116,6 +116,7 @@ def test_hardly_any_photos(photos: int) -> None:
     found["images"] = [row | {"seed": seed, "images": n} for seed in SEEDS for n in counts(photos)]
     findings = judge(found)
     assert len(findings.evidence[-1].values) == (0 if photos == 8 else 4)  # all against all says nothing
+    assert "statistics of 8 photos" in findings.evidence[-1].what
     assert all(plot_svg(plot) for plot in findings.plots.values())
 
 
@@ -193,7 +194,7 @@ def test_a_training_that_diverges_is_guessing_from_there_on(
     recipe = recipe.model_copy(update={"norm_momentum": 1.0, "learning_rate": 1e30, "schedule": "constant"})
     found = probed(place("a"), recipe, [1, 4])
     assert [row["top1"] for row in where(found["probes"], statistics=POPULATION)][-2:] == [1 / 3] * 2
-    assert {row["top1"] for row in found["images"]} == {1 / 3}
+    assert {(row["top1"], row["against_all"]) for row in found["images"]} == {(1 / 3, None)}
     assert [row["images"] for row in found["images"]] == counts(int(found["images"][0]["of"] or 0))
 
 
