@@ -58,6 +58,7 @@ def test_a_seed_with_a_member_that_diverged_shows_nothing(seeds: tuple[int, ...]
     for evidence in findings.evidence:
         assert [math.isnan(value) for value in evidence.values] == [seed in seeds for seed in range(3)]
     assert findings.verdict is Verdict.NOT_SHOWN
+    assert math.isnan(findings.numbers["error of one network, 1 crop, %"] or 0) == (len(seeds) == 3)
     assert f"seed {seeds[0]}: of its members, counted from 0, there diverged 1, so it shows nothing" in findings.remarks
     assert all(plot_svg(plot) for plot in findings.plots.values())
 

@@ -88,12 +88,12 @@ def _row(arm: str, member: int | None, number: Crops, found: Probabilities, targ
 def judge(tables: Tables) -> Findings:
     """Each gain against the one network, which is the mean of the members."""
     rows = tables["accuracy"]
-    known = [row for row in rows if math.isfinite(*numbers([row], "test_top1"))]
     lost = {seed: why for seed in seeds(rows) if (why := _lost(where(rows, seed=seed)))}
-    shown: Records = [row | {"test_top1": math.nan} if row["seed"] in lost else row for row in rows]
+    known = [row for row in rows if row["seed"] not in lost]
+    paired: Records = [row | {"test_top1": math.nan} if row["seed"] in lost else row for row in rows]
 
     def accuracy(arm: str, number: int) -> list[float]:
-        return by_seed(shown, mean("test_top1"), arm=arm, crops=number)
+        return by_seed(paired, mean("test_top1"), arm=arm, crops=number)
 
     def gain(first: tuple[str, int], second: tuple[str, int]) -> tuple[float, ...]:
         return tuple(100 * (a - b) for a, b in zip(accuracy(*first), accuracy(*second), strict=True))
