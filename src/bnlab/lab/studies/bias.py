@@ -16,19 +16,7 @@ from bnlab.lab.cells import Place
 from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, detached
 from bnlab.lab.course import Witness, train
 from bnlab.lab.plots import BAND, over_seeds
-from bnlab.lab.records import (
-    Records,
-    Tables,
-    Value,
-    average,
-    last,
-    mean,
-    number,
-    numbers,
-    resolution,
-    seeds,
-    where,
-)
+from bnlab.lab.records import Records, Tables, Value, average, last, mean, number, numbers, resolution, seeds, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import units_of
