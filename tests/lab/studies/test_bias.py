@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -6,10 +7,10 @@ import pytest
 import torch
 
 from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.centred import ALL, ALONE, ARMS, WITHIN
+from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, WITHIN
 from bnlab.lab.records import Records, Tables, where
 from bnlab.lab.studies.bias import INCEPTION, SIGMOIDS, STUDY, WITH_BIAS, WITHOUT_BIAS, Biases, judge, make_precise
-from bnlab.lab.verdict import Verdict
+from bnlab.lab.verdict import Evidence, Verdict
 from bnlab.nets.blocks import units_of
 from bnlab.recipe import Recipe
 from bnlab.report.plots import plot_svg
@@ -28,7 +29,7 @@ def planted(
     twins: Records = []
     growth: Records = []
     trained: Records = []
-    end = {"step": 20, "n_test": 500, "diverged_at": None}
+    end = {"step": 20, "n_test": 500, "guess": 0.1, "diverged_at": None}
     for seed, more in enumerate((0.9, 1.0, 1.1)):
         for pair in (INCEPTION, SIGMOIDS):
             row = {"distance": distance * more, "of_weights": gradient * more, "of_beta": 10 * gradient}
@@ -95,6 +96,55 @@ class ATrainee:
         self.network = make_precise(recipe, 2, torch.float64)
 
 
+def nan_of(evidence: Evidence) -> list[bool]:
+    return [math.isnan(value) for value in evidence.values]
+
+
+def test_a_seed_whose_training_diverged_shows_nothing() -> None:
+    tables = planted()
+    gone: list[dict[str, Any]] = [
+        {"pair": INCEPTION, "arm": WITHOUT_BIAS, "seed": 0},
+        {"learned": ALONE, "arm": OUTSIDE, "seed": 1},
+    ]
+    for name, which in zip(("twins", "trained"), gone, strict=True):
+        where(tables[name], **which)[0]["diverged_at"] = 3
+    tables["growth"] = [row for row in tables["growth"] if not (gone[1].items() <= row.items() and row["step"])]
+    findings = judge(tables)
+    gradient, distance, accuracy, grow, go_on, fixed, real = map(nan_of, findings.evidence)
+    assert gradient == accuracy == [True, False, False]
+    assert grow == go_on == fixed == [False, True, False]
+    assert not any(distance + real)
+    assert findings.verdict is Verdict.NOT_SHOWN
+    assert findings.remarks == (
+        f"{INCEPTION}, {WITHOUT_BIAS}: seed 0 diverged",
+        f"{OUTSIDE}, {ALONE} trained: seed 1 diverged",
+    )
+
+
+def test_what_was_not_seen_or_is_not_finite_shows_nothing() -> None:
+    tables = planted()
+    tables["biases"] = [row for row in tables["biases"] if (row["pair"], row["seed"]) != (SIGMOIDS, 2)]
+    for row in where(tables["biases"], pair=INCEPTION, seed=0):
+        row |= {"of_weights": math.nan, "of_beta": math.nan, "distance": math.inf}
+    for row in where(tables["growth"], learned=ALONE, arm=OUTSIDE):
+        row |= {"norm": 0.0 if row["seed"] == 1 else row["norm"], "loss": 0.0 if row["seed"] == 1 else row["loss"]}
+    where(tables["twins"], pair=INCEPTION, arm=WITH_BIAS, seed=1)[0]["test_top1"] = 0.15
+    findings = judge(tables)
+    gradient, distance, accuracy, _, go_on, fixed, _ = map(nan_of, findings.evidence)
+    assert gradient == [True, False, False]
+    assert distance == [False, False, True]
+    assert accuracy == go_on == fixed == [False, True, False]
+    assert all(plot_svg(plot) for plot in findings.plots.values())
+
+
+def test_steps_that_the_other_did_not_come_to_are_left_out() -> None:
+    trainee: Any = ATrainee(bias=True)
+    witness = Biases(1, Biases(1, None))
+    witness.before(0, trainee)
+    witness.after(0, trainee)
+    assert not witness.tables
+
+
 def test_gradients_and_distance_by_hand() -> None:
     plain, biased = Biases(1, None), ATrainee(bias=True)
     trainee: Any = ATrainee(bias=False)
@@ -115,7 +165,11 @@ def test_gradients_and_distance_by_hand() -> None:
     plain.kept[2] = plain.kept[1]
     witness.squares = {"bias": 0.0, "weight": 1.0, "beta": 1.0}
     witness.after(1, trainee)
-    first, second = witness.tables["biases"]
+    plain.kept[3] = plain.kept[1]
+    witness.before(2, trainee)
+    witness.after(2, trainee)  # nothing has a gradient
+    first, second, third = witness.tables["biases"]
+    assert math.isnan(float(third["of_weights"] or 0)) and math.isnan(float(third["of_beta"] or 0))
     assert first == {"step": 1, "distance": 0.0, "of_weights": 2.5, "of_beta": 5.0}
     length = sum(float(p.square().sum()) for p in plain.kept[1].values()) ** 0.5
     assert second["distance"] == pytest.approx((2 * 5) ** 0.5 / length)  # fc has 2 x 5 weights

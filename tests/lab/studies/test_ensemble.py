@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,7 +28,7 @@ def planted(crops: float, ensemble: float) -> Tables:
                 rows.append({"arm": ONE, "seed": seed, "member": member, "crops": number, "test_top1": one + off})
             top1 = one + ensemble * noise
             rows.append({"arm": ALL, "seed": seed, "member": None, "crops": number, "test_top1": top1})
-    return {"accuracy": [row | {"n_test": 500} for row in rows]}
+    return {"accuracy": [row | {"n_test": 500, "guess": 0.1} for row in rows]}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,36 @@ def test_the_verdict_follows_from_the_numbers(crops: float, ensemble: float, ver
     assert findings.numbers["error of one network, 144 crops, %"] == pytest.approx(50 - 100 * crops)
     for plot in findings.plots.values():
         assert "<svg" in plot_svg(plot)
+
+
+@pytest.mark.parametrize("seeds", [(1,), (0, 1, 2)])
+def test_a_seed_with_a_member_that_diverged_shows_nothing(seeds: tuple[int, ...]) -> None:
+    tables = planted(0.05, 0.05)
+    for row in tables["accuracy"]:
+        if row["seed"] in seeds and row["member"] != 0:
+            row["test_top1"] = math.nan
+    findings = STUDY.judge(tables)
+    for evidence in findings.evidence:
+        assert [math.isnan(value) for value in evidence.values] == [seed in seeds for seed in range(3)]
+    assert findings.verdict is Verdict.NOT_SHOWN
+    assert math.isnan(findings.numbers["error of one network, 1 crop, %"] or 0) == (len(seeds) == 3)
+    assert f"seed {seeds[0]}: of its members, counted from 0, there diverged 1, so it shows nothing" in findings.remarks
+    assert all(plot_svg(plot) for plot in findings.plots.values())
+
+
+def test_networks_that_learnt_nothing_show_nothing() -> None:
+    tables = planted(0.05, 0.05)
+    tables["accuracy"] = [row | {"guess": 0.55} if row["seed"] == 2 else row for row in tables["accuracy"]]
+    findings = STUDY.judge(tables)
+    assert [math.isnan(value) for value in findings.evidence[0].values] == [False, False, True]
+    assert findings.remarks == ("seed 2: no member learnt anything, so it shows nothing",)
+
+
+def test_a_member_that_diverges_ends_no_study(make_bench: MakeBench, place: Place) -> None:
+    recipe = make_bench(size=16).recipe("bn_mlp", judge_every=100, learning_rate=1e30, schedule="constant")
+    rows = answers(place, recipe, members=1, mirrored=False)["accuracy"]
+    assert all(math.isnan(float(row["test_top1"] or 0)) for row in rows)
+    assert len(rows) == 2 * len(CROPS)
 
 
 def test_members_differ_and_are_averaged(make_bench: MakeBench, place: Place) -> None:

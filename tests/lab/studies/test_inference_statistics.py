@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def tables(
             loss = 0.0 if n == photos else -fewer
             row = {"seed": seed, "images": n, "of": photos, "mean_off": 1 / n, "variance_off": 1 / n}
             images.append({**row, "against_all": loss, "top1": 0.9 + loss, "n_test": 1000})
-    accuracy = [{"seed": seed, "diverged_at": None} for seed in SEEDS]
+    accuracy = [{"seed": seed, "test_top1": 0.9, "guess": 0.1} for seed in SEEDS]
     return {"accuracy": accuracy, "probes": probes, "images": images}  # type: ignore[dict-item]
 
 
@@ -78,6 +79,45 @@ def test_where_train_is_small_its_half_is_tried() -> None:
     findings = judge(tables(photos=1500))
     assert "statistics of 512 photos" in findings.evidence[-1].what
     assert any("512 were" in remark for remark in findings.remarks)
+
+
+def test_a_seed_that_learnt_nothing_shows_nothing() -> None:
+    found = tables()
+    found["accuracy"][1]["test_top1"] = 0.15
+    found["images"] = [row | {"against_all": None} if row["seed"] == 1 else row for row in found["images"]]
+    findings = judge(found)
+    for evidence in findings.evidence:
+        assert [math.isnan(value) for value in evidence.values] == [False, True, False, False]
+    assert findings.verdict is Verdict.NOT_SHOWN
+    assert findings.remarks == ("seed 1: the training diverged or taught nothing, so it shows nothing",)
+    assert all(plot_svg(plot) for plot in findings.plots.values())
+
+
+def test_pairs_are_of_one_step_and_ends_of_one_seed() -> None:
+    found = tables()
+    late = [row | {"step": 60, "top1": 0.5} for row in where(found["probes"], seed=0, step=50)]  # a longer training
+    usual = {"seed": 1, "step": 5, "statistics": "average 0.1"}
+    found["probes"] = [row for row in found["probes"] if not usual.items() <= row.items()] + late
+    findings = judge(found)
+    assert [math.isnan(value) for value in findings.evidence[0].values] == [False, True, False, False]
+    assert findings.numbers["test accuracy at the end, population, %"] == pytest.approx((50 + 3 * 90) / 4)
+
+
+def test_one_probe_has_no_way_to_it() -> None:
+    found = tables()
+    found["probes"] = where(found["probes"], step=50)
+    assert all(math.isnan(value) for value in judge(found).evidence[1].values)
+
+
+@pytest.mark.parametrize("photos", [8, 9])
+def test_hardly_any_photos(photos: int) -> None:
+    found = tables()
+    row = {**where(found["images"], images=8)[0], "of": photos}
+    found["images"] = [row | {"seed": seed, "images": n} for seed in SEEDS for n in counts(photos)]
+    findings = judge(found)
+    assert len(findings.evidence[-1].values) == (0 if photos == 8 else 4)  # all against all says nothing
+    assert "statistics of 8 photos" in findings.evidence[-1].what
+    assert all(plot_svg(plot) for plot in findings.plots.values())
 
 
 class Until(Witness):
@@ -133,6 +173,8 @@ def test_the_averages_are_those_that_training_keeps(
     again.load_state_dict(witness.inner.state_dict())
     again.begin(of_batches.trainee)
     assert torch.equal(again.averages[0.5], witness.inner.averages[0.5])
+    again.begin(replace(of_batches.trainee, device="meta"))  # what was kept on the CPU goes on where training does
+    assert {kept.device.type for kept in (again.initial, *again.averages.values())} == {"meta"}
     assert again.tables["probes"]
 
 
@@ -152,7 +194,7 @@ def test_a_training_that_diverges_is_guessing_from_there_on(
     recipe = recipe.model_copy(update={"norm_momentum": 1.0, "learning_rate": 1e30, "schedule": "constant"})
     found = probed(place("a"), recipe, [1, 4])
     assert [row["top1"] for row in where(found["probes"], statistics=POPULATION)][-2:] == [1 / 3] * 2
-    assert {row["top1"] for row in found["images"]} == {1 / 3}
+    assert {(row["top1"], row["against_all"]) for row in found["images"]} == {(1 / 3, None)}
     assert [row["images"] for row in found["images"]] == counts(int(found["images"][0]["of"] or 0))
 
 

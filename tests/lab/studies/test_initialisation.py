@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pytest
@@ -47,13 +48,31 @@ def test_decades_run_to_halfway_between_scales(letters: str, decades: float) -> 
     assert numbers["decades that train, without BN, mean"] == pytest.approx(decades)
 
 
-def test_halfway_is_from_guessing_to_the_best_of_the_arm() -> None:
-    tops = (0.1, 0.1, 0.1, 0.6, 0.1, 0.1)  # halfway is 0.35: half of the way up, and of the way down
+def test_halfway_is_from_guessing_to_the_best_of_both() -> None:
+    tops = (0.1, 0.1, 0.1, 0.6, 0.1, 0.1)  # halfway to the 0.9 with BN is 0.5: a fifth of the way down on either side
     rows = [
         r for seed in range(2) for s, top1 in zip(SCALES, tops, strict=True) for r in row(WITHOUT_BN, s, seed, top1)
     ]
     findings = judge({"accuracy": rows + planted("oooooo", "xxxxxx", 2)["accuracy"][: 4 * len(SCALES)]})
-    assert findings.numbers["decades that train, without BN, mean"] == pytest.approx(1)
+    assert findings.numbers["decades that train, without BN, mean"] == pytest.approx(0.4)
+
+
+def test_a_seed_that_learnt_nothing_shows_nothing() -> None:
+    tables = planted("oooooo", "xxxoox")
+    tables["accuracy"] = [r | {"test_top1": 0.15} if r["seed"] == 1 else r for r in tables["accuracy"]]
+    findings = judge(tables)
+    assert [math.isnan(value) for value in findings.evidence[0].values] == [False, True, False]
+    assert findings.verdict is Verdict.NOT_SHOWN
+    assert findings.remarks[-1].startswith("seed 1: neither network learnt")
+
+
+def test_a_seed_without_one_of_the_networks_shows_nothing() -> None:
+    tables = planted("oooooo", "xxxoox")
+    gone = {"network": WITHOUT_BN, "seed": 0}
+    tables["accuracy"] = [r for r in tables["accuracy"] if {key: r[key] for key in gone} != gone]
+    findings = judge(tables)
+    assert [math.isnan(value) for value in findings.evidence[0].values] == [True, False, False]
+    assert all(plot_svg(plot) for plot in findings.plots.values())
 
 
 def test_last_judgement_counts_and_ends_of_the_rates_are_told() -> None:

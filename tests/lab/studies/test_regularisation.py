@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bnlab.data.listing import read_list
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.errors import UsageError
+from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench, check_options
 from bnlab.lab.cells import Place
 from bnlab.lab.records import Tables
 from bnlab.lab.studies import regularisation as study
@@ -32,8 +33,8 @@ def planted(test: dict[str, float], *, dropout_gains: float = 0.0, scatter: floa
                     label = {"arm": arm, "learning_rate": EQUAL, "chosen": 1, "seed": seed}
                     gaps.append(
                         label
-                        | {"kind": kind, "batch": batch, "dropout": dropout, "n_test": 500, "train_top1": 1.0}
-                        | {"test_top1": top1, "train_loss": 0.0, "test_loss": 1 - top1}
+                        | {"kind": kind, "batch": batch, "dropout": dropout, "n_test": 500, "guess": 0.1}
+                        | {"train_top1": 1.0, "test_top1": top1, "train_loss": 0.0, "test_loss": 1 - top1}
                     )
                     accuracies.append(label | {"diverged_at": None})
     return {"gap": gaps, "accuracy": accuracies}
@@ -58,6 +59,33 @@ def test_it_does_not_where_bn_needs_dropout_still() -> None:
 def test_it_is_not_shown_where_seeds_disagree() -> None:
     tables = planted({WITHOUT_BN: 0.8, WITH_BN: 0.85, RENORMALISED: 0.82}, scatter=0.1)
     assert judge(tables).verdict is Verdict.NOT_SHOWN
+
+
+def nan_seeds(tables: Tables) -> list[list[bool]]:
+    return [[math.isnan(value) for value in evidence.values] for evidence in judge(tables).evidence]
+
+
+def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
+    tables = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})
+    for row in tables["gap"]:
+        if row["seed"] == 1 and row["kind"] == WITHOUT_BN:
+            row |= {"train_top1": 0.15, "test_top1": 0.1, "test_loss": math.nan}
+    findings = judge(tables)
+    no, second = [False] * 3, [False, True, False]
+    assert nan_seeds(tables) == [second, second, no, no, no, no, no, second, no]
+    assert findings.verdict is Verdict.NOT_SHOWN
+    assert f"{WITHOUT_BN} 32 0.0: learnt nothing with 1 seed, which show nothing" in findings.remarks
+    assert all(map(math.isfinite, findings.plots["gap in loss"].series[0].y))  # of the seeds that have one
+    for row in tables["gap"]:
+        row["train_top1"] = 0.15
+    assert all(plot_svg(plot) for plot in judge(tables).plots.values())
+
+
+def test_pairs_are_of_one_seed() -> None:
+    tables = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})
+    gone = {"kind": RENORMALISED, "batch": BATCHES[0], "seed": 0}
+    tables["gap"] = [row for row in tables["gap"] if not gone.items() <= row.items()]
+    assert nan_seeds(tables)[2] == [True, False, False]
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 2, 2)])
@@ -128,6 +156,18 @@ def test_fewer_takes_of_train_alone_and_of_each_class_alike(make_bench: Callable
     for side in ("val", "test"):
         assert len(sides[side]) == sum(photo.split == side for photo in all_photos)
     assert fewer(replace(place, split=place.split), 10_000) != fewer(place, 9)
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1, 3), (5, 3), (8, 6)])
+def test_fewer_are_at_most_so_many_but_one_of_each_class(place: Place, most: int, kept: int) -> None:
+    train = [photo.label for photo in read_list(fewer(place, most)) if photo.split == "train"]
+    assert len(train) == kept
+    assert len(set(train)) == 3
+
+
+def test_the_batch_is_its_own() -> None:
+    with pytest.raises(UsageError, match="batch_size"):
+        check_options({"batch_size": 16}, study.STUDY.owns)
 
 
 def test_a_training_that_diverged_is_guessing_without_a_gap(make_bench: Callable[..., Bench], tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.cells import Place
+from bnlab.lab.cells import Cell, Place
 from bnlab.lab.records import Records, Tables, number, numbers, where
 from bnlab.lab.studies.whitening import BN, STUDY, WHITENING, costs, judge
 from bnlab.lab.verdict import Verdict
@@ -30,6 +31,7 @@ def planted(cost: tuple[float, ...] = (1.9, 2.0, 2.1), tops: tuple[float, ...] =
     [
         (planted(), Verdict.HOLDS),
         (planted(cost=(0.5, 0.51, 0.52)), Verdict.DOES_NOT_HOLD),
+        (planted(cost=(1.04, 1.05, 1.06)), Verdict.DOES_NOT_HOLD),  # longer, but not so that it matters
         (planted(cost=(0.5, 1.0, 2.0)), Verdict.NOT_SHOWN),
         (planted(tops=(0.9, 0.95), bn=0.7), Verdict.DOES_NOT_HOLD),
     ],
@@ -58,6 +60,26 @@ def test_per_step_is_told_beside() -> None:
     assert findings.verdict == Verdict.HOLDS
 
 
+def test_untrained_networks_do_not_compare() -> None:
+    tables = planted()
+    tables["accuracy"] = [row | {"test_top1": 0.15} if row["seed"] == 1 else row for row in tables["accuracy"]]
+    findings = judge(tables)
+    for evidence in findings.evidence[1:]:
+        assert [math.isnan(value) for value in evidence.values] == [False, True, False]
+    assert findings.verdict is Verdict.NOT_SHOWN
+    assert "seed 1: neither network learnt, so they do not compare" in findings.remarks
+
+
+def test_a_seed_without_one_of_them_shows_nothing() -> None:
+    tables = {
+        name: [row for row in rows if (row["arm"], row["seed"]) != (WHITENING, 0)] for name, rows in planted().items()
+    }
+    findings = judge(tables)
+    for evidence in findings.evidence:
+        assert [math.isnan(value) for value in evidence.values] == [True, False, False]
+    assert all(plot_svg(plot) for plot in findings.plots.values())
+
+
 def test_costs_are_medians_of_interleaved_steps(
     make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,16 +91,41 @@ def test_costs_are_medians_of_interleaved_steps(
     monkeypatch.setattr("bnlab.lab.studies.whitening._now", lambda _: next(clock))
     monkeypatch.setattr(
         "bnlab.lab.studies.whitening.train_step",
-        lambda trainee, *_: order.append(trainee.recipe.norm),
+        lambda trainee, *_: order.append(trainee.recipe.norm) or rates.add(trainee.optimizer.param_groups[0]["lr"]),
     )
+    rates: set[float] = set()
     told: list[int] = []
     place = Place(split=bench.sides.of(0), folder=bench.folder, device="cpu", seed=0, tell=told.append)
     state = torch.get_rng_state()
-    found = costs(place, recipe, {BN: "batch", WHITENING: "whitening:4"}, rounds=3)
+    found = costs(place, recipe, {BN: "batch", WHITENING: "whitening:4"}, rounds=3, machine={"gpu": "a"})
     assert torch.equal(torch.get_rng_state(), state)
     assert order == ["batch", "whitening:4"] * 5
     assert sum(told) == 10
-    assert found == {"cost": [{"arm": BN, "milliseconds": 2000}, {"arm": WHITENING, "milliseconds": 20_000}]}
+    assert found["cost"] == [
+        {"arm": BN, "milliseconds": 2000, "gpu": "a"},
+        {"arm": WHITENING, "milliseconds": 20_000, "gpu": "a"},
+    ]
+    assert rates == {0.0}
+
+
+def test_timing_is_alone_and_of_this_machine(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make_bench()
+    kept: list[tuple[bool, set[str]]] = []
+    there = {"processor": "", "threads": 1, "gpu": None}
+
+    def keep(cells: Sequence[Cell], *, alone: bool = False) -> Tables:
+        kept.append((alone, {cell.key("cpu") for cell in cells}))
+        return {}
+
+    monkeypatch.setattr(bench, "run", keep)
+    monkeypatch.setattr("bnlab.lab.studies.whitening.environment", lambda _: there)
+    for processor in ("fast", "slow"):
+        there["processor"] = processor
+        with pytest.raises(KeyError):  # for nothing was measured
+            STUDY.measure(bench)
+    assert [alone for alone, _ in kept] == [True, False] * 2
+    assert not kept[0][1] & kept[2][1]
+    assert kept[1][1] == kept[3][1]
 
 
 def test_measures_and_judges(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:

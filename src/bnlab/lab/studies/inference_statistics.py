@@ -14,7 +14,7 @@ from bnlab.lab.bench import WITH_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import Course, Witness, train
 from bnlab.lab.plots import BAND, caption, over_seeds, series_of
-from bnlab.lab.records import Records, Row, Tables, by_seed, last, number, numbers, resolution, seeds, where
+from bnlab.lab.records import Records, Row, Tables, by_seed, last, mean, number, numbers, resolution, seeds, where
 from bnlab.lab.statistics import accuracy_by, distances, or_guess, population, read
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.verdict import Evidence
@@ -28,13 +28,15 @@ _USUAL = (0.1, 0.01)  # the defaults of PyTorch, and of TensorFlow in PyTorch's 
 _ALL = 10_000  # photos that stand for the population, where train has more
 _SUFFICE = 1024  # photos that are claimed to
 _AT_WORST, _OF_FEWER = -2.0, -1.0  # points: margins, see the rule
+_TOO_FEW = f"""train has too few photos to hold {_SUFFICE} against: {{few}} were, which is harder, so that a failure \
+at {{few}} would say nothing of {_SUFFICE}"""
+_GUESSING = 0.1  # of accuracy above guessing: who has no more has learnt nothing
 
 
 def measure(bench: Bench) -> Tables:
     """One training a seed: statistics do not change how a network trains, so all kinds are compared on the same."""
-    recipe = bench.recipe(bench.twins()[WITH_BN], steps=bench.pick(250, 20_000), judge_every=1_000_000).model_copy(
-        update={"norm_momentum": 1.0}
-    )  # what the layers then keep is the last batch's statistics, as they are
+    # What the layers keep at a momentum of 1 is the last batch's statistics, as they are.
+    recipe = bench.recipe(bench.twins()[WITH_BN], steps=bench.pick(250, 20_000), judge_every=10**6, norm_momentum=1.0)
     probes = bench.pick((5, 20, 50, 100, 200), (5, 20, 100, 500, 2000, 10_000))
     return bench.run(bench.cells({"one": recipe}, probed, probes=list(probes)))
 
@@ -64,10 +66,12 @@ class Averages(Witness):
         self.probed: list[int] = []
 
     def begin(self, trainee: Trainee) -> None:
-        """Begin with what the layers begin with."""
+        """Begin with what the layers begin with; what was kept comes back on the CPU."""
         if not self.averages:
             self.initial = read(trainee.network)
             self.averages = {momentum: self.initial.clone() for momentum in MOMENTA}
+        self.initial = self.initial.to(trainee.device)
+        self.averages = {momentum: kept.to(trainee.device) for momentum, kept in self.averages.items()}
 
     def after(self, step: int, trainee: Trainee) -> None:
         """Take in the batch, and try all statistics where it is time."""
@@ -89,7 +93,7 @@ class Averages(Witness):
         ways[POPULATION] = lambda: accuracy_by(population(trainee, _ALL), trainee, self.source)
         ways[BATCH] = lambda: course.evaluation("test", BATCH).top1
         for statistics, way in ways.items():
-            self._write(step, statistics, or_guess(way, len(self.source.classes)))
+            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, len(self.source.classes)))
 
     def corrected(self, momentum: float, steps: int) -> Tensor:
         """An average without its share of what it began with, 2C (as Adam corrects its own, Kingma & Ba 2015)."""
@@ -114,23 +118,19 @@ class Averages(Witness):
         kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in _USUAL]
         for step in steps:
             for statistics in (*kinds, POPULATION, BATCH):
-                self._write(step, statistics, chance)
+                self._add("probes", {"step": step, "statistics": statistics}, chance)
         for images in counts(photos):
             row: Row = {"images": images, "of": photos, "mean_off": None, "variance_off": None}
-            self._add("images", row | {"against_all": 0.0}, chance)
+            self._add("images", row | {"against_all": None}, chance)
 
     def state_dict(self) -> dict[str, Any]:
         """With the averages."""
-        own = {"averages": self.averages, "initial": self.initial, "probed": self.probed}
-        return super().state_dict() | own
+        return super().state_dict() | {"averages": self.averages, "initial": self.initial, "probed": self.probed}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Stand where it stood."""
         super().load_state_dict(state)
         self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
-
-    def _write(self, step: int, statistics: str, top1: float) -> None:
-        self._add("probes", {"step": step, "statistics": statistics}, top1)
 
     def _add(self, table: str, row: Row, top1: float) -> None:
         self.write(table, row | {"top1": top1, "n_test": len(self.source.side("test"))})
@@ -144,84 +144,101 @@ def counts(photos: int) -> list[int]:
 def judge(tables: Tables) -> Findings:
     """Population statistics against the usual averages, and few photos against all."""
     probes, images = tables["probes"], tables["images"]
+    lost = _lost(tables)
+    learnt: Records = [row | {"top1": math.nan} if row["seed"] in lost else row for row in probes]
     points: dict[str, Any] = {"unit": "points", "resolution": resolution(probes)}
     clauses = []
     for momentum in _USUAL:
-        average = f"average {momentum:g}"
-        least = tuple(min(0.0, *gains) for gains in _gains(probes, average))
+        kind = f"average {momentum:g}"
         clauses += [
             Evidence(
                 what=f"at its worst probed step population is at least as good as the moving average of {momentum:g}",
-                values=least,
+                values=tuple(map(_least, _gains(learnt, kind))),
                 above=_AT_WORST,
                 **points,
             ),
-            _on_the_way(probes, average, points, decides=True),
-            _on_the_way(probes, f"{average}, corrected", points, decides=False),
+            _on_the_way(learnt, kind, points, decides=True),
+            _on_the_way(learnt, f"{kind}, corrected", points, decides=False),
         ]
     few = _few(images)
+    fewer: Records = [row | {"against_all": math.nan} if row["seed"] in lost else row for row in _apart(images)]
     clauses.append(
         Evidence(
             what=f"statistics of {few} photos are as good as those of all",
-            values=tuple(100 * loss for loss in by_seed(images, last("against_all"), images=few)),
+            values=tuple(100 * loss for loss in by_seed(fewer, last("against_all"), images=few)),
             above=_OF_FEWER,
             **points,
         )
     )
+    plots = {
+        "accuracy": _accuracy(probes),
+        "photos": _by_photos(
+            images,
+            "What statistics of so many photos lose against those of all",
+            "accuracy less that by all, points",
+            {"population": "against_all"},
+            lines=((0.0, "as by all"),),
+        ),
+        "distance": _by_photos(
+            images,
+            "How far statistics of so many photos are from those of all",
+            "root mean square over channels",
+            {"means, in standard deviations": "mean_off", "variances, logarithm of the ratio": "variance_off"},
+            log_y=True,
+        ),
+    }
     return Findings(
         evidence=tuple(clauses),
-        plots={"accuracy": _accuracy(probes), "photos": _photos(images), "distance": _distance(images)},
+        plots={name: plot for name, plot in plots.items() if any(series.x for series in plot.series)},
         numbers={
-            f"test accuracy at the end, {statistics}, %": 100 * _mean(where(_last(probes), statistics=statistics))
-            for statistics in (POPULATION, BATCH, *(f"average {m:g}" for m in MOMENTA))
+            f"test accuracy at the end, {kind}, %": 100 * mean("top1")(_ends(where(probes, statistics=kind)))
+            for kind in (POPULATION, BATCH, *(f"average {m:g}" for m in MOMENTA))
         },
-        remarks=_remarks(tables, few),
+        remarks=(
+            *([_TOO_FEW.format(few=few)] if few < _SUFFICE else []),
+            *(f"seed {seed}: the training diverged or taught nothing, so it shows nothing" for seed in lost),
+        ),
     )
+
+
+def _lost(tables: Tables) -> list[int]:
+    """The seeds whose network ends no better than guessing: all statistics are as good to it."""
+    ends = [row for row in _ends(tables["accuracy"]) if number(row, "test_top1") <= number(row, "guess") + _GUESSING]
+    return seeds(ends)
 
 
 def _gains(probes: Records, statistics: str) -> list[list[float]]:
     """By how many points population statistics are ahead at each probed step, seed by seed."""
-    return [
-        [100 * (a - b) for a, b in zip(*(_top1(probes, kind, seed) for kind in (POPULATION, statistics)), strict=True)]
-        for seed in seeds(probes)
-    ]
+    ours, theirs = (where(probes, statistics=kind) for kind in (POPULATION, statistics))
+    then = {(row["seed"], row["step"]): number(row, "top1") for row in theirs}
+    ahead = [(row, number(row, "top1") - then.get((row["seed"], row["step"]), math.nan)) for row in ours]
+    return [[100 * gain for row, gain in ahead if row["seed"] == seed] for seed in seeds(probes)]
 
 
-def _top1(probes: Records, statistics: str, seed: int) -> list[float]:
-    return numbers(where(probes, statistics=statistics, seed=seed), "top1")
+def _least(gains: list[float]) -> float:
+    """Of the gains and 0; NaN where one is."""
+    return min(0.0, *gains) if gains and all(map(math.isfinite, gains)) else math.nan
 
 
-def _on_the_way(probes: Records, average: str, points: dict[str, Any], *, decides: bool) -> Evidence:
-    values = tuple(sum(gains[:-1]) / max(1, len(gains) - 1) for gains in _gains(probes, average))
-    what = f"on the way population is better than the moving {average.replace('average', 'average of', 1)}"
+def _on_the_way(probes: Records, kind: str, points: dict[str, Any], *, decides: bool) -> Evidence:
+    values = tuple(sum(early) / len(early) if (early := gains[:-1]) else math.nan for gains in _gains(probes, kind))
+    what = f"on the way population is better than the moving {kind.replace('average', 'average of', 1)}"
     return Evidence(what=what, values=values, above=0.0, decides=decides, **points)
 
 
 def _few(images: Records) -> int:
     """What is claimed to suffice, or, where that is more than half of all, the most that is not."""
     half = min(min(numbers(images, "of")) / 2, _SUFFICE)
-    return int(max(n for n in numbers(images, "images") if n <= half))
+    tried = numbers(images, "images")
+    return int(max((n for n in tried if n <= half), default=min(tried)))
 
 
-def _last(probes: Records) -> Records:
-    return where(probes, step=max(numbers(probes, "step")))
+def _ends(rows: Records) -> Records:
+    return list({row["seed"]: row for row in rows}.values())
 
 
-def _mean(rows: Records) -> float:
-    return sum(numbers(rows, "top1")) / len(rows)
-
-
-def _remarks(tables: Tables, few: int) -> tuple[str, ...]:
-    sentences = []
-    if few < _SUFFICE:
-        sentences.append(
-            f"train has too few photos to hold {_SUFFICE} against: {few} were, which is harder, so that a failure at "
-            f"{few} would say nothing of {_SUFFICE}"
-        )
-    diverged = [row for row in tables["accuracy"] if row["diverged_at"] is not None]
-    if diverged:
-        sentences.append(f"trainings that diverged: {len(diverged)}")
-    return tuple(sentences)
+def _apart(images: Records) -> Records:
+    return [row for row in images if row["images"] != row["of"]]
 
 
 def _accuracy(probes: Records) -> Plot:
@@ -240,34 +257,18 @@ def _accuracy(probes: Records) -> Plot:
     )
 
 
-def _photos(images: Records) -> Plot:
-    rows = [row for row in images if row["images"] != row["of"]]
+def _by_photos(images: Records, title: str, y: str, columns: dict[str, str], **how: Any) -> Plot:
+    times = 100 if "against_all" in columns.values() else 1
+    rows = _apart(images)
     return Plot(
-        title="What statistics of so many photos lose against those of all",
+        title=title,
         x="photos of train that were measured",
-        y="accuracy less that by all, points",
-        series=(series_of("population", rows, "images", "against_all", times=100),),
-        caption=caption(images, f"at the end of training; {BAND}"),
-        table="images",
-        lines=((0.0, "as by all"),),
-        log_x=True,
-    )
-
-
-def _distance(images: Records) -> Plot:
-    rows = [row for row in images if row["images"] != row["of"]]
-    return Plot(
-        title="How far statistics of so many photos are from those of all",
-        x="photos of train that were measured",
-        y="root mean square over channels",
-        series=(
-            series_of("means, in standard deviations", rows, "images", "mean_off"),
-            series_of("variances, logarithm of the ratio", rows, "images", "variance_off"),
-        ),
+        y=y,
+        series=tuple(series_of(name, rows, "images", column, times=times) for name, column in columns.items()),
         caption=caption(images, f"at the end of training; {BAND}"),
         table="images",
         log_x=True,
-        log_y=True,
+        **how,
     )
 
 
@@ -280,11 +281,12 @@ STUDY = Study(
     protocol="""One training a seed: statistics for inference do not change how a network trains, so all kinds are
     compared on the same weights. Moving averages of momentum 0.5, 0.1 (PyTorch's default), 0.01 (TensorFlow's) and
     0.001 (the weight of the new batch) are kept beside it, from the usual beginning of 0 and 1. After 5, 20, 50, 100,
-    200 and 250 steps of 32 photos (full: 5, 20, 100, 500, 2,000, 10,000 and 20,000) the network is evaluated on test
-    by each, by population statistics of all of train (10,000 photos at most) and by each batch's own; beside these by
-    the averages of 0.1 and 0.01 without their share of what they began with. At the end population statistics are
-    measured on 8, 16, 32 ... photos too. The paper averages over augmented training batches; here photos are measured
-    as inference sees them, as bnlab does. The learning rate is the recipe's; nothing is chosen.""",
+    200 and 250 steps of 32 photos (full: 5, 20, 100, 500, 2,000, 10,000 and 20,000) the network is evaluated on test by
+    each, by population statistics of all of train (10,000 photos at most) and by each batch's own; beside these by the
+    averages of 0.1 and 0.01 without their share of what they began with. At the end population statistics are measured
+    on 8, 16, 32 ... photos too. The paper averages over augmented training batches; here photos are measured as
+    inference sees them, as bnlab does. The learning rate is the recipe's; nothing is chosen. A seed whose network ends
+    within 10 points of guessing shows nothing.""",
     rule=f"""Five clauses, each by its 95% interval over seeds. For the averages of 0.1 and of 0.01: the least
     difference over the probed steps (population less average; 0 where none is below) is above {_AT_WORST:g} points, for
     among some 500 test photos the least of six differences is about 1 below 0 where both are equally good; and its mean

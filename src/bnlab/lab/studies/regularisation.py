@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from bnlab.data.listing import read_list, write_list
 from bnlab.data.photos import Photo
+from bnlab.errors import plural
 from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import is_measurable, train, with_norm
 from bnlab.lab.plots import BARS, by_category, caption
-from bnlab.lab.records import Records, Row, Tables, by_seed, distinct, last, number, numbers, resolution, where
+from bnlab.lab.records import Records, Row, Tables, average, by_seed, distinct, last, number, resolution, seeds, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen, mark_chosen, remarks
 from bnlab.lab.verdict import Evidence
@@ -32,6 +33,7 @@ USUAL = 32  # photos to a batch: the paper's
 DROPOUT = 0.4  # the paper's baseline's
 RATES = (0.005, 0.03, 0.18)  # at the usual batch
 EQUAL = 0.03  # the rate at which the noise is judged too
+_GUESSING = 0.1  # of accuracy on train above guessing: who has no more has learnt nothing, and has no gap
 _MARGIN = 2.0  # points of accuracy that dropout may be worth and still be called dispensable
 
 
@@ -113,9 +115,9 @@ def gap(place: Place, recipe: Recipe, kind: str, photos: int) -> Tables:
 
     place = replace(place, split=fewer(place, photos))
     course = train(place, recipe, make=with_norm(layer) if kind == RENORMALISED else None)
-    row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout}
+    classes, n_test = len(course.source.classes), len(course.source.side("test"))
+    row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout, "guess": 1 / classes}
     if course.diverged:
-        classes, n_test = len(course.source.classes), len(course.source.side("test"))
         of_guessing = {"train_top1": 1 / classes, "test_top1": 1 / classes}
         row |= of_guessing | {"train_loss": math.log(classes), "test_loss": math.log(classes), "n_test": n_test}
     else:
@@ -127,12 +129,12 @@ def gap(place: Place, recipe: Recipe, kind: str, photos: int) -> Tables:
 
 
 def fewer(place: Place, photos: int) -> Path:
-    """The place's list with so many photos of train, an equal number of each class where there are."""
-    path = place.split.with_name(f"{place.split.stem}-{photos}.csv")
+    """The place's list with at most so many photos of train, as many of each class, but one of each at the least."""
+    path = place.split.with_name(f"{place.split.stem}-at-most-{photos}.csv")
     if not path.exists():
         listed = list(read_list(place.split))
-        each = -(-photos // len({photo.label for photo in listed}))
-        left = dict.fromkeys((photo.label for photo in listed), each)
+        labels = {photo.label for photo in listed}
+        left = dict.fromkeys(labels, max(1, photos // len(labels)))
         kept: list[Photo] = []
         for photo in listed:
             if photo.split == "train":
@@ -149,7 +151,6 @@ def judge(tables: Tables) -> Findings:
     small, usual, large = BATCHES
     bare: dict[str, Any] = {"dropout": 0.0}
     with_bn, without, silent = ({"kind": kind, **bare} for kind in (WITH_BN, WITHOUT_BN, RENORMALISED))
-
     equal = [row | _gaps(row) for row in where(tables["gap"], learning_rate=EQUAL)]
 
     def less(column: str, first: dict[str, Any], second: dict[str, Any], rows: Records = rows) -> tuple[float, ...]:
@@ -180,7 +181,7 @@ def judge(tables: Tables) -> Findings:
             nats(f"{silenced} gap in loss is larger {bare_small}", less(loss, *noise), decides=True, above=0),
             points(
                 f"with BN, accuracy without dropout less that with it (batch {usual})",
-                less("test_points", *dropped),
+                less("learnt_points", *dropped),
                 decides=True,
                 above=-_MARGIN,
             ),
@@ -190,8 +191,8 @@ def judge(tables: Tables) -> Findings:
                 less(loss, with_bn | {"batch": large}, with_bn | at_small),
                 above=0,
             ),
-            points(f"with BN the test accuracy is higher {bare_usual}", less("test_points", *twins), above=0),
-            points(f"{silenced} test accuracy is lower {bare_small}", less("test_points", *noise), below=0),
+            points(f"with BN the test accuracy is higher {bare_usual}", less("learnt_points", *twins), above=0),
+            points(f"{silenced} test accuracy is lower {bare_small}", less("learnt_points", *noise), below=0),
         ),
         plots={
             "gap in accuracy": _plot(rows, accuracy, "Gap in accuracy", "train less test accuracy, points"),
@@ -199,39 +200,47 @@ def judge(tables: Tables) -> Findings:
             "accuracy": _plot(rows, "test_points", "Accuracy on test", "right on test, %"),
         },
         numbers={
-            f"accuracy that dropout gives {kind}, batch {usual}, points": _mean(
+            f"accuracy that dropout gives {kind}, batch {usual}, points": average(
                 where(rows, kind=kind, batch=usual, dropout=DROPOUT), "test_points"
             )
-            - _mean(where(rows, kind=kind, batch=usual, dropout=0.0), "test_points")
+            - average(where(rows, kind=kind, batch=usual, dropout=0.0), "test_points")
             for kind in (WITHOUT_BN, WITH_BN)
         }
         | {
-            f"train accuracy {kind}, no dropout, batch {batch}, %": _mean(
+            f"train accuracy {kind}, no dropout, batch {batch}, %": average(
                 where(rows, kind=kind, dropout=0.0, batch=batch), "train_points"
             )
             for kind in KINDS
             for batch in BATCHES
         },
-        remarks=remarks(tables),
+        remarks=remarks(tables) + _untaught(rows),
     )
 
 
 def _gaps(row: Row) -> Row:
+    """Percentages and gaps; of a network that learnt nothing of train only those that do not compare it."""
     train, test = (100 * number(row, f"{side}_top1") for side in ("train", "test"))
+    learnt = number(row, "train_top1") > number(row, "guess") + _GUESSING
     return {
         "train_points": train,
         "test_points": test,
-        "accuracy_gap": train - test,
-        "loss_gap": number(row, "test_loss") - number(row, "train_loss"),
+        "learnt_points": test if learnt else math.nan,
+        "accuracy_gap": train - test if learnt else math.nan,
+        "loss_gap": number(row, "test_loss") - number(row, "train_loss") if learnt else math.nan,
     }
 
 
-def _mean(rows: Records, column: str) -> float:
-    values = numbers(rows, column)
-    return sum(values) / len(values)
+def _untaught(rows: Records) -> tuple[str, ...]:
+    lost = [row for row in rows if math.isnan(number(row, "learnt_points"))]
+    return tuple(
+        f"{arm}: learnt nothing with {plural(len(seeds(where(lost, arm=arm))), 'seed')}, which show nothing"
+        for arm in distinct(lost, "arm")
+    )
 
 
 def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
+    said = caption(rows, BARS)
+    rows = [row for row in rows if math.isfinite(number(row, column))]
     groups = [(kind, dropout) for kind in KINDS for dropout in distinct(where(rows, kind=kind), "dropout")]
     return Plot(
         title=title,
@@ -248,7 +257,7 @@ def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
             for kind, dropout in groups
         ),
         categories=tuple(map(str, BATCHES)),
-        caption=caption(rows, BARS),
+        caption=said,
         table="gap",
     )
 
@@ -262,11 +271,12 @@ STUDY = Study(
     Normalization""",
     protocol=f"""Three hidden layers of 100 ReLU units on 28 px (full: the twins), with BN, without, and with BN of the
     same gradients but without its noise: batch renormalisation (Ioffe 2017) without clipping, which normalises by the
-    statistics of the last 20 batches or so. Trained on 256 photos (full: 2560) for 40 epochs (full: 200), without
-    crops or weight decay, so that they overfit; batches of {BATCHES[0]}, {BATCHES[1]} and {BATCHES[2]}, each photo seen
-    equally often, for it is by visits that a photo is learnt by heart. Dropout {DROPOUT} (the paper's baseline's) or
-    none before the last layer. Same initial weights; the learning rate is the best by val of
-    {", ".join(f"{rate:g}" for rate in RATES)} times sqrt(batch / {USUAL}), for each arm and seed. Gaps: train less
+    statistics of the last 20 batches or so. Trained on at most 256 photos (full: 2560), as many of each class and one
+    at the least, for 40 epochs (full: 200), without crops or weight decay, so that they overfit; batches of
+    {BATCHES[0]}, {BATCHES[1]} and {BATCHES[2]}, each photo seen equally often, for it is by visits that a photo is
+    learnt by heart. Dropout {DROPOUT} (the paper's baseline's) or none before the last layer. Same initial weights; the
+    learning rate is the best by val of {", ".join(f"{rate:g}" for rate in RATES)} times sqrt(batch / {USUAL}), for each
+    arm and seed. An arm within 10 points of guessing on train has learnt nothing, and decides nothing. Gaps: train less
     test accuracy, and test less train loss, all by recalibrated statistics, on photos as inference sees them.""",
     rule=f"""Five clauses. Both gaps are smaller with BN at batch {USUAL} without dropout; both are larger without the
     noise at batch {BATCHES[0]}, where the noise is largest; with BN, leaving dropout out costs less than {_MARGIN:g}
@@ -274,4 +284,5 @@ STUDY = Study(
     by its 95% interval over seeds.""",
     measure=measure,
     judge=judge,
+    owns=("batch_size",),
 )
