@@ -29,5 +29,6 @@ def test_tables_are_labelled_and_joined() -> None:
     assert joined([first, {"t": [{"x": 2}], "u": []}]) == {"t": [{"arm": "a", "x": 1}, {"x": 2}], "u": []}
 
 
-def test_chance_is_guessing_and_two_standard_errors() -> None:
-    assert chance({"guess": 0.1, "n_test": 100}) == pytest.approx(0.16)
+def test_chance_is_ten_points_above_guessing_or_twice_that() -> None:
+    assert chance({"guess": 0.2}) == pytest.approx(0.3)
+    assert chance({"guess": 0.01}) == pytest.approx(0.02)

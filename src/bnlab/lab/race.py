@@ -39,7 +39,7 @@ class Race:
     """Several arms to the best accuracy of one of them, seed by seed.
 
     An arm that never gets there counts as if it had with its last step, which favours it. Where the baseline's best is
-    no better than guessing, by two standard errors, there is nothing to get to, and the seed has no numbers.
+    no better than guessing (`chance`), there is nothing to get to, and the seed has no numbers.
     """
 
     def __init__(self, accuracies: Records, baseline: str) -> None:

@@ -1,21 +1,16 @@
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
-import torch
 
-from bnlab.data.source import Source, open_recorded_data
-from bnlab.lab import statistics
+from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, counts
 from bnlab.lab.bench import Bench
 from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, train
 from bnlab.lab.records import Tables, where
 from bnlab.lab.studies import inference_statistics
-from bnlab.lab.studies.inference_statistics import BATCH, MOMENTA, POPULATION, Averages, counts, judge, probed
+from bnlab.lab.studies.inference_statistics import judge, probed
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
-from bnlab.training.loop import Trainee
 
 SEEDS = range(4)
 STEPS = (5, 20, 50)
@@ -120,71 +115,10 @@ def test_hardly_any_photos(photos: int) -> None:
     assert all(plot_svg(plot) for plot in findings.plots.values())
 
 
-class Until(Witness):
-    """A witness of a witness: what the layers keep after each step, and whether a probe leaves all as it was."""
-
-    def __init__(self, inner: Averages, source: Source) -> None:
-        super().__init__()
-        self.inner, self.source, self.batches = inner, source, list[torch.Tensor]()
-
-    def begin(self, trainee: Trainee) -> None:
-        self.inner.begin(trainee)
-
-    def after(self, step: int, trainee: Trainee) -> None:
-        network = trainee.network
-        self.batches.append(statistics.read(network))
-        for parameter in network.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        generator = torch.get_rng_state()
-        self.inner.after(step, trainee)
-        assert torch.equal(torch.get_rng_state(), generator)
-        assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-        assert all(module.training for module in network.modules())
-        assert all(bool((p.grad == 1).all()) for p in network.parameters() if p.grad is not None)
-        assert all(p.requires_grad for p in network.parameters())
-        network.zero_grad()
-
-
 @pytest.fixture
 def place(make_bench: Callable[..., Bench]) -> Callable[[str], Place]:
     bench = make_bench()
     return lambda name: Place(split=bench.sides.of(0), folder=bench.folder / name, device="cpu", seed=0)
-
-
-def test_the_averages_are_those_that_training_keeps(
-    make_bench: Callable[..., Bench], place: Callable[[str], Place]
-) -> None:
-    recipe = make_bench(size=16).recipe("bn_small_inception", judge_every=100)
-    source = open_recorded_data(place("").split)
-    witness = Until(Averages(source, [2]), source)
-    of_batches = train(place("a"), recipe.model_copy(update={"norm_momentum": 1.0}), witness=witness)
-    for momentum in (0.5, 0.01):
-        usual = train(place(f"{momentum}"), recipe.model_copy(update={"norm_momentum": momentum})).trainee.network
-        kept = statistics.read(usual)
-        torch.testing.assert_close(witness.inner.averages[momentum], kept, rtol=1e-5, atol=1e-6)
-    weights = [dict(n.named_parameters()) for n in (of_batches.trainee.network, usual)]
-    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
-    # Without what it began with, an average is the batches' mean, each weighed by its age.
-    weigh = torch.tensor([0.9 ** (5 - i) for i in range(6)], dtype=torch.float64)
-    mean = (torch.stack(witness.batches).double() * weigh[:, None]).sum(0) / weigh.sum()
-    torch.testing.assert_close(witness.inner.corrected(0.1, 6).double(), mean, rtol=1e-4, atol=1e-5)
-    again = Averages(source, [2])
-    again.load_state_dict(witness.inner.state_dict())
-    again.begin(of_batches.trainee)
-    assert torch.equal(again.averages[0.5], witness.inner.averages[0.5])
-    again.begin(replace(of_batches.trainee, device="meta"))  # what was kept on the CPU goes on where training does
-    assert {kept.device.type for kept in (again.initial, *again.averages.values())} == {"meta"}
-    assert again.tables["probes"]
-
-
-def test_distances_are_root_mean_squares_over_channels_that_vary() -> None:
-    whole = torch.tensor([0.0, 0.0, 5.0, 9.0, 1.0, 4.0, 0.0, 1.0])
-    few = torch.tensor([0.3, 0.8, 5.0, 0.0, math.e, 4.0, 0.0, 0.0])
-    mean_off, variance_off = statistics.distances(few, whole)
-    assert mean_off == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2), rel=1e-6)
-    assert variance_off == pytest.approx(math.sqrt(1 / 2), rel=1e-6)
-    assert statistics.distances(whole, whole) == (0.0, 0.0)
 
 
 def test_a_training_that_diverges_is_guessing_from_there_on(
@@ -198,14 +132,7 @@ def test_a_training_that_diverges_is_guessing_from_there_on(
     assert [row["images"] for row in found["images"]] == counts(int(found["images"][0]["of"] or 0))
 
 
-def test_counts_are_powers_of_two_and_all() -> None:
-    assert counts(40) == [8, 16, 32, 40]
-    assert counts(32) == [8, 16, 32]
-    assert counts(8) == [8]
-
-
 def test_the_whole_of_it(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference_statistics, "MOMENTA", (0.5, 0.1, 0.01, 0.001))
     found = inference_statistics.measure(make_bench(size=16))
     assert [row["step"] for row in where(found["probes"], seed=0, statistics=BATCH)] == [5, 6]
     assert {row["statistics"] for row in found["probes"]} == {*KINDS, POPULATION}

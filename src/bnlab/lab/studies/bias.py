@@ -16,7 +16,20 @@ from bnlab.lab.cells import Place
 from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, detached
 from bnlab.lab.course import Witness, train
 from bnlab.lab.plots import BAND, over_seeds
-from bnlab.lab.records import Records, Tables, Value, average, last, mean, number, numbers, resolution, seeds, where
+from bnlab.lab.records import (
+    Records,
+    Tables,
+    Value,
+    average,
+    chance,
+    last,
+    mean,
+    number,
+    numbers,
+    resolution,
+    seeds,
+    where,
+)
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import units_of
@@ -31,7 +44,6 @@ Pick = Callable[[Records], float]
 WITH_BIAS, WITHOUT_BIAS = "with bias", "without bias"
 INCEPTION, SIGMOIDS = "Inception, float32", "sigmoids, float64"
 _ROUNDING, _SAME, _MARGIN, _FIXED, _TIMES = 1e-4, 1e-6, 2.0, 1e-4, 1000.0
-_GUESSING = 0.1  # of accuracy above guessing: who has no more has learnt nothing
 
 
 def measure(bench: Bench) -> Tables:
@@ -228,7 +240,7 @@ def _ended(tables: Tables, name: str, trainings: str, pick: Pick, **which: Value
 
 def _learnt(rows: Records) -> float:
     top1 = number(rows[-1], "test_top1")
-    return top1 if top1 > number(rows[-1], "guess") + _GUESSING else math.nan
+    return top1 if top1 > chance(rows[-1]) else math.nan
 
 
 def _second_half(rows: Records) -> float:

@@ -264,8 +264,8 @@ STUDY = Study(
     rule=f"""Three clauses: the cosine is higher with BN than without (difference above 0), the relative distance is
     lower (ratio below 1), and noisy BN does not help (its test accuracy less that without BN is below {_HELPED:g}
     points), which is asked only where it has more shift than there is without BN (ratio of the distances above 1, by
-    its interval). Each by its 95% interval over seeds. A seed in which an arm does no better than guess gives no
-    number for what is compared with it.""",
+    its interval). Each by its 95% interval over seeds. A seed in which an arm ends within 10 points of
+    guessing gives no number for what is compared with it.""",
     measure=measure,
     judge=judge,
 )

@@ -15,7 +15,20 @@ from bnlab.lab.bench import WITH_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import Course, card_of, train
 from bnlab.lab.plots import BARS, by_category, caption
-from bnlab.lab.records import Records, Row, Tables, average, by_seed, distinct, mean, numbers, resolution, seeds, where
+from bnlab.lab.records import (
+    Records,
+    Row,
+    Tables,
+    average,
+    by_seed,
+    chance,
+    distinct,
+    mean,
+    numbers,
+    resolution,
+    seeds,
+    where,
+)
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
@@ -25,7 +38,6 @@ CROPS: tuple[Crops, ...] = (1, 10, 144)
 ONE, ALL = "one network", "ensemble"
 # What makes the members differ, beside their first weights and their order: dropout, as in the paper.
 DROPOUTS = (0.0, 0.05, 0.1)
-_GUESSING = 0.1  # of accuracy above guessing: who has no more has learnt nothing
 
 
 def measure(bench: Bench) -> Tables:
@@ -151,8 +163,7 @@ def _lost(rows: Records) -> str:
     diverged = distinct([row for row in ones if math.isnan(*numbers([row], "test_top1"))], "member")
     if diverged:
         return f"of its members, counted from 0, there diverged {', '.join(map(str, diverged))}"
-    best, guess = (max(numbers(rows, column)) for column in ("test_top1", "guess"))
-    return "" if best > guess + _GUESSING else "no member learnt anything"
+    return "" if max(numbers(rows, "test_top1")) > chance(rows[0]) else "no member learnt anything"
 
 
 STUDY = Study(

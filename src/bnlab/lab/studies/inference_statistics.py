@@ -1,36 +1,37 @@
 """Paper, Alg. 2, and Wu & Johnson 2021: population statistics against moving averages, and from how many photos."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from bnlab.data.source import Source, open_recorded_data
+from bnlab.data.source import open_recorded_data
+from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, USUAL, Averages
 from bnlab.lab.bench import WITH_BN, Bench
 from bnlab.lab.cells import Place
-from bnlab.lab.course import Course, Witness, train
+from bnlab.lab.course import train
 from bnlab.lab.plots import BAND, caption, over_seeds, series_of
-from bnlab.lab.records import Records, Row, Tables, by_seed, last, mean, number, numbers, resolution, seeds, where
-from bnlab.lab.statistics import accuracy_by, distances, or_guess, population, read
+from bnlab.lab.records import (
+    Records,
+    Tables,
+    by_seed,
+    chance,
+    last,
+    mean,
+    number,
+    numbers,
+    resolution,
+    seeds,
+    where,
+)
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import Trainee
 
-POPULATION, BATCH = "population", "batch"
-MOMENTA = (0.5, 0.1, 0.01, 0.001)
-_USUAL = (0.1, 0.01)  # the defaults of PyTorch, and of TensorFlow in PyTorch's sense
-_ALL = 10_000  # photos that stand for the population, where train has more
 _SUFFICE = 1024  # photos that are claimed to
 _AT_WORST, _OF_FEWER = -2.0, -1.0  # points: margins, see the rule
 _TOO_FEW = f"""train has too few photos to hold {_SUFFICE} against: {{few}} were, which is harder, so that a failure \
 at {{few}} would say nothing of {_SUFFICE}"""
-_GUESSING = 0.1  # of accuracy above guessing: who has no more has learnt nothing
 
 
 def measure(bench: Bench) -> Tables:
@@ -55,92 +56,6 @@ def probed(place: Place, recipe: Recipe, probes: list[int]) -> Tables:
     return {name: course.tables[name] for name in ("accuracy", "probes", "images")}
 
 
-class Averages(Witness):
-    """Moving averages of the batches' statistics, of several momenta; they and others are tried at some steps."""
-
-    def __init__(self, source: Source, probes: list[int]) -> None:
-        super().__init__()
-        self.source, self.probes = source, probes
-        self.averages: dict[float, Tensor] = {}  # by momentum: 2C, all layers' means, then their variances
-        self.initial = torch.empty(0)  # 2C
-        self.probed: list[int] = []
-
-    def begin(self, trainee: Trainee) -> None:
-        """Begin with what the layers begin with; what was kept comes back on the CPU."""
-        if not self.averages:
-            self.initial = read(trainee.network)
-            self.averages = {momentum: self.initial.clone() for momentum in MOMENTA}
-        self.initial = self.initial.to(trainee.device)
-        self.averages = {momentum: kept.to(trainee.device) for momentum, kept in self.averages.items()}
-
-    def after(self, step: int, trainee: Trainee) -> None:
-        """Take in the batch, and try all statistics where it is time."""
-        batch = read(trainee.network)  # 2C
-        for momentum, average in self.averages.items():
-            average.lerp_(batch, momentum)
-        if step + 1 in self.probes:
-            self.probe(step + 1, trainee)
-
-    def probe(self, step: int, trainee: Trainee) -> None:
-        """Rows on the test accuracy by each kind of statistics, after so many steps."""
-        self.probed.append(step)
-        tried = {f"average {momentum:g}": average for momentum, average in self.averages.items()}
-        tried |= {f"average {momentum:g}, corrected": self.corrected(momentum, step) for momentum in _USUAL}
-        course = Course(trainee=trainee, source=self.source, tables={}, diverged=False)
-        ways: dict[str, Callable[[], float]] = {
-            name: partial(accuracy_by, values, trainee, self.source) for name, values in tried.items()
-        }
-        ways[POPULATION] = lambda: accuracy_by(population(trainee, _ALL), trainee, self.source)
-        ways[BATCH] = lambda: course.evaluation("test", BATCH).top1
-        for statistics, way in ways.items():
-            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, len(self.source.classes)))
-
-    def corrected(self, momentum: float, steps: int) -> Tensor:
-        """An average without its share of what it began with, 2C (as Adam corrects its own, Kingma & Ba 2015)."""
-        left = (1 - momentum) ** steps
-        return (self.averages[momentum] - left * self.initial) / (1 - left)
-
-    def count(self, trainee: Trainee) -> None:
-        """Rows on the statistics of ever more photos: test accuracy, and how far they are from those of all."""
-        photos = min(_ALL, len(trainee.loader.paths))
-        whole = population(trainee, photos)
-        best = accuracy_by(whole, trainee, self.source)
-        for images in counts(photos):
-            values = population(trainee, images)
-            mean_off, variance_off = distances(values, whole)
-            top1 = accuracy_by(values, trainee, self.source)
-            row: Row = {"images": images, "of": photos, "mean_off": mean_off, "variance_off": variance_off}
-            self._add("images", row | {"against_all": top1 - best}, top1)
-
-    def guess(self, steps: list[int]) -> None:
-        """Rows for a training that diverged before these steps."""
-        chance, photos = 1 / len(self.source.classes), min(_ALL, len(self.source.side("train")))
-        kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in _USUAL]
-        for step in steps:
-            for statistics in (*kinds, POPULATION, BATCH):
-                self._add("probes", {"step": step, "statistics": statistics}, chance)
-        for images in counts(photos):
-            row: Row = {"images": images, "of": photos, "mean_off": None, "variance_off": None}
-            self._add("images", row | {"against_all": None}, chance)
-
-    def state_dict(self) -> dict[str, Any]:
-        """With the averages."""
-        return super().state_dict() | {"averages": self.averages, "initial": self.initial, "probed": self.probed}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Stand where it stood."""
-        super().load_state_dict(state)
-        self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
-
-    def _add(self, table: str, row: Row, top1: float) -> None:
-        self.write(table, row | {"top1": top1, "n_test": len(self.source.side("test"))})
-
-
-def counts(photos: int) -> list[int]:
-    """How many photos are tried: 8, 16, 32 ... and all."""
-    return [*(2**i for i in range(3, math.ceil(math.log2(photos)))), photos]
-
-
 def judge(tables: Tables) -> Findings:
     """Population statistics against the usual averages, and few photos against all."""
     probes, images = tables["probes"], tables["images"]
@@ -148,7 +63,7 @@ def judge(tables: Tables) -> Findings:
     learnt: Records = [row | {"top1": math.nan} if row["seed"] in lost else row for row in probes]
     points: dict[str, Any] = {"unit": "points", "resolution": resolution(probes)}
     clauses = []
-    for momentum in _USUAL:
+    for momentum in USUAL:
         kind = f"average {momentum:g}"
         clauses += [
             Evidence(
@@ -203,7 +118,7 @@ def judge(tables: Tables) -> Findings:
 
 def _lost(tables: Tables) -> list[int]:
     """The seeds whose network ends no better than guessing: all statistics are as good to it."""
-    ends = [row for row in _ends(tables["accuracy"]) if number(row, "test_top1") <= number(row, "guess") + _GUESSING]
+    ends = [row for row in _ends(tables["accuracy"]) if number(row, "test_top1") <= chance(row)]
     return seeds(ends)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from bnlab.errors import plural
 from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.plots import BAND, caption, over_seeds
-from bnlab.lab.records import Records, Tables, number, numbers, seeds, where
+from bnlab.lab.records import Records, Tables, chance, number, numbers, seeds, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen
 from bnlab.lab.verdict import Evidence
@@ -15,7 +15,6 @@ from bnlab.report.plots import Plot
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 _SMALLEST, _LARGEST = -4, 1  # powers of 10
-_GUESSING = 0.1  # of accuracy above guessing: who has no more has learnt nothing
 
 
 def measure(bench: Bench) -> Tables:
@@ -89,7 +88,7 @@ def _scales(rows: Records) -> list[float]:
 def _bar(rows: Records) -> float:
     """The accuracy from which a seed's networks count as trained, either of them; NaN where none learnt anything."""
     guess, best = number(rows[0], "guess"), max(numbers(rows, "test_top1"))
-    return (guess + best) / 2 if best > guess + _GUESSING else math.nan
+    return (guess + best) / 2 if best > chance(rows[0]) else math.nan
 
 
 def _width(rows: Records, bar: float) -> float:

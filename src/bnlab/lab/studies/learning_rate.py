@@ -239,7 +239,7 @@ STUDY = Study(
     above 14), the best accuracy of BN-x30 less that of Inception (above 0 points), and the highest stable rate of
     BN-x5's network over that of Inception's (above 1). Each by its 95% interval over seeds. A network that never gets
     there counts as if it had with its last step. A seed gives no number, and so no verdict on the clause, where
-    Inception did not pass guessing by more than chance, and, for 14 times, where the judgements before and after lie on
+    Inception ends within 10 points of guessing, and, for 14 times, where the judgements before and after lie on
     both sides of it.""",
     measure=measure,
     judge=judge,

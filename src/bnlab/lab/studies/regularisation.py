@@ -16,7 +16,20 @@ from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import is_measurable, train, with_norm
 from bnlab.lab.plots import BARS, by_category, caption
-from bnlab.lab.records import Records, Row, Tables, average, by_seed, distinct, last, number, resolution, seeds, where
+from bnlab.lab.records import (
+    Records,
+    Row,
+    Tables,
+    average,
+    by_seed,
+    chance,
+    distinct,
+    last,
+    number,
+    resolution,
+    seeds,
+    where,
+)
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen, mark_chosen, remarks
 from bnlab.lab.verdict import Evidence
@@ -33,7 +46,6 @@ USUAL = 32  # photos to a batch: the paper's
 DROPOUT = 0.4  # the paper's baseline's
 RATES = (0.005, 0.03, 0.18)  # at the usual batch
 EQUAL = 0.03  # the rate at which the noise is judged too
-_GUESSING = 0.1  # of accuracy on train above guessing: who has no more has learnt nothing, and has no gap
 _MARGIN = 2.0  # points of accuracy that dropout may be worth and still be called dispensable
 
 
@@ -220,7 +232,7 @@ def judge(tables: Tables) -> Findings:
 def _gaps(row: Row) -> Row:
     """Percentages and gaps; of a network that learnt nothing of train only those that do not compare it."""
     train, test = (100 * number(row, f"{side}_top1") for side in ("train", "test"))
-    learnt = number(row, "train_top1") > number(row, "guess") + _GUESSING
+    learnt = number(row, "train_top1") > chance(row)
     return {
         "train_points": train,
         "test_points": test,

@@ -191,8 +191,8 @@ STUDY = Study(
     finite number it counts as infinite. Santurkar et al. trained VGG on CIFAR-10 and probed [1/2, 4] times the
     learning rate.""",
     rule="""Three clauses, all at the same step lengths: range, change and effective beta are smaller with BN (ratio
-    below 1). Each by its 95% interval over seeds, of the logarithms. A seed in which an arm does no better than guess
-    gives no number.""",
+    below 1). Each by its 95% interval over seeds, of the logarithms. A seed in which an arm ends within 10 points
+    of guessing gives no number.""",
     measure=measure,
     judge=judge,
 )

@@ -15,6 +15,7 @@ from bnlab.lab.records import (
     Row,
     Tables,
     average,
+    chance,
     gained,
     last,
     mean,
@@ -41,7 +42,6 @@ RATES = (0.03, 0.1, 0.3)
 BN, WHITENING = "batch normalisation", "whitening"
 _WARM_UP, _MARGIN = 2, 1.0  # steps; points
 _DEARER = 1.1  # times: less is nothing to choose a normalisation by
-_GUESSING = 0.1  # of accuracy above guessing: who has no more has learnt nothing
 
 
 def measure(bench: Bench) -> Tables:
@@ -144,7 +144,7 @@ def judge(tables: Tables) -> Findings:
 def _lost(rows: Records) -> list[int]:
     """The seeds of which neither network ends above guessing."""
     ends = {(row["arm"], row["seed"]): row for row in rows}.values()
-    learnt = {row["seed"] for row in ends if number(row, "test_top1") > number(row, "guess") + _GUESSING}
+    learnt = {row["seed"] for row in ends if number(row, "test_top1") > chance(row)}
     return [seed for seed in seeds(rows) if seed not in learnt]
 
 

@@ -1,0 +1,106 @@
+"""Moving averages of the batches' statistics, beside other statistics, tried while a network is trained."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.data.source import Source
+from bnlab.lab.course import Course, Witness
+from bnlab.lab.records import Row
+from bnlab.lab.statistics import accuracy_by, distances, or_guess, population, read
+from bnlab.training.loop import Trainee
+
+POPULATION, BATCH = "population", "batch"
+MOMENTA = (0.5, 0.1, 0.01, 0.001)
+USUAL = (0.1, 0.01)  # the defaults of PyTorch, and of TensorFlow in PyTorch's sense
+ALL = 10_000  # photos that stand for the population, where train has more
+
+
+class Averages(Witness):
+    """Moving averages of the batches' statistics, of several momenta; they and others are tried at some steps."""
+
+    def __init__(self, source: Source, probes: list[int]) -> None:
+        super().__init__()
+        self.source, self.probes = source, probes
+        self.averages: dict[float, Tensor] = {}  # by momentum: 2C, all layers' means, then their variances
+        self.initial = torch.empty(0)  # 2C
+        self.probed: list[int] = []
+
+    def begin(self, trainee: Trainee) -> None:
+        """Begin with what the layers begin with; what was kept comes back on the CPU."""
+        if not self.averages:
+            self.initial = read(trainee.network)
+            self.averages = {momentum: self.initial.clone() for momentum in MOMENTA}
+        self.initial = self.initial.to(trainee.device)
+        self.averages = {momentum: kept.to(trainee.device) for momentum, kept in self.averages.items()}
+
+    def after(self, step: int, trainee: Trainee) -> None:
+        """Take in the batch, and try all statistics where it is time."""
+        batch = read(trainee.network)  # 2C
+        for momentum, average in self.averages.items():
+            average.lerp_(batch, momentum)
+        if step + 1 in self.probes:
+            self.probe(step + 1, trainee)
+
+    def probe(self, step: int, trainee: Trainee) -> None:
+        """Rows on the test accuracy by each kind of statistics, after so many steps."""
+        self.probed.append(step)
+        tried = {f"average {momentum:g}": average for momentum, average in self.averages.items()}
+        tried |= {f"average {momentum:g}, corrected": self.corrected(momentum, step) for momentum in USUAL}
+        course = Course(trainee=trainee, source=self.source, tables={}, diverged=False)
+        ways: dict[str, Callable[[], float]] = {
+            name: partial(accuracy_by, values, trainee, self.source) for name, values in tried.items()
+        }
+        ways[POPULATION] = lambda: accuracy_by(population(trainee, ALL), trainee, self.source)
+        ways[BATCH] = lambda: course.evaluation("test", BATCH).top1
+        for statistics, way in ways.items():
+            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, len(self.source.classes)))
+
+    def corrected(self, momentum: float, steps: int) -> Tensor:
+        """An average without its share of what it began with, 2C (as Adam corrects its own, Kingma & Ba 2015)."""
+        left = (1 - momentum) ** steps
+        return (self.averages[momentum] - left * self.initial) / (1 - left)
+
+    def count(self, trainee: Trainee) -> None:
+        """Rows on the statistics of ever more photos: test accuracy, and how far they are from those of all."""
+        photos = min(ALL, len(trainee.loader.paths))
+        whole = population(trainee, photos)
+        best = accuracy_by(whole, trainee, self.source)
+        for images in counts(photos):
+            values = population(trainee, images)
+            mean_off, variance_off = distances(values, whole)
+            top1 = accuracy_by(values, trainee, self.source)
+            row: Row = {"images": images, "of": photos, "mean_off": mean_off, "variance_off": variance_off}
+            self._add("images", row | {"against_all": top1 - best}, top1)
+
+    def guess(self, steps: list[int]) -> None:
+        """Rows for a training that diverged before these steps."""
+        guessed, photos = 1 / len(self.source.classes), min(ALL, len(self.source.side("train")))
+        kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in USUAL]
+        for step in steps:
+            for statistics in (*kinds, POPULATION, BATCH):
+                self._add("probes", {"step": step, "statistics": statistics}, guessed)
+        for images in counts(photos):
+            row: Row = {"images": images, "of": photos, "mean_off": None, "variance_off": None}
+            self._add("images", row | {"against_all": None}, guessed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the averages."""
+        return super().state_dict() | {"averages": self.averages, "initial": self.initial, "probed": self.probed}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Stand where it stood."""
+        super().load_state_dict(state)
+        self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
+
+    def _add(self, table: str, row: Row, top1: float) -> None:
+        self.write(table, row | {"top1": top1, "n_test": len(self.source.side("test"))})
+
+
+def counts(photos: int) -> list[int]:
+    """How many photos are tried: 8, 16, 32 ... and all."""
+    return [*(2**i for i in range(3, math.ceil(math.log2(photos)))), photos]
