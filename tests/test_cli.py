@@ -156,7 +156,8 @@ def test_predictions_as_csv_and_picture(bnlab: Command, data: Path, trained: Pat
 
 
 def test_finding_a_learning_rate(bnlab: Command, data: Path, tmp_path: Path) -> None:
-    done = bnlab("train", data, *QUICK, "--find-lr")
+    small = (*QUICK, "--network", "bn_mlp")
+    done = bnlab("train", data, *small, "--find-lr")
     assert done.status == 0
     assert "warning: learning_rate has no effect: --find-lr tries them from low to high" in done.err
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"find-lr"}
@@ -170,7 +171,7 @@ def test_finding_a_learning_rate(bnlab: Command, data: Path, tmp_path: Path) -> 
     assert 20 < len(rows) <= 200
     assert float(rows[0]["learning_rate"]) == 1e-5
 
-    again = bnlab("train", data, *QUICK, "--find-lr", "--name", "twice", "--json")
+    again = bnlab("train", data, *small, "--find-lr", "--name", "twice", "--json")
     document = json.loads(again.out)
     assert (tmp_path / "runs/twice/find-lr.csv").read_bytes() == (folder / "find-lr.csv").read_bytes()
     assert (document["steps"], document["photos"], document["classes"]) == (len(rows), 24, 3)

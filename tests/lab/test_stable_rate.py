@@ -31,7 +31,9 @@ def test_a_rate_that_was_not_stable_is_never_given() -> None:
 
 def test_it_is_measured(make_bench: Callable[..., Bench], place: Place) -> None:
     recipe = (
-        make_bench(steps=12).recipe("bn_small_inception", schedule="constant").model_copy(update={"learning_rate": 0.1})
+        make_bench(steps=6, size=16)
+        .recipe("bn_small_inception", schedule="constant")
+        .model_copy(update={"learning_rate": 0.1})
     )
     tables = highest_rate(place, recipe)
     rate = number(tables["highest"][0], "rate")
@@ -42,7 +44,9 @@ def test_it_is_measured(make_bench: Callable[..., Bench], place: Place) -> None:
 
 def test_a_network_that_has_blown_up_is_not_stable(make_bench: Callable[..., Bench], place: Place) -> None:
     recipe = (
-        make_bench(steps=12).recipe("small_inception", schedule="constant").model_copy(update={"learning_rate": 1e6})
+        make_bench(steps=6, size=16)
+        .recipe("small_inception", schedule="constant")
+        .model_copy(update={"learning_rate": 1e6})
     )
     tables = highest_rate(place, recipe)
     assert tables["tried"][0]["stable"] == 0
