@@ -1,6 +1,7 @@
 import pytest
 
-from bnlab.lab.plots import by_category, caption, over_seeds, series_of
+from bnlab.lab.plots import by_category, caption, of_intervals, over_seeds, series_of
+from bnlab.lab.verdict import Evidence
 
 
 def row(seed: int, step: int | None, top1: float | None, arm: str = "a") -> dict[str, object]:
@@ -32,3 +33,11 @@ def test_categories_keep_their_places() -> None:
     assert (points.x, points.low, points.high) == ((1.0,), (20.0,), (40.0,))
     assert points.y == pytest.approx((30,))
     assert caption(rows, "x") == "2 seeds, about 100 test photos each; x"
+
+
+def test_intervals_are_drawn_where_there_are_any() -> None:
+    many, one, none = (Evidence(what="x", values=values) for values in ((1.0, 2.0, 3.0), (4.0,), (1.0, float("nan"))))
+    series = of_intervals("gain", [many, none, one])
+    assert (series.x, series.y) == ((0.0, 2.0), (2.0, 4.0))
+    assert (series.low[0], series.high[0]) == many.interval
+    assert (series.low[1], series.high[1]) == (4.0, 4.0)

@@ -5,11 +5,13 @@ Every number of a plot comes from the study's tables, which lie beside it as CSV
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import isfinite
 
 import numpy as np
 
 from bnlab.errors import plural
 from bnlab.lab.records import Records, Value, distinct, number, seeds, where
+from bnlab.lab.verdict import Evidence
 from bnlab.report.plots import Series
 
 BAND = "line: mean over seeds, band: lowest to highest"
@@ -49,6 +51,20 @@ def series_of(name: str, records: Records, x: str, y: str, *, times: float = 1.0
         y=tuple(sum(of_seeds) / len(of_seeds) for of_seeds in at),
         low=tuple(map(min, at)),
         high=tuple(map(max, at)),
+    )
+
+
+def of_intervals(name: str, evidence: Sequence[Evidence]) -> Series:
+    """Means with their intervals, at 0, 1, ...; a mean of one seed, which has none, stands alone. NaN is left out."""
+    there = [(i, each) for i, each in enumerate(evidence) if isfinite(each.mean)]
+    ends = [each.interval if all(map(isfinite, each.interval)) else (each.mean, each.mean) for _, each in there]
+    return Series(
+        name=name,
+        x=tuple(float(i) for i, _ in there),
+        y=tuple(each.mean for _, each in there),
+        low=tuple(low for low, _ in ends),
+        high=tuple(high for _, high in ends),
+        kind="points",
     )
 
 

@@ -1,6 +1,6 @@
 """What a study is: a claim with its source, a protocol, a measurement and a rule that gives the verdict."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
@@ -19,10 +19,16 @@ class Findings:
     """the clauses of the claim, each with its numbers"""
     plots: Mapping[str, Plot]
     """by the name of their file"""
+    intervals: Callable[[Sequence[Evidence]], Mapping[str, Plot]] = lambda evidence: {}
+    """plots of the evidence's own intervals, which become `plots` too: drawn anew where intervals widen"""
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     """what else is worth knowing, by name with unit"""
     remarks: tuple[str, ...] = ()
     """sentences on what was seen, such as trainings that diverged"""
+
+    def __post_init__(self) -> None:
+        """Draw the intervals."""
+        object.__setattr__(self, "plots", {**self.plots, **self.intervals(self.evidence)})
 
     @property
     def verdict(self) -> Verdict:

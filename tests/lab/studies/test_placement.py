@@ -46,6 +46,14 @@ def test_intervals_are_wider_the_more_networks_there_are() -> None:
     assert both.interval[0] < one.interval[0]
 
 
+def test_the_intervals_drawn_are_those_that_decide() -> None:
+    findings = judge(tables({"A": 0.05}, 0.01))
+    wider = findings.overlapping(0.5)
+    low, high = wider.evidence[0].interval
+    assert low < findings.evidence[0].interval[0]
+    assert (wider.plots["differences"].series[0].low, wider.plots["differences"].series[0].high) == ((low,), (high,))
+
+
 def test_one_seed_draws_no_interval() -> None:
     rows = [row for row in tables({"A": 0.05})["accuracy"] if row["seed"] == 0]
     series = judge({"accuracy": rows}).plots["differences"].series[0]

@@ -1,15 +1,16 @@
 """Paper, sec. 3.2: normalisation before the nonlinearity, or after it, network by network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnlab.lab.bench import Bench
-from bnlab.lab.plots import BARS, by_category, caption
-from bnlab.lab.records import Records, Row, Tables, distinct, gained, last, number, resolution, seeds, where
+from bnlab.lab.plots import BARS, by_category, caption, of_intervals
+from bnlab.lab.records import Records, Row, Tables, distinct, gained, last, number, resolution, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
-from bnlab.report.plots import Plot, Series
+from bnlab.report.plots import Plot
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 BEFORE, AFTER = "before", "after"
@@ -74,7 +75,8 @@ def judge(tables: Tables) -> Findings:
     )
     return Findings(
         evidence=evidence,
-        plots={"accuracy": _accuracy(rows, networks), "differences": _differences(evidence, rows, networks)},
+        plots={"accuracy": _accuracy(rows, networks)},
+        intervals=lambda evidence: {"differences": _differences(evidence, rows, networks)},
         numbers={f"learning rate, {name}, mean": _rate(where(rows, arm=name)) for name in distinct(rows, "arm")},
         remarks=remarks(tables),
     )
@@ -111,23 +113,12 @@ def _accuracy(rows: Records, networks: list[str]) -> Plot:
     )
 
 
-def _differences(evidence: tuple[Evidence, ...], rows: Records, networks: list[str]) -> Plot:
-    one = len(seeds(rows)) == 1
-    intervals = [(each.mean, each.mean) if one else each.interval for each in evidence]
+def _differences(evidence: Sequence[Evidence], rows: Records, networks: list[str]) -> Plot:
     return Plot(
         title="What normalising before the nonlinearity gains",
         x="network",
         y="before less after, percentage points on test",
-        series=(
-            Series(
-                name="before less after",
-                x=tuple(float(i) for i in range(len(networks))),
-                y=tuple(each.mean for each in evidence),
-                low=tuple(low for low, _ in intervals),
-                high=tuple(high for _, high in intervals),
-                kind="points",
-            ),
-        ),
+        series=(of_intervals("before less after", evidence),),
         categories=networks,
         lines=((0.0, "no difference"),),
         caption=caption(rows, f"point: mean over seeds, bar: its {100 * evidence[0].level:.1f}% interval"),

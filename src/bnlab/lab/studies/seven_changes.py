@@ -1,19 +1,19 @@
 """Paper 4.2.1: the seven changes that batch normalisation permits, each alone added and each alone left out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bnlab.config import load_settings
 from bnlab.lab.bench import Bench
-from bnlab.lab.plots import caption
-from bnlab.lab.records import Records, Tables, distinct, gained, last, resolution, where
+from bnlab.lab.plots import caption, of_intervals
+from bnlab.lab.records import Tables, average, distinct, gained, last, resolution, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import diverged
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.catalogue import has_row
 from bnlab.nets.tables import LocalResponse
 from bnlab.recipe import Recipe
-from bnlab.report.plots import Plot, Series
+from bnlab.report.plots import Plot
 
 NONE, SEVEN = "none of them", "all of them"
 # The change, by the recipe's key that makes it.
@@ -77,40 +77,31 @@ def judge(tables: Tables) -> Findings:
         values=gained(rows, SEVEN, NONE, last("test_top1")),
         **points,
     )
+
+    def changes_of(evidence: Sequence[Evidence]) -> dict[str, Plot]:
+        alone = evidence[1:]
+        text = f"point: mean over seeds, bar: {100 * level:.1f}% interval, so that all hold together in 95%"
+        plot = Plot(
+            title="What each change is worth",
+            x="",
+            y="points of test accuracy",
+            series=(
+                of_intervals("added to none", alone[: len(changes)]),
+                of_intervals("left out of all", alone[len(changes) :]),
+            ),
+            caption=caption(rows, text),
+            table="accuracy",
+            categories=changes,
+            lines=((0.0, "no change"),),
+        )
+        return {"changes": plot}
+
     return Findings(
         evidence=(together, *added, *left),
-        plots={
-            "changes": Plot(
-                title="What each change is worth",
-                x="",
-                y="points of test accuracy",
-                series=(_bars("added to none", added), _bars("left out of all", left)),
-                caption=caption(
-                    rows, f"point: mean over seeds, bar: {100 * level:.1f}% interval, so that all hold together in 95%"
-                ),
-                table="accuracy",
-                categories=changes,
-                lines=((0.0, "no change"),),
-            )
-        },
-        numbers={f"accuracy with {arm}, %": 100 * _mean(where(rows, arm=arm)) for arm in (NONE, SEVEN)},
+        plots={},
+        intervals=changes_of,
+        numbers={f"accuracy with {arm}, %": 100 * average(where(rows, arm=arm), "test_top1") for arm in (NONE, SEVEN)},
         remarks=diverged(rows),
-    )
-
-
-def _mean(rows: Records) -> float:
-    values = [float(row["test_top1"] or 0) for row in rows]
-    return sum(values) / len(values)
-
-
-def _bars(name: str, evidence: list[Evidence]) -> Series:
-    return Series(
-        name=name,
-        x=tuple(float(i) for i in range(len(evidence))),
-        y=tuple(each.mean for each in evidence),
-        low=tuple(each.interval[0] for each in evidence),
-        high=tuple(each.interval[1] for each in evidence),
-        kind="points",
     )
 
 
