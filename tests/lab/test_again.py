@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.lab.again import aside, batch_of, gradients, put
+from bnlab.lab.again import aside, batch_of, gradients, is_look, put
 from bnlab.lab.bench import Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import Witness, train
@@ -57,3 +57,13 @@ def test_a_step_seen_again_is_the_step_that_the_loop_takes(
     train(place, bench.recipe("bn_small_inception", size=16), witness=witness)
     assert len(witness.images) == 6  # more than one epoch
     assert max(witness.moves) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"steps": 12}, {"steps": 0, "epochs": 3}])
+def test_looks_are_so_many_however_long_is_said(
+    make_bench: Callable[..., Bench], place: Place, options: dict[str, int]
+) -> None:
+    course = train(place, make_bench(**options).recipe("bn_mlp", size=28))
+    trainee, steps = course.trainee, options["steps"] or 3 * course.trainee.loader.batches
+    looks = [step for step in range(steps) if is_look(step, trainee, 3)]
+    assert looks == [(2 * i + 1) * (steps // 3) // 2 for i in range(3)]

@@ -51,3 +51,9 @@ def test_a_network_that_has_blown_up_is_not_stable(make_bench: Callable[..., Ben
     tables = highest_rate(place, recipe)
     assert tables["tried"][0]["stable"] == 0
     assert where(tables["tried"], rate=1e6)[0]["loss"] is None
+
+
+def test_nor_is_one_whose_statistics_have(make_bench: Callable[..., Bench], place: Place) -> None:
+    recipe = make_bench(steps=3, size=16).recipe("bn_small_inception", schedule="constant")
+    found = highest_rate(place, recipe.model_copy(update={"learning_rate": 1e30}))
+    assert found["tried"][0]["stable"] == 0

@@ -45,7 +45,7 @@ def test_ends_of_what_was_tried_and_trainings_that_diverged_are_said() -> None:
     assert diverged(where(TABLES["accuracy"], arm="b")) == ()
 
 
-@pytest.mark.parametrize(("test", "guesses"), [(0.15, True), (0.17, False)])
+@pytest.mark.parametrize(("test", "guesses"), [(0.19, True), (0.21, False)])
 def test_what_is_compared_with_guessing_has_no_number(test: float, guesses: bool) -> None:
     learnt = Learnt([*training("a", 0, 0.1, 1, test), *training("a", 1, 0.1, 1), *training("b", 0, 0.1, 1)])
     first, second = learnt.only((1.0, 2.0), "a", "b")

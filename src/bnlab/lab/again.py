@@ -55,6 +55,14 @@ def gradients(
     return loss.item(), list(torch.autograd.grad(loss, parameters))
 
 
+def is_look(step: int, trainee: Trainee, looks: int) -> bool:
+    """Whether it is time for one of so many looks in a training, evenly spread, the first not at step 0,
+    where a one-cycle has not begun to learn."""
+    steps = Plan.of(trainee.recipe, trainee.loader.batches).steps
+    every = max(1, steps // looks)
+    return step % every == every // 2
+
+
 def put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Give parameters the values that are there for them."""
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnlab.data.source import Source
 from bnlab.lab.course import Course, Witness
+from bnlab.lab.held_out import guess_of
 from bnlab.lab.records import Row
 from bnlab.lab.statistics import accuracy_by, distances, or_guess, population, read
 from bnlab.training.loop import Trainee
@@ -51,14 +52,14 @@ class Averages(Witness):
         self.probed.append(step)
         tried = {f"average {momentum:g}": average for momentum, average in self.averages.items()}
         tried |= {f"average {momentum:g}, corrected": self.corrected(momentum, step) for momentum in USUAL}
-        course = Course(trainee=trainee, source=self.source, tables={}, diverged=False)
+        course = self._course(trainee)
         ways: dict[str, Callable[[], float]] = {
-            name: partial(accuracy_by, values, trainee, self.source) for name, values in tried.items()
+            name: partial(accuracy_by, values, course) for name, values in tried.items()
         }
-        ways[POPULATION] = lambda: accuracy_by(population(trainee, ALL), trainee, self.source)
+        ways[POPULATION] = lambda: accuracy_by(population(course, ALL), course)
         ways[BATCH] = lambda: course.evaluation("test", BATCH).top1
         for statistics, way in ways.items():
-            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, len(self.source.classes)))
+            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, course.guess))
 
     def corrected(self, momentum: float, steps: int) -> Tensor:
         """An average without its share of what it began with, 2C (as Adam corrects its own, Kingma & Ba 2015)."""
@@ -67,19 +68,19 @@ class Averages(Witness):
 
     def count(self, trainee: Trainee) -> None:
         """Rows on the statistics of ever more photos: test accuracy, and how far they are from those of all."""
-        photos = min(ALL, len(trainee.loader.paths))
-        whole = population(trainee, photos)
-        best = accuracy_by(whole, trainee, self.source)
+        course, photos = self._course(trainee), min(ALL, len(trainee.loader.paths))
+        whole = population(course, photos)
+        best = accuracy_by(whole, course)
         for images in counts(photos):
-            values = population(trainee, images)
+            values = population(course, images)
             mean_off, variance_off = distances(values, whole)
-            top1 = accuracy_by(values, trainee, self.source)
+            top1 = accuracy_by(values, course)
             row: Row = {"images": images, "of": photos, "mean_off": mean_off, "variance_off": variance_off}
             self._add("images", row | {"against_all": top1 - best}, top1)
 
     def guess(self, steps: list[int]) -> None:
         """Rows for a training that diverged before these steps."""
-        guessed, photos = 1 / len(self.source.classes), min(ALL, len(self.source.side("train")))
+        guessed, photos = guess_of(self.source), min(ALL, len(self.source.side("train")))
         kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in USUAL]
         for step in steps:
             for statistics in (*kinds, POPULATION, BATCH):
@@ -96,6 +97,9 @@ class Averages(Witness):
         """Stand where it stood."""
         super().load_state_dict(state)
         self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
+
+    def _course(self, trainee: Trainee) -> Course:
+        return Course(trainee=trainee, source=self.source, tables={}, diverged=False)
 
     def _add(self, table: str, row: Row, top1: float) -> None:
         self.write(table, row | {"top1": top1, "n_test": len(self.source.side("test"))})

@@ -3,21 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
-from bnlab.data.cache import Cache
-from bnlab.data.photos import Photos
 from bnlab.data.source import Source, open_recorded_data
 from bnlab.errors import DivergedError
 from bnlab.lab.cells import Place
+from bnlab.lab.held_out import HeldOut, card_of, decoded, guess_of, guessing, is_measurable
 from bnlab.lab.records import Row, Tables
 from bnlab.nets.build import build, to_device
 from bnlab.nets.catalogue import SHAPE
@@ -30,14 +26,13 @@ from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training import checkpoint, loop
 from bnlab.training.checkpoint import Position
-from bnlab.training.judge import Judge, Judgement, sample_batches
+from bnlab.training.judge import Judgement, sample_batches
 from bnlab.training.loop import Trainee
 from bnlab.training.schedule import Plan
 from bnlab.training.setup import batch_errors, exact, fit_first_batch
 from bnlab.training.start import new_network
-from bnlab.training.trainee import make_trainee, shrunk_side, view_of
+from bnlab.training.trainee import make_trainee, shrunk_side
 
-_CACHE = 2**31  # bytes of decoded photos in memory
 _WORTH_SAVING = 20.0  # seconds: a shorter training is begun anew
 
 MakeNetwork = Callable[[Recipe, int], TableNetwork]
@@ -102,13 +97,28 @@ class Course:
             classifier = Classifier(network, card_of(recipe, network, self.source), self.trainee.device)
             return evaluate(classifier, photos, side, batch_size=recipe.batch_size, workers=0)
 
+    @property
+    def guess(self) -> float:
+        """The share of test that guessing gets right."""
+        return guess_of(self.source)
+
     def recalibrate(self, images: int = 1024) -> None:
-        """Measure the network's statistics anew, on so many photos of train as inference sees them."""
+        """Measure the network's statistics anew, on so many photos of train as inference sees them.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
         trainee = self.trainee
         if is_measurable(trainee.network):
             paths = [trainee.loader.paths[i] for i in trainee.loader.sample(images)]
             size = trainee.recipe.batch_size
-            recalibrate(trainee.network, sample_batches(paths, trainee.view, batch_size=size, device=trainee.device))
+            batches = sample_batches(paths, trainee.view, batch_size=size, device=trainee.device)
+            try:
+                recalibrate(trainee.network, batches)
+            except ValueError as error:
+                if "not finite" not in str(error):
+                    raise
+                raise DivergedError(f"recalibration met {error}", "take a lower learning rate") from None
 
 
 def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make: MakeNetwork | None = None) -> Course:
@@ -123,9 +133,9 @@ def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make:
     source = open_recorded_data(place.split)
     network = make(recipe, len(source.classes)) if make else new_network(recipe, classes=len(source.classes))[0]
     network = to_device(network, place.device)
-    cache = _cache(place.split, "train", str(shrunk_side(recipe)), len(source.side("train")))
+    cache = decoded(place.split, "train", str(shrunk_side(recipe)), len(source.side("train")))
     trainee = make_trainee(recipe, network, source, place.device, cache)
-    held_out = _HeldOut(place, trainee, source)
+    held_out = HeldOut(place, trainee, source)
     run = Run(place.folder)
     place.folder.mkdir(parents=True, exist_ok=True)
     if not run.split.exists():
@@ -162,7 +172,7 @@ def train(place: Place, recipe: Recipe, *, witness: Witness | None = None, make:
         except DivergedError:
             diverged = True
             for step in judged_steps(position.plan, recipe, position.step):
-                witness.write("accuracy", guessing(step, len(source.classes), len(source.side("test"))))
+                witness.write("accuracy", guessing(step, source))
             witness.tables["accuracy"][-1]["diverged_at"] = position.step
     return Course(trainee=trainee, source=source, tables=witness.tables, diverged=diverged)
 
@@ -188,80 +198,6 @@ def judged_steps(plan: Plan, recipe: Recipe, after: int) -> list[int]:
     return [step for step in ends if step > after] or [plan.steps]
 
 
-def guessing(step: int, classes: int, n_test: int) -> Row:
-    """What a network that diverged comes to: as good as guessing."""
-    row: Row = dict.fromkeys(_ACCURACY)
-    guess = 1 / classes
-    return row | {"step": step, "val_top1": guess, "test_top1": guess, "guess": guess, "n_test": n_test}
-
-
-_ACCURACY = (
-    "step",
-    "train_loss",
-    "train_top1",
-    "val_top1",
-    "test_top1",
-    "test_loss",
-    "n_test",
-    "guess",
-    "diverged_at",
-)
-
-
-class _HeldOut:
-    """Judges a network on val and test in one go."""
-
-    def __init__(self, place: Place, trainee: Trainee, source: Source) -> None:
-        val, test = source.side("val"), source.side("test")
-        recipe = trainee.recipe
-        self.val = len(val)
-        photos = Photos.of([*val, *test])
-        look = str(trainee.view)
-        caches = (
-            _cache(place.split, f"sample {recipe.recalibrate}", look, recipe.recalibrate),
-            _cache(place.split, "held out", look, len(photos)),
-        )
-        self.judge = Judge(
-            trainee.network,
-            card_of(recipe, trainee.network, source),
-            trainee.device,
-            loader=trainee.loader,
-            val=photos,
-            recalibrate=recipe.recalibrate if is_measurable(trainee.network) else 0,
-            caches=caches,
-            beside=False,
-        )
-
-    def __call__(self, network: TableNetwork) -> Judgement:
-        return self.judge(network, Silent())
-
-    def row(self, position: Position, judgement: Judgement) -> Row:
-        found = judgement.evaluation
-        right = found.predicted == found.targets
-        test = found.probabilities[self.val :][np.arange(found.n - self.val), found.targets[self.val :]]
-        return {
-            "step": position.step,
-            "train_loss": position.loss / max(position.seen, 1),
-            "train_top1": position.right / max(position.seen, 1),
-            "val_top1": float(right[: self.val].mean()),
-            "test_top1": float(right[self.val :].mean()),
-            "test_loss": float(-np.log(np.maximum(test, np.finfo(np.float32).tiny)).mean()),
-            "n_test": found.n - self.val,
-            "guess": 1 / len(found.classes),
-            "diverged_at": None,
-        }
-
-
-def card_of(recipe: Recipe, network: TableNetwork, source: Source) -> Card:
-    """A card for a network that is never written to a file."""
-    return Card(network=recipe.network, arguments=network.arguments, classes=source.classes, view=view_of(recipe))
-
-
-def is_measurable(network: TableNetwork) -> bool:
-    """Whether it has layers that keep statistics."""
-    return any(getattr(layer, "running_mean", None) is not None for layer in network.modules())
-
-
 def use_batch_statistics(network: TableNetwork) -> None:
     """Have it normalise by the batch in evaluation too, which moves nothing; `restored` undoes it."""
     for layer in network.modules():
@@ -284,9 +220,3 @@ def restored(network: TableNetwork) -> Iterator[None]:
             network.load_state_dict(before)
         for module, mode in training.items():
             module.training = mode
-
-
-@lru_cache(maxsize=6)
-def _cache(split: Path, side: str, look: str, photos: int) -> Cache:
-    """Decoded photos of a side, shared by the cells of a process; `look` is how they are looked at."""
-    return Cache(photos, _CACHE)

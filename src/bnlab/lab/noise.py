@@ -11,7 +11,7 @@ from bnlab.nets.network import TableNetwork
 from bnlab.norm.kernels import Running
 from bnlab.norm.layers import BatchNorm
 
-SHIFT, SCALE, SPREAD = 0.5, 1.25, 0.1  # standard deviations, a factor, and either from value to value
+SHIFT, SCALE, SPREAD = 0.5, 1.25, 0.1  # standard deviations while gamma is 1, a factor, and either from value to value
 
 
 class NoisyBatchNorm(BatchNorm):

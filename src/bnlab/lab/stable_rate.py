@@ -5,8 +5,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-import numpy as np
-
 from bnlab.errors import DivergedError
 from bnlab.lab.cells import Place
 from bnlab.lab.course import train
@@ -33,11 +31,9 @@ def highest_rate(place: Place, recipe: Recipe) -> Tables:
         course = train(here, recipe.model_copy(update={"learning_rate": rate}))
         loss, spread = math.inf, 0.0
         with suppress(DivergedError):  # what the last step left may give no number on val
-            found = course.evaluation("val", "recalibrated")
-            right = found.probabilities[np.arange(found.n), found.targets]
-            spread = float(found.probabilities.std(0).max())
             if not course.diverged:
-                loss = float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean())
+                found = course.evaluation("val", "recalibrated")
+                loss, spread = found.loss, float(found.probabilities.std(0).max())
         good = loss <= BLOWN_UP * math.log(len(course.source.classes)) and spread > _ALIKE
         tried.append({"rate": rate, "stable": int(good), "loss": loss if math.isfinite(loss) else None})
         return good

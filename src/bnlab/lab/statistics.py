@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.data.source import Source
 from bnlab.errors import DivergedError
 from bnlab.lab.course import Course, restored
 from bnlab.nets.network import TableNetwork
-from bnlab.norm import recalibrate
 from bnlab.norm.layers import layers_of
-from bnlab.training.judge import sample_batches
-from bnlab.training.loop import Trainee
 
 
 def read(network: TableNetwork) -> Tensor:
@@ -34,33 +30,26 @@ def put(network: TableNetwork, values: Tensor) -> None:
             start += layer.num_features
 
 
-def population(trainee: Trainee, images: int) -> Tensor:
+def population(course: Course, images: int) -> Tensor:
     """The statistics of so many photos of train with the weights as they are, 2C; the network stays as it is."""
-    paths = [trainee.loader.paths[i] for i in trainee.loader.sample(images)]
-    batches = sample_batches(paths, trainee.view, batch_size=trainee.recipe.batch_size, device=trainee.device)
-    with restored(trainee.network):
-        recalibrate(trainee.network, batches)
-        return read(trainee.network)
+    with restored(course.trainee.network):
+        course.recalibrate(images)
+        return read(course.trainee.network)
 
 
-def accuracy_by(values: Tensor, trainee: Trainee, source: Source) -> float:
+def accuracy_by(values: Tensor, course: Course) -> float:
     """The share of test that the network has right by these statistics, 2C; it stays as it is."""
-    with restored(trainee.network), torch.no_grad():
-        put(trainee.network, values)
-        course = Course(trainee=trainee, source=source, tables={}, diverged=False)
+    with restored(course.trainee.network), torch.no_grad():
+        put(course.trainee.network, values)
         return course.evaluation("test", "running").top1
 
 
-def or_guess(measured: Callable[[], float], classes: int) -> float:
+def or_guess(measured: Callable[[], float], guess: float) -> float:
     """An accuracy; where the network or its statistics are not finite, that of guessing."""
     try:
         return measured()
     except DivergedError:
-        return 1 / classes
-    except ValueError as error:
-        if "not finite" not in str(error):
-            raise
-        return 1 / classes
+        return guess
 
 
 def distances(values: Tensor, whole: Tensor) -> tuple[float, float]:

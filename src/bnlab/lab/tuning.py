@@ -47,8 +47,8 @@ def remarks(tables: Tables) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def diverged(records: Records) -> tuple[str, ...]:
-    """A sentence for each arm of which trainings diverged."""
+def diverged(records: Records, counted: str = "count as guessing") -> tuple[str, ...]:
+    """A sentence for each arm of which trainings diverged, and how these count."""
     sentences = []
     for arm in distinct(records, "arm"):
         rows = [row for row in where(records, arm=arm) if row["diverged_at"] is not None]
@@ -56,7 +56,7 @@ def diverged(records: Records) -> tuple[str, ...]:
         if gone:
             rates = sorted({number(row, "learning_rate") for row in rows if "learning_rate" in row})
             at = f", at learning rates of {', '.join(f'{rate:g}' for rate in rates)}" if rates else ""
-            sentences.append(f"{arm}: {plural(len(gone), 'training')} diverged{at}, and count as guessing")
+            sentences.append(f"{arm}: {plural(len(gone), 'training')} diverged{at}, and {counted}")
     return tuple(sentences)
 
 

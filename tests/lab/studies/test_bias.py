@@ -46,6 +46,11 @@ def planted(
     return {"biases": biases, "twins": twins, "growth": growth, "trained": trained}
 
 
+@pytest.mark.parametrize("late", [0.0, -0.2])
+def test_biases_that_stop_refute(late: float) -> None:
+    assert judge(planted(late=late)).verdict is Verdict.DOES_NOT_HOLD
+
+
 @pytest.mark.parametrize(
     ("wrong", "verdict"),
     [

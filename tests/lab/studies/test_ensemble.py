@@ -8,7 +8,8 @@ import pytest
 from bnlab.classifier.predict import Classifier
 from bnlab.lab.bench import Bench
 from bnlab.lab.cells import Place
-from bnlab.lab.course import card_of, train
+from bnlab.lab.course import train
+from bnlab.lab.held_out import card_of
 from bnlab.lab.records import Tables, where
 from bnlab.lab.studies.ensemble import ALL, CROPS, ONE, STUDY, answers
 from bnlab.lab.verdict import Verdict

@@ -88,6 +88,19 @@ def test_without_a_stable_rate_there_is_no_ratio() -> None:
     assert all("<svg" in plot_svg(plot) for plot in findings.plots.values())
 
 
+def test_rates_are_known_to_a_factor_of_two_each() -> None:
+    level, twice, four = (STUDY.judge(planted(20, 0.1, times)).evidence[3] for times in (1, 2, 4))
+    assert [level.verdict, twice.verdict, four.verdict] == [Verdict.NOT_SHOWN, Verdict.NOT_SHOWN, Verdict.HOLDS]
+
+
+def test_nothing_is_better_than_an_inception_that_guesses() -> None:
+    tables = planted(20, 0.1, 8)
+    for row in where(tables["accuracy"], arm=BASELINE):
+        row["test_top1"] = row["val_top1"] = 0.12
+    evidence = STUDY.judge(tables).evidence
+    assert all(math.isnan(value) for i in (0, 1, 2, 6) for value in evidence[i].values)
+
+
 def test_trainings_that_diverged_are_told_of_every_arm() -> None:
     tables = planted(20, 0.1, 8)
     where(tables["accuracy"], arm="BN-x30", seed=1)[-1]["diverged_at"] = 7

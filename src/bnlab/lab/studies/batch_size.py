@@ -64,8 +64,7 @@ def _row(course: Course, side: str, statistics: str) -> Row:
         with whole_batches(course.trainee.network, recipe.batch_size):
             return course.evaluation(side, RECALIBRATED, images=recipe.recalibrate).top1
 
-    classes = len(source.classes)
-    top1 = 1 / classes if course.diverged else or_guess(measured, classes)
+    top1 = course.guess if course.diverged else or_guess(measured, course.guess)
     return {"side": side, "statistics": statistics, "top1": top1, "n_test": len(source.side(side))}
 
 

@@ -194,7 +194,7 @@ def judge(tables: Tables) -> Findings:
         what="and do not stop: their growth in the second half of the steps, to that in the first",
         values=tuple(alone(_second_half)),
         above=0.5,
-        **ratio,
+        unit="times",
     )
     fixed = Evidence(
         what="while the loss stays as it was (its largest relative change)",
@@ -282,8 +282,9 @@ STUDY = Study(
     BN in three layers of 100 sigmoids: with a gradient that ignores E[x], and one that follows it; E[x] is over the
     batch, not over all of train as in the paper. First only the biases are trained, as in the example, then everything;
     there also with a standard deviation that the gradient ignores. Gradient descent, 60 photos a batch, at a constant
-    1.0. The loss is that on the same 512 training photos; E[x] is the batch's in evaluation, too. A seed of which a
-    training diverged shows nothing; and accuracies within 10 points of guessing compare with none.""",
+    1.0. The loss is that on the same 512 training photos; E[x] is the batch's in evaluation, too. Of a seed in
+    which a training diverged the clauses that rest on it show nothing, and accuracies no better than guessing compare
+    with none.""",
     rule="""Five clauses. The norm of the biases' gradient is below 1e-4 of the weights'; in float64 the other
     parameters end at a relative distance below 1e-6. With the mean outside, the norm of the biases that alone are
     trained ends above 1000 times that with it within, grows in the second half of the steps by more than half of what

@@ -149,7 +149,7 @@ STUDY = Study(
     batches of 60, at a constant learning rate: the best of 0.000001 to 1 in decades by val accuracy, chosen for
     each network, scale and seed: with weights too large for the usual rates, a network without BN trains at a small
     one. A scale trains if the accuracy on test lies above halfway from guessing to the best of the seed over all scales
-    and both networks, so that one bar holds for both; a seed whose best is within 10 points of guessing shows
+    and both networks, so that one bar holds for both; a seed whose best is no better than guessing shows
     nothing.""",
     rule="""One clause: the decades of scale that train (by one bar for both networks), with BN less without, are above
     0, by their 95% interval over seeds, which is no narrower than one step of the grid to either side.""",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bnlab.lab.again import Batch, aside, batch_of, gradients, put
+from bnlab.lab.again import Batch, aside, batch_of, gradients, is_look, put
 from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
 from bnlab.lab.course import Witness, train
@@ -63,8 +63,7 @@ class Probe(Witness):
 
     def before(self, step: int, trainee: Trainee) -> None:
         """Probe, where it is time."""
-        every = max(1, trainee.recipe.steps // self.looks)
-        if step % every != every // 2:  # not at step 0, where a one-cycle has not begun to learn
+        if not is_look(step, trainee, self.looks):
             return
         rates = {"common": COMMON, "own": float(trainee.optimizer.param_groups[-1]["lr"])}
         batch = batch_of(step, trainee)
@@ -191,8 +190,8 @@ STUDY = Study(
     finite number it counts as infinite. Santurkar et al. trained VGG on CIFAR-10 and probed [1/2, 4] times the
     learning rate.""",
     rule="""Three clauses, all at the same step lengths: range, change and effective beta are smaller with BN (ratio
-    below 1). Each by its 95% interval over seeds, of the logarithms. A seed in which an arm ends within 10 points
-    of guessing gives no number.""",
+    below 1). Each by its 95% interval over seeds, of the logarithms. A seed in which an arm ends no better than
+    guessing gives no number.""",
     measure=measure,
     judge=judge,
 )

@@ -34,7 +34,7 @@ from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
 from bnlab.training.loop import train_step
 from bnlab.training.optimizer import set_learning_rate
-from bnlab.training.setup import exact
+from bnlab.training.setup import batch_errors, exact
 from bnlab.training.start import new_network
 from bnlab.training.trainee import make_trainee
 
@@ -79,7 +79,7 @@ def costs(place: Place, recipe: Recipe, norms: dict[str, str], rounds: int, mach
         set_learning_rate(trainees[arm].optimizer, 0.0)
     pixels, labels = next(trainees[BN].loader.epoch(0, recipe.size))
     seconds: dict[str, list[float]] = {arm: [] for arm in norms}
-    with exact(place.device):
+    with exact(place.device), batch_errors(trainees[BN]):
         for step in range(_WARM_UP + rounds):
             for arm, trainee in trainees.items():
                 began = _now(place.device)
@@ -193,7 +193,7 @@ STUDY = Study(
     median of 20 steps (full: 100) on one batch, after 2 that do not count, the arms in turn in one process with no
     other measurement beside it, on networks that are thrown away; on a CPU by one thread. Time is steps times the
     seeds' mean cost, without reading photos and judging. The accuracy at equal time is that at the end of the quicker
-    training, read off the curves. A seed where both end within 10 points of guessing compares no accuracies.""",
+    training, read off the curves. A seed where both end no better than guessing compares no accuracies.""",
     rule=f"""Two clauses: a step with whitening takes longer by more than a tenth (ratio above {_DEARER:g}), and at
     equal time BN's accuracy on test less whitening's is above -1 point, which is five photos of 540. Each by its 95%
     interval over seeds. By the step, where Huang et al. have whitening converge at least as well, is told beside.""",
