@@ -78,10 +78,26 @@ def slow(folder, tell):
 """
 
 
+LISTENING = """
+import signal, time
+def slow(folder, tell):
+    folder.mkdir()
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    (folder / "began").touch()
+    while not heard:
+        time.sleep(0.05)
+    signal.signal(signal.SIGTERM, before)
+    (folder / "saved").touch()
+    raise KeyboardInterrupt
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_request_to_stop_reaches_the_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", [SLOW, LISTENING], ids=["stopped", "listens itself"])
+def test_a_request_to_stop_reaches_the_processes(tmp_path: Path, job: str) -> None:
     """A kill of the first process alone, as a cluster's scheduler sends it: the others save and end, too."""
-    (tmp_path / "waiting.py").write_text(SLOW)
+    (tmp_path / "waiting.py").write_text(job)
     script = tmp_path / "main.py"
     script.write_text(
         "import signal\nsignal.signal(signal.SIGTERM, signal.default_int_handler)\n"
@@ -94,4 +110,4 @@ def test_a_request_to_stop_reaches_the_processes(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert said == "stopped\n"
-    assert len(list(tmp_path.glob("*/saved"))) == 2
+    assert len(list(tmp_path.glob("*/saved"))) == len(list(tmp_path.glob("*/began"))) == 2

@@ -122,13 +122,16 @@ def _stop_with_parent() -> None:
 
 
 def _do(job: Job) -> None:
-    global _working  # noqa: PLW0603
+    global _stopping, _working  # noqa: PLW0603
     tell = _Teller()
     _working = True
     try:
         if _stopping:  # a job that was on its way already
             raise KeyboardInterrupt
         job(tell)
+    except KeyboardInterrupt:  # of a job that listens itself, as a training does, to end with the step
+        _stopping = True
+        raise
     finally:
         _working = False
         tell.flush()
