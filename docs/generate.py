@@ -66,11 +66,11 @@ def _studies() -> str:
         "Each seed has a split of its own into train, val and test; what is chosen is chosen by val, what is reported",
         "was measured on test. A clause of a claim says that a number lies in a range; it holds if the whole 95%",
         "interval over seeds (Student's t) lies in it, does not hold if the whole interval lies outside, and is not",
-        "shown else. Where seeds split the same photos anew, as they do unless DATA has sides, the interval is wider, for",
-        "their trains overlap (Nadeau & Bengio 2003). A claim holds if all its deciding clauses do, and does not hold if",
-        "one does not by an interval of 100 - 5/k %, for k deciding clauses.\n",
-        "Guessing is to name the commonest class of test each time; better than that is by 10 points, or by as much again",
-        "where that is less. A training that diverged counts as guessing, unless a protocol says otherwise.\n",
+        "shown else. Where seeds split the same photos anew, as they do unless DATA has sides, the interval is wider,",
+        "for their trains overlap (Nadeau & Bengio 2003). A claim holds if all its deciding clauses do, and does not",
+        "hold if one does not by an interval of 100 - 5/k %, for k deciding clauses.\n",
+        "Guessing is to name the commonest class of test each time; better than that is by 10 points, or by as much",
+        "again where that is less. A training that diverged counts as guessing, unless a protocol says otherwise.\n",
         "[What came out here](results/README.md).\n",
     ]
     for name, study in catalogue.studies().items():
