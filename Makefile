@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PARALLEL := -n auto --maxprocesses 4  # processes that test; a single file is sooner tested by pytest alone
 
 .PHONY: help demo test test-all check format lint types docs clean
 help:  ## what can be made
@@ -18,10 +19,10 @@ demo: $(READY)  ## the main job on scikit-learn's handwritten digits, with and w
 	@$(BIN)/bnlab demo
 
 test: $(READY)  ## the fast tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY)  ## every test, the slow ones too
-	@$(BIN)/python -m pytest -m 'slow or not slow'
+	@$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow'
 
 format: $(READY)  ## format the code
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .

@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from bnlab.config import load_settings
 from bnlab.lab import catalogue
+from bnlab.lab.bench import SETTABLE
+from bnlab.lab.sides import QUICK_PHOTOS
 from bnlab.recipe import Recipe
 from bnlab.report.html import figure
 
@@ -71,6 +73,9 @@ def _studies() -> str:
         "hold if one does not by an interval of 100 - 5/k %, for k deciding clauses.\n",
         "Guessing is to name the commonest class of test each time; better than that is by 10 points, or by as much",
         "again where that is less. A training that diverged counts as guessing, unless a protocol says otherwise.\n",
+        "Trainings are judged (accuracy.csv) by statistics measured anew on 256 photos of train (full: 1,024). A quick",
+        f"study takes at most {QUICK_PHOTOS:,} photos of each side that DATA has, as many of each class.\n",
+        f"`--set` takes {', '.join(SETTABLE)}; a study that sets one of them itself says so.\n",
         "[What came out here](results/README.md).\n",
     ]
     for name, study in catalogue.studies().items():

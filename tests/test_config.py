@@ -116,7 +116,7 @@ def test_assignments_are_yaml() -> None:
     assert parse_assignments(["momentum=0.8", "mean=[0, 0, 0]", "init=null"]) == {
         "momentum": 0.8, "mean": [0, 0, 0], "init": None,
     }  # fmt: skip
-    with pytest.raises(RecipeError, match=r"--set momentum is no key=value: say, for example, --set momentum=0.8"):
+    with pytest.raises(RecipeError, match=r"--set momentum is no key=value: say, for example, --set epochs=20"):
         parse_assignments(["momentum"])
 
 

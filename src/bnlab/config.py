@@ -84,9 +84,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f"--set {printable(text)} is no key=value", "say, for example, --set momentum=0.8")
+            raise RecipeError(f"--set {printable(text)} is no key=value", "say, for example, --set epochs=20")
         if not value.strip():
-            raise RecipeError(f"--set {printable(text)} has no value", "say, for example, --set momentum=0.8")
+            raise RecipeError(f"--set {printable(text)} has no value", "say, for example, --set epochs=20")
         try:
             values[key.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """Results as tables for the screen."""
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -207,10 +208,11 @@ def machine_table(result: MachineResult) -> RenderableType:
 
 def study_list() -> RenderableType:
     """The studies with their claims."""
-    table = _table("study", "claim", "source")
+    parts: list[RenderableType] = []
     for row in studies():
-        table.add_row(row["study"], Text(row["claim"]), Text(row["source"]))
-    return table
+        head = Text.assemble((row["study"], "bold"), f"  {row['title']}")
+        parts += [head, Padding(Text(f"{row['claim']} ({row['source']})", style="dim"), (0, 0, 0, 2))]
+    return Group(*parts)
 
 
 def study_table(result: StudyResult) -> RenderableType:
@@ -219,13 +221,16 @@ def study_table(result: StudyResult) -> RenderableType:
     for report in result.reports:
         findings = report.findings
         parts += [Text(f"{report.study.name}: {findings.verdict}", style="bold"), Text(report.study.claim)]
+        about = [report.data, plural(report.seeds, "seed"), f"budget {report.budget}"]
+        about += [f"{key} {value}" for key, value in report.options.items()]
+        parts.append(Text(", ".join(about), style="dim"))
         table = _table("clause", "range", "mean", "interval", "verdict")
         for each in findings.evidence:
             low, high = each.interval
             beside = "" if each.decides else " (beside)"
             table.add_row(
                 Text(each.what + beside),
-                f"{each.claimed} {each.unit}",
+                f"{each.claimed} {each.unit}".replace("-", "−"),
                 figure(each.mean),
                 f"{figure(low)} to {figure(high)}",
                 str(each.verdict),

@@ -10,6 +10,7 @@ from tests.conftest import write_photos
 from bnlab.__main__ import run as main
 from bnlab.commands import study as command
 from bnlab.commands.study import StudySettings
+from bnlab.data.listing import read_list
 from bnlab.errors import UsageError
 from bnlab.files import read_csv
 from bnlab.lab import catalogue
@@ -89,7 +90,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"), each=40)
 
 
-def settings(data: Path, options: Mapping[str, Any] | None = None, **more: Any) -> StudySettings:
+def settings(data: Path | None, options: Mapping[str, Any] | None = None, **more: Any) -> StudySettings:
     return StudySettings(**{"study": "planted", "data": data, "processes": 0, "options": options or {}} | more)
 
 
@@ -97,7 +98,7 @@ def settings(data: Path, options: Mapping[str, Any] | None = None, **more: Any) 
 def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verdict: str) -> None:
     result = command.run(settings(data, {"flip": gain}), Silent())
     assert result.folder == Path("runs/study-planted")
-    files = {"report.html", "study.json", "accuracy.csv", "two words.png", "two words-drawn.csv"}
+    files = {"report.html", "study.json", "accuracy.csv", "two-words.png", "two-words-drawn.csv"}
     assert {path.name for path in result.folder.iterdir()} == files
     document = json.loads((result.folder / "study.json").read_text())
     assert document["verdict"] == verdict
@@ -110,7 +111,7 @@ def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verd
     rows = list(read_csv(result.folder / "accuracy.csv"))
     assert len(rows) == 12
     assert list(rows[0]) == ["arm", "seed", "step", "test_top1", "n_test"]
-    drawn = list(read_csv(result.folder / "two words-drawn.csv"))
+    drawn = list(read_csv(result.folder / "two-words-drawn.csv"))
     assert [(row["series"], row["x"]) for row in drawn] == [
         (arm, x) for arm in ("with <b>", "without") for x in ("1", "10")
     ]
@@ -123,15 +124,51 @@ def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verd
     assert verdict in page
 
 
-def test_a_second_look_costs_nothing_and_overwrites_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_costs_nothing_and_is_the_same(data: Path) -> None:
     first = command.run(settings(data), Silent())
     before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
     kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")}
     second = command.run(settings(data), Silent())
-    assert second.folder == Path("runs/study-planted2")
+    assert second.folder == first.folder
     assert {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")} == kept
     assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
-    assert (second.folder / "accuracy.csv").read_bytes() == before["accuracy.csv"]
+
+
+@pytest.mark.parametrize("more", [{"options": {"flip": 0.3}}, {"seeds": 4}, {"name": "mine"}])
+def test_another_look_overwrites_nothing(data: Path, more: dict[str, Any]) -> None:
+    first = command.run(settings(data), Silent())
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    second = command.run(settings(data, **more), Silent())
+    assert second.folder == Path("runs") / more.get("name", "study-planted2")
+    assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
+
+
+def test_a_folder_may_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured is known by what is in the photos; lists of photos hold where they were written alone."""
+    command.run(settings(None), Silent())
+    kept = {path.name for path in Path("runs/measured").glob("*.json")}
+    Path("runs").rename("moved")
+    Path("elsewhere").mkdir()
+    Path("moved").rename("elsewhere/runs")
+    monkeypatch.chdir("elsewhere")
+    command.run(settings(None), Silent())
+    assert {path.name for path in Path("runs/measured").glob("*.json")} == kept
+    lists = [path for path in Path("runs/measured/photos").glob("*.csv") if not path.name.startswith("examined")]
+    assert len(lists) == 6  # of three seeds, there and here
+    assert sum(all(Path(photo.path).exists() for photo in read_list(path)) for path in lists) == 3
+
+
+def test_of_all_studies_those_done_are_there_when_one_is_interrupted(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(bench: Bench) -> Tables:
+        raise KeyboardInterrupt
+
+    studies = {"planted": PLANTED, "other": Study(**{**vars(PLANTED), "name": "other", "measure": interrupted})}
+    monkeypatch.setattr(catalogue, "find", lambda name: studies[name])
+    with pytest.raises(KeyboardInterrupt):
+        command.run(settings(data, study="all"), Silent())
+    assert 'href="planted/report.html"' in Path("runs/study-all/report.html").read_text()
 
 
 def test_all_studies_have_a_page_each(data: Path) -> None:
@@ -156,11 +193,15 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> No
             command.run(settings(data, seeds=seeds), Silent())
     with pytest.raises(UsageError, match="measured is where measurements are kept: take another --name"):
         command.run(settings(data, name="measured"), Silent())
-    with pytest.raises(UsageError, match=r"a recipe has no key 'stpes' .*: did you mean 'steps'"):
+    with pytest.raises(UsageError, match=r"a recipe has no key 'stpes': did you mean 'steps'"):
         command.run(settings(data, {"stpes": 3}), Silent())
     for key in ("network", "norm", "learning_rate", "seed"):
-        with pytest.raises(UsageError, match=f"{key} is what a study sets itself: leave it out; it takes size, "):
+        with pytest.raises(
+            UsageError, match=f"{key} is what the study planted sets itself: leave it out; it takes size, "
+        ):
             command.run(settings(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), Silent())
+    with pytest.raises(UsageError, match=r"steps 0 are no training: give 1 or more, or epochs in their place"):
+        command.run(settings(data, {"steps": 0}), Silent())
     assert not Path("runs").exists()
 
 
@@ -172,7 +213,7 @@ def test_the_command_line(data: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*arguments, "--expect", "does not hold"]) == 1
     out, err = capsys.readouterr()
     assert "planted: holds" in out
-    assert "runs/study-planted2/report.html shows it." in out
+    assert "runs/study-planted/report.html shows it." in out
     assert "bnlab: does not hold was expected; planted: holds" in err
     assert main(["study", "list"]) == 0
     assert "It is <so>." in capsys.readouterr().out

@@ -35,7 +35,7 @@ def interrupted(place: Place, *, x: int) -> Tables:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., list[Cell]]:
     split = tmp_path / "split.csv"
-    split.write_text("path,class,split,sha256\n")
+    split.write_text("path,class,split,sha256\na,b,train,1\n")
     CALLS.clear()
 
     def cells(*xs: int, do: Callable[..., Tables] = squared, **more: object) -> list[Cell]:
@@ -66,7 +66,9 @@ def test_a_key_follows_from_all_that_a_result_does(make: Callable[..., list[Cell
     keys |= {make(1, recipe=Recipe(size=size))[0].key("cpu") for size in (32, 64)}
     assert len(keys) == 7
     assert Cell(do=squared, split=cell.split, seed=0, settings={"x": 1}, labels={"arm": "a"}).key("cpu") in keys
-    cell.split.write_text("path,class,split,sha256\na,b,train,\n")
+    cell.split.write_text("path,class,split,sha256\nmoved/a,b,train,1\n")
+    assert cell.key("cpu") in keys  # the same photo elsewhere
+    cell.split.write_text("path,class,split,sha256\na,b,test,1\n")
     assert cell.key("cpu") not in keys
 
 

@@ -47,7 +47,7 @@ def test_other_labels_and_sides_are_other_lists(photos: Path, tmp_path: Path) ->
     before = sides.of(0)
     text = before.read_text()
     corrected = [replace(photo, label="ring") if i == 0 else photo for i, photo in enumerate(sides.photos)]
-    other = Sides(sides.name, sides.kind, tmp_path / "a", corrected)
+    other = Sides(sides.name, sides.kind, tmp_path / "a", corrected, len(corrected))
     assert other.of(0) != before
     assert Counter(p.label for p in read_list(other.of(0)))["ring"] == 25
     assert sides.of(0).read_text() == text

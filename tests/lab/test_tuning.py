@@ -40,7 +40,7 @@ def test_ends_of_what_was_tried_and_trainings_that_diverged_are_said() -> None:
     said = remarks(TABLES)
     assert said == (
         "a: the best learning rate was the lowest tried (0.1) for 1 seed of 2; a better one may lie outside",
-        "a: 1 training diverged, at learning rates of 1, and count as guessing",
+        "a: 1 training diverged, at learning rates of 1; one that does counts as guessing",
     )
     assert diverged(where(TABLES["accuracy"], arm="b")) == ()
 

@@ -44,15 +44,26 @@ def study_verb(
     ] = Budget.quick,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, for every training; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="How much and on what, for every training, such as size, width, steps or epochs (docs/studies.md has "
+            "all keys); may be repeated.",
+        ),
     ] = None,
     expect: Annotated[
-        Expected | None, typer.Option(metavar="VERDICT", help="Exit with 1 on another verdict than holds, ...")
+        Expected | None,
+        typer.Option(metavar="VERDICT", help="holds, 'does not hold' or 'not shown': exit with 1 on another verdict."),
     ] = None,
     processes: Annotated[
-        int, typer.Option(help="Trainings at a time on a CPU, each on one core; -1: one for each.", min=-1)
+        int,
+        typer.Option(
+            help="Trainings at a time on a CPU, each on one core; -1: one for each core; 0: in this process.", min=-1
+        ),
     ] = -1,
-    name: Annotated[str | None, typer.Option(help="Of the folder in runs/; study-STUDY unless given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the folder in runs/; unless given study-STUDY, study-STUDY2 ...")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

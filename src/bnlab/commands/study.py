@@ -1,16 +1,18 @@
 """`bnlab study`: measure a claim about batch normalisation, and say whether it holds."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from bnlab.errors import UsageError
+from bnlab.files import read_json
 from bnlab.lab import catalogue
 from bnlab.lab.bench import Bench, check_options
 from bnlab.lab.cells import alone
-from bnlab.lab.report import PAGE, Report, write_index, write_report
+from bnlab.lab.report import PAGE, Report, judged, write_index, write_report
 from bnlab.lab.sides import Sides, open_sides
 from bnlab.lab.study import Study
 from bnlab.machine import choose_device, environment, usable_cores
@@ -66,7 +68,7 @@ class StudyResult:
 def listing() -> list[dict[str, str]]:
     """The document of `bnlab study list --json`."""
     return [
-        {"study": study.name, "claim": study.claim, "source": study.source, "protocol": study.protocol}
+        {"study": study.name} | {key: getattr(study, key) for key in ("title", "claim", "source", "protocol", "rule")}
         for study in catalogue.studies().values()
     ]
 
@@ -86,9 +88,11 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
         raise UsageError(f"{MEASURED} is where measurements are kept", "take another --name")
     if settings.seeds == 1:
         progress.warn("one seed gives no interval, so what is measured over seeds will be not shown")
-    check_options(settings.options, {key for study in studies for key in study.owns})
+    for study in studies:
+        check_options(study.name, settings.options, study.owns)
     check_free(settings.root, settings.name)
     device = choose_device(settings.device)
+    about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
     with alone(settings.root / MEASURED):
         sides = open_sides(
             settings.data,
@@ -97,29 +101,57 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
             folder=settings.root / MEASURED / "photos",
             progress=progress,
         )
-        measured = []
-        for study in studies:
-            bench = _bench(study, settings, sides, device, progress)
-            measured.append((study, bench, study.measure(bench)))
-    folder = new_run(settings.root, settings.name, stem=f"study-{settings.study}").folder
-    about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
-    if settings.study != ALL:
-        study, bench, tables = measured[0]
-        return StudyResult(reports=(write_report(study, bench, tables, folder, about),), folder=folder, is_all=False)
-    reports = []
-    for study, bench, tables in measured:
+        if settings.study == ALL:
+            return _all(studies, settings, sides, device, about, progress)
+        bench = _bench(studies[0], settings, sides, device, progress)
+        tables = studies[0].measure(bench)
+    report = judged(studies[0], bench, tables)
+    folder = _seen(report, settings) or new_run(settings.root, settings.name, stem=f"study-{settings.study}").folder
+    return StudyResult(reports=(write_report(report, bench, tables, folder, about),), folder=folder, is_all=False)
+
+
+def _all(
+    studies: Sequence[Study],
+    settings: StudySettings,
+    sides: Sides,
+    device: str,
+    about: dict[str, Any],
+    progress: Progress,
+) -> StudyResult:
+    """One after the other; what is done has its page, and is in the index, before the next is measured."""
+    folder: Path | None = None
+    reports: list[Report] = []
+    for study in studies:
+        bench = _bench(study, settings, sides, device, progress)
+        tables = study.measure(bench)
+        folder = folder or new_run(settings.root, settings.name, stem=f"study-{ALL}").folder
         (folder / study.name).mkdir()
-        reports.append(write_report(study, bench, tables, folder / study.name, about, index=f"../{PAGE}"))
-    write_index(
-        reports,
-        folder,
-        data=sides.name,
-        seeds=settings.seeds,
-        budget=settings.budget,
-        date=about["date"],
-        environment=about,
-    )
+        report = judged(study, bench, tables)
+        reports.append(write_report(report, bench, tables, folder / study.name, about, index=f"../{PAGE}"))
+        progress.note(f"{study.name}: {report.findings.verdict} ({len(reports)} of {len(studies)}; {folder / PAGE})")
+        write_index(
+            reports,
+            folder,
+            data=sides.name,
+            seeds=settings.seeds,
+            budget=settings.budget,
+            date=about["date"],
+            environment=about,
+        )
+    assert folder is not None
     return StudyResult(reports=tuple(reports), folder=folder, is_all=True)
+
+
+def _seen(report: Report, settings: StudySettings) -> Path | None:
+    """The folder of an earlier look that saw the same, unless a name is given: another look needs no other folder."""
+    if settings.name is not None:
+        return None
+    changes = ("report", "seconds", "environment")
+    mine = {key: value for key, value in json.loads(json.dumps(report.to_json())).items() if key not in changes}
+    for path in sorted(settings.root.glob(f"study-{settings.study}*/study.json")):
+        if {key: value for key, value in read_json(path).items() if key not in changes} == mine:
+            return path.parent
+    return None
 
 
 def _bench(study: Study, settings: StudySettings, sides: Sides, device: str, progress: Progress) -> Bench:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bnlab.config import load_settings
-from bnlab.errors import UsageError
+from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.lab.cells import Cell, run_cells
 from bnlab.lab.course import accuracy
 from bnlab.lab.records import Tables, Value, joined, labelled
@@ -45,18 +45,24 @@ _SMALL = {WITH_BN: "bn_small_inception", WITHOUT_BN: "small_inception"}
 _LARGE = {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
 
 
-def check_options(options: Mapping[str, Any], owned: Collection[str] = ()) -> None:
-    """Refuse what a user may not set; `owned` are keys that these studies set themselves besides.
+def check_options(study: str, options: Mapping[str, Any], owned: Collection[str] = ()) -> None:
+    """Refuse what a user may not set; `owned` are keys that this study sets itself besides.
 
     Raises:
-        RecipeError: a key is none of a recipe, or its value is out of range.
-        UsageError: studies set this key themselves.
+        RecipeError: a value is out of range.
+        UsageError: the study sets this key itself, or it is none of a recipe.
     """
-    load_settings("default", options)
     free = [key for key in SETTABLE if key not in owned]
     for key in options:
         if key not in free:
-            raise UsageError(f"{key} is what a study sets itself", f"leave it out; it takes {', '.join(free)}")
+            if key not in Recipe.model_fields:
+                raise UsageError(f"a recipe has no key '{printable(key)}'", did_you_mean(key, free))
+            raise UsageError(
+                f"{key} is what the study {study} sets itself", f"leave it out; it takes {', '.join(free)}"
+            )
+    load_settings("default", options)
+    if options.get("steps") == 0:
+        raise UsageError("steps 0 are no training", "give 1 or more, or epochs in their place")
 
 
 @dataclass(kw_only=True)
@@ -82,6 +88,11 @@ class Bench:
         """The value for the budget."""
         return quick if self.budget == "quick" else full
 
+    @property
+    def judged_on(self) -> int:
+        """How many photos of train statistics are measured on before a judgement."""
+        return self.pick(256, 1024)
+
     def twins(self) -> dict[str, str]:
         """The names of one network with and without BN: small for grey digits and for what has to be quick."""
         return dict(_SMALL if self.budget == "quick" or self.sides.kind == "digits" else _LARGE)
@@ -99,7 +110,7 @@ class Bench:
             "precision": "float32",
             "label_smoothing": 0.0,
             "grow_from": 1.0,
-            "recalibrate": self.pick(256, 1024),
+            "recalibrate": self.judged_on,
             "watch": False,
             "workers": 0,
             "cache": "ram",

@@ -20,8 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bnlab.data.listing import read_list
 from bnlab.errors import Interrupted, RunError, StorageError, printable
-from bnlab.files import file_sha256, read_json, storage_errors, write_json
+from bnlab.files import read_json, storage_errors, write_json
 from bnlab.lab.processes import Job, run_jobs
 from bnlab.lab.records import Records, Tables, Value
 from bnlab.machine import versions
@@ -78,7 +79,7 @@ class Cell:
         """A digest of all that its result follows from."""
         what = {
             "do": f"{self.do.__module__}.{self.do.__qualname__}",
-            "photos": file_sha256(self.split),
+            "photos": _photos(self.split, self.split.stat().st_mtime_ns),
             "seed": self.seed,
             "settings": self.settings,
             "device": device,
@@ -183,6 +184,15 @@ def _one_thread(device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def _photos(split: Path, changed: int) -> str:
+    """A digest of a list of photos: what is in them, on which side, in their order; not where they lie."""
+    digest = hashlib.sha256()
+    for photo in read_list(split):
+        digest.update(f"{photo.sha256} {photo.split} {photo.label}\n".encode())
+    return digest.hexdigest()
 
 
 @cache

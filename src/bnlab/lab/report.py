@@ -1,7 +1,7 @@
 """A study's results on paper: its page, its tables as CSV, its plots as PNG, and one JSON document."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,22 @@ class Report:
         }
 
 
+def judged(study: Study, bench: Bench, tables: Tables) -> Report:
+    """What the tables say, before it is written."""
+    return Report(
+        study=study,
+        findings=study.judge(tables).overlapping(bench.sides.overlap),
+        folder=Path(),
+        budget=bench.budget,
+        data=bench.sides.name,
+        options=bench.options,
+        seeds=len(bench.seeds),
+        seconds=bench.seconds,
+    )
+
+
 def write_report(
-    study: Study,
+    report: Report,
     bench: Bench,
     tables: Tables,
     folder: Path,
@@ -57,25 +71,17 @@ def write_report(
     *,
     index: str | None = None,
 ) -> Report:
-    """Judge the tables and write all files into a folder that is there; `index` is the page that leads here.
+    """Write all files into a folder that is there; `index` is the page that leads here.
 
     Raises:
         StorageError: no space left.
     """
-    findings = study.judge(tables).overlapping(bench.sides.overlap)
-    report = Report(
-        study=study,
-        findings=findings,
-        folder=folder,
-        budget=bench.budget,
-        data=bench.sides.name,
-        options=bench.options,
-        seeds=len(bench.seeds),
-        seconds=bench.seconds,
-    )
+    report = replace(report, folder=folder)
+    study, findings = report.study, report.findings
     for name, rows in tables.items():
         write_table(folder / f"{name}.csv", rows)
-    for name, plot in findings.plots.items():
+    plots = {name.replace(" ", "-"): plot for name, plot in findings.plots.items()}
+    for name, plot in plots.items():
         assert plot.table in tables, f"{name} is of no table"
         write_atomic(folder / f"{name}.png", plot_png(plot))
         write_table(folder / f"{name}-drawn.csv", drawn(plot))
@@ -88,11 +94,13 @@ def write_report(
         evidence=findings.evidence,
         remarks=findings.remarks,
         numbers=findings.numbers,
-        plots=[(name, plot, plot_svg(plot)) for name, plot in findings.plots.items()],
+        plots=[(name, plot, plot_svg(plot)) for name, plot in plots.items()],
         tables=list(tables),
         seeds=len(bench.seeds),
         data=bench.sides.name,
         photos=len(bench.sides),
+        found=bench.sides.found,
+        judged_on=bench.judged_on,
         classes=bench.sides.classes,
         is_drawn=bench.sides.is_drawn,
         budget=bench.budget,

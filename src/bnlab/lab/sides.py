@@ -40,12 +40,14 @@ class _Known:
 class Sides:
     """The photos of a study; `of` gives each seed's list."""
 
-    def __init__(self, name: str, kind: str, folder: Path, photos: Sequence[_Known]) -> None:
+    def __init__(self, name: str, kind: str, folder: Path, photos: Sequence[_Known], found: int) -> None:
         self.name = name
         """of the data, for the report"""
         self.kind = kind
         """digits (grey, of which no mirror image is another) or photos"""
         self.photos = tuple(photos)
+        self.found = found
+        """how many photos DATA has, of which a quick study takes a part"""
         self.is_drawn = not any(photo.given for photo in photos)
         """whether each seed draws test anew; else DATA gave it, and it is the same for all"""
         self.classes = len({photo.label for photo in photos})
@@ -62,7 +64,8 @@ class Sides:
     def of(self, seed: int) -> Path:
         """The list of photos with the sides that follow from the seed; written once."""
         given = {photo.given for photo in self.photos}
-        name = hashlib.sha256(repr((VAL, TEST, self.photos)).encode()).hexdigest()[:16]
+        where = str(self._folder.resolve())  # paths in a list hold for where it was written
+        name = hashlib.sha256(repr((VAL, TEST, where, self.photos)).encode()).hexdigest()[:16]
         path = self._folder / f"{name}-{seed}.csv"
         if not path.exists():
             photos = [Photo(p.path, p.label, _side(p, given, seed), p.sha256) for p in self.photos]
@@ -95,11 +98,12 @@ def open_sides(data: Path | None, *, quick: bool, least: int, folder: Path, prog
         known = [_of_content(one, given) for one, given in found]
     elif files := idx.find(data):
         name, kind = f"{printable(data.name)} (IDX, made binary)", "digits"
-        written = idx.write_binary(files, folder, progress)
-        refused, known = [], [_of_content(one, given) for one, given in _part(written, quick)]
+        found = idx.write_binary(files, folder, progress)
+        refused, known = [], [_of_content(one, given) for one, given in _part(found, quick)]
     else:
         name, kind = printable(data.name or data), "photos"
-        known, refused = _examined(_part(_found(data), quick), folder, progress)
+        found = _found(data)
+        known, refused = _examined(_part(found, quick), folder, progress)
     tell_refused(refused, strict=False, progress=progress)
     classes = {photo.label for photo in known}
     if len(classes) < 2 or len(known) < least:
@@ -107,7 +111,7 @@ def open_sides(data: Path | None, *, quick: bool, least: int, folder: Path, prog
             f"{name} has {plural(len(known), 'usable photo')} of {len(classes)} class{'es' * (len(classes) != 1)}",
             f"this study needs {least} photos of 2 classes or more",
         )
-    return Sides(name, kind, folder, known)
+    return Sides(name, kind, folder, known, len(found))
 
 
 def _found(data: Path) -> list[tuple[Found, str]]:

@@ -47,7 +47,7 @@ def remarks(tables: Tables) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def diverged(records: Records, counted: str = "count as guessing") -> tuple[str, ...]:
+def diverged(records: Records, counted: str = "counts as guessing") -> tuple[str, ...]:
     """A sentence for each arm of which trainings diverged, and how these count."""
     sentences = []
     for arm in distinct(records, "arm"):
@@ -56,7 +56,7 @@ def diverged(records: Records, counted: str = "count as guessing") -> tuple[str,
         if gone:
             rates = sorted({number(row, "learning_rate") for row in rows if "learning_rate" in row})
             at = f", at learning rates of {', '.join(f'{rate:g}' for rate in rates)}" if rates else ""
-            sentences.append(f"{arm}: {plural(len(gone), 'training')} diverged{at}, and {counted}")
+            sentences.append(f"{arm}: {plural(len(gone), 'training')} diverged{at}; one that does {counted}")
     return tuple(sentences)
 
 

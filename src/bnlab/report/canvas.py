@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by everyone, and readable on white and on black.
@@ -39,6 +40,21 @@ def png(draw: Callable[["Figure"], None], width: float, height: float) -> bytes:
         draw(figure)
         figure.savefig(content, format="png", dpi=140)
     return content.getvalue()
+
+
+def plain_labels(axis: "Axis") -> None:
+    """Numbers of a logarithmic axis as 0.01 or 1e−05: matplotlib's own are mathematics, which texts here are not.
+
+    Between powers of ten they stand where there are hardly two powers.
+    """
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}".replace("-", "−") if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from bnlab.report.canvas import COLOURS, png, svg
+from bnlab.report.canvas import COLOURS, plain_labels, png, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,12 +73,15 @@ def _size(plot: Plot) -> tuple[float, float]:
 
 def _draw(figure: "Figure", plot: Plot) -> None:
     axes = figure.subplots()
-    if plot.log_x:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own would be mathematics, which names are not read as
-    if plot.log_y:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+    for is_log, set_scale, axis in (
+        (plot.log_x, axes.set_xscale, axes.xaxis),
+        (plot.log_y, axes.set_yscale, axes.yaxis),
+    ):
+        if is_log:
+            set_scale("log")
+            plain_labels(axis)
+    if not plot.log_x and all(float(x).is_integer() for series in plot.series for x in series.x):
+        axes.locator_params("x", integer=True)
     for level, name in plot.lines:
         axes.axhline(level, color="gray", linewidth=1, linestyle=":")
         axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7,

@@ -106,7 +106,7 @@ def test_fewer_are_at_most_so_many_but_one_of_each_class(place: Place, most: int
 
 def test_the_batch_is_its_own() -> None:
     with pytest.raises(UsageError, match="batch_size"):
-        check_options({"batch_size": 16}, study.STUDY.owns)
+        check_options("regularisation", {"batch_size": 16}, study.STUDY.owns)
 
 
 def test_a_training_that_diverged_is_guessing_without_a_gap(make_bench: Callable[..., Bench], tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_each_change_has_an_interval_that_allows_for_their_number() -> None:
 def test_a_diverged_training_is_told() -> None:
     tables = planted(0.1)
     tables["accuracy"][0]["diverged_at"] = 7
-    assert STUDY.judge(tables).remarks == ("none of them: 1 training diverged, and count as guessing",)
+    assert STUDY.judge(tables).remarks == ("none of them: 1 training diverged; one that does counts as guessing",)
 
 
 @pytest.mark.slow

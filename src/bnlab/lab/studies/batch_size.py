@@ -151,7 +151,7 @@ def judge(tables: Tables) -> Findings:
             f"test accuracy recalibrated, parts of {arm}, %": _mean(where(test, arm=arm, statistics=RECALIBRATED))
             for arm in distinct(test, "arm")
         },
-        remarks=remarks(tables),
+        remarks=tuple(f"parts of {remark}" for remark in remarks(tables)),
     )
 
 

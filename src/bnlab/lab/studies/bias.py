@@ -223,7 +223,10 @@ def judge(tables: Tables) -> Findings:
             "gradient of biases before BN, relative to that of beta": fmean(of_twins(INCEPTION, mean("of_beta"))),
             f"relative distance at the end, {INCEPTION}": fmean(of_twins(INCEPTION, last("distance"))),
         }
-        | {f"test accuracy, {arm}": average(where(trained, arm=arm), "test_top1") for arm in ARMS},
+        | {
+            f"test accuracy, {arm}, everything trained, %": 100 * average(where(trained, arm=arm), "test_top1")
+            for arm in ARMS
+        },
         remarks=_remarks(tables),
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bnlab.errors import plural
 from bnlab.lab.again import aside, batch_of, gradients, is_look, put
 from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
@@ -243,7 +244,7 @@ def _plot(shifts: Records, column: str, title: str) -> Plot:
         x="steps",
         y=labels[column],
         series=over_seeds(over_layers, "step", column),
-        caption=f"{len(seeds(shifts))} seeds, mean of {len(distinct(shifts, 'layer'))} layers; {BAND}",
+        caption=f"{plural(len(seeds(shifts)), 'seed')}, mean of {len(distinct(shifts, 'layer'))} layers; {BAND}",
         table="shift",
         log_y=column == "relative",
     )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bnlab.errors import plural
 from bnlab.lab.bench import Bench
 from bnlab.lab.course import accuracy
 from bnlab.lab.plots import BAND, BARS, by_category, caption, over_seeds
@@ -143,7 +144,7 @@ def judge(tables: Tables) -> Findings:
             *race.remarks,
             *_remarks(claimed, tables["highest"]),
             *remarks({"accuracy": where(tables["accuracy"], arm=BASELINE)}),
-            *diverged([row for row in tables["accuracy"] if row["arm"] != BASELINE], "count by their best before"),
+            *diverged([row for row in tables["accuracy"] if row["arm"] != BASELINE], "counts by its best before"),
         ),
     )
 
@@ -207,7 +208,7 @@ def _plots(tables: Tables) -> dict[str, Plot]:
             x="",
             y="learning rate (logarithmic)",
             series=(by_category("highest rate", highest, "arm", "rate", arms),),
-            caption=f"{len(seeds(everything))} seeds; found to a factor of 2; {BARS}",
+            caption=f"{plural(len(seeds(everything)), 'seed')}; found to a factor of 2; {BARS}",
             table="highest",
             categories=arms,
             log_y=True,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bnlab.errors import plural
 from bnlab.lab.again import Batch, aside, batch_of, gradients, is_look, put
 from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
 from bnlab.lab.cells import Place
@@ -167,7 +168,7 @@ def _plot(rows: Records, measure: str, lengths: str) -> Plot:
         x="steps",
         y=_MEASURES[measure],
         series=over_seeds([row for row in rows if math.isfinite(number(row, measure))], "step", measure),
-        caption=f"{len(seeds(rows))} seeds, step lengths {multiples} {way}; {BAND}",
+        caption=f"{plural(len(seeds(rows)), 'seed')}, step lengths {multiples} {way}; {BAND}",
         table="smoothness",
         log_y=True,
     )
