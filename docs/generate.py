@@ -87,7 +87,7 @@ def _studies() -> str:
 
 
 def _results() -> str:
-    """A table of the study.json files that were committed."""
+    """A table of the study.json files that were committed, each with what was written of it by hand in note.md."""
     parts = [
         "# What came out\n",
         "Written by `make docs` from the `study.json` of each folder here, which `bnlab study` wrote. The folders hold",
@@ -122,6 +122,8 @@ def _results() -> str:
         parts += ["", *(f"- {remark}." for remark in found["remarks"]), ""]
         if beside:
             parts += ["Beside: " + "; ".join(f"{what} {figure(number)}" for what, number in beside.items()) + ".", ""]
+        if (note := path.with_name("note.md")).exists():
+            parts += [note.read_text("utf-8").strip(), ""]
         parts += [f"![{plot.stem}]({folder}/{quote(plot.name)})" for plot in sorted(path.parent.glob("*.png"))]
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"

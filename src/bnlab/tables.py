@@ -211,7 +211,7 @@ def study_list() -> RenderableType:
     parts: list[RenderableType] = []
     for row in studies():
         head = Text.assemble((row["study"], "bold"), f"  {row['title']}")
-        parts += [head, Padding(Text(f"{row['claim']} ({row['source']})", style="dim"), (0, 0, 0, 2))]
+        parts += [head, Padding(Text(f"{row['claim']} ({row['source']})", style="dim"), (0, 0, 0, 2), expand=False)]
     return Group(*parts)
 
 

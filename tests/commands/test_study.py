@@ -216,6 +216,7 @@ def test_the_command_line(data: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "runs/study-planted/report.html shows it." in out
     assert "bnlab: does not hold was expected; planted: holds" in err
     assert main(["study", "list"]) == 0
-    assert "It is <so>." in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "planted  A planted study\n  It is <so>. (Nobody 2026)\n" in listed
     assert main(["study", "list", "--json"]) == 0
     assert [row["study"] for row in json.loads(capsys.readouterr().out)] == ["planted", "other"]
