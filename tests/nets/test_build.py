@@ -194,7 +194,6 @@ def test_a_normalisation_of_your_own() -> None:
             "initialisation gaussian:-1 cannot be: give its standard deviation, as in gaussian:0.05",
         ),
     ],
-    ids=str,
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:

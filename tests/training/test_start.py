@@ -127,7 +127,6 @@ def test_the_trunk_goes_slower_unless_it_is_told_otherwise(data: Path, trained: 
             "frozen: the statistics, gamma and beta of 43 normalisation layers (2,664 of 269,203 parameters)",
         ),
     ],
-    ids=str,
 )
 def test_what_is_frozen_is_as_in_the_file_and_is_told(
     data: Path, trained: Path, options: dict[str, Any], frozen: Any, told: str
