@@ -245,7 +245,7 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         ("train", "data", "--size", 15),
         "size cannot be 15 (in the options): input should be greater than or equal to 16",
     ),
-    (("train", "data", "--set", "epochs="), "--set epochs= has no value: say, for example, --set momentum=0.8"),
+    (("train", "data", "--set", "epochs="), "--set epochs= has no value: say, for example, --set epochs=20"),
     (
         ("train", "data", "--set", "epochs=null"),
         "epochs cannot be None (in the options): input should be a valid integer",

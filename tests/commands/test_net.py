@@ -160,7 +160,7 @@ def test_from_python() -> None:
             "epochs does not shape a network: there are variant, norm, norm_eps, norm_momentum, activation, placement, "
             "conv_bias, width, stem, local_response, dropout, in_channels",
         ),
-        (("bn_inception", "--set", "width"), "--set width is no key=value: say, for example, --set momentum=0.8"),
+        (("bn_inception", "--set", "width"), "--set width is no key=value: say, for example, --set epochs=20"),
         (
             ("--set", "width=2"),
             "Invalid value: without NAME, only --json has an effect; name a network: see `bnlab net --help`",
