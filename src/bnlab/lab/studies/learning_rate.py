@@ -236,11 +236,11 @@ STUDY = Study(
     tuned alike, Inception and BN-Baseline are trained at multiples of the rate, too, and in full the seven changes at
     the rate itself. Without BN the first weights are scaled on a batch so that each layer begins with outputs of a
     mean square of 1 (it does not train reliably else); the paper says nothing of this. Accuracy is judged after every
-    epoch (quick: every second), by statistics measured anew; the best accuracy is that on test at the judgement which was best on val.
-    Between judgements of test, and from guessing at step 0 to the first, accuracy is taken to run straight. Quick: a
-    small Inception of 32 px, 200 steps. The highest stable rate is found by bisection, to a factor of 2: after 30 steps
-    (full: 200) no loss was without a number, the loss on val is below {BLOWN_UP} times that of guessing, and the
-    outputs still follow from the photo.""",
+    epoch (quick: every second), by statistics measured anew; the best accuracy is that on test at the judgement which
+    was best on val. Between judgements of test, and from guessing at step 0 to the first, accuracy is taken to run
+    straight. Quick: a small Inception of 32 px, 200 steps. The highest stable rate is found by bisection, to a factor
+    of 2: after 30 steps (full: 200) no loss was without a number, the loss on val is below {BLOWN_UP} times that of
+    guessing, and the outputs still follow from the photo.""",
     rule="""Four clauses decide: steps of Inception to its best accuracy over steps of BN-x5 to the same (above 1, and
     above 14), the best accuracy of BN-x30 less that of Inception (above 0 points), and the highest stable rate of
     BN-x5's network over that of Inception's (above 1). Each by its 95% interval over seeds. A network that never gets
