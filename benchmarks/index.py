@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bnlab.data.listing import tell_missing, write_list, write_rows
+from bnlab.data.dataset import open_training_data
 from bnlab.data.photos import Photo
-from bnlab.data.source import open_training_data
-from bnlab.progress import Silent
+from bnlab.data.split_csv import report_missing, write_rows, write_split_csv
+from bnlab.progress import NullProgress
 
 SIZES = (10_000, 1_000_000)
 CLASSES, NAMES, PICTURES = 1000, 1000, 16
@@ -111,21 +111,21 @@ def _list(home: Path, size: int) -> Path:
 def one(data: Path) -> Found:
     """All figures of one list, in this process."""
     start = time.perf_counter()
-    source = open_training_data(data, val=0.2, seed=0, progress=Silent())
-    tell_missing(source.photos, "val", Silent())
+    dataset = open_training_data(data, val=0.2, seed=0, progress=NullProgress())
+    report_missing(dataset.photos, "val", NullProgress())
     opened = time.perf_counter()
-    write_list(data.with_suffix(".copy"), source.photos)
+    write_split_csv(data.with_suffix(".copy"), dataset.photos)
     found = {"open": opened - start, "write": time.perf_counter() - opened, "opened": _peak()}
 
     import torch
     from torch.nn import functional as F
 
     from bnlab.data.loader import TrainingLoader
-    from bnlab.nets.build import build, to_device
+    from bnlab.nets.build import build, move_network
 
     loader = TrainingLoader(
-        source.side("train"),
-        source.classes,
+        dataset.side("train"),
+        dataset.classes,
         size=PIXELS,
         area=(0.35, 1.0),
         aspect=(0.75, 4 / 3),
@@ -134,8 +134,8 @@ def one(data: Path) -> Found:
         seed=0,
         workers=0,
     )
-    val = source.side("val")
-    network = to_device(build("bn_googlenet", classes=len(source.classes)), "cpu")
+    val = dataset.side("val")
+    network = move_network(build("bn_googlenet", classes=len(dataset.classes)), "cpu")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     batches, seconds = loader.epoch(0), []
     for _ in range(WARM_UP + STEPS):
@@ -148,7 +148,7 @@ def one(data: Path) -> Found:
         sum(F.cross_entropy(output, torch.from_numpy(labels)) for output in outputs).backward()  # type: ignore[union-attr]
         optimizer.step()
         seconds.append(time.perf_counter() - start)
-    assert len(val) and len(loader.paths) + len(val) == len(source.photos)
+    assert len(val) and len(loader.paths) + len(val) == len(dataset.photos)
     return found | {"step": 1e3 * statistics.median(seconds[WARM_UP:]), "trained": _peak()}
 
 

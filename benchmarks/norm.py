@@ -27,9 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bnlab.machine import environment
-from bnlab.nets.build import TableNetwork, build, to_device
+from bnlab.nets.build import TableNetwork, build, move_network
 from bnlab.norm import BatchNorm2d, convert_sync, fold, recalibrate, save_memory
-from bnlab.norm.layers import BatchNorm, layers_of
+from bnlab.norm.layers import BatchNorm, batch_norm_layers
 
 BATCH = 32
 LAST = torch.channels_last
@@ -73,7 +73,7 @@ def layers() -> None:
 
 def recalibration() -> None:
     """The measuring pass against the forwards it needs: those of the network normalising by its batches."""
-    network = to_device(build("bn_googlenet", classes=5), "cpu")
+    network = move_network(build("bn_googlenet", classes=5), "cpu")
     batches = [torch.randn(BATCH, 3, 128, 128).to(memory_format=LAST) for _ in range(4)]
 
     def forwards() -> None:
@@ -82,7 +82,7 @@ def recalibration() -> None:
                 network(batch)
 
     def as_training() -> None:
-        for _, layer in layers_of(network.eval()):
+        for _, layer in batch_norm_layers(network.eval()):
             layer.train()
         forwards()
 
@@ -139,7 +139,7 @@ def _digits(seed: int, epochs: tuple[int, ...]) -> Iterator[tuple[int, dict[str,
     """After each of these epochs, accuracy and logits on the held-out digits by each way of measuring."""
     images, labels = _digit_images(seed)
     train, held_out = images[:1200], images[1200:]
-    network = to_device(build("bn_small_inception", classes=10, seed=seed), "cpu")
+    network = move_network(build("bn_small_inception", classes=10, seed=seed), "cpu")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     for epoch in range(1, epochs[-1] + 1):
         network.train()
@@ -188,14 +188,14 @@ def synchronisation() -> None:
 def _sync_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    plain = to_device(build("bn_googlenet", classes=5), "cpu")
+    plain = move_network(build("bn_googlenet", classes=5), "cpu")
     networks = {"plain": plain, "sync": convert_sync(copy.deepcopy(plain))}
     x, targets = torch.randn(16, 3, 128, 128).to(memory_format=LAST), torch.arange(16) % 5
     # Both processes have to do the same number of steps: as many as are told, not as many as there is time for.
     found = _race({name: _training_step(net, x, targets) for name, net in networks.items()}, rounds=12)
     if rank == 0:
         low, ratio, high = _spread(found["sync"], found["plain"])
-        layer_count = sum(1 for _ in layers_of(plain))
+        layer_count = sum(1 for _ in batch_norm_layers(plain))
         more = statistics.median(a - b for a, b in zip(found["sync"], found["plain"], strict=True)) / layer_count
         print("two processes on gloo, one thread each, 16 images of 128 px each, forward and backward\n")
         print(f"- step: {ratio:.2f} ({low:.2f} to {high:.2f}) times the step without, n = {len(found['sync'])}")
@@ -205,8 +205,8 @@ def _sync_process(rank: int, folder: str) -> None:
 
 def memory() -> None:
     """Peak of live tensors, as torch dispatches them, and time, of a training step at 224 px."""
-    own = to_device(build("bn_googlenet", classes=5, auxiliary=True), "cpu")
-    plain = to_device(_with_torchs_layers(own), "cpu")
+    own = move_network(build("bn_googlenet", classes=5, auxiliary=True), "cpu")
+    plain = move_network(_with_torchs_layers(own), "cpu")
     x, targets = torch.randn(BATCH, 3, 224, 224).to(memory_format=LAST), torch.arange(BATCH) % 5
     steps = {
         "plain": _training_step(plain, x, targets),
@@ -235,7 +235,7 @@ def memory() -> None:
 def folding() -> None:
     """Inference with and without batch normalisation folded away, of a network that has learned a little."""
     images, labels = _digit_images(0)
-    network = to_device(build("bn_googlenet", classes=10), "cpu")
+    network = move_network(build("bn_googlenet", classes=10), "cpu")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
     for start in range(0, 30 * BATCH, BATCH):
         optimizer.zero_grad()
@@ -303,7 +303,7 @@ def _training_step(
 def _layer_shapes(size: int) -> list[tuple[int, ...]]:
     network = build("bn_googlenet", classes=5, auxiliary=True)
     shapes: list[tuple[int, ...]] = []
-    for _, layer in layers_of(network):
+    for _, layer in batch_norm_layers(network):
         layer.register_forward_pre_hook(lambda _, args: shapes.append((BATCH, *args[0].shape[1:])))
     network(torch.randn(2, 3, size, size))
     return shapes

@@ -27,8 +27,8 @@ from bnlab.machine import environment
 Starts = Mapping[str, Mapping[str, Any]]
 # A short training, of the recipe's settings as they were when docs/nets.md was measured.
 QUICK = {
-    "epochs": 2, "size": 96, "grow_from": 1.0, "shrink": 0.0, "learning_rate": 0.1, "precision": "float32",
-    "recalibrate": 0,
+    "epochs": 2, "size": 96, "start_size": 1.0, "pre_resize": 0.0, "learning_rate": 0.1, "precision": "float32",
+    "recalibration_images": 0,
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def initialisation(seeds: int) -> None:
         "BN, N(0, 0.01^2)": {"network": "bn_small_inception", "initialisation": "gaussian:0.01"},
         "no BN, He": {"network": "small_inception"},
         "no BN, N(0, 0.01^2)": {"network": "small_inception", "initialisation": "gaussian:0.01"},
-        "no BN, fitted to the first batch": {"network": "small_inception", "data_dependent": True},
+        "no BN, fitted to the first batch": {"network": "small_inception", "lsuv_init": True},
     }
     with tempfile.TemporaryDirectory() as home:
         photos = Path(home, "digits")
@@ -68,7 +68,7 @@ def scratch(photos: Path, seeds: int) -> None:
             "initialisation": "gaussian:0.01",
             "learning_rate": 0.01,
         },
-        "no BN, fitted, a tenth of the rate": {"network": "googlenet", "data_dependent": True, "learning_rate": 0.01},
+        "no BN, fitted, a tenth of the rate": {"network": "googlenet", "lsuv_init": True, "learning_rate": 0.01},
     }
     _table("GoogLeNet, 2 epochs at 96 px", photos, starts, seeds, **QUICK)
 
@@ -101,11 +101,11 @@ def _tune(home: Path, title: str, seeds: int) -> None:
     init = str(known.run.last)
     starts: Starts = {
         "from scratch": {},
-        "fine-tuned, trunk at a tenth of the rate": {"init": init},
-        "fine-tuned, trunk at the full rate": {"init": init, "trunk_rate": 1.0},
+        "fine-tuned, backbone at a tenth of the rate": {"init": init},
+        "fine-tuned, backbone at the full rate": {"init": init, "backbone_lr_factor": 1.0},
         "fine-tuned, statistics frozen": {"init": init, "freeze_bn": True},
         "fine-tuned, stem frozen": {"init": init, "freeze": "stem"},
-        "last layer alone": {"init": init, "freeze": "trunk"},
+        "last layer alone": {"init": init, "freeze": "backbone"},
     }
     _table(f"{title}, 2 epochs at 96 px", home / "new", starts, seeds, **QUICK)
 

@@ -29,9 +29,9 @@ def main(photos: Path, pairs: int, size: int) -> None:
     from bnlab.commands.machine import MachineSettings, run
     from bnlab.nets import build
     from bnlab.nets.count import count
-    from bnlab.progress import Silent
+    from bnlab.progress import NullProgress
 
-    machine = run(MachineSettings(device="cpu"), Silent())
+    machine = run(MachineSettings(device="cpu"), NullProgress())
     found, gflops = machine.environment, machine.gflops
     print(f"{date.today()}, {found['processor']}, {found['cores']} cores, torch {found['versions']['torch']}")
     print(", ".join(f"{what} {rate:.0f} GFLOP/s" for what, rate in gflops.items()))
@@ -78,9 +78,9 @@ def measured(what: str, kind: str, photos: Path, size: int) -> tuple[float, floa
 
 def one(what: str, photos: Path, size: int, kind: str) -> None:
     """bnlab's way, in this process: print as `plain.report` does, and the share of the time spent waiting."""
-    from bnlab.machine import tune
+    from bnlab.machine import tune_allocator
 
-    tune()
+    tune_allocator()
     sys.path.insert(0, str(HERE))
     from plain import report
 
@@ -95,30 +95,30 @@ def one(what: str, photos: Path, size: int, kind: str) -> None:
 
 def training(photos: Path, size: int, kind: str, waits: list[float]) -> Iterator[int]:
     """Train without end, as `plain.training` does."""
-    from bnlab.data.source import open_training_data
+    from bnlab.data.dataset import open_training_data
     from bnlab.nets import build
-    from bnlab.nets.build import to_device
-    from bnlab.progress import Silent
+    from bnlab.nets.build import move_network
+    from bnlab.progress import NullProgress
     from bnlab.recipe import Recipe
+    from bnlab.training.build import make_context
     from bnlab.training.loop import train_step
     from bnlab.training.optimizer import set_learning_rate
-    from bnlab.training.trainee import make_trainee
 
     recipe = Recipe.model_validate({"size": size, "auxiliary": True, "precision": kind, "batch_size": 32})
-    network = to_device(build("bn_googlenet", classes=5, auxiliary=True), "cpu").train()
-    source = open_training_data(photos, val=0.1, seed=0, progress=Silent())
-    trainee = make_trainee(recipe, network, source, "cpu")  # without a cache: every photo is read again
-    set_learning_rate(trainee.optimizer, 0.01)
+    network = move_network(build("bn_googlenet", classes=5, auxiliary=True), "cpu").train()
+    dataset = open_training_data(photos, val=0.1, seed=0, progress=NullProgress())
+    context = make_context(recipe, network, dataset, "cpu")  # without a cache: every photo is read again
+    set_learning_rate(context.optimizer, 0.01)
     step = 0
     while True:
-        batches = trainee.loader.epoch(0, size)
+        batches = context.loader.epoch(0, size)
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
             waits.append(time.perf_counter() - began)
             if batch is None:
                 break
-            train_step(trainee, *batch, step)
+            train_step(context, *batch, step)
             step += 1
             yield len(batch[1])
 
@@ -127,20 +127,20 @@ def evaluation(photos: Path, size: int) -> Iterator[int]:
     """Evaluate without end, as `plain.evaluation` does."""
     from bnlab.classifier.card import Card
     from bnlab.classifier.predict import Classifier
-    from bnlab.data.loader import prepared_batches
+    from bnlab.data.loader import preprocessed_batches
     from bnlab.data.scan import scan
     from bnlab.nets import build
-    from bnlab.nets.build import to_device
+    from bnlab.nets.build import move_network
     from bnlab.recipe import Recipe
-    from bnlab.training.trainee import view_of
+    from bnlab.training.build import preprocessing_of
 
-    network = to_device(build("bn_googlenet", classes=5), "cpu")
-    view = view_of(Recipe(size=size))
-    card = Card(network=network.name, arguments=network.arguments, classes=tuple("abcde"), view=view)
+    network = move_network(build("bn_googlenet", classes=5), "cpu")
+    preprocessing = preprocessing_of(Recipe(size=size))
+    card = Card(network=network.name, arguments=network.arguments, classes=tuple("abcde"), preprocessing=preprocessing)
     classifier = Classifier(network, card)
     paths = [found.path for found in scan(photos)]
     while True:
-        for pixels, _ in prepared_batches(paths, view, batch_size=32, workers=-1):
+        for pixels, _ in preprocessed_batches(paths, preprocessing, batch_size=32, workers=-1):
             classifier.probabilities(pixels)
             yield len(pixels)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bnlab.commands import demo
 from bnlab.machine import environment
-from bnlab.progress import Silent
+from bnlab.progress import NullProgress
 
 CHANCE = 0.1  # what a network gone to NaN is worth
 
@@ -28,7 +28,7 @@ def main(seeds: int) -> None:
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            result = demo.run(demo.DemoSettings(seed=seed, root=Path(folder)), Silent())
+            result = demo.run(demo.DemoSettings(seed=seed, root=Path(folder)), NullProgress())
             seconds.append(time.perf_counter() - began)
         for name, twin in result.twins.items():
             accuracy[name].append(twin.test.top1 if twin.test and not twin.diverged else CHANCE)

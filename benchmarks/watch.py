@@ -15,9 +15,9 @@ from datetime import date
 import torch
 from torch.nn import functional as F
 
+from bnlab.health.bn_monitor import BNMonitor
 from bnlab.machine import environment
-from bnlab.nets.build import build, to_device
-from bnlab.training.watch import Watch
+from bnlab.nets.build import build, move_network
 
 WINDOW, EVERY = 8, 64
 
@@ -27,11 +27,11 @@ def main(seconds: float) -> None:
     machine = environment("cpu")
     print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
     print(f"{torch.get_num_threads()} threads")
-    network = to_device(build("bn_googlenet", classes=5), "cpu").train()
+    network = move_network(build("bn_googlenet", classes=5), "cpu").train()
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
     images = torch.randn(32, 3, 96, 96).to(memory_format=torch.channels_last)
     targets = torch.arange(32) % 5
-    watch = Watch(network, window=WINDOW, every=EVERY)
+    watch = BNMonitor(network, window=WINDOW, every=EVERY)
     spent = 0.0  # seconds within the watch, in the step just done
 
     def step(number: int | None) -> float:

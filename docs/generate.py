@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from bnlab.config import load_settings
 from bnlab.lab import catalogue
-from bnlab.lab.bench import SETTABLE
-from bnlab.lab.sides import QUICK_PHOTOS
+from bnlab.lab.experiment import SETTABLE
+from bnlab.lab.splits import QUICK_PHOTOS
 from bnlab.recipe import Recipe
-from bnlab.report.html import figure
+from bnlab.report.html import format_number
 
 PAPER = ["inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid"]
 
@@ -113,15 +113,18 @@ def _results() -> str:
                 cells = (
                     what + beside,
                     f"{number['claimed']} {number['unit']}",
-                    figure(number["mean"]),
-                    f"{figure(number['low'])} to {figure(number['high'])}{level}",
+                    format_number(number["mean"]),
+                    f"{format_number(number['low'])} to {format_number(number['high'])}{level}",
                     number["verdict"],
                 )
                 parts.append(f"| {' | '.join(cells)} |")
         beside = {what: number for what, number in found["numbers"].items() if not isinstance(number, dict)}
         parts += ["", *(f"- {remark}." for remark in found["remarks"]), ""]
         if beside:
-            parts += ["Beside: " + "; ".join(f"{what} {figure(number)}" for what, number in beside.items()) + ".", ""]
+            parts += [
+                "Beside: " + "; ".join(f"{what} {format_number(number)}" for what, number in beside.items()) + ".",
+                "",
+            ]
         if (note := path.with_name("note.md")).exists():
             parts += [note.read_text("utf-8").strip(), ""]
         parts += [f"![{plot.stem}]({folder}/{quote(plot.name)})" for plot in sorted(path.parent.glob("*.png"))]

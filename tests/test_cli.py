@@ -509,7 +509,7 @@ def other_classifier(trained: Path, file: Path, order: tuple[int, ...] = (2, 0, 
         for tensor in (network.fc.weight, network.fc.bias):
             tensor.copy_(tensor[list(order)].clone())
     classes = tuple(card.classes[i] for i in order)
-    changes = {"classes": classes, "view": replace(card.view, size=40)} | of_card
+    changes = {"classes": classes, "view": replace(card.preprocessing, size=40)} | of_card
     file.parent.mkdir(parents=True, exist_ok=True)
     save_classifier(file, network, replace(card, **changes))
     return file
@@ -606,12 +606,11 @@ def test_what_is_odd_in_a_folder_is_told(bnlab: Command, photos: Path) -> None:
 
 def test_an_interrupted_demo_says_how_to_begin_anew(bnlab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from bnlab.errors import Interrupted
-    from bnlab.training import session
 
     def interrupted(*_: object, **__: object) -> None:
         raise Interrupted("x")
 
-    monkeypatch.setattr(session, "train", interrupted)
+    monkeypatch.setattr("bnlab.training.run.train", interrupted)
     done = bnlab("demo")
     assert (done.status, done.complaint) == (
         130, "the demo was interrupted, and leaves runs/demo; begin it anew with: bnlab demo",

@@ -41,7 +41,7 @@ def test_classic_is_the_tutorials_to_the_letter() -> None:
     """Each key that decides a result stands in the file, so that a better default never changes it."""
     given = yaml.safe_load((RECIPES / "classic.yaml").read_text())
     of_the_network = {"variant", "norm", "activation", "initialisation"}
-    of_fine_tuning = {"init", "trunk_rate", "freeze", "freeze_bn"}
+    of_fine_tuning = {"init", "backbone_lr_factor", "freeze", "freeze_bn"}
     assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed"} | of_the_network | of_fine_tuning
     recipe = load_settings("classic").recipe
     assert (recipe.network, recipe.auxiliary, recipe.auxiliary_weight, recipe.dropout) == (
@@ -72,13 +72,13 @@ def test_the_papers_recipes_are_its_table() -> None:
     assert dumped["bn-x5"] == dumped["bn-x30"] == dumped["bn-x5-sigmoid"]
     before, after = recipes["bn-baseline"], recipes["bn-x5"]
     changed = {key for key, value in dumped["bn-x5"].items() if value != dumped["bn-baseline"][key]}
-    assert changed == {"dropout", "weight_decay", "decay_epochs", "local_response", "shuffle", "photometric"}
+    assert changed == {"dropout", "weight_decay", "decay_epochs", "local_response", "shuffle", "color_jitter"}
     assert (before.dropout, after.dropout) == (0.4, 0.0)
     assert after.weight_decay == pytest.approx(before.weight_decay / 5)
     assert after.decay_epochs == pytest.approx(before.decay_epochs / 6)
     assert (before.local_response, after.local_response) == (True, False)
     assert (before.shuffle, after.shuffle) == ("batches", "photos")
-    assert after.photometric < before.photometric
+    assert after.color_jitter < before.color_jitter
 
 
 @pytest.mark.parametrize(

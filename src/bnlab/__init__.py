@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bnlab.api import import_weights, resume, split, train
     from bnlab.classifier.predict import Candidate, Classifier, Prediction
     from bnlab.errors import BnlabError
-    from bnlab.machine import tune
+    from bnlab.machine import tune_allocator
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "resume",
     "split",
     "train",
-    "tune",
+    "tune_allocator",
 ]
 
 # Imported when first asked for: `import bnlab`, and so `bnlab --help`, costs no seconds of torch.
@@ -38,7 +38,7 @@ _WHERE = {
     "resume": "bnlab.api",
     "split": "bnlab.api",
     "train": "bnlab.api",
-    "tune": "bnlab.machine",
+    "tune_allocator": "bnlab.machine",
 }
 
 

@@ -13,9 +13,9 @@ import warnings
 from typer.exceptions import TyperException
 
 from bnlab.cli import app
-from bnlab.console import Stopped, err
+from bnlab.cli.console import Stopped, err
 from bnlab.errors import BnlabError, printable
-from bnlab.machine import tune
+from bnlab.machine import tune_allocator
 
 _INTERRUPTED = 130
 
@@ -29,7 +29,7 @@ def run(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name this terminal cannot show is no reason to fail
-    tune()
+    tune_allocator()
     warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a photo we say ourselves what matters
     try:
         status = app(arguments, standalone_mode=False, prog_name="bnlab")

@@ -11,10 +11,10 @@ from bnlab.commands.import_weights import ImportResult, ImportSettings
 from bnlab.commands.split import SplitResult, SplitSettings
 from bnlab.commands.train import TrainSettings
 from bnlab.config import load_settings
-from bnlab.data.layout import How
-from bnlab.progress import Progress, Silent
+from bnlab.data.write_split import LinkMode
+from bnlab.progress import NullProgress, Progress
 from bnlab.runs import RUNS
-from bnlab.training.session import TrainingResult
+from bnlab.training.run import TrainingResult
 
 AnyPath = str | PathLike[str]
 
@@ -54,7 +54,7 @@ def train(
     settings = TrainSettings(
         data=Path(data), settings=load_settings(recipe, options), name=name, strict=strict, root=Path(runs)
     )
-    return train_command.run(settings, progress or Silent())
+    return train_command.run(settings, progress or NullProgress())
 
 
 def resume(name: str | None = None, *, runs: AnyPath = RUNS, progress: Progress | None = None) -> TrainingResult:
@@ -63,7 +63,7 @@ def resume(name: str | None = None, *, runs: AnyPath = RUNS, progress: Progress 
     Raises:
         BnlabError: there is no such run, another training has it, or its photos are gone.
     """
-    return train_command.run(TrainSettings(resume=True, name=name, root=Path(runs)), progress or Silent())
+    return train_command.run(TrainSettings(resume=True, name=name, root=Path(runs)), progress or NullProgress())
 
 
 def split(
@@ -73,7 +73,7 @@ def split(
     val: float = SplitSettings.val,
     test: float = SplitSettings.test,
     seed: int = SplitSettings.seed,
-    how: How = "link",
+    how: LinkMode = "link",
     strict: bool = False,
     progress: Progress | None = None,
 ) -> SplitResult:
@@ -96,7 +96,7 @@ def split(
     settings = SplitSettings(
         photos=Path(photos), into=Path(into), val=val, test=test, seed=seed, how=how, strict=strict
     )
-    return split_command.run(settings, progress or Silent())
+    return split_command.run(settings, progress or NullProgress())
 
 
 def import_weights(
@@ -135,4 +135,4 @@ def import_weights(
         format=format,
         options=({} if network is None else {"network": network}) | options,
     )
-    return import_command.run(settings, progress or Silent())
+    return import_command.run(settings, progress or NullProgress())

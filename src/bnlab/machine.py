@@ -23,7 +23,7 @@ _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch asks for pages of 2 MiB
 _tuned: dict[str, str] = {}  # what was done
 
 
-def tune() -> Mapping[str, str]:
+def tune_allocator() -> Mapping[str, str]:
     """Prepare this process for training on a CPU: transparent huge pages, a malloc that keeps what it has.
 
     To be called before torch is loaded, and of no effect afterwards. Nothing is done where the platform is not Linux
@@ -46,7 +46,7 @@ def tune() -> Mapping[str, str]:
 
 
 def release_memory() -> None:
-    """Give back to the system what malloc keeps and nobody uses, where `tune` told it to keep."""
+    """Give back to the system what malloc keeps and nobody uses, where `tune_allocator` told it to keep."""
     if "M_TRIM_THRESHOLD" in _tuned:
         import ctypes
 
@@ -105,23 +105,25 @@ def free_memory() -> int:
 
 
 @contextmanager
-def memory_errors(batch_size: int, size: int, what_fits: Callable[[], str] | None = None) -> Iterator[None]:
+def memory_errors(batch_size: int, size: int, suggest_batch_size: Callable[[], str] | None = None) -> Iterator[None]:
     """Turn whatever a device says of full memory into an OutOfMemoryError that says what could be smaller.
 
-    `what_fits` may find out; it is asked once what was being done has let go of its memory.
+    `suggest_batch_size` may find out; it is asked once what was being done has let go of its memory.
     """
     try:
         yield
         return
     except (MemoryError, RuntimeError) as error:
-        if not is_full(error):
+        if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # which hold what was being computed
-    remedy = what_fits() if what_fits else "try half the --batch-size, or a network of a smaller --size"
+    remedy = (
+        suggest_batch_size() if suggest_batch_size else "try half the --batch-size, or a network of a smaller --size"
+    )
     raise OutOfMemoryError(f"out of memory at a batch size of {batch_size} and a size of {size} px", remedy)
 
 
-def is_full(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is full."""
     import torch
 

@@ -41,7 +41,7 @@ class _SilentTask:
         pass
 
 
-class Silent:
+class NullProgress:
     """Says nothing; keeps the warnings in `warnings` for who wants to look."""
 
     def __init__(self) -> None:

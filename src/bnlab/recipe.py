@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     """GoogLeNet's local response normalisation, in the stem"""
     initialisation: str | None = None
     """he, xavier or gaussian:STD; none: he, or xavier before sigmoid and tanh"""
-    data_dependent: bool = False
+    lsuv_init: bool = False
     """without normalisation: scale every layer on the first batch, so that its outputs begin with a mean square of 1"""
     auxiliary: bool = False
     """train GoogLeNet's two auxiliary classifiers beside the main one"""
@@ -76,9 +76,9 @@ class Recipe(BaseModel):
     """subtracted from each channel (RGB, in 0..1)"""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """divides each channel after that"""
-    grow_from: Annotated[float, Field(gt=0, le=1)] = 0.5
+    start_size: Annotated[float, Field(gt=0, le=1)] = 0.5
     """training begins with squares of this share of `size`, but of 32 px at least, which grow to it, 16 px at a time"""
-    shrink: Annotated[float, Field(ge=0, le=16)] = 1.25
+    pre_resize: Annotated[float, Field(ge=0, le=16)] = 1.25
     """training crops from the photo shrunk to a short side of so many times `size`, which is what a cache keeps; 0:
     from the photo as it is"""
     crop_area: tuple[Fraction, Fraction] = (0.25, 1.0)
@@ -87,7 +87,7 @@ class Recipe(BaseModel):
     """and of this aspect (width to height), from and to"""
     flip: Fraction = 0.5
     """chance that training mirrors a photo left to right"""
-    photometric: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    color_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """training varies brightness, contrast and saturation by up to this share"""
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
     """training blends pairs of photos, by shares from Beta(a, a) with this a (Zhang et al. 2018); 0: never"""
@@ -136,14 +136,14 @@ class Recipe(BaseModel):
 
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """judge and keep an average of the weights, of which each step leaves this share; 0: the weights themselves"""
-    recalibrate: Annotated[int, Field(ge=0)] = 1024
+    recalibration_images: Annotated[int, Field(ge=0)] = 1024
     """before it is judged, measure the network's population statistics on so many training photos (Alg. 2); 0: judge by
     the running statistics"""
-    mirror: bool = False
+    flip_tta: bool = False
     """evaluation and prediction average the answers for the photo and its mirror image, at twice the cost"""
-    judge_every: Annotated[int, Field(ge=0)] = 0
+    validate_every: Annotated[int, Field(ge=0)] = 0
     """epochs from one judgement on val to the next, the last always judged; 0: about ten judgements in all"""
-    watch: bool = True
+    bn_monitor: bool = True
     """watch the health of batch normalisation during training, and warn"""
 
     val: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -152,10 +152,10 @@ class Recipe(BaseModel):
     """all randomness follows from it"""
     init: str | None = None
     """classifier file to start from (fine-tuning)"""
-    trunk_rate: Fraction = 1.0
+    backbone_lr_factor: Fraction = 1.0
     """factor on the learning rate of all but the last layer (and auxiliary heads); 0.1 with `init` unless set"""
-    freeze: Literal["none", "stem", "trunk"] = "none"
-    """`init`: do not train the stem (before the first Inception block), or the trunk (all but the last layer)"""
+    freeze: Literal["none", "stem", "backbone"] = "none"
+    """`init`: do not train the stem (before the first Inception block), or the backbone (all but the last layer)"""
     freeze_bn: bool = False
     """`init`: normalise by the file's statistics, in training too, and keep them, gamma and beta as they are"""
 
@@ -182,7 +182,7 @@ class Recipe(BaseModel):
 
 
 # What may differ when a run is resumed: it changes speed, never a result on the same kind of device.
-MACHINE_KEYS = frozenset({"device", "workers", "cache", "cache_gigabytes", "checkpoint_seconds", "watch"})
+MACHINE_KEYS = frozenset({"device", "workers", "cache", "cache_gigabytes", "checkpoint_seconds", "bn_monitor"})
 # A key that has an effect only beside these values of another.
 ONLY_WITH: Mapping[str, tuple[str, object]] = {
     "epochs": ("time", None),
@@ -196,5 +196,5 @@ ONLY_WITH: Mapping[str, tuple[str, object]] = {
     "auxiliary_weight": ("auxiliary", True),
     "crop_fraction": ("resize", "crop"),
     "initialisation": ("init", None),
-    "data_dependent": ("init", None),
+    "lsuv_init": ("init", None),
 }

@@ -3,14 +3,14 @@ import json
 import pytest
 
 from bnlab.classifier.card import FORMAT_VERSION, Card, from_json, to_json
-from bnlab.data.pixels import View
+from bnlab.data.preprocess import Preprocessing
 from bnlab.errors import ClassifierError
 
 CARD = Card(
     network="bn_googlenet",
     arguments={"dropout": 0.2},
     classes=("rose", "百合", 'a "b"'),
-    view=View(size=96, resize="crop", crop_fraction=0.9, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+    preprocessing=Preprocessing(size=96, resize="crop", crop_fraction=0.9, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
     metrics={"split": "val", "n": 12, "top1": 0.5},
 )
 

@@ -14,8 +14,8 @@ from bnlab.classifier.evaluate import Member, evaluate
 from bnlab.classifier.predict import Probabilities
 from bnlab.data import loader
 from bnlab.data.cache import Cache
-from bnlab.data.pixels import open_photo
-from bnlab.data.source import open_evaluation_data
+from bnlab.data.dataset import open_evaluation_data
+from bnlab.data.preprocess import open_photo
 from bnlab.errors import ClassifierError, DivergedError, UsageError
 
 
@@ -34,7 +34,9 @@ def changed(classifier: Classifier, seed: int = 1, **of_view: Any) -> Classifier
     with torch.no_grad():
         noise = torch.randn(network.fc.weight.shape, generator=torch.Generator().manual_seed(seed))
         network.fc.weight += 0.3 * noise
-    return Classifier(network, replace(classifier.card, view=replace(classifier.card.view, **of_view)))
+    return Classifier(
+        network, replace(classifier.card, preprocessing=replace(classifier.card.preprocessing, **of_view))
+    )
 
 
 def permuted(classifier: Classifier, order: list[int]) -> Classifier:
@@ -71,7 +73,7 @@ def test_each_member_has_its_own_size_and_view(classifier: Classifier, trained: 
         classifier,
         changed(classifier, 1, size=40),
         changed(classifier, 2, mean=(0.1, 0.2, 0.3)),
-        changed(classifier, 3, mirror=True),
+        changed(classifier, 3, flip_tta=True),
         changed(classifier, 4, crop_fraction=0.5),
     ]
     for crops in (1, 10):

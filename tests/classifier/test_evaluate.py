@@ -7,8 +7,8 @@ from sklearn.metrics import top_k_accuracy_score
 
 from bnlab import Classifier
 from bnlab.classifier.evaluate import Evaluation, evaluate
-from bnlab.data.listing import Photo
-from bnlab.data.source import open_evaluation_data
+from bnlab.data.dataset import open_evaluation_data
+from bnlab.data.split_csv import Photo
 from bnlab.errors import ClassifierError, DataError, DivergedError
 
 

@@ -13,9 +13,9 @@ import torch
 from bnlab import Classifier
 from bnlab.data.cache import Cache
 from bnlab.data.crops import crops
-from bnlab.data.pixels import open_photo, prepare
+from bnlab.data.preprocess import open_photo, preprocess
 from bnlab.errors import UsageError
-from bnlab.progress import Silent, Task, TaskContext
+from bnlab.progress import NullProgress, Task, TaskContext
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def test_the_batch_does_not_matter(classifier: Classifier, trained: Path) -> Non
 def test_it_is_the_network_on_the_prepared_photo(classifier: Classifier, trained: Path) -> None:
     """By hand, in float64."""
     path = paths_of(trained)[5]
-    view = classifier.card.view
-    pixels = prepare(open_photo(path), view).astype(float) / 255
-    image = torch.from_numpy((pixels - view.mean) / view.std).permute(2, 0, 1)[None]
+    preprocessing = classifier.card.preprocessing
+    pixels = preprocess(open_photo(path), preprocessing).astype(float) / 255
+    image = torch.from_numpy((pixels - preprocessing.mean) / preprocessing.std).permute(2, 0, 1)[None]
     with torch.no_grad():
         expected = classifier.network.double().eval()(image).softmax(1)[0]
     classifier.network.float()
@@ -61,19 +61,21 @@ def test_it_is_the_network_on_the_prepared_photo(classifier: Classifier, trained
 
 
 def test_mirrored_answers_are_averaged(classifier: Classifier, trained: Path) -> None:
-    pixels = np.stack([prepare(open_photo(path), classifier.card.view) for path in paths_of(trained)])
+    pixels = np.stack([preprocess(open_photo(path), classifier.card.preprocessing) for path in paths_of(trained)])
     apart = [classifier.probabilities(np.ascontiguousarray(some)) for some in (pixels, pixels[:, :, ::-1])]
-    classifier.card = replace(classifier.card, view=replace(classifier.card.view, mirror=True))
+    classifier.card = replace(classifier.card, preprocessing=replace(classifier.card.preprocessing, flip_tta=True))
     np.testing.assert_allclose(classifier.probabilities(pixels), (apart[0] + apart[1]) / 2, atol=1e-6)
     assert abs(apart[0] - apart[1]).max() > 1e-3
 
 
 def test_one_crop_is_the_prepared_photo_bit_for_bit(classifier: Classifier, trained: Path) -> None:
     """As it was before there were crops: photos prepared, stacked and shown in batches."""
-    paths, view = paths_of(trained), classifier.card.view
+    paths, preprocessing = paths_of(trained), classifier.card.preprocessing
     for mirror in (False, True):
-        classifier.card = replace(classifier.card, view=replace(view, mirror=mirror))
-        batches = [np.stack([prepare(open_photo(p), view) for p in paths[i : i + 8]]) for i in range(0, 36, 8)]
+        classifier.card = replace(classifier.card, preprocessing=replace(preprocessing, flip_tta=mirror))
+        batches = [
+            np.stack([preprocess(open_photo(p), preprocessing) for p in paths[i : i + 8]]) for i in range(0, 36, 8)
+        ]
         expected = np.concatenate([classifier.probabilities(batch) for batch in batches])
         for options in ({}, {"crops": 1}):
             found, _ = classifier.classify(paths, batch_size=8, **options)  # type: ignore[arg-type]
@@ -86,15 +88,15 @@ def test_the_answers_for_crops_are_averaged(classifier: Classifier, trained: Pat
     """Against the plain way: each crop and each mirror image by itself, in float64."""
     paths = paths_of(trained)[:3]
     found, _ = classifier.classify(paths, crops=number)
-    view = classifier.card.view
+    preprocessing = classifier.card.preprocessing
     network = copy.deepcopy(classifier.network).double().eval()
     for path, row in zip(paths, found, strict=True):
-        made = crops(open_photo(path), view, number)
+        made = crops(open_photo(path), preprocessing, number)
         looks = [look for crop in made for look in (crop, np.fliplr(crop))]
         assert len(looks) == number
         total = np.zeros(3)
         for look in looks:
-            image = torch.from_numpy((look / 255 - view.mean) / view.std).permute(2, 0, 1)[None]
+            image = torch.from_numpy((look / 255 - preprocessing.mean) / preprocessing.std).permute(2, 0, 1)[None]
             with torch.no_grad():
                 total += network(image).softmax(1)[0].numpy()
         np.testing.assert_allclose(row, total / number, atol=2e-5)
@@ -107,7 +109,7 @@ def test_the_network_sees_each_crop_once_and_few_at_a_time(classifier: Classifie
     """Whatever the card says of mirror images: they are among the crops."""
     paths, seen = paths_of(trained)[:5], []
     expected, _ = classifier.classify(paths, crops=10)
-    classifier.card = replace(classifier.card, view=replace(classifier.card.view, mirror=mirror))
+    classifier.card = replace(classifier.card, preprocessing=replace(classifier.card.preprocessing, flip_tta=mirror))
     classifier.refresh()
     classifier.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     for batch_size, batches in ((1, [1] * 10 * 5), (3, [3, 3, 2, 2] * 5), (10, [10] * 4 + [5] * 2), (64, [25] * 2)):
@@ -139,7 +141,7 @@ def test_crops_can_be_kept(classifier: Classifier, trained: Path, tmp_path: Path
 
 
 def test_progress_counts_photos(classifier: Classifier, trained: Path) -> None:
-    class Counting(Silent):
+    class Counting(NullProgress):
         def __init__(self) -> None:
             super().__init__()
             self.totals: list[tuple[int, str]] = []

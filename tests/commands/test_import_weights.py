@@ -19,11 +19,11 @@ from torch import nn
 
 import bnlab as package
 from bnlab.classifier.file import load_network, read_classifier
-from bnlab.data.pixels import normalise, prepare
+from bnlab.data.preprocess import normalise, preprocess
 from bnlab.machine import versions
 from bnlab.nets import build
 from bnlab.nets.network import TableNetwork
-from bnlab.progress import Silent
+from bnlab.progress import NullProgress
 
 Command = Callable[..., Outcome]
 
@@ -68,15 +68,19 @@ def test_the_tutorials_file_and_names(bnlab: Command) -> None:
     assert card.classes == tuple(f"class {i}" for i in range(5))
     assert (card.recipe, card.metrics) == ({"imported_from": "googleNet.pth", "format": "tutorial"}, {})
     assert (dict(card.versions), card.network) == (versions(), "bn_googlenet")
-    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (224, "squash", 1.0)
-    assert card.view.mean == card.view.std == (0.5, 0.5, 0.5)
+    assert (card.preprocessing.size, card.preprocessing.resize, card.preprocessing.crop_fraction) == (
+        224,
+        "squash",
+        1.0,
+    )
+    assert card.preprocessing.mean == card.preprocessing.std == (0.5, 0.5, 0.5)
 
     photo = picture("ring", 0, 300).crop((0, 0, 300, 200))
-    pixels = torch.tensor(prepare(photo, card.view))[None]
+    pixels = torch.tensor(preprocess(photo, card.preprocessing))[None]
     theirs_sees = np.asarray(photo.resize((224, 224), Image.Resampling.BILINEAR)).copy()
     x = (torch.from_numpy(theirs_sees).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
     with torch.no_grad():
-        expected, actual = theirs(x), network(normalise(pixels, card.view))
+        expected, actual = theirs(x), network(normalise(pixels, card.preprocessing))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -101,7 +105,7 @@ def test_the_document(bnlab: Command) -> None:
     ]
     card = read_classifier(Path("c.safetensors"))[1]
     assert card.classes == ("0", "1", "2")
-    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (128, "crop", 0.9)
+    assert (card.preprocessing.size, card.preprocessing.resize, card.preprocessing.crop_fraction) == (128, "crop", 0.9)
 
 
 def test_views_of_the_formats(home: Path) -> None:
@@ -109,16 +113,24 @@ def test_views_of_the_formats(home: Path) -> None:
     save(shaken(GoogLeNet(3, kernels=(3,), bias=False, eps=0.001, last_pool=2, aux=True)), "tv.pth")
     package.import_weights("tv.pth", "tv.safetensors")
     card = read_classifier(home / "tv.safetensors")[1]
-    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (224, "crop", 0.875)
-    assert card.view.mean == card.view.std == (0.5, 0.5, 0.5)
+    assert (card.preprocessing.size, card.preprocessing.resize, card.preprocessing.crop_fraction) == (
+        224,
+        "crop",
+        0.875,
+    )
+    assert card.preprocessing.mean == card.preprocessing.std == (0.5, 0.5, 0.5)
     assert card.arguments["norm_eps"] == 0.001
     save(shaken(BNInception(3)), "caffe.pth")
-    progress = Silent()
+    progress = NullProgress()
     package.import_weights("caffe.pth", "caffe.safetensors", size=256, progress=progress)
     card = read_classifier(home / "caffe.safetensors")[1]
-    assert (card.view.size, card.view.resize, card.view.crop_fraction) == (256, "crop", 0.875)
-    assert card.view.mean == (128 / 255, 117 / 255, 104 / 255)
-    assert card.view.std == (1 / 255,) * 3
+    assert (card.preprocessing.size, card.preprocessing.resize, card.preprocessing.crop_fraction) == (
+        256,
+        "crop",
+        0.875,
+    )
+    assert card.preprocessing.mean == (128 / 255, 117 / 255, 104 / 255)
+    assert card.preprocessing.std == (1 / 255,) * 3
     assert len(progress.warnings) == 1  # of the names; the view is known
 
 

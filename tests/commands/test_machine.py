@@ -8,7 +8,7 @@ from tests.conftest import Outcome
 from bnlab.commands import machine
 from bnlab.commands.machine import MachineSettings, run
 from bnlab.errors import UsageError
-from bnlab.progress import Silent
+from bnlab.progress import NullProgress
 
 
 def test_rates_are_operations_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +42,6 @@ def test_the_verb_prints_what_was_found(bnlab: Callable[..., Outcome], monkeypat
 def test_it_says_why_it_left_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_SECONDS", 0.0)
     monkeypatch.setenv("BNLAB_TUNE", "0")
-    assert run(MachineSettings(device="cpu"), Silent()).tuning == "left as it is (BNLAB_TUNE=0)"
+    assert run(MachineSettings(device="cpu"), NullProgress()).tuning == "left as it is (BNLAB_TUNE=0)"
     with pytest.raises(UsageError):
-        run(MachineSettings(device="tpu"), Silent())
+        run(MachineSettings(device="tpu"), NullProgress())

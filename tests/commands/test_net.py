@@ -9,8 +9,8 @@ from tests.conftest import Outcome
 from bnlab.commands.net import NetSettings, run
 from bnlab.config import parse_assignments
 from bnlab.nets import NETWORKS
-from bnlab.nets.catalogue import SHAPE
-from bnlab.progress import Silent
+from bnlab.nets.registry import ARCHITECTURE_KEYS
+from bnlab.progress import NullProgress
 
 Command = Callable[..., Outcome]
 COUNTED = "Multiply-adds of convolutions and linear layers for one image, 3 x {0} x {0};"
@@ -83,7 +83,7 @@ def test_the_document(bnlab: Command) -> None:
     document = json.loads(bnlab("net", "bn_small_inception", *words, "--json").out)
     assert list(document) == ["network", "arguments", "classes", "size", "parameters", "multiply_adds", "layers"]
     assert (document["network"], document["classes"], document["size"]) == ("bn_small_inception", 5, 32)
-    assert set(document["arguments"]) == {*SHAPE, "dropout", "in_channels"}
+    assert set(document["arguments"]) == {*ARCHITECTURE_KEYS, "dropout", "in_channels"}
     assert document["arguments"]["norm"] == "ghost:8"
     assert document["arguments"]["dropout"] == 0.2  # the network's own, and not a recipe's
     assert document["parameters"] == sum(layer["parameters"] for layer in document["layers"])
@@ -117,16 +117,16 @@ ASSIGNMENTS = {
 
 
 def test_every_key_that_shapes_a_network_can_be_set() -> None:
-    assert list(ASSIGNMENTS) == [*SHAPE, "dropout", "in_channels"]
-    before = run(NetSettings(name="bn_inception", size=32), Silent()).arguments
+    assert list(ASSIGNMENTS) == [*ARCHITECTURE_KEYS, "dropout", "in_channels"]
+    before = run(NetSettings(name="bn_inception", size=32), NullProgress()).arguments
     for key, value in ASSIGNMENTS.items():
         options = parse_assignments([f"{key}={value}"])
-        after = run(NetSettings(name="bn_inception", size=32, options=options), Silent()).arguments
+        after = run(NetSettings(name="bn_inception", size=32, options=options), NullProgress()).arguments
         assert {name for name in before if before[name] != after[name]} == {key}
 
 
 def test_from_python() -> None:
-    progress = Silent()
+    progress = NullProgress()
     result = run(NetSettings(name="googlenet", options={"stem": "separable"}), progress)
     assert result.parameters == sum(layer.parameters for layer in result.layers)
     assert (result.size, result.classes, result.auxiliary) == (224, 1000, False)

@@ -10,35 +10,35 @@ from tests.conftest import write_photos
 from bnlab.__main__ import run as main
 from bnlab.commands import study as command
 from bnlab.commands.study import StudySettings
-from bnlab.data.listing import read_list
+from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import UsageError
 from bnlab.files import read_csv
 from bnlab.lab import catalogue
-from bnlab.lab.bench import Bench
-from bnlab.lab.cells import Place
+from bnlab.lab.experiment import Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import caption, over_seeds
 from bnlab.lab.records import Tables, by_seed, last
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.verdict import Evidence
-from bnlab.progress import Silent
+from bnlab.progress import NullProgress
 from bnlab.report.plots import Plot
 
 
-def pretended(place: Place, *, gain: float) -> Tables:
+def pretended(job: JobContext, *, gain: float) -> Tables:
     return {
         "accuracy": [
-            {"step": step, "test_top1": 0.5 + gain * step / 100 + place.seed / 100, "n_test": 100} for step in (1, 10)
+            {"step": step, "test_top1": 0.5 + gain * step / 100 + job.seed / 100, "n_test": 100} for step in (1, 10)
         ]
     }
 
 
-def measure(bench: Bench) -> Tables:
-    gain = float(bench.options.get("flip", 0.9))  # any key will do to plant an answer
-    return bench.run(
+def measure(experiment: Experiment) -> Tables:
+    gain = float(experiment.options.get("flip", 0.9))  # any key will do to plant an answer
+    return experiment.run(
         [
-            bench.cell(pretended, seed, labels={"arm": arm}, gain=gain * (arm == "with <b>"))
+            experiment.cell(pretended, seed, labels={"arm": arm}, gain=gain * (arm == "with <b>"))
             for arm in ("with <b>", "without")
-            for seed in bench.seeds
+            for seed in experiment.seeds
         ]
     )
 
@@ -96,7 +96,7 @@ def settings(data: Path | None, options: Mapping[str, Any] | None = None, **more
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.5, "holds"), (0.0, "not shown")])
 def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verdict: str) -> None:
-    result = command.run(settings(data, {"flip": gain}), Silent())
+    result = command.run(settings(data, {"flip": gain}), NullProgress())
     assert result.folder == Path("runs/study-planted")
     files = {"report.html", "study.json", "accuracy.csv", "two-words.png", "two-words-drawn.csv"}
     assert {path.name for path in result.folder.iterdir()} == files
@@ -125,10 +125,10 @@ def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verd
 
 
 def test_a_second_look_costs_nothing_and_is_the_same(data: Path) -> None:
-    first = command.run(settings(data), Silent())
+    first = command.run(settings(data), NullProgress())
     before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
     kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")}
-    second = command.run(settings(data), Silent())
+    second = command.run(settings(data), NullProgress())
     assert second.folder == first.folder
     assert {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")} == kept
     assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
@@ -136,43 +136,43 @@ def test_a_second_look_costs_nothing_and_is_the_same(data: Path) -> None:
 
 @pytest.mark.parametrize("more", [{"options": {"flip": 0.3}}, {"seeds": 4}, {"name": "mine"}])
 def test_another_look_overwrites_nothing(data: Path, more: dict[str, Any]) -> None:
-    first = command.run(settings(data), Silent())
+    first = command.run(settings(data), NullProgress())
     before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
-    second = command.run(settings(data, **more), Silent())
+    second = command.run(settings(data, **more), NullProgress())
     assert second.folder == Path("runs") / more.get("name", "study-planted2")
     assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
 
 
 def test_a_folder_may_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured is known by what is in the photos; lists of photos hold where they were written alone."""
-    command.run(settings(None), Silent())
+    command.run(settings(None), NullProgress())
     kept = {path.name for path in Path("runs/measured").glob("*.json")}
     Path("runs").rename("moved")
     Path("elsewhere").mkdir()
     Path("moved").rename("elsewhere/runs")
     monkeypatch.chdir("elsewhere")
-    command.run(settings(None), Silent())
+    command.run(settings(None), NullProgress())
     assert {path.name for path in Path("runs/measured").glob("*.json")} == kept
     lists = [path for path in Path("runs/measured/photos").glob("*.csv") if not path.name.startswith("examined")]
     assert len(lists) == 6  # of three seeds, there and here
-    assert sum(all(Path(photo.path).exists() for photo in read_list(path)) for path in lists) == 3
+    assert sum(all(Path(photo.path).exists() for photo in read_split_csv(path)) for path in lists) == 3
 
 
 def test_of_all_studies_those_done_are_there_when_one_is_interrupted(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(bench: Bench) -> Tables:
+    def interrupted(experiment: Experiment) -> Tables:
         raise KeyboardInterrupt
 
     studies = {"planted": PLANTED, "other": Study(**{**vars(PLANTED), "name": "other", "measure": interrupted})}
     monkeypatch.setattr(catalogue, "find", lambda name: studies[name])
     with pytest.raises(KeyboardInterrupt):
-        command.run(settings(data, study="all"), Silent())
+        command.run(settings(data, study="all"), NullProgress())
     assert 'href="planted/report.html"' in Path("runs/study-all/report.html").read_text()
 
 
 def test_all_studies_have_a_page_each(data: Path) -> None:
-    result = command.run(settings(data, study="all"), Silent())
+    result = command.run(settings(data, study="all"), NullProgress())
     page = result.page.read_text()
     for name in ("planted", "other"):
         assert f'href="{name}/report.html"' in page
@@ -181,7 +181,7 @@ def test_all_studies_have_a_page_each(data: Path) -> None:
 
 
 def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
-    progress = Silent()
+    progress = NullProgress()
     result = command.run(settings(data, {"flip": 0.5}, seeds=1), progress)
     assert str(result.reports[0].findings.verdict) == "not shown"
     assert progress.warnings == ["one seed gives no interval, so what is measured over seeds will be not shown"]
@@ -190,18 +190,18 @@ def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> None:
     for seeds in (0, 101):
         with pytest.raises(UsageError, match=f"seeds {seeds} cannot be: give 1 to 100"):
-            command.run(settings(data, seeds=seeds), Silent())
+            command.run(settings(data, seeds=seeds), NullProgress())
     with pytest.raises(UsageError, match="measured is where measurements are kept: take another --name"):
-        command.run(settings(data, name="measured"), Silent())
+        command.run(settings(data, name="measured"), NullProgress())
     with pytest.raises(UsageError, match=r"a recipe has no key 'stpes': did you mean 'steps'"):
-        command.run(settings(data, {"stpes": 3}), Silent())
+        command.run(settings(data, {"stpes": 3}), NullProgress())
     for key in ("network", "norm", "learning_rate", "seed"):
         with pytest.raises(
             UsageError, match=f"{key} is what the study planted sets itself: leave it out; it takes size, "
         ):
-            command.run(settings(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), Silent())
+            command.run(settings(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), NullProgress())
     with pytest.raises(UsageError, match=r"steps 0 are no training: give 1 or more, or epochs in their place"):
-        command.run(settings(data, {"steps": 0}), Silent())
+        command.run(settings(data, {"steps": 0}), NullProgress())
     assert not Path("runs").exists()
 
 

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bnlab.data.augment import augment, distorted, random_box
-from bnlab.data.pixels import View, prepare
+from bnlab.data.preprocess import Preprocessing, preprocess
 
-crop_of = partial(augment, photometric=0)
+crop_of = partial(augment, color_jitter=0)
 
 
 def test_augmented_crops_stay_within_their_bounds() -> None:
@@ -38,8 +38,10 @@ def test_an_impossible_crop_falls_back_to_the_centre() -> None:
 def test_whole_photo_without_flip_is_the_photo() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     crop = crop_of(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0, random=np.random.default_rng(0))
-    view = View(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
-    assert np.abs(crop.astype(int) - prepare(Image.fromarray(image), view)).max() <= 1  # Pillow's, to rounding
+    preprocessing = Preprocessing(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    assert (
+        np.abs(crop.astype(int) - preprocess(Image.fromarray(image), preprocessing)).max() <= 1
+    )  # Pillow's, to rounding
     mirrored = crop_of(image, 32, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=1, random=np.random.default_rng(0))
     assert (mirrored == crop[:, ::-1]).all()
 

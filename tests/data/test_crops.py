@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bnlab.data.crops import crops, pictures_each
-from bnlab.data.pixels import Pixels, View, prepare
+from bnlab.data.crops import crops, images_per_photo
+from bnlab.data.preprocess import Pixels, Preprocessing, preprocess
 from bnlab.errors import UsageError
 
 
-def view(size: int, resize: Any = "crop", *, mirror: bool = False) -> View:
-    return View(size=size, resize=resize, crop_fraction=0.9, mean=(0, 0, 0), std=(1, 1, 1), mirror=mirror)
+def preprocessing(size: int, resize: Any = "crop", *, mirror: bool = False) -> Preprocessing:
+    return Preprocessing(size=size, resize=resize, crop_fraction=0.9, mean=(0, 0, 0), std=(1, 1, 1), flip_tta=mirror)
 
 
 def coordinates(width: int, height: int) -> Image.Image:
@@ -39,7 +39,7 @@ def corner(crop: Pixels) -> tuple[int, int]:
     ],
 )
 def test_the_ten_of_krizhevsky(width: int, height: int, expected: list[tuple[int, int]]) -> None:
-    found = crops(coordinates(width, height), view(14), 10)
+    found = crops(coordinates(width, height), preprocessing(14), 10)
     assert (found.shape, found.dtype) == ((5, 14, 14, 3), np.uint8)
     assert [corner(crop) for crop in found] == expected
     for crop, (x, y) in zip(found, expected, strict=True):
@@ -49,7 +49,7 @@ def test_the_ten_of_krizhevsky(width: int, height: int, expected: list[tuple[int
 
 def test_the_squares_of_googlenet_by_hand() -> None:
     """22 is 11/7 of 14, so of the last short side nothing is scaled: squares at 0, 11 and 22 of a width of 44."""
-    found = crops(coordinates(44, 22), view(14), 144)[54:]
+    found = crops(coordinates(44, 22), preprocessing(14), 144)[54:]
     within = [(0, 0), (8, 0), (0, 8), (8, 8), (4, 4)]
     for i, left in enumerate((0, 11, 22)):
         of_square = found[6 * i : 6 * i + 6]
@@ -61,7 +61,7 @@ def test_the_squares_of_googlenet_by_hand() -> None:
 @pytest.mark.parametrize("tall", [False, True])
 def test_each_of_the_72_is_where_the_paper_has_it(tall: bool) -> None:
     """On ramps the mean of a crop is the place of its middle, and its slope is how far it was shrunk."""
-    found = crops(coordinates(110, 220) if tall else coordinates(220, 110), view(14), 144)
+    found = crops(coordinates(110, 220) if tall else coordinates(220, 110), preprocessing(14), 144)
     assert found.shape == (72, 14, 14, 3)
     along, across = (1, 0) if tall else (0, 1)
     number = 0
@@ -99,22 +99,22 @@ def test_it_is_the_photo_shrunk_and_cut() -> None:
             for y, x in ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2)):
                 expected.append(part[y : y + 56, x : x + 56])
             expected.append(np.asarray(Image.fromarray(part).resize((56, 56), Image.Resampling.BILINEAR)))
-    found = crops(image, view(56), 144)
+    found = crops(image, preprocessing(56), 144)
     assert (found == np.stack(expected)).all()
     centre = found[6:11]  # of 64, which is 8/7: what the ten are of
-    assert (crops(image, view(56), 10) == centre).all()
+    assert (crops(image, preprocessing(56), 10) == centre).all()
 
 
 def test_with_their_mirror_images_they_are_144_different_ones() -> None:
-    found = crops(noise(90, 60), view(28), 144)
+    found = crops(noise(90, 60), preprocessing(28), 144)
     both = [*found, *found[:, :, ::-1]]
     assert len({crop.tobytes() for crop in both}) == 144
-    ten = crops(noise(90, 60), view(28), 10)
+    ten = crops(noise(90, 60), preprocessing(28), 10)
     assert len({crop.tobytes() for crop in [*ten, *ten[:, :, ::-1]]}) == 10
 
 
 def test_of_a_square_photo_the_three_squares_are_one() -> None:
-    found = crops(noise(50, 50), view(28), 144).reshape(4, 3, 6, 28, 28, 3)
+    found = crops(noise(50, 50), preprocessing(28), 144).reshape(4, 3, 6, 28, 28, 3)
     assert (found == found[:, :1]).all()
     assert len({crop.tobytes() for crop in found.reshape(72, 28, 28, 3)}) == 24
 
@@ -122,7 +122,7 @@ def test_of_a_square_photo_the_three_squares_are_one() -> None:
 @pytest.mark.parametrize("number", [10, 144])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (2, 3), (5000, 1), (1, 5000)])
 def test_photos_smaller_than_a_crop_are_enlarged(number: Any, width: int, height: int) -> None:
-    found = crops(Image.new("RGB", (width, height), (9, 99, 199)), view(32), number)
+    found = crops(Image.new("RGB", (width, height), (9, 99, 199)), preprocessing(32), number)
     assert found.shape == (number // 2, 32, 32, 3)
     assert (found == (9, 99, 199)).all()
 
@@ -130,7 +130,7 @@ def test_photos_smaller_than_a_crop_are_enlarged(number: Any, width: int, height
 def test_enlarged_photos_keep_their_places() -> None:
     """A black and a white pixel: the left square is black, the right one white, the centre has both."""
     two = Image.fromarray(np.array([[[0] * 3, [255] * 3]], dtype=np.uint8))
-    means = crops(two, view(28), 144).reshape(4, 3, 6, -1).mean((0, 2, 3))
+    means = crops(two, preprocessing(28), 144).reshape(4, 3, 6, -1).mean((0, 2, 3))
     assert means[0] < 60
     assert means[1] == pytest.approx(127.5, abs=2)
     assert means[2] > 195
@@ -138,31 +138,31 @@ def test_enlarged_photos_keep_their_places() -> None:
 
 def test_a_wide_photo_takes_no_more_memory() -> None:
     """All of it at a short side of 352 would be 35 million pixels wide."""
-    assert crops(noise(100_000, 1), view(224), 144).shape == (72, 224, 224, 3)
+    assert crops(noise(100_000, 1), preprocessing(224), 144).shape == (72, 224, 224, 3)
 
 
 def test_the_smallest_network() -> None:
-    assert crops(noise(5, 4), view(1), 144).shape == (72, 1, 1, 3)
+    assert crops(noise(5, 4), preprocessing(1), 144).shape == (72, 1, 1, 3)
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 def test_one_crop_is_what_prepare_makes(resize: str) -> None:
-    image, its_view = noise(50, 30), view(28, resize)
+    image, its_view = noise(50, 30), preprocessing(28, resize)
     found = crops(image, its_view, 1)
     assert found.shape == (1, 28, 28, 3)
-    assert (found[0] == prepare(image, its_view)).all()
+    assert (found[0] == preprocess(image, its_view)).all()
 
 
 def test_the_papers_crops_keep_the_proportions_of_a_photo() -> None:
     """Whatever the view does to it for one crop."""
     image = noise(50, 30)
-    assert (crops(image, view(28, "squash", mirror=True), 10) == crops(image, view(28), 10)).all()
+    assert (crops(image, preprocessing(28, "squash", flip_tta=True), 10) == crops(image, preprocessing(28), 10)).all()
 
 
 def test_numbers_that_no_paper_has() -> None:
     wrong: Any = 12
-    assert [pictures_each(number) for number in (1, 10, 144)] == [1, 5, 72]  # type: ignore[arg-type]
-    for call in (lambda: pictures_each(wrong), lambda: crops(noise(5, 5), view(4), wrong)):
+    assert [images_per_photo(number) for number in (1, 10, 144)] == [1, 5, 72]  # type: ignore[arg-type]
+    for call in (lambda: images_per_photo(wrong), lambda: crops(noise(5, 5), preprocessing(4), wrong)):
         with pytest.raises(UsageError) as error:
             call()
         assert str(error.value) == "crops 12 cannot be: say 1, 10, 144"

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from tests.conftest import CLASSES
 
 from bnlab.data.cache import Cache
-from bnlab.data.loader import TrainingLoader, in_order, number_of_batches, prepared_batches
+from bnlab.data.loader import TrainingLoader, number_of_batches, prefetch_map, preprocessed_batches
 from bnlab.data.photos import Photo
-from bnlab.data.pixels import View, open_photo, prepare
+from bnlab.data.preprocess import Preprocessing, open_photo, preprocess
 from bnlab.errors import PhotoError
 
-VIEW = View(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+VIEW = Preprocessing(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def listed(photos: Path) -> list[Photo]:
@@ -123,11 +123,11 @@ def test_a_photo_that_breaks_later_is_named(photos: Path) -> None:
 def test_prepared_batches_keep_order_and_errors(photos: Path) -> None:
     paths = [photo.path for photo in listed(photos)][:7]
     Path(paths[2]).write_text("text")
-    batches = list(prepared_batches(paths, VIEW, batch_size=3, workers=2))
+    batches = list(preprocessed_batches(paths, VIEW, batch_size=3, workers=2))
     errors = [error for _, some in batches for error in some]
     assert [error is not None for error in errors] == [i == 2 for i in range(7)]
     pixels = np.concatenate([some for some, _ in batches])
-    expected = [prepare(open_photo(path), VIEW) for i, path in enumerate(paths) if i != 2]
+    expected = [preprocess(open_photo(path), VIEW) for i, path in enumerate(paths) if i != 2]
     assert (pixels == np.stack(expected)).all()
 
 
@@ -139,13 +139,13 @@ def test_in_order_runs_ahead_but_not_away() -> None:
         time.sleep(0.002 * (item % 3))
         return item
 
-    results = in_order(slow, range(100), 2)
+    results = prefetch_map(slow, range(100), 2)
     assert next(results) == 0
     assert len(begun) <= 8
     assert list(results) == list(range(1, 100))
 
 
 def test_in_order_ends_with_its_reader() -> None:
-    results = in_order(lambda item: item, range(1000), 3)
+    results = prefetch_map(lambda item: item, range(1000), 3)
     next(results)
     results.close()  # type: ignore[attr-defined]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab.data import photos as photos_module
-from bnlab.data.listing import as_label, read_list, write_rows
 from bnlab.data.loader import TrainingLoader
 from bnlab.data.photos import Photo, Photos
+from bnlab.data.split_csv import as_label, read_split_csv, write_rows
 
 BYTES_EACH = (
     85  # a name of 20 bytes, 8 to find it, 32 of SHA-256, 4 each of folder, class and position, 2 of side and kind
@@ -62,7 +62,7 @@ def test_a_list_on_disk_gives_the_same_photos(listed: list[Photo]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "split.csv")
         write_rows(path, Photos.of([*LISTED, *listed]))
-        assert list(read_list(path))[len(LISTED) :] == [
+        assert list(read_split_csv(path))[len(LISTED) :] == [
             Photo(photo.path, as_label(photo.label), photo.split, photo.sha256) for photo in listed
         ]
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.data.scan import Refusal, examine, photos_below, scan, tell_refused
+from bnlab.data.scan import Refusal, map_usable_photos, photos_below, report_refused, scan
 from bnlab.errors import DataError, PhotoError
-from bnlab.progress import Silent
+from bnlab.progress import NullProgress
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -61,7 +61,7 @@ def test_examine_keeps_order_and_refusals(tmp_path: Path) -> None:
             raise PhotoError(path, "seven")
         return Path(path).stem
 
-    good, refused = examine(found, look, title="", total=300, progress=Silent())
+    good, refused = map_usable_photos(found, look, title="", total=300, progress=NullProgress())
     assert [value for _, value in good] == [f"{i:03}" for i in range(300) if i % 10 != 7]
     assert len(refused) == 30
     assert refused[0] == Refusal(found[7].path, "seven", "a")
@@ -69,16 +69,16 @@ def test_examine_keeps_order_and_refusals(tmp_path: Path) -> None:
 
 def test_refused_photos_are_named_and_counted() -> None:
     refused = [Refusal(f"{i}.jpg", "broken") for i in range(7)]
-    progress = Silent()
-    tell_refused(refused, strict=False, progress=progress)
+    progress = NullProgress()
+    report_refused(refused, strict=False, progress=progress)
     assert progress.warnings == [
         *(f"left out {i}.jpg: broken" for i in range(5)),
         "and 2 more photos that cannot be used",
     ]
     with pytest.raises(DataError) as error:
-        tell_refused(refused, strict=True, progress=progress)
+        report_refused(refused, strict=True, progress=progress)
     assert str(error.value) == ("7 photos cannot be used (the first: 0.jpg, broken): mend them or leave --strict out")
-    tell_refused([], strict=True, progress=progress)
+    report_refused([], strict=True, progress=progress)
 
 
 def test_only_photos_are_found(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from bnlab.data.duplicates import Fingerprint, groups
 from bnlab.data.scan import Found
 from bnlab.data.split import Split, assign, side, split_folder
 from bnlab.errors import DataError
-from bnlab.progress import Silent
+from bnlab.progress import NullProgress
 
 GOLDEN = "val train train test train val train train test train test val"
 
@@ -34,7 +34,7 @@ def sides(examined: list[tuple[Found, Fingerprint]], seed: int = 0) -> dict[str,
 
 
 def do(folder: Path, val: float = 0.3, test: float = 0.0, seed: int = 0) -> Split:
-    return split_folder(folder, val=val, test=test, seed=seed, progress=Silent())
+    return split_folder(folder, val=val, test=test, seed=seed, progress=NullProgress())
 
 
 @given(names, names)

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.lab.bench import Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.sides import open_sides
-from bnlab.progress import Silent
+from bnlab.lab.experiment import Experiment
+from bnlab.lab.measurements import JobContext
+from bnlab.lab.splits import open_study_splits
+from bnlab.progress import NullProgress
 from tests.conftest import write_photos
 
 
@@ -17,28 +17,28 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_bench(tmp_path: Path, photos: Path) -> Callable[..., Bench]:
+def make_experiment(tmp_path: Path, photos: Path) -> Callable[..., Experiment]:
     """A bench on the tiny pictures, in this process; options are recipe keys for all its trainings."""
 
-    def make(*, seeds: int = 2, kind: str = "digits", **options: object) -> Bench:
-        sides = open_sides(photos, quick=True, least=10, folder=tmp_path / "sides", progress=Silent())
-        sides.kind = kind
-        return Bench(
+    def make(*, seeds: int = 2, kind: str = "digits", **options: object) -> Experiment:
+        splits = open_study_splits(photos, quick=True, least=10, folder=tmp_path / "sides", progress=NullProgress())
+        splits.kind = kind
+        return Experiment(
             name="test",
-            sides=sides,
+            splits=splits,
             budget="quick",
             seeds=tuple(range(seeds)),
             device="cpu",
             processes=0,
             folder=tmp_path / "cells",
-            progress=Silent(),
-            options={"batch_size": 12, "steps": 6, "width": 0.25, "recalibrate": 24} | options,
+            progress=NullProgress(),
+            options={"batch_size": 12, "steps": 6, "width": 0.25, "recalibration_images": 24} | options,
         )
 
     return make
 
 
 @pytest.fixture
-def place(make_bench: Callable[..., Bench], tmp_path: Path) -> Place:
+def job(make_experiment: Callable[..., Experiment], tmp_path: Path) -> JobContext:
     """Where a cell of seed 0 is measured."""
-    return Place(split=make_bench().sides.of(0), folder=tmp_path / "cell", device="cpu", seed=0)
+    return JobContext(split=make_experiment().splits.of(0), folder=tmp_path / "cell", device="cpu", seed=0)

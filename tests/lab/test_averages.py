@@ -4,33 +4,33 @@ from pathlib import Path
 
 import torch
 
-from bnlab.data.source import Source, open_recorded_data
+from bnlab.data.dataset import Dataset, open_recorded_data
 from bnlab.lab import statistics
-from bnlab.lab.averages import Averages, counts
-from bnlab.lab.bench import Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, train
-from bnlab.training.loop import Trainee
+from bnlab.lab.averages import EmaStatistics, counts
+from bnlab.lab.experiment import Experiment
+from bnlab.lab.measurements import JobContext
+from bnlab.lab.trained_network import Probe, train
+from bnlab.training.loop import TrainingContext
 
 
-class Until(Witness):
+class Until(Probe):
     """A witness of a witness: what the layers keep after each step, and whether a probe leaves all as it was."""
 
-    def __init__(self, inner: Averages, source: Source) -> None:
+    def __init__(self, inner: EmaStatistics, dataset: Dataset) -> None:
         super().__init__()
-        self.inner, self.source, self.batches = inner, source, list[torch.Tensor]()
+        self.inner, self.dataset, self.batches = inner, dataset, list[torch.Tensor]()
 
-    def begin(self, trainee: Trainee) -> None:
-        self.inner.begin(trainee)
+    def begin(self, context: TrainingContext) -> None:
+        self.inner.begin(context)
 
-    def after(self, step: int, trainee: Trainee) -> None:
-        network = trainee.network
+    def after(self, step: int, context: TrainingContext) -> None:
+        network = context.network
         self.batches.append(statistics.read(network))
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         generator = torch.get_rng_state()
-        self.inner.after(step, trainee)
+        self.inner.after(step, context)
         assert torch.equal(torch.get_rng_state(), generator)
         assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
         assert all(module.training for module in network.modules())
@@ -40,31 +40,31 @@ class Until(Witness):
 
 
 def test_the_averages_are_those_that_training_keeps(
-    make_bench: Callable[..., Bench], place: Place, tmp_path: Path
+    make_experiment: Callable[..., Experiment], job: JobContext, tmp_path: Path
 ) -> None:
-    recipe = make_bench(size=16).recipe("bn_small_inception", judge_every=100)
-    source = open_recorded_data(place.split)
-    witness = Until(Averages(source, [2]), source)
+    recipe = make_experiment(size=16).recipe("bn_small_inception", validate_every=100)
+    dataset = open_recorded_data(job.split)
+    probe = Until(EmaStatistics(dataset, [2]), dataset)
     of_batches = train(
-        replace(place, folder=tmp_path / "a"), recipe.model_copy(update={"norm_momentum": 1.0}), witness=witness
+        replace(job, folder=tmp_path / "a"), recipe.model_copy(update={"norm_momentum": 1.0}), probe=probe
     )
     for momentum in (0.5, 0.01):
         usual = train(
-            replace(place, folder=tmp_path / f"{momentum}"), recipe.model_copy(update={"norm_momentum": momentum})
-        ).trainee.network
+            replace(job, folder=tmp_path / f"{momentum}"), recipe.model_copy(update={"norm_momentum": momentum})
+        ).context.network
         kept = statistics.read(usual)
-        torch.testing.assert_close(witness.inner.averages[momentum], kept, rtol=1e-5, atol=1e-6)
-    weights = [dict(n.named_parameters()) for n in (of_batches.trainee.network, usual)]
+        torch.testing.assert_close(probe.inner.averages[momentum], kept, rtol=1e-5, atol=1e-6)
+    weights = [dict(n.named_parameters()) for n in (of_batches.context.network, usual)]
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
     # Without what it began with, an average is the batches' mean, each weighed by its age.
     weigh = torch.tensor([0.9 ** (5 - i) for i in range(6)], dtype=torch.float64)
-    mean = (torch.stack(witness.batches).double() * weigh[:, None]).sum(0) / weigh.sum()
-    torch.testing.assert_close(witness.inner.corrected(0.1, 6).double(), mean, rtol=1e-4, atol=1e-5)
-    again = Averages(source, [2])
-    again.load_state_dict(witness.inner.state_dict())
-    again.begin(of_batches.trainee)
-    assert torch.equal(again.averages[0.5], witness.inner.averages[0.5])
-    again.begin(replace(of_batches.trainee, device="meta"))  # what was kept on the CPU goes on where training does
+    mean = (torch.stack(probe.batches).double() * weigh[:, None]).sum(0) / weigh.sum()
+    torch.testing.assert_close(probe.inner.corrected(0.1, 6).double(), mean, rtol=1e-4, atol=1e-5)
+    again = EmaStatistics(dataset, [2])
+    again.load_state_dict(probe.inner.state_dict())
+    again.begin(of_batches.context)
+    assert torch.equal(again.averages[0.5], probe.inner.averages[0.5])
+    again.begin(replace(of_batches.context, device="meta"))  # what was kept on the CPU goes on where training does
     assert {kept.device.type for kept in (again.initial, *again.averages.values())} == {"meta"}
     assert again.tables["probes"]
 

@@ -2,22 +2,22 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.data.listing import read_list
-from bnlab.data.source import open_recorded_data
-from bnlab.lab.held_out import guess_of, guessing
-from bnlab.lab.sides import open_sides
-from bnlab.progress import Silent
+from bnlab.data.dataset import open_recorded_data
+from bnlab.data.split_csv import read_split_csv
+from bnlab.lab.held_out import guessing, majority_baseline
+from bnlab.lab.splits import open_study_splits
+from bnlab.progress import NullProgress
 from tests.conftest import write_photos
 
 
 def test_to_guess_is_to_name_the_commonest_class(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", each=20)
     write_photos(photos, each=60, classes=("ring",), first=20)
-    split = open_sides(photos, quick=True, least=10, folder=tmp_path / "sides", progress=Silent()).of(0)
-    test = [photo.label for photo in read_list(split) if photo.split == "test"]
-    source = open_recorded_data(split)
-    assert guess_of(source) == pytest.approx(test.count("ring") / len(test))
-    assert guess_of(source) > 0.5
-    row = guessing(7, source)
+    split = open_study_splits(photos, quick=True, least=10, folder=tmp_path / "sides", progress=NullProgress()).of(0)
+    test = [photo.label for photo in read_split_csv(split) if photo.split == "test"]
+    dataset = open_recorded_data(split)
+    assert majority_baseline(dataset) == pytest.approx(test.count("ring") / len(test))
+    assert majority_baseline(dataset) > 0.5
+    row = guessing(7, dataset)
     assert (row["step"], row["n_test"]) == (7, len(test))
-    assert row["val_top1"] == row["test_top1"] == row["guess"] == guess_of(source)
+    assert row["val_top1"] == row["test_top1"] == row["guess"] == majority_baseline(dataset)

@@ -2,7 +2,19 @@ import math
 
 import pytest
 
-from bnlab.lab.records import by_seed, chance, distinct, gained, joined, labelled, last, mean, ratios, resolution, where
+from bnlab.lab.records import (
+    by_seed,
+    distinct,
+    gained,
+    joined,
+    labelled,
+    last,
+    learnt_threshold,
+    mean,
+    ratios,
+    resolution,
+    where,
+)
 
 ROWS = [
     {"arm": arm, "seed": seed, "step": step, "top1": top1, "n_test": 50 + seed}
@@ -30,5 +42,5 @@ def test_tables_are_labelled_and_joined() -> None:
 
 
 def test_chance_is_ten_points_above_guessing_or_twice_that() -> None:
-    assert chance({"guess": 0.2}) == pytest.approx(0.3)
-    assert chance({"guess": 0.01}) == pytest.approx(0.02)
+    assert learnt_threshold({"guess": 0.2}) == pytest.approx(0.3)
+    assert learnt_threshold({"guess": 0.01}) == pytest.approx(0.02)

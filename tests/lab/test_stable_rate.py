@@ -2,10 +2,10 @@ from collections.abc import Callable
 
 import pytest
 
-from bnlab.lab.bench import Bench
-from bnlab.lab.cells import Place
+from bnlab.lab.experiment import Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import number, where
-from bnlab.lab.stable_rate import bisected, highest_rate
+from bnlab.lab.stable_rate import bisected, max_stable_lr
 
 
 @pytest.mark.parametrize(("limit", "found"), [(1.0, 1.0), (3.9, 2.0), (0.3, 0.25), (0.6, 0.5), (70.0, 64.0)])
@@ -29,31 +29,31 @@ def test_a_rate_that_was_not_stable_is_never_given() -> None:
         assert rate is None or rate <= 3.0 * 4.0**lowest
 
 
-def test_it_is_measured(make_bench: Callable[..., Bench], place: Place) -> None:
+def test_it_is_measured(make_experiment: Callable[..., Experiment], job: JobContext) -> None:
     recipe = (
-        make_bench(steps=6, size=16)
+        make_experiment(steps=6, size=16)
         .recipe("bn_small_inception", schedule="constant")
         .model_copy(update={"learning_rate": 0.1})
     )
-    tables = highest_rate(place, recipe)
+    tables = max_stable_lr(job, recipe)
     rate = number(tables["highest"][0], "rate")
     assert number(where(tables["tried"], rate=rate)[0], "stable") == 1
     assert all(number(row, "rate") > rate for row in where(tables["tried"], stable=0))
     assert all(number(row, "rate") <= rate for row in where(tables["tried"], stable=1))
 
 
-def test_a_network_that_has_blown_up_is_not_stable(make_bench: Callable[..., Bench], place: Place) -> None:
+def test_a_network_that_has_blown_up_is_not_stable(make_experiment: Callable[..., Experiment], job: JobContext) -> None:
     recipe = (
-        make_bench(steps=6, size=16)
+        make_experiment(steps=6, size=16)
         .recipe("small_inception", schedule="constant")
         .model_copy(update={"learning_rate": 1e6})
     )
-    tables = highest_rate(place, recipe)
+    tables = max_stable_lr(job, recipe)
     assert tables["tried"][0]["stable"] == 0
     assert where(tables["tried"], rate=1e6)[0]["loss"] is None
 
 
-def test_nor_is_one_whose_statistics_have(make_bench: Callable[..., Bench], place: Place) -> None:
-    recipe = make_bench(steps=3, size=16).recipe("bn_small_inception", schedule="constant")
-    found = highest_rate(place, recipe.model_copy(update={"learning_rate": 1e30}))
+def test_nor_is_one_whose_statistics_have(make_experiment: Callable[..., Experiment], job: JobContext) -> None:
+    recipe = make_experiment(steps=3, size=16).recipe("bn_small_inception", schedule="constant")
+    found = max_stable_lr(job, recipe.model_copy(update={"learning_rate": 1e30}))
     assert found["tried"][0]["stable"] == 0

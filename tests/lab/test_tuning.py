@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bnlab.lab.records import Records, where
-from bnlab.lab.tuning import Learnt, chosen, diverged, mark_chosen, remarks
+from bnlab.lab.tuning import LearntFilter, chosen, diverged, mark_chosen, remarks
 
 
 def training(
@@ -47,7 +47,7 @@ def test_ends_of_what_was_tried_and_trainings_that_diverged_are_said() -> None:
 
 @pytest.mark.parametrize(("test", "guesses"), [(0.19, True), (0.21, False)])
 def test_what_is_compared_with_guessing_has_no_number(test: float, guesses: bool) -> None:
-    learnt = Learnt([*training("a", 0, 0.1, 1, test), *training("a", 1, 0.1, 1), *training("b", 0, 0.1, 1)])
+    learnt = LearntFilter([*training("a", 0, 0.1, 1, test), *training("a", 1, 0.1, 1), *training("b", 0, 0.1, 1)])
     first, second = learnt.only((1.0, 2.0), "a", "b")
     assert math.isnan(first) == guesses
     assert second == 2.0

@@ -88,7 +88,7 @@ def test_the_range_in_words() -> None:
 )
 def test_a_claim_holds_if_all_its_clauses_do(means: tuple[object, ...], verdict: Verdict) -> None:
     values = {1: (1.0, 1.1, 0.9), -1: (-1.0, -1.1, -0.9), None: (1.0, -1.0, 0.2), "beside": (-1.0, -1.1, -0.9)}
-    assert together([evidence(*values[mean], decides=mean != "beside") for mean in means]) == verdict
+    assert together([evidence(*values[mean], primary=mean != "beside") for mean in means]) == verdict
 
 
 def test_json_has_no_infinity() -> None:

@@ -7,8 +7,8 @@ from torch import nn
 
 from bnlab.errors import UsageError
 from bnlab.nets import NETWORKS, build
-from bnlab.nets.blocks import units_of
-from bnlab.nets.catalogue import CATALOGUE, SHAPE, has_row
+from bnlab.nets.blocks import conv_norm_acts
+from bnlab.nets.registry import ARCHITECTURE_KEYS, CATALOGUE, has_row
 from bnlab.nets.tables import Auxiliary
 from bnlab.recipe import Recipe
 
@@ -55,7 +55,7 @@ def test_without_bn_the_biases_are_kept(name: str) -> None:
 def test_only_what_normalisation_undoes_is_left_out() -> None:
     """Behind the activation it does not undo a bias before it."""
     for options, biased in (({}, False), ({"placement": "after"}, True), ({"conv_bias": True}, True)):
-        units = units_of(build("bn_small_inception", classes=2, **options))  # type: ignore[arg-type]
+        units = conv_norm_acts(build("bn_small_inception", classes=2, **options))  # type: ignore[arg-type]
         assert {unit.layer.bias is not None for unit in units} == {biased}
 
 
@@ -106,8 +106,8 @@ def test_a_gpus_generator_is_left_alone_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_option_of_the_shape_is_a_key_of_recipes_and_of_cards() -> None:
     """Or fine-tuning would not take it from the file."""
-    assert set(SHAPE) <= set(Recipe.model_fields)
-    assert {*SHAPE, "dropout", "in_channels"} == set(build("mlp", classes=2).arguments)
+    assert set(ARCHITECTURE_KEYS) <= set(Recipe.model_fields)
+    assert {*ARCHITECTURE_KEYS, "dropout", "in_channels"} == set(build("mlp", classes=2).arguments)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bnlab.errors import UsageError
 from bnlab.nets import build
-from bnlab.nets.catalogue import CATALOGUE, has_row
 from bnlab.nets.count import LARGEST, LayerCount, count
 from bnlab.nets.network import TableNetwork
+from bnlab.nets.registry import CATALOGUE, has_row
 from bnlab.nets.tables import Auxiliary
 
 EVERY_TABLE = [
@@ -54,7 +54,7 @@ def test_parameters_are_the_published_ones(name: str, options: dict[str, Any], p
 
 @pytest.mark.parametrize(("name", "variant", "stem"), EVERY_TABLE)
 def test_multiply_adds_are_half_of_what_torch_counts(name: str, variant: str, stem: str | None) -> None:
-    """torch counts what runs: in evaluation the trunk, and the heads by themselves on maps of the size they get."""
+    """torch counts what runs: in evaluation the backbone, and the heads by themselves on maps of the size they get."""
     heads = has_row(name, Auxiliary)
     network = weightless(name, classes=7, variant=variant, stem=stem, auxiliary=heads).eval()
     layers = count(network, 64)

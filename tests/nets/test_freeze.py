@@ -32,7 +32,7 @@ ALL = set(build("bn_googlenet", classes=3, width=0.25).order) - {"pool1", "pool2
 
 @pytest.mark.parametrize(
     ("part", "changes"),
-    [("none", ALL | {"aux1", "aux2"}), ("stem", ALL - STEM | {"aux1", "aux2"}), ("trunk", {"fc", "aux1", "aux2"})],
+    [("none", ALL | {"aux1", "aux2"}), ("stem", ALL - STEM | {"aux1", "aux2"}), ("backbone", {"fc", "aux1", "aux2"})],
 )
 def test_what_is_frozen_stays_to_the_bit(part: Part, changes: set[str]) -> None:
     network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
@@ -54,7 +54,7 @@ def test_frozen_normalisation_lets_the_filters_train() -> None:
 def test_heads_are_never_frozen() -> None:
     """They are new in fine-tuning: their statistics are those of no batch."""
     network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
-    frozen = freeze(network, "trunk", norms=True)
+    frozen = freeze(network, "backbone", norms=True)
     assert frozen.norms == 57 + 9  # three in the stem, seven in each of nine blocks
     assert all(p.requires_grad for p in network.get_submodule("aux1").parameters())
     assert network.get_submodule("aux1.conv.bn").training
@@ -65,12 +65,12 @@ def test_heads_are_never_frozen() -> None:
     [
         (
             "bn_mlp",
-            "trunk",
+            "backbone",
             {},
             "hidden1 to hidden3 and the statistics, gamma and beta of 3 normalisation layers "
             "(255,800 of 256,103 parameters)",
         ),
-        ("mlp", "trunk", {}, "hidden1 to hidden3 (255,500 of 255,803 parameters)"),
+        ("mlp", "backbone", {}, "hidden1 to hidden3 (255,500 of 255,803 parameters)"),
         ("bn_mlp", "none", {}, ""),
     ],
 )
@@ -84,4 +84,4 @@ def test_it_says_what_it_froze(name: str, part: Part, options: dict[str, Any], t
 def test_a_network_without_a_stem() -> None:
     with pytest.raises(UsageError) as error:
         freeze(build("mlp", classes=3), "stem", norms=False)
-    assert str(error.value) == "mlp has no stem to freeze: say trunk or none"
+    assert str(error.value) == "mlp has no stem to freeze: say backbone or none"

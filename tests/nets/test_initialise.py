@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.errors import UsageError
-from bnlab.nets import build, fit_to_data
-from bnlab.nets.blocks import units_of
+from bnlab.nets import build, lsuv_init
+from bnlab.nets.blocks import conv_norm_acts
 
 
 def spread(layer: Any) -> float:
@@ -28,7 +28,7 @@ def test_he_before_one_sided_activations_and_xavier_before_others() -> None:
 
 def test_gaussian_is_for_every_unit_and_last_layers_begin_small() -> None:
     network = build("bn_googlenet", classes=50, initialisation="gaussian:0.3", auxiliary=True)
-    for unit in units_of(network):
+    for unit in conv_norm_acts(network):
         assert spread(unit.layer) == pytest.approx(0.3, rel=0.1)
     for name in ("fc", "aux1.fc1", "aux2.fc2"):
         assert spread(network.get_submodule(name)) == pytest.approx(0.01, rel=0.05)
@@ -61,8 +61,8 @@ def test_a_separable_stem_keeps_the_scale_of_a_plain_one(name: str) -> None:
 def test_fitted_to_data_every_unit_begins_at_the_same_scale(name: str, options: dict[str, Any]) -> None:
     network = build(name, classes=3, initialisation="gaussian:0.7", **options)
     images = torch.randn(8, 3, 64, 64) * 5 + 2
-    units = units_of(network)
-    assert fit_to_data(network, images) == len(units) > 2
+    units = conv_norm_acts(network)
+    assert lsuv_init(network, images) == len(units) > 2
     seen: list[Tensor] = []
     for unit in units:
         assert not unit.layer._forward_hooks
@@ -80,7 +80,7 @@ def test_each_layer_is_scaled_as_a_whole() -> None:
     nn.init.zeros_(hidden.weight)
     nn.init.constant_(hidden.bias[:50], 3.0)
     nn.init.constant_(hidden.bias[50:], -4.0)
-    fit_to_data(network, torch.randn(5, 1, 28, 28))
+    lsuv_init(network, torch.randn(5, 1, 28, 28))
     torch.testing.assert_close(hidden.bias[[0, 99]].detach(), torch.tensor([3.0, -4.0]) / 12.5**0.5)
 
 
@@ -88,7 +88,7 @@ def test_a_unit_that_gives_nothing_is_left() -> None:
     network = build("mlp", classes=2, in_channels=1)
     hidden: Any = network.get_submodule("hidden2.linear")
     nn.init.zeros_(hidden.weight)
-    assert fit_to_data(network, torch.randn(1, 1, 28, 28)) == 3
+    assert lsuv_init(network, torch.randn(1, 1, 28, 28)) == 3
     assert not hidden.weight.any()
 
 
@@ -97,7 +97,7 @@ def test_fitting_draws_no_numbers_and_leaves_the_mode() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    fit_to_data(network, torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    lsuv_init(network, torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(torch.rand(2), expected)
     assert network.training
 
@@ -108,7 +108,7 @@ def test_fitting_draws_no_numbers_and_leaves_the_mode() -> None:
         (
             "bn_mlp",
             torch.zeros(4, 3, 28, 28),
-            "normalisation would undo weights that are fitted to data (data_dependent): "
+            "normalisation would undo weights that are fitted to data (lsuv_init): "
             "leave it out, or take a network without, such as googlenet",
         ),
         (
@@ -122,7 +122,7 @@ def test_refusals(name: str, images: Tensor, message: str) -> None:
     network = build(name, classes=2)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(UsageError) as error:
-        fit_to_data(network, images)
+        lsuv_init(network, images)
     assert str(error.value) == message
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert not [m for m in network.modules() if m._forward_hooks]
@@ -131,7 +131,7 @@ def test_refusals(name: str, images: Tensor, message: str) -> None:
 def test_weights_too_small_to_be_scaled() -> None:
     network = build("mlp", classes=2, initialisation="gaussian:1e-41")
     with pytest.raises(UsageError) as error:
-        fit_to_data(network, torch.randn(4, 3, 28, 28))
+        lsuv_init(network, torch.randn(4, 3, 28, 28))
     assert str(error.value) == (
         "a layer's outputs are too small or too large to be scaled: take another initialisation"
     )
@@ -145,7 +145,7 @@ def test_a_deep_network_without_bn_learns_from_a_bad_scale_once_fitted(fitted: b
     images = torch.randn(16, 3, 32, 32) + labels.view(-1, 1, 1, 1) * 2
     network = build("googlenet", classes=2, width=0.25, initialisation="gaussian:0.01")
     if fitted:
-        fit_to_data(network, images)
+        lsuv_init(network, images)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
     for _ in range(20):
         loss = F.cross_entropy(network(images), labels)

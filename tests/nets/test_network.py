@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from bnlab.errors import UsageError
 from bnlab.nets import NETWORKS, build
-from bnlab.nets.build import to_device
-from bnlab.nets.catalogue import CATALOGUE, has_row
+from bnlab.nets.build import move_network
 from bnlab.nets.network import TableNetwork
+from bnlab.nets.registry import CATALOGUE, has_row
 from bnlab.nets.tables import Auxiliary
 from bnlab.norm import fold, reference
 from bnlab.norm.layers import BatchNorm
@@ -124,7 +124,7 @@ def test_outputs_are_those_of_twins_built_of_the_reference(name: str, placement:
 @pytest.mark.parametrize(("name", "options"), KINDS, ids=IDS)
 def test_no_layer_leaves_channels_last(name: str, options: dict[str, Any], training: bool) -> None:
     """What goes back to channels first is copied there and back, which costs more than many layers."""
-    network = to_device(build(name, classes=3, width=0.25, auxiliary=has_row(name, Auxiliary), **options), "cpu")
+    network = move_network(build(name, classes=3, width=0.25, auxiliary=has_row(name, Auxiliary), **options), "cpu")
     network.train(training)
     maps = 0
 

@@ -5,7 +5,7 @@ from torch import nn
 from bnlab import norm
 from bnlab.errors import UsageError
 from bnlab.nets import build
-from bnlab.nets.blocks import Unit, units_of
+from bnlab.nets.blocks import ConvNormAct, conv_norm_acts
 from bnlab.nets.options import ACTIVATIONS, choose_norm
 
 
@@ -27,14 +27,14 @@ def test_every_kind_of_normalisation(name: str, of_maps: type[nn.Module], of_uni
         assert (layer.num_features, layer.eps, layer.momentum) == (24, 0.01, 0.3)
     for network in ("small_inception", "mlp"):
         kind = of_units if network == "mlp" else of_maps
-        layers = {type(unit.bn) for unit in units_of(build(network, classes=2, norm=name))}
+        layers = {type(unit.bn) for unit in conv_norm_acts(build(network, classes=2, norm=name))}
         assert layers == {kind}
 
 
 def test_none_is_no_layer() -> None:
     assert choose_norm("none", eps=0.01, momentum=0.3) is None
     for name in ("bn_small_inception", "bn_mlp"):
-        assert {type(unit.bn) for unit in units_of(build(name, classes=2, norm="none"))} == {nn.Identity}
+        assert {type(unit.bn) for unit in conv_norm_acts(build(name, classes=2, norm="none"))} == {nn.Identity}
 
 
 @pytest.mark.parametrize(("name", "size"), [("ghost", 32), ("ghost:7", 7)])
@@ -84,10 +84,10 @@ def test_what_is_no_normalisation(name: str, message: str) -> None:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_stands_behind_every_unit(name: str) -> None:
     network = build("bn_small_inception", classes=2, activation=name)
-    kinds = {type(unit.activation) for unit in units_of(network)}
+    kinds = {type(unit.activation) for unit in conv_norm_acts(network)}
     assert kinds == {type(ACTIVATIONS[name]())}
     unit = network.get_submodule("conv1")
-    assert isinstance(unit, Unit)
+    assert isinstance(unit, ConvNormAct)
     x = torch.randn(4, 3, 9, 9)
     y, expected = unit(x), ACTIVATIONS[name]()(unit.bn(unit.layer(x)).clone())
     torch.testing.assert_close(y, expected)

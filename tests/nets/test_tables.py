@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.nets import build, catalogue, tables
+from bnlab.nets import build, registry, tables
 
-TABLES = [(n, v) for n, network in catalogue.CATALOGUE.items() for v in network.variants]
+TABLES = [(n, v) for n, network in registry.CATALOGUE.items() for v in network.variants]
 
 
 def outputs(name: str, variant: str, size: int, stem: str | None = None) -> dict[str, tuple[int, ...]]:
@@ -43,7 +43,7 @@ def test_inceptions_maps_are_those_of_figure_5(variant: str, contradiction: tupl
 
 @pytest.mark.parametrize(("name", "variant"), TABLES)
 def test_the_smallest_side_is_the_smallest(name: str, variant: str) -> None:
-    stems = (None, *catalogue.find(name).stems)
+    stems = (None, *registry.find(name).stems)
     for stem in stems:
         network = build(name, classes=2, variant=variant, stem=stem, width=0.25).eval()
         side = network.smallest_side
@@ -74,7 +74,7 @@ def test_a_small_stem_sees_four_times_as_much() -> None:
 
 def test_width_multiplies_every_layer_and_nothing_vanishes() -> None:
     for name, variant in TABLES:
-        table = catalogue.find(name).variants[variant]
+        table = registry.find(name).variants[variant]
         assert tables.widened(table, 1.0) == table
         double, least = tables.widened(table, 2), tables.widened(table, 0.001)
         for row, wide, thin in zip(table, double, least, strict=True):

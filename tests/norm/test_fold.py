@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from bnlab.nets import build
 from bnlab.norm import BatchNorm1d, BatchNorm2d, GhostBatchNorm2d
 from bnlab.norm.fold import Folded, fold
-from bnlab.norm.layers import layers_of
+from bnlab.norm.layers import batch_norm_layers
 
 CONTROL_FLOW = "cannot be traced: symbolically traced variables cannot be used as inputs to control flow"
 
@@ -44,7 +44,7 @@ class Block(nn.Module):
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """With statistics and parameters as training might leave them, in evaluation."""
     torch.manual_seed(seed)
-    for _, norm in layers_of(model):
+    for _, norm in batch_norm_layers(model):
         if norm.running_mean is not None:
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.02, 2)  # some small, so that eps matters
@@ -80,12 +80,12 @@ def images() -> Tensor:
 @pytest.mark.parametrize("name", ["bn_googlenet", "bn_small_inception"])
 def test_every_layer_of_a_network_folds(name: str) -> None:
     network = randomised(build(name, classes=5))
-    for _, norm in layers_of(network):
+    for _, norm in batch_norm_layers(network):
         norm.running_var.clamp_(min=0.5)
     folding = fold(network)
     assert not folding.kept
-    assert len(folding.folded) == len(list(layers_of(network))) > 40
-    assert not list(layers_of(folding.model))
+    assert len(folding.folded) == len(list(batch_norm_layers(network))) > 40
+    assert not list(batch_norm_layers(folding.model))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected, found = network(x), folding.model(x)
@@ -413,7 +413,7 @@ def test_reasons(case: str) -> None:
     make, reason = REASONS[case]
     folding = fold(randomised(make()))
     assert list(folding.kept.values()) == [reason]
-    assert not folding.folded and len(list(layers_of(folding.model))) == 1
+    assert not folding.folded and len(list(batch_norm_layers(folding.model))) == 1
 
 
 def test_population_statistics_have_to_be_there() -> None:

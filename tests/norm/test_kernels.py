@@ -83,11 +83,11 @@ def test_the_output_has_mean_beta_and_deviation_gamma(seed: int, shape: tuple[in
 @given(seeds, shapes, st.floats(0.01, 100), st.floats(-100, 100))
 @settings(max_examples=30)
 def test_scale_and_shift_of_the_input_do_not_matter(
-    seed: int, shape: tuple[int, ...], scale: float, shift: float
+    seed: int, shape: tuple[int, ...], scale: float, shifted: float
 ) -> None:
     """BN((aW)u) = BN(Wu), and its gradient in Wu is a times smaller (paper, sec. 3.3); for eps = 0."""
     x, dy = values(seed, shape).requires_grad_(), values(seed + 1, shape)
-    other = (x.detach() * scale + shift).requires_grad_()
+    other = (x.detach() * scale + shifted).requires_grad_()
     y, y_other = (kernels.by_batch(t, None, None, None, 0.0).y for t in (x, other))
     assert (y - y_other).abs().max() < 1e-8
     (dx,), (dx_other,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(y_other, other, dy)
@@ -132,7 +132,7 @@ def test_ordinary_batches_are_torchs_to_the_bit(
     done = kernels.by_batch(x, gamma, beta, ours, EPS)
     y = F.batch_norm(x, theirs.mean, theirs.var, gamma, beta, training=True, momentum=0.1, eps=EPS)
     assert bool(done.moved)
-    assert done.pilot is None
+    assert done.shift is None
     assert torch.equal(done.y, y)
     assert done.y.stride() == y.stride()
     assert torch.equal(ours.mean, theirs.mean)
@@ -201,7 +201,7 @@ def test_half_precision_inference_far_from_0(dtype: torch.dtype, least: float) -
 def test_a_constant_channel_is_not_far_from_0() -> None:
     x = values(0, (4, 3, 6, 6), torch.float32)
     x[:, 1] = 2.0
-    assert kernels.by_batch(x.contiguous(memory_format=torch.channels_last), None, None, None, EPS).pilot is None
+    assert kernels.by_batch(x.contiguous(memory_format=torch.channels_last), None, None, None, EPS).shift is None
 
 
 def test_where_there_are_no_values_to_look_at() -> None:
@@ -303,7 +303,7 @@ def test_without_running_statistics_nothing_is_moved(device_path: bool) -> None:
 def test_gradients_of_gradients(offset: float) -> None:
     x = (values(0, (3, 2, 2, 2)) + offset).requires_grad_()
     gamma, beta = (t.requires_grad_() for t in values(2, (2, 2)))
-    assert (kernels.by_batch(x, None, None, None, EPS).pilot is not None) == (offset > 0)
+    assert (kernels.by_batch(x, None, None, None, EPS).shift is not None) == (offset > 0)
 
     def y(*leaves: Tensor) -> Tensor:
         return kernels.by_batch(*leaves, running(2), EPS).y
@@ -331,9 +331,9 @@ def test_again_is_y_to_the_bit(layout: torch.memory_format, dtype: torch.dtype, 
     x = (values(0, (4, 3, 7, 5), torch.float32) * 8 + offset).to(dtype, memory_format=layout)
     gamma, beta = values(2, (2, 3), torch.promote_types(dtype, torch.float32)) if affine else (None, None)
     done = kernels.by_batch(x, gamma, beta, None, EPS)
-    assert (done.pilot is not None) == (offset > 0)
+    assert (done.shift is not None) == (offset > 0)
     if not affine and dtype in (torch.float16, torch.bfloat16):
         return  # the statistics are rounded: `batch_norm_relu` does not ask for it
-    y = kernels.again(kernels.shift(x, done.pilot), gamma, beta, done.mean, done.invstd)
+    y = kernels.again(kernels.shifted(x, done.shift), gamma, beta, done.mean, done.invstd)
     assert torch.equal(y, done.y)
     assert y.stride() == done.y.stride()

@@ -21,7 +21,7 @@ from torch.testing._internal.common_utils import noncontiguous_like
 
 from bnlab import norm
 from bnlab.norm import reference
-from bnlab.norm.layers import layers_of
+from bnlab.norm.layers import batch_norm_layers
 
 # Importing torch's tests puts their own settings in place of those of tests/conftest.py, and shuts torch's flags.
 settings.load_profile("bnlab")
@@ -114,8 +114,8 @@ def test_empty_batches_are_refused_in_training(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_it_is_torchs_to_the_bit(case: Case, dtype: torch.dtype) -> None:
     ours, theirs = case.layer(dtype), case.layer(dtype, case.info.module_cls)
-    for shift in range(3):
-        x, x_other = (case.x(dtype) + shift for _ in range(2))
+    for shifted in range(3):
+        x, x_other = (case.x(dtype) + shifted for _ in range(2))
         y, y_other = ours(x.requires_grad_()), theirs(x_other.requires_grad_())
         assert equal([y], [y_other])
         assert (y.dtype, y.stride()) == (y_other.dtype, y_other.stride())
@@ -463,8 +463,12 @@ def test_refusals_name_the_layer() -> None:
 def test_the_layers_of_a_model() -> None:
     shared = norm.BatchNorm2d(3)
     model = nn.Sequential(shared, nn.Sequential(nn.BatchNorm2d(3), shared), nn.ReLU(), norm.BatchNorm1d(3))
-    assert [name for name, _ in layers_of(model)] == ["0", "1.0", "3"]
-    assert [type(layer) for _, layer in layers_of(model)] == [norm.BatchNorm2d, nn.BatchNorm2d, norm.BatchNorm1d]
+    assert [name for name, _ in batch_norm_layers(model)] == ["0", "1.0", "3"]
+    assert [type(layer) for _, layer in batch_norm_layers(model)] == [
+        norm.BatchNorm2d,
+        nn.BatchNorm2d,
+        norm.BatchNorm1d,
+    ]
 
 
 # Properties.

@@ -4,32 +4,32 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.norm.models import hooked, network_of
+from bnlab.norm.models import hooked, unwrap_model
 
 
 def test_what_a_wrapper_holds() -> None:
     network = nn.Sequential(nn.Linear(2, 2))
-    assert network_of(network) is network
-    assert network_of(nn.DataParallel(network)) is network
-    assert network_of(torch.compile(nn.DataParallel(network), backend="eager")) is network
+    assert unwrap_model(network) is network
+    assert unwrap_model(nn.DataParallel(network)) is network
+    assert unwrap_model(torch.compile(nn.DataParallel(network), backend="eager")) is network
 
 
 def test_what_cannot_be_worked_on() -> None:
     with pytest.raises(TypeError, match=r"^the model comes first, an nn.Module, not list$"):
-        network_of([nn.Linear(2, 2)])
+        unwrap_model([nn.Linear(2, 2)])
     with pytest.raises(ValueError, match=r"^the model has lazy layers without tensors yet: run it once on a batch$"):
-        network_of(nn.LazyLinear(2))
+        unwrap_model(nn.LazyLinear(2))
     with pytest.raises(
         ValueError, match=r"^the model is on the meta device, where tensors hold no values: move it and"
     ):
-        network_of(nn.Linear(2, 2, device="meta"))
+        unwrap_model(nn.Linear(2, 2, device="meta"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own
         scripted = torch.jit.script(nn.Linear(2, 2))
     with pytest.raises(
         ValueError, match=r"^a scripted model does not show its layers: give the model that it was made"
     ):
-        network_of(scripted)
+        unwrap_model(scripted)
 
 
 @pytest.mark.parametrize(

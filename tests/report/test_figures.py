@@ -54,6 +54,6 @@ def test_matplotlib_is_left_as_it_was() -> None:
 def test_a_range_test_can_be_drawn(losses: list[float]) -> None:
     rates = [1e-5, 1e-3, 1e-1][: len(losses)]
     marks = {"suggested": 1e-3, "steepest": None}
-    picture = figures.range_test_png(rates, losses, losses, marks, "$a network, of 4 px")
-    assert picture == figures.range_test_png(rates, losses, losses, marks, "$a network, of 4 px")
-    assert picture != figures.range_test_png(rates, losses, losses, {"suggested": None}, "$a network, of 4 px")
+    picture = figures.lr_range_test_png(rates, losses, losses, marks, "$a network, of 4 px")
+    assert picture == figures.lr_range_test_png(rates, losses, losses, marks, "$a network, of 4 px")
+    assert picture != figures.lr_range_test_png(rates, losses, losses, {"suggested": None}, "$a network, of 4 px")

@@ -9,7 +9,7 @@ from tests.report.test_figures import ROWS
 
 from bnlab import Classifier
 from bnlab.classifier.evaluate import Member, evaluate
-from bnlab.data.listing import Photo
+from bnlab.data.split_csv import Photo
 from bnlab.report.page import demo_page, evaluation_page, mistakes_png, run_page
 
 

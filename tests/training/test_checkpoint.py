@@ -7,8 +7,8 @@ from bnlab.errors import RunError
 from bnlab.nets import build
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
-from bnlab.training.average import Average
-from bnlab.training.checkpoint import Position, load_state, save_state
+from bnlab.training.checkpoint import TrainState, load_state, save_state
+from bnlab.training.ema import EMA
 from bnlab.training.optimizer import make_optimizer
 from bnlab.training.schedule import Plan
 
@@ -29,20 +29,20 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
     stepper.step()
     plan = Plan(steps=40, batches=6).changed(9, 30)
     rows = [{"epoch": 1, "val_top1": None}]
-    position = Position(epoch=1, batch=3, step=9, plan=plan, loss=1.5, rows=rows, best={"epoch": 1})
-    average = Average(network, 0.9)
+    position = TrainState(epoch=1, batch=3, step=9, plan=plan, loss=1.5, rows=rows, best={"epoch": 1})
+    ema = EMA(network, 0.9)
     with torch.no_grad():
         network.fc.bias.add_(1)
-    average.update(network, 4)
-    parts = {"network": network, "optimizer": stepper, "average": average.network}
+    ema.update(network, 4)
+    parts = {"network": network, "optimizer": stepper, "average": ema.network}
     save_state(run, position, recipe, parts)
 
     other = build(recipe.network, classes=3, seed=1)
     other_stepper = make_optimizer(other, recipe)
-    other_average = Average(other, 0.9)
+    other_average = EMA(other, 0.9)
     others = {"network": other, "optimizer": other_stepper, "average": other_average.network}
     assert load_state(run, recipe, others) == position
-    kept, read = average.network.state_dict(), other_average.network.state_dict()
+    kept, read = ema.network.state_dict(), other_average.network.state_dict()
     assert all(torch.equal(kept[key], read[key]) for key in kept)
     assert not torch.equal(kept["fc.bias"], network.fc.bias)
     assert all(
@@ -54,14 +54,14 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
 def test_nothing_saved_is_the_beginning(run: Run) -> None:
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
-    assert load_state(run, recipe, {"network": network}) == Position()
+    assert load_state(run, recipe, {"network": network}) == TrainState()
 
 
 def test_another_recipe_or_a_broken_file_is_refused(run: Run) -> None:
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
     parts = {"network": network, "optimizer": make_optimizer(network, recipe)}
-    save_state(run, Position(), recipe, parts)
+    save_state(run, TrainState(), recipe, parts)
     load_state(run, recipe.model_copy(update={"workers": 7}), parts)  # changes no result
     with pytest.raises(RunError, match=r"was changed after it began \(epochs, learning_rate\): change it back"):
         load_state(run, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}), parts)
@@ -80,7 +80,7 @@ def test_a_list_that_was_changed_or_a_state_that_is_lost_is_refused(run: Run) ->
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
     parts = {"network": network, "optimizer": make_optimizer(network, recipe)}
-    save_state(run, Position(), recipe, parts)
+    save_state(run, TrainState(), recipe, parts)
     run.split.write_text("path,class,split,sha256\na.jpg,a,val,\n")
     with pytest.raises(RunError, match=r"split.csv was changed after the run began: change it back"):
         load_state(run, recipe, parts)

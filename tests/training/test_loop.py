@@ -7,19 +7,27 @@ from torch.nn import functional as F
 
 from bnlab.classifier.evaluate import Evaluation
 from bnlab.data.loader import TrainingLoader
-from bnlab.data.pixels import normalise
+from bnlab.data.preprocess import normalise
 from bnlab.nets import build
 from bnlab.nets.build import to_device
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.training import loop
-from bnlab.training.checkpoint import Position, Row
-from bnlab.training.judge import Judgement
-from bnlab.training.loop import Tally, Trainee, judge_epoch, out_of_patience, row_of, total_loss, train_step
-from bnlab.training.mixing import Targets
+from bnlab.training.build import preprocessing_of
+from bnlab.training.checkpoint import Row, TrainState
+from bnlab.training.loop import (
+    MetricAccumulator,
+    TrainingContext,
+    metrics_row,
+    out_of_patience,
+    record_validation,
+    total_loss,
+    train_step,
+)
+from bnlab.training.mixup import Targets
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
 from bnlab.training.schedule import Plan
-from bnlab.training.trainee import view_of
+from bnlab.training.validate import ValidationResult
 
 
 def test_auxiliary_losses_count_for_their_weight() -> None:
@@ -32,16 +40,16 @@ def test_auxiliary_losses_count_for_their_weight() -> None:
     torch.testing.assert_close(total_loss(outputs[0], Targets(targets), recipe), main)
 
 
-def judged(evaluation: Evaluation) -> Judgement:
-    return Judgement(evaluation=evaluation, running_top1=0.25, seconds=1.5)
+def validate(evaluation: Evaluation) -> ValidationResult:
+    return ValidationResult(evaluation=evaluation, running_top1=0.25, seconds=1.5)
 
 
 def test_the_best_epoch_is_by_accuracy_then_by_loss() -> None:
     plan = Plan(steps=40, batches=10)
-    position = Position(epoch=0, step=10, size=96, plan=plan, seen=20, loss=30.0, right=5, seconds=2.0)
+    position = TrainState(epoch=0, step=10, size=96, plan=plan, seen=20, loss=30.0, right=5, seconds=2.0)
 
     def is_best(evaluation: Evaluation) -> bool:
-        return judge_epoch(position, row_of(position, Recipe()), judged(evaluation))
+        return record_validation(position, metrics_row(position, Recipe()), validate(evaluation))
 
     assert is_best(KNOWN)
     row = position.best
@@ -59,21 +67,21 @@ def test_the_best_epoch_is_by_accuracy_then_by_loss() -> None:
 
 def test_patience_counts_epochs_since_the_best() -> None:
     rows: list[Row] = [{"epoch": 3, "val_top1": 0.5}, {"epoch": 5, "val_top1": 0.4}, {"epoch": 6, "val_top1": None}]
-    position = Position(epoch=6, best={"epoch": 3}, rows=rows)
+    position = TrainState(epoch=6, best={"epoch": 3}, rows=rows)
     assert not out_of_patience(position, Recipe(patience=0))
     assert not out_of_patience(position, Recipe(patience=3))
     assert out_of_patience(position, Recipe(patience=2))
-    assert not out_of_patience(Position(), Recipe(patience=1))
+    assert not out_of_patience(TrainState(), Recipe(patience=1))
 
 
-def trainee_of(network: TableNetwork, recipe: Recipe, loader: TrainingLoader | None = None) -> Trainee:
-    return Trainee(
+def trainee_of(network: TableNetwork, recipe: Recipe, loader: TrainingLoader | None = None) -> TrainingContext:
+    return TrainingContext(
         network=network,
         optimizer=make_optimizer(network, recipe),
-        average=None,
+        ema=None,
         loader=loader,  # type: ignore[arg-type]
         recipe=recipe,
-        view=view_of(recipe),
+        preprocessing=preprocessing_of(recipe),
         device="cpu",
         forward=network,
     )
@@ -111,19 +119,19 @@ def test_losses_are_plain_pytorchs(
     ours = to_device(build(network, **options), "cpu").train().to(dtype)  # type: ignore[arg-type]
     plain = build(network, norm=nn.BatchNorm2d, **options).train().to(dtype)  # type: ignore[arg-type]
     plain.load_state_dict(ours.state_dict())
-    monkeypatch.setattr(loop, "normalise", lambda images, view: normalise(images, view).to(dtype))
-    trainee = trainee_of(ours, recipe)
+    monkeypatch.setattr(loop, "normalise", lambda images, preprocessing: normalise(images, preprocessing).to(dtype))
+    context = trainee_of(ours, recipe)
     decayed = [p for p in plain.parameters() if p.ndim > 1]
     rest = [p for p in plain.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest}]
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     found, expected = [], []
     for step, (pixels, labels) in enumerate(batches_of(steps, size, 8)):
-        set_learning_rate(trainee.optimizer, rate)
-        found.append(train_step(trainee, pixels, labels, step)[0].item())
+        set_learning_rate(context.optimizer, rate)
+        found.append(train_step(context, pixels, labels, step)[0].item())
 
         torch.manual_seed(step)
-        images = normalise(torch.from_numpy(pixels), view_of(recipe)).to(dtype).contiguous()
+        images = normalise(torch.from_numpy(pixels), preprocessing_of(recipe)).to(dtype).contiguous()
         outputs = plain(images)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         losses = [F.cross_entropy(o, torch.from_numpy(labels), label_smoothing=0.1) for o in outputs]
@@ -161,15 +169,15 @@ def test_a_loss_that_is_no_number_changes_nothing() -> None:
 
 
 def test_on_a_gpu_losses_are_looked_at_now_and_then() -> None:
-    position = Position()
-    tally = Tally(position, look_every=3)
+    position = TrainState()
+    accumulator = MetricAccumulator(position, look_every=3)
     for loss in (1.0, 2.0):
-        tally.add(torch.tensor(loss), torch.tensor(1), 4)
+        accumulator.add(torch.tensor(loss), torch.tensor(1), 4)
     assert (position.step, position.batch, position.seen, position.loss) == (2, 2, 0, 0)
-    tally.add(torch.tensor(3.0), torch.tensor(2), 2)
+    accumulator.add(torch.tensor(3.0), torch.tensor(2), 2)
     assert (position.step, position.seen, position.loss, position.right) == (3, 10, 18.0, 4)
-    tally.add(torch.tensor(0.5), torch.tensor(0), 4)
-    tally.add(torch.tensor(torch.inf), torch.tensor(0), 4)
+    accumulator.add(torch.tensor(0.5), torch.tensor(0), 4)
+    accumulator.add(torch.tensor(torch.inf), torch.tensor(0), 4)
     with pytest.raises(FloatingPointError) as error:
-        tally.look()
+        accumulator.look()
     assert error.value.args == ("the loss became inf", 4)

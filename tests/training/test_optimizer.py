@@ -20,7 +20,7 @@ def test_weight_decay_spares_gamma_beta_and_biases(name: str) -> None:
 
 def test_the_trunk_has_its_own_learning_rate() -> None:
     network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
-    optimizer = make_optimizer(network, Recipe(trunk_rate=0.25))
+    optimizer = make_optimizer(network, Recipe(backbone_lr_factor=0.25))
     set_learning_rate(optimizer, 0.8)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in network.named_parameters():
@@ -29,6 +29,6 @@ def test_the_trunk_has_its_own_learning_rate() -> None:
 
 def test_what_is_frozen_is_no_business_of_the_optimiser() -> None:
     network = build("bn_small_inception", classes=3)
-    freeze(network, "trunk", norms=False)
-    optimizer = make_optimizer(network, Recipe(trunk_rate=0.25))
+    freeze(network, "backbone", norms=False)
+    optimizer = make_optimizer(network, Recipe(backbone_lr_factor=0.25))
     assert [p for group in optimizer.param_groups for p in group["params"]] == [network.fc.weight, network.fc.bias]

@@ -63,28 +63,28 @@ def test_a_plan_that_was_shortened_goes_on_where_it_was_and_ends_at_1(steps: int
 
 
 def test_sizes_grow_to_the_last() -> None:
-    recipe = Recipe(grow_from=0.5, size=128)
+    recipe = Recipe(start_size=0.5, size=128)
     plan = Plan(steps=100, batches=1)
     sizes = [plan.size(recipe, epoch) for epoch in range(100)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {64, 80, 96, 112, 128}
     assert [sizes.count(size) for size in (64, 80, 96, 112, 128)] == [20] * 5
-    assert {plan.size(Recipe(size=120, grow_from=1.0), epoch) for epoch in range(100)} == {120}
+    assert {plan.size(Recipe(size=120, start_size=1.0), epoch) for epoch in range(100)} == {120}
     short = [[Plan(steps=n * 9, batches=9).size(recipe, epoch) for epoch in range(n)] for n in (1, 2, 3)]
     assert short == [[128], [96, 128], [80, 112, 128]]
     partial = Plan(steps=15, batches=10)
     assert [partial.size(recipe, epoch) for epoch in range(2)] == [112, 128]
     assert {plan.size(Recipe(size=32), epoch) for epoch in range(100)} == {32}
-    assert {plan.size(Recipe(size=50, grow_from=0.1), epoch) for epoch in range(100)} == {32, 48, 50}
+    assert {plan.size(Recipe(size=50, start_size=0.1), epoch) for epoch in range(100)} == {32, 48, 50}
 
 
 def test_judgements_are_ten_or_as_many_as_asked_and_the_last() -> None:
-    def judged(epochs: int, **changes: object) -> list[int]:
+    def validate(epochs: int, **changes: object) -> list[int]:
         recipe, plan = Recipe.model_validate(changes), Plan(steps=epochs * 5 - 2, batches=5)
-        return [epoch + 1 for epoch in range(epochs) if plan.judges(recipe, epoch)]
+        return [epoch + 1 for epoch in range(epochs) if plan.validates(recipe, epoch)]
 
-    assert judged(8) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert judged(45) == [5, 10, 15, 20, 25, 30, 35, 40, 45]
-    assert judged(47) == [5, 10, 15, 20, 25, 30, 35, 40, 45, 47]
-    assert judged(7, judge_every=3) == [3, 6, 7]
-    assert judged(7, judge_every=100) == [7]
+    assert validate(8) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert validate(45) == [5, 10, 15, 20, 25, 30, 35, 40, 45]
+    assert validate(47) == [5, 10, 15, 20, 25, 30, 35, 40, 45, 47]
+    assert validate(7, validate_every=3) == [3, 6, 7]
+    assert validate(7, validate_every=100) == [7]

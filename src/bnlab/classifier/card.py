@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bnlab.data.listing import as_label
-from bnlab.data.pixels import View
+from bnlab.data.preprocess import Preprocessing
+from bnlab.data.split_csv import as_label
 from bnlab.errors import ClassifierError, printable
 
 FORMAT_VERSION = 1
@@ -28,7 +28,7 @@ class Card:
     """what the network is built with, beside its classes: arguments of `bnlab.nets.build`"""
     classes: Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(min_length=1)]
     """class names; the position is the index of the logit"""
-    view: View
+    preprocessing: Preprocessing
     """how a photo becomes the network's input"""
     metrics: Mapping[str, Any] = Field(default_factory=dict)
     """what was measured when it was saved, with the side of the split and n"""

@@ -129,6 +129,6 @@ def mean_of(each: Sequence[Probabilities]) -> Probabilities:
 
 def _squares_of(classifier: Classifier, crops: Crops) -> tuple[object, ...]:
     """What the squares it sees of a photo depend on."""
-    view = classifier.card.view
-    squares = (view.size, view.interpolation)
-    return (*squares, view.resize, view.crop_fraction) if crops == 1 else squares
+    preprocessing = classifier.card.preprocessing
+    squares = (preprocessing.size, preprocessing.interpolation)
+    return (*squares, preprocessing.resize, preprocessing.crop_fraction) if crops == 1 else squares

@@ -90,14 +90,14 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
         ClassifierError: as `read_classifier`, or tensors that do not fit the network the card names.
     """
     tensors, card = read_classifier(path)
-    network = network_of(card, printable(path))
+    network = network_from_card(card, printable(path))
     expected = network.state_dict()
     check_fit(tensors, expected, printable(path), card.network)
     network.load_state_dict({key: tensors[key].to(expected[key].dtype) for key in expected}, assign=True)
     return network.eval(), card
 
 
-def network_of(card: Card, name: str) -> TableNetwork:
+def network_from_card(card: Card, name: str) -> TableNetwork:
     """The network that a card describes, with shapes and no weights yet; `name` is what messages call its file.
 
     Raises:

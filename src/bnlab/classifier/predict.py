@@ -13,15 +13,15 @@ from torch import nn
 from bnlab.classifier.card import Card
 from bnlab.classifier.file import load_network
 from bnlab.data.cache import Cache
-from bnlab.data.crops import Crops, pictures_each
-from bnlab.data.loader import prepared_batches
-from bnlab.data.pixels import Pixels, normalise
+from bnlab.data.crops import Crops, images_per_photo
+from bnlab.data.loader import preprocessed_batches
+from bnlab.data.preprocess import Pixels, normalise
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
 from bnlab.machine import choose_device, memory_errors
-from bnlab.nets.build import to_device
+from bnlab.nets.build import move_network
 from bnlab.nets.network import TableNetwork
 from bnlab.norm import fold
-from bnlab.progress import Progress, Silent
+from bnlab.progress import NullProgress, Progress
 
 Probabilities = NDArray[np.float32]
 _WORTH_FOLDING = 100  # photos: folding BN away takes a fifth of a second, and saves about a tenth of the time after
@@ -75,7 +75,7 @@ class Classifier:
         """
         network, card = load_network(Path(path))
         chosen = choose_device(device)
-        return cls(to_device(network, chosen), card, chosen)
+        return cls(move_network(network, chosen), card, chosen)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,20 +87,20 @@ class Classifier:
         self._folded = None
 
     @torch.inference_mode()
-    def probabilities(self, pixels: Pixels, *, mirror: bool | None = None) -> Probabilities:
-        """Softmax of the logits: uint8 N x size x size x 3 (from `prepare`) to float32 N x classes.
+    def probabilities(self, pixels: Pixels, *, flip_tta: bool | None = None) -> Probabilities:
+        """Softmax of the logits: uint8 N x size x size x 3 (from `preprocess`) to float32 N x classes.
 
-        With `mirror`, the mean of that for the photos and that for their mirror images; unless given, as the card says.
+        With `flip_tta`, the mean of that for the photos and that for their mirror images; unless given, as the card says.
         """
-        mirror = self.card.view.mirror if mirror is None else mirror
+        flip_tta = self.card.preprocessing.flip_tta if flip_tta is None else flip_tta
         network = self._folded or self.network
         training = network.training
         network.eval()
         try:
-            images = normalise(torch.from_numpy(pixels).to(self.device), self.card.view)  # N x 3 x H x W
+            images = normalise(torch.from_numpy(pixels).to(self.device), self.card.preprocessing)  # N x 3 x H x W
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
                 answers = network(images).float().softmax(1)  # N x classes
-                if mirror:
+                if flip_tta:
                     answers = (answers + network(images.flip(3)).float().softmax(1)) / 2
             probabilities: Probabilities = answers.cpu().numpy()
             return probabilities
@@ -121,7 +121,7 @@ class Classifier:
 
         The row of a photo with an error is NaN. `cache` is of these paths, this view and these crops alone. With 10 or
         144 `crops`, the mean of those of each (bnlab.data.crops); they have their mirror images among them, whatever
-        the card says of `mirror`.
+        the card says of `flip_tta`.
 
         Raises:
             UsageError: the papers have no such number of crops.
@@ -189,16 +189,16 @@ def classify_alike(
 
     Each one's probabilities, len(paths) x classes in its own order of classes, and each photo's error or None.
     """
-    view = classifiers[0].card.view
+    preprocessing = classifiers[0].card.preprocessing
     rows: list[list[Probabilities]] = [[] for _ in classifiers]
     errors: list[PhotoError | None] = []
     if len(paths) * crops >= _WORTH_FOLDING:
         for classifier in classifiers:
             classifier.fold()
-    task_of_all = (progress or Silent()).task("classifying", len(paths), "photos")
-    with memory_errors(batch_size, view.size), task_of_all as task:
-        for pixels, errors_of_batch in prepared_batches(
-            paths, view, batch_size=batch_size, workers=workers, cache=cache, crops=crops
+    task_of_all = (progress or NullProgress()).task("classifying", len(paths), "photos")
+    with memory_errors(batch_size, preprocessing.size), task_of_all as task:
+        for pixels, errors_of_batch in preprocessed_batches(
+            paths, preprocessing, batch_size=batch_size, workers=workers, cache=cache, crops=crops
         ):
             for classifier, its_rows in zip(classifiers, rows, strict=True):
                 found = iter(_answers(classifier, pixels, crops, batch_size)) if len(pixels) else iter(())
@@ -215,7 +215,7 @@ def _answers(classifier: Classifier, pixels: Pixels, crops: Crops, batch_size: i
     if crops == 1:
         return classifier.probabilities(pixels)
     parts = np.array_split(pixels, -(-len(pixels) // batch_size))  # of b x size x size x 3
-    answers = np.concatenate([classifier.probabilities(part, mirror=True) for part in parts])  # M*K x classes
-    by_photo = answers.reshape(-1, pictures_each(crops), answers.shape[1])  # M x K x classes
+    answers = np.concatenate([classifier.probabilities(part, flip_tta=True) for part in parts])  # M*K x classes
+    by_photo = answers.reshape(-1, images_per_photo(crops), answers.shape[1])  # M x K x classes
     mean: Probabilities = by_photo.mean(1, dtype=np.float64).astype(np.float32)
     return mean

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli.app import app
+from bnlab.cli.console import err, run_command, show_result
 from bnlab.cli.options import BatchSize, ClassifierFile, Crops, Device, Json, Side, Strict, Workers
-from bnlab.console import err, run_command, show_result
 from bnlab.errors import plural, printable, quoted
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def split_verb(
     A photo's side follows from its content and the seed: it stays where it is when others come or go. Exact and near
     duplicates are kept on one side; those with different labels are named. PHOTOS is never written to.
     """
+    from bnlab.cli.render import split_table
     from bnlab.commands import split
-    from bnlab.tables import split_table
 
     chosen = [name for name, given in (("link", link), ("copy", copy), ("list", list_only)) if given]
     if len(chosen) > 1:
@@ -86,7 +86,8 @@ def train_verb(
         Path | None, typer.Option(metavar="FILE", help="Classifier file to start from (fine-tuning).")
     ] = None,
     freeze: Annotated[
-        str | None, typer.Option(metavar="PART", help="--init: do not train the stem or the trunk (stem, trunk, none).")
+        str | None,
+        typer.Option(metavar="PART", help="--init: do not train the stem or the backbone (stem, backbone, none)."),
     ] = None,
     freeze_bn: Annotated[
         bool, typer.Option("--freeze-bn", help="--init: keep BN's statistics, gamma and beta as in FILE.")
@@ -165,11 +166,11 @@ def train_verb(
 
 
 def _find_rate(data: Path, recipe: "Settings", name: str | None, *, strict: bool, as_json: bool) -> None:
-    from bnlab.commands import find_rate
-    from bnlab.tables import rate_table
+    from bnlab.cli.render import rate_table
+    from bnlab.commands import find_lr
 
-    settings = find_rate.FindRateSettings(data=data, settings=recipe, name=name, strict=strict)
-    result = run_command(find_rate.run, settings)
+    settings = find_lr.FindLrSettings(data=data, settings=recipe, name=name, strict=strict)
+    result = run_command(find_lr.run, settings)
     rate = result.suggestion.suggested
     if rate is None:
         last = "It suggests none: look at the curve, or keep the recipe's own rate."
@@ -211,8 +212,8 @@ def evaluate_verb(
     Writes evaluation.json, predictions.csv, report.html, the confusion matrix, the reliability diagram and the worst
     mistakes as pictures to runs/NAME.
     """
+    from bnlab.cli.render import evaluation_table
     from bnlab.commands import evaluate
-    from bnlab.tables import evaluation_table
 
     *classifiers, data = paths
     if data.suffix == ".safetensors" and not data.is_dir():
@@ -252,8 +253,8 @@ def predict_verb(
     as_json: Json = False,
 ) -> None:
     """Say which class each photo is, in the order given."""
+    from bnlab.cli.render import prediction_table
     from bnlab.commands import predict
-    from bnlab.tables import prediction_table
 
     settings = predict.PredictSettings(
         classifier=classifier,
@@ -283,8 +284,8 @@ def demo_verb(
 
     It takes about a minute. The digits come with scikit-learn; nothing is fetched. Everything goes to runs/demo.
     """
+    from bnlab.cli.render import demo_table
     from bnlab.commands import demo
-    from bnlab.tables import demo_table
 
     result = run_command(demo.run, demo.DemoSettings(seed=seed))
     show_result(

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from bnlab.cli.app import app
+from bnlab.cli.console import run_command, show_result
 from bnlab.cli.options import Json
-from bnlab.console import run_command, show_result
 from bnlab.errors import printable, quoted
 
 
@@ -25,20 +25,20 @@ def net_verb(
     as_json: Json = False,
 ) -> None:
     """List the networks, or count the parameters and multiply-adds of one, layer by layer."""
-    from bnlab import tables
+    from bnlab.cli import render
     from bnlab.commands import net
     from bnlab.config import parse_assignments
 
     if name is None:
         if auxiliary or options or every or (size, classes) != (224, 1000):
             raise typer.BadParameter("without NAME, only --json has an effect; name a network")
-        show_result(as_json, net.listing(), tables.net_list(), "Count one: bnlab net NAME")
+        show_result(as_json, net.listing(), render.net_list(), "Count one: bnlab net NAME")
         return
     asked = net.NetSettings(
         name=name, size=size, classes=classes, auxiliary=auxiliary, options=parse_assignments(options or [])
     )
     result = run_command(net.run, asked)
-    show_result(as_json, result.to_json(), tables.net_table(result, by_part=every), tables.what_is_counted(result))
+    show_result(as_json, result.to_json(), render.net_table(result, by_part=every), render.what_is_counted(result))
 
 
 @app.command("import")
@@ -66,9 +66,9 @@ def import_verb(
     It knows torchvision's googlenet, the GoogLeNet tutorial's files, BN-Inception with Caffe's names (Cadene, TSN) and
     bnlab's own networks. Nothing in FILE is run; what does not match is named.
     """
+    from bnlab.cli.render import import_lines
     from bnlab.commands import import_weights
     from bnlab.config import parse_assignments
-    from bnlab.tables import import_lines
 
     options = ({"network": network} if network else {}) | parse_assignments(settings or [])
     asked = import_weights.ImportSettings(file=file, output=output, classes=classes, format=format, options=options)

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from bnlab.cli.app import app
+from bnlab.cli.console import err, run_command, show_result
 from bnlab.cli.options import Device, Json
-from bnlab.console import err, run_command, show_result
 from bnlab.errors import printable
 
 
@@ -72,12 +72,12 @@ def study_verb(
     The verdict follows from numbers by a rule that its page states: holds, does not hold, or not shown by this budget.
     Measurements are kept in runs/measured, so an interrupted study goes on, and a second look costs nothing.
     """
-    from bnlab import tables
+    from bnlab.cli import render
     from bnlab.commands import study as command
     from bnlab.config import parse_assignments
 
     if study == "list":
-        show_result(as_json, command.listing(), tables.study_list(), "Measure one: bnlab study NAME")
+        show_result(as_json, command.listing(), render.study_list(), "Measure one: bnlab study NAME")
         return
     options: dict[str, Any] = parse_assignments(settings or [])
     asked = command.StudySettings(
@@ -91,7 +91,7 @@ def study_verb(
         name=name,
     )
     result = run_command(command.run, asked)
-    show_result(as_json, result.to_json(), tables.study_table(result), f"{printable(result.page)} shows it.")
+    show_result(as_json, result.to_json(), render.study_table(result), f"{printable(result.page)} shows it.")
     others = [r for r in result.reports if expect is not None and r.findings.verdict != expect.value]
     if others:
         said = ", ".join(f"{report.study.name}: {report.findings.verdict}" for report in others)

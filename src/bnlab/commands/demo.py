@@ -9,16 +9,16 @@ import numpy as np
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier, Prediction
 from bnlab.config import Settings, load_settings
+from bnlab.data.dataset import open_recorded_data
 from bnlab.data.digits import write_digits
-from bnlab.data.layout import write_split
-from bnlab.data.source import open_recorded_data
 from bnlab.data.split import split_folder
+from bnlab.data.write_split import write_split
 from bnlab.errors import DivergedError, Interrupted
 from bnlab.files import read_csv, read_json, write_atomic
 from bnlab.progress import Progress
 from bnlab.report.page import demo_page, write_run_page
 from bnlab.runs import RUNS, Run, new_run
-from bnlab.training import session
+from bnlab.training import run as training_run
 
 TWINS = {"with BN": "bn_small_inception", "without BN": "small_inception"}
 ASKED = 8  # digits the classifier is asked about
@@ -121,7 +121,9 @@ def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> T
     run = Run(folder / name.replace(" ", "-"))
     diverged = None
     try:
-        result = session.train(folder / "data", settings, root=folder, name=run.name, strict=False, progress=progress)
+        result = training_run.train(
+            folder / "data", settings, root=folder, name=run.name, strict=False, progress=progress
+        )
         write_run_page(run, result.evaluation, result.rows, str(result.frozen))
     except DivergedError as error:
         diverged = error.problem

@@ -11,10 +11,10 @@ from bnlab.classifier.ensemble import Ensemble
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
 from bnlab.data.crops import Crops
-from bnlab.data.listing import read_list
+from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.scan import tell_refused
-from bnlab.data.source import open_evaluation_data
+from bnlab.data.scan import report_refused
+from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import printable
 from bnlab.files import file_sha256, write_atomic, write_csv, write_json
 from bnlab.machine import versions
@@ -88,7 +88,7 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
         progress=progress,
         crops=settings.crops,
     )
-    tell_refused(evaluation.refused, strict=settings.strict, progress=progress)
+    report_refused(evaluation.refused, strict=settings.strict, progress=progress)
     seen = _seen_in_training(settings.classifiers, [member.card for member in members], evaluation)
     if seen:
         what = "it was" if len(members) == 1 else "its members were"
@@ -108,7 +108,9 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
     if evaluation.mistakes():
         write_atomic(folder / "mistakes.png", mistakes_png(evaluation))
     names = ", ".join(printable(path) for path in settings.classifiers)
-    trained = ", ".join(dict.fromkeys(f"{member.card.network}, {member.card.view.size} px" for member in members))
+    trained = ", ".join(
+        dict.fromkeys(f"{member.card.network}, {member.card.preprocessing.size} px" for member in members)
+    )
     title = f"{names} on {split} of {printable(settings.data)}"
     write_atomic(folder / "report.html", evaluation_page(title, evaluation, trained))
     return result
@@ -136,7 +138,7 @@ def _seen_in_training(files: Sequence[Path], cards: Sequence[Card], evaluation: 
 def _trained_on(file: Path, card: Card) -> Photos | None:
     listed = Run(file.parent).split
     try:
-        return read_list(listed).side("train") if file_sha256(listed) == card.split_sha256 else None
+        return read_split_csv(listed).side("train") if file_sha256(listed) == card.split_sha256 else None
     except OSError:
         return None
 

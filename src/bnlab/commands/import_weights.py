@@ -12,13 +12,13 @@ from bnlab.classifier.card import Card
 from bnlab.classifier.file import save_classifier
 from bnlab.classifier.weights import read_weights
 from bnlab.config import Settings, load_settings, with_changes
-from bnlab.data.listing import as_label
-from bnlab.data.pixels import View
+from bnlab.data.preprocess import Preprocessing
+from bnlab.data.split_csv import as_label
 from bnlab.errors import ClassifierError, UsageError, did_you_mean, plural, printable
 from bnlab.files import storage_errors
 from bnlab.machine import versions
-from bnlab.nets.catalogue import SHAPE, has_row
-from bnlab.nets.foreign import Conversion, convert
+from bnlab.nets.convert import Conversion, convert
+from bnlab.nets.registry import ARCHITECTURE_KEYS, has_row
 from bnlab.nets.tables import LocalResponse
 from bnlab.progress import Progress
 
@@ -75,14 +75,14 @@ def run(settings: ImportSettings, progress: Progress) -> ImportResult:
     """
     name = printable(settings.file)
     _check_output(settings.output)
-    told = _told(settings.options)
+    given = _told(settings.options)
     labels = _read_classes(settings.classes) if settings.classes else None
     conversion = convert(
         read_weights(settings.file),
         file=name,
         format=settings.format,
-        network=told.recipe.network if "network" in told.own else None,
-        options={key: getattr(told.recipe, key) for key in SHAPE if key in told.own},
+        network=given.recipe.network if "network" in given.own else None,
+        options={key: getattr(given.recipe, key) for key in ARCHITECTURE_KEYS if key in given.own},
     )
     _check_fit(conversion, name, progress)
     labels = _check_classes(settings, labels, conversion, progress)
@@ -90,7 +90,7 @@ def run(settings: ImportSettings, progress: Progress) -> ImportResult:
         network=conversion.network.name,
         arguments=conversion.network.arguments,
         classes=labels,
-        view=_view(told, conversion, name, progress),
+        preprocessing=_view(given, conversion, name, progress),
         recipe={"imported_from": printable(settings.file.name), "format": conversion.format.name},
         versions=versions(),
     )
@@ -109,28 +109,28 @@ def _check_output(path: Path) -> None:
 
 def _told(options: Mapping[str, Any]) -> Settings:
     """The options, checked as a recipe's keys."""
-    known = ["network", *SHAPE, *VIEW_KEYS]
+    known = ["network", *ARCHITECTURE_KEYS, *VIEW_KEYS]
     for key in options:
         if key not in known:
             raise UsageError(f"import has no use for the key '{printable(key)}'", did_you_mean(key, known))
     return load_settings("default", options)
 
 
-def _view(told: Settings, conversion: Conversion, name: str, progress: Progress) -> View:
+def _view(given: Settings, conversion: Conversion, name: str, progress: Progress) -> Preprocessing:
     """How the network sees a photo: as told, else as files of this kind have it, else as the default recipe."""
-    usual = conversion.format.view
-    settings = with_changes(told, {key: usual[key] for key in usual if key not in told.own}, conversion.format.name)
+    usual = conversion.format.preprocessing
+    settings = with_changes(given, {key: usual[key] for key in usual if key not in given.own}, conversion.format.name)
     for line in settings.without_effect():
         progress.warn(line)
     no_use = {"crop_fraction"} if settings.recipe.resize == "squash" else set()
     no_use |= set() if has_row(conversion.network.name, LocalResponse) else {"local_response"}
-    open_keys = [key for key in (*VIEW_KEYS, *_UNSEEN) if key not in told.own | no_use]
+    open_keys = [key for key in (*VIEW_KEYS, *_UNSEEN) if key not in given.own | no_use]
     if not usual and open_keys:
         progress.warn(
             f"{name} does not tell {', '.join(open_keys)}: they are the default recipe's, or the network's own; where "
             "it was trained with others, give them with --set KEY=VALUE"
         )
-    return View(**{key: getattr(settings.recipe, key) for key in VIEW_KEYS})
+    return Preprocessing(**{key: getattr(settings.recipe, key) for key in VIEW_KEYS})
 
 
 def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:

@@ -8,11 +8,11 @@ import torch
 
 from bnlab.config import load_settings
 from bnlab.errors import UsageError, did_you_mean, printable
-from bnlab.nets import build, catalogue
+from bnlab.nets import build, registry
 from bnlab.nets.count import LayerCount, count
 from bnlab.progress import Progress
 
-_KEYS = (*catalogue.SHAPE, "dropout", "in_channels")
+_KEYS = (*registry.ARCHITECTURE_KEYS, "dropout", "in_channels")
 _MOST = 10**6  # classes, or channels: far below where torch's count of the weights would overflow
 
 
@@ -91,7 +91,7 @@ def listing() -> list[dict[str, Any]]:
     """The networks of the catalogue, the default variant of each first: the document of `bnlab net --json`."""
     return [
         {"name": name, "summary": network.summary, "variants": list(network.variants), "stems": list(network.stems)}
-        for name, network in catalogue.CATALOGUE.items()
+        for name, network in registry.CATALOGUE.items()
     ]
 
 

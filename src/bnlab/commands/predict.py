@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.classifier.predict import Classifier, Prediction
-from bnlab.data.pixels import open_photo
-from bnlab.data.scan import Refusal, photos_below, tell_refused
+from bnlab.data.preprocess import open_photo
+from bnlab.data.scan import Refusal, photos_below, report_refused
 from bnlab.errors import DataError, PhotoError, UsageError, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
 from bnlab.progress import Progress
@@ -65,7 +65,7 @@ def run(settings: PredictSettings, progress: Progress) -> PredictResult:
     classifier = Classifier.load(settings.classifier, settings.device)
     predictions = classifier.predict(paths, top=settings.top, batch_size=settings.batch_size, progress=progress)
     refused = [Refusal(p.path, p.error) for p in predictions if p.error]
-    tell_refused(refused, strict=settings.strict, progress=progress)
+    report_refused(refused, strict=settings.strict, progress=progress)
     if len(refused) == len(predictions):
         raise PhotoError(refused[0].path, refused[0].reason)
     if settings.csv:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.data.layout import How, write_split
-from bnlab.data.listing import tell_missing
-from bnlab.data.scan import tell_refused
+from bnlab.data.scan import report_refused
 from bnlab.data.split import Split, split_folder
+from bnlab.data.split_csv import report_missing
+from bnlab.data.write_split import LinkMode, write_split
 from bnlab.progress import Progress
 
 
@@ -25,7 +25,7 @@ class SplitSettings:
     """share held out for testing"""
     seed: int = 0
     """another seed, another split"""
-    how: How = "link"
+    how: LinkMode = "link"
     """hard links (copies where there are none), copies, or only the list"""
     strict: bool = False
     """refuse to go on when a photo cannot be used"""
@@ -67,9 +67,9 @@ def run(settings: SplitSettings, progress: Progress) -> SplitResult:
         StorageError: no space left; nothing half-made is left behind.
     """
     split = split_folder(settings.photos, val=settings.val, test=settings.test, seed=settings.seed, progress=progress)
-    tell_refused(split.refused, strict=settings.strict, progress=progress)
+    report_refused(split.refused, strict=settings.strict, progress=progress)
     for name, share in (("val", settings.val), ("test", settings.test)):
         if share:
-            tell_missing(split.photos, name, progress)
+            report_missing(split.photos, name, progress)
     written = write_split(split, settings.into, settings.how, progress)
     return SplitResult(split=split, into=settings.into, written=written)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from bnlab.errors import UsageError
 from bnlab.files import read_json
 from bnlab.lab import catalogue
-from bnlab.lab.bench import Bench, check_options
-from bnlab.lab.cells import alone
+from bnlab.lab.experiment import Experiment, check_options
+from bnlab.lab.measurements import alone
 from bnlab.lab.report import PAGE, Report, judged, write_index, write_report
-from bnlab.lab.sides import Sides, open_sides
+from bnlab.lab.splits import StudySplits, open_study_splits
 from bnlab.lab.study import Study
 from bnlab.machine import choose_device, environment, usable_cores
 from bnlab.progress import Progress
@@ -94,7 +94,7 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
     device = choose_device(settings.device)
     about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
     with alone(settings.root / MEASURED):
-        sides = open_sides(
+        splits = open_study_splits(
             settings.data,
             quick=settings.budget == "quick",
             least=max(study.least for study in studies),
@@ -102,18 +102,18 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
             progress=progress,
         )
         if settings.study == ALL:
-            return _all(studies, settings, sides, device, about, progress)
-        bench = _bench(studies[0], settings, sides, device, progress)
-        tables = studies[0].measure(bench)
-    report = judged(studies[0], bench, tables)
+            return _all(studies, settings, splits, device, about, progress)
+        experiment = _bench(studies[0], settings, splits, device, progress)
+        tables = studies[0].measure(experiment)
+    report = judged(studies[0], experiment, tables)
     folder = _seen(report, settings) or new_run(settings.root, settings.name, stem=f"study-{settings.study}").folder
-    return StudyResult(reports=(write_report(report, bench, tables, folder, about),), folder=folder, is_all=False)
+    return StudyResult(reports=(write_report(report, experiment, tables, folder, about),), folder=folder, is_all=False)
 
 
 def _all(
     studies: Sequence[Study],
     settings: StudySettings,
-    sides: Sides,
+    splits: StudySplits,
     device: str,
     about: dict[str, Any],
     progress: Progress,
@@ -122,17 +122,17 @@ def _all(
     folder: Path | None = None
     reports: list[Report] = []
     for study in studies:
-        bench = _bench(study, settings, sides, device, progress)
-        tables = study.measure(bench)
+        experiment = _bench(study, settings, splits, device, progress)
+        tables = study.measure(experiment)
         folder = folder or new_run(settings.root, settings.name, stem=f"study-{ALL}").folder
         (folder / study.name).mkdir()
-        report = judged(study, bench, tables)
-        reports.append(write_report(report, bench, tables, folder / study.name, about, index=f"../{PAGE}"))
+        report = judged(study, experiment, tables)
+        reports.append(write_report(report, experiment, tables, folder / study.name, about, index=f"../{PAGE}"))
         progress.note(f"{study.name}: {report.findings.verdict} ({len(reports)} of {len(studies)}; {folder / PAGE})")
         write_index(
             reports,
             folder,
-            data=sides.name,
+            data=splits.name,
             seeds=settings.seeds,
             budget=settings.budget,
             date=about["date"],
@@ -154,10 +154,10 @@ def _seen(report: Report, settings: StudySettings) -> Path | None:
     return None
 
 
-def _bench(study: Study, settings: StudySettings, sides: Sides, device: str, progress: Progress) -> Bench:
-    return Bench(
+def _bench(study: Study, settings: StudySettings, splits: StudySplits, device: str, progress: Progress) -> Experiment:
+    return Experiment(
         name=study.name,
-        sides=sides,
+        splits=splits,
         budget=settings.budget,
         seeds=tuple(range(settings.seeds)),
         device=device,

@@ -10,8 +10,8 @@ from bnlab.errors import UsageError
 from bnlab.progress import Progress
 from bnlab.report.page import write_run_page
 from bnlab.runs import RUNS
-from bnlab.training import session
-from bnlab.training.session import TrainingResult
+from bnlab.training import run as training_run
+from bnlab.training.run import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ def run(settings: TrainSettings, progress: Progress) -> TrainingResult:
         Interrupted: Ctrl-C; what a resume needs was saved.
     """
     if settings.resume:
-        result = session.resume(settings.name, root=settings.root, changes=settings.changes, progress=progress)
+        result = training_run.resume(settings.name, root=settings.root, changes=settings.changes, progress=progress)
     elif settings.data is None:
         raise UsageError("there is no DATA to train on", "give a folder of classes, or --resume to go on with a run")
     else:
-        result = session.train(
+        result = training_run.train(
             settings.data,
             settings.settings,
             root=settings.root,

@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.nn import functional as F
 
-from bnlab.data.pixels import Pixels
+from bnlab.data.preprocess import Pixels
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom, in pixels"""
@@ -18,7 +18,7 @@ def augment(
     area: tuple[float, float],
     aspect: tuple[float, float],
     flip: float,
-    photometric: float,
+    color_jitter: float,
     random: np.random.Generator,
 ) -> Pixels:
     """A random part of the photo (H x W x 3) as a square of `size` x `size` x 3 pixels, mirrored with chance `flip`.
@@ -30,13 +30,13 @@ def augment(
     pixels = resized(photo, size, random_box(width, height, area, aspect, random))
     if random.random() < flip:
         pixels = pixels[:, ::-1]
-    return distorted(pixels, photometric, random) if photometric else np.ascontiguousarray(pixels)
+    return distorted(pixels, color_jitter, random) if color_jitter else np.ascontiguousarray(pixels)
 
 
 def resized(photo: Pixels, size: int, box: Box) -> Pixels:
     """A part of the photo as a square, by bilinear interpolation that averages over all it shrinks.
 
-    By torch, not by Pillow as in `prepare`: it takes a third of the time, and a training crop need not be exact. To be
+    By torch, not by Pillow as in `preprocess`: it takes a third of the time, and a training crop need not be exact. To be
     called from the thread that trains (loader.py says why).
     """
     left, top, right, bottom = box

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.data.pixels import Pixels
+from bnlab.data.preprocess import Pixels
 from bnlab.files import storage_errors
 
 _CHUNK = 64 * 2**20  # bytes of memory taken at once; a photo larger than that is not kept there

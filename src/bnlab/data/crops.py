@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from bnlab.data.pixels import Pixels, View, prepare, square
+from bnlab.data.preprocess import Pixels, Preprocessing, preprocess, square
 from bnlab.errors import UsageError
 
 Crops = Literal[1, 10, 144]
@@ -16,7 +16,7 @@ _PICTURES = {1: 1, 10: 5, 144: 72}  # without the mirror images, which are flipp
 _SEVENTHS = (8, 9, 10, 11)  # of the network's size: short sides of 256, 288, 320 and 352 for 224
 
 
-def pictures_each(number: Crops) -> int:
+def images_per_photo(number: Crops) -> int:
     """How many pictures `crops` makes of a photo: half of `number`, or the one.
 
     Raises:
@@ -27,10 +27,10 @@ def pictures_each(number: Crops) -> int:
     return _PICTURES[number]
 
 
-def crops(image: Image.Image, view: View, number: Crops) -> Pixels:
-    """The crops of a photo, uint8 K x `view.size` x `view.size` x 3; K is `pictures_each(number)`.
+def crops(image: Image.Image, preprocessing: Preprocessing, number: Crops) -> Pixels:
+    """The crops of a photo, uint8 K x `preprocessing.size` x `preprocessing.size` x 3; K is `images_per_photo(number)`.
 
-    - 1: `prepare`.
+    - 1: `preprocess`.
     - 10 (Krizhevsky et al. 2012, sec. 4.1): of the photo's centre square, shrunk to 8/7 of the size (256 pixels for
       224), the four corners and the centre; and their mirror images.
     - 144 (Szegedy et al. 2015, Going Deeper with Convolutions, sec. 7): the photo shrunk to short sides of 8, 9, 10 and
@@ -39,26 +39,30 @@ def crops(image: Image.Image, view: View, number: Crops) -> Pixels:
       images: 4 x 3 x 6 x 2. Of a square photo the three squares are one.
 
     The mirror images are not made: the network's input is flipped. 10 and 144 keep the photo's proportions, whatever
-    `view.resize` and `view.crop_fraction` say, as the papers do; a photo that is smaller is enlarged.
+    `preprocessing.resize` and `preprocessing.crop_fraction` say, as the papers do; a photo that is smaller is enlarged.
 
     Raises:
         UsageError: the papers have no such number of crops.
     """
-    pictures_each(number)
+    images_per_photo(number)
     if number == 1:
-        return prepare(image, view)[None]  # 1 x size x size x 3
+        return preprocess(image, preprocessing)[None]  # 1 x size x size x 3
     if number == 10:
-        return np.stack(list(_corners_and_centre(_square_at(image, 0.5, _SEVENTHS[0], view), view)))  # 5 x ...
+        return np.stack(
+            list(_corners_and_centre(_square_at(image, 0.5, _SEVENTHS[0], preprocessing), preprocessing))
+        )  # 5 x ...
     made: list[Pixels] = []
     for sevenths in _SEVENTHS:
         for place in (0.0, 0.5, 1.0):
-            pixels = _square_at(image, place, sevenths, view)  # side x side x 3
-            made += _corners_and_centre(pixels, view)
-            made.append(square(Image.fromarray(pixels), view.size, (0.0, 0.0, float(len(pixels)), float(len(pixels)))))
+            pixels = _square_at(image, place, sevenths, preprocessing)  # side x side x 3
+            made += _corners_and_centre(pixels, preprocessing)
+            made.append(
+                square(Image.fromarray(pixels), preprocessing.size, (0.0, 0.0, float(len(pixels)), float(len(pixels))))
+            )
     return np.stack(made)  # 72 x size x size x 3
 
 
-def _square_at(image: Image.Image, place: float, sevenths: int, view: View) -> Pixels:
+def _square_at(image: Image.Image, place: float, sevenths: int, preprocessing: Preprocessing) -> Pixels:
     """A square as high or wide as the photo, `place` (0..1) of the way along it, shrunk to `sevenths` of the size.
 
     From the photo itself and not from all of it shrunk: that is the same, and of a photo that is a thousand times as
@@ -66,11 +70,11 @@ def _square_at(image: Image.Image, place: float, sevenths: int, view: View) -> P
     """
     short = min(image.width, image.height)
     left, top = (image.width - short) * place, (image.height - short) * place
-    return square(image, round(view.size * sevenths / 7), (left, top, left + short, top + short))
+    return square(image, round(preprocessing.size * sevenths / 7), (left, top, left + short, top + short))
 
 
-def _corners_and_centre(pixels: Pixels, view: View) -> Iterator[Pixels]:
-    end = len(pixels) - view.size
+def _corners_and_centre(pixels: Pixels, preprocessing: Preprocessing) -> Iterator[Pixels]:
+    end = len(pixels) - preprocessing.size
     middle = end // 2
     for top, left in ((0, 0), (0, end), (end, 0), (end, end), (middle, middle)):
-        yield pixels[top : top + view.size, left : left + view.size]  # size x size x 3
+        yield pixels[top : top + preprocessing.size, left : left + preprocessing.size]  # size x size x 3

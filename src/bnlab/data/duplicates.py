@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bnlab.data.pixels import open_photo
+from bnlab.data.preprocess import open_photo
 from bnlab.files import file_sha256
 
 # Two photos are near duplicates when their perceptual hashes differ in at most so many of 64 bits ...

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache
-from bnlab.data.crops import Crops, pictures_each
+from bnlab.data.crops import Crops, images_per_photo
 from bnlab.data.crops import crops as crops_of
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.pixels import Pixels, View, open_photo, shrunk
+from bnlab.data.preprocess import Pixels, Preprocessing, open_photo, shrunk
 from bnlab.errors import PhotoError
 from bnlab.machine import usable_cores
 
@@ -48,7 +48,7 @@ class TrainingLoader:
         area: tuple[float, float],
         aspect: tuple[float, float],
         flip: float,
-        photometric: float = 0.0,
+        color_jitter: float = 0.0,
         shuffle: Literal["photos", "batches"] = "photos",
         batch_size: int,
         seed: int,
@@ -59,7 +59,7 @@ class TrainingLoader:
         photos = Photos.of(photos)
         self.paths = photos.paths
         self.labels = photos.class_indices(classes)
-        self.side, self.area, self.aspect, self.flip, self.photometric = side, area, aspect, flip, photometric
+        self.side, self.area, self.aspect, self.flip, self.color_jitter = side, area, aspect, flip, color_jitter
         self.shuffle, self.seed, self.workers = shuffle, seed, workers
         self.batches = number_of_batches(len(photos), batch_size)
         self.cache = cache or Cache(len(photos), 0)
@@ -74,7 +74,9 @@ class TrainingLoader:
         order = self._order(epoch)[start:]
         ahead = 2 * len(order[0]) if self.side and order else _AHEAD  # photos as they are may be large
         workers = 0 if self.cache.is_full else self.workers
-        with closing(in_order(self.photo, chain.from_iterable(b.tolist() for b in order), workers, ahead)) as photos:
+        with closing(
+            prefetch_map(self.photo, chain.from_iterable(b.tolist() for b in order), workers, ahead)
+        ) as photos:
             for batch in order:
                 numbered = zip(batch.tolist(), photos, strict=False)
                 yield np.stack([self._augmented(epoch, size, i, photo) for i, photo in numbered]), self.labels[batch]
@@ -98,7 +100,7 @@ class TrainingLoader:
             area=self.area,
             aspect=self.aspect,
             flip=self.flip,
-            photometric=self.photometric,
+            color_jitter=self.color_jitter,
             random=np.random.default_rng((self.seed, _AUGMENTATION, epoch, i)),
         )
 
@@ -122,23 +124,31 @@ def number_of_batches(photos: int, batch_size: int) -> int:
     return max(1, min(-(-photos // batch_size), photos // 2))
 
 
-def prepared_batches(
-    paths: Sequence[str], view: View, *, batch_size: int, workers: int, cache: Cache | None = None, crops: Crops = 1
+def preprocessed_batches(
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    cache: Cache | None = None,
+    crops: Crops = 1,
 ) -> Iterator[tuple[Pixels, list[PhotoError | None]]]:
     """Photos as evaluation sees them, in the order given: pixels of those that can be used, M x H x W x 3, and for each
     photo of the batch its error or None. `cache` is of these paths, this view and these crops alone.
 
-    Of M photos with K pictures each (`pictures_each`) it is M*K x H x W x 3, a photo's pictures one after the other. A
+    Of M photos with K pictures each (`images_per_photo`) it is M*K x H x W x 3, a photo's pictures one after the other. A
     batch has up to `batch_size` pictures, or one photo's.
     """
     kept = cache or Cache(len(paths), 0)
-    photos_each = max(1, batch_size // pictures_each(crops))
+    photos_each = max(1, batch_size // images_per_photo(crops))
 
     def look(i: int) -> Pixels | PhotoError:
         try:
             pixels = kept.get(i)
             if pixels is None:
-                pixels = crops_of(open_photo(paths[i]), view, crops).reshape(-1, view.size, 3)  # K*H x W x 3
+                pixels = crops_of(open_photo(paths[i]), preprocessing, crops).reshape(
+                    -1, preprocessing.size, 3
+                )  # K*H x W x 3
                 kept.put(i, pixels)
             return pixels
         except PhotoError as error:
@@ -147,16 +157,18 @@ def prepared_batches(
     def make(batch: range) -> tuple[Pixels, list[PhotoError | None]]:
         looks = [look(i) for i in batch]
         good = [one for one in looks if not isinstance(one, PhotoError)]
-        pixels = np.concatenate(good) if good else np.empty((0, view.size, 3), dtype=np.uint8)
+        pixels = np.concatenate(good) if good else np.empty((0, preprocessing.size, 3), dtype=np.uint8)
         errors = [one if isinstance(one, PhotoError) else None for one in looks]
-        return pixels.reshape(-1, view.size, view.size, 3), errors  # M*K x H x W x 3
+        return pixels.reshape(-1, preprocessing.size, preprocessing.size, 3), errors  # M*K x H x W x 3
 
     everything = range(len(paths))
     batches = [everything[i : i + photos_each] for i in range(0, len(paths), photos_each)]
-    return in_order(make, batches, workers)
+    return prefetch_map(make, batches, workers)
 
 
-def in_order(make: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = _AHEAD) -> Generator[R, None, None]:
+def prefetch_map(
+    make: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = _AHEAD
+) -> Generator[R, None, None]:
     """`map(make, items)`, by `workers` threads: 0 is none, -1 as many as there are cores.
 
     `ahead` items, and one for each thread, are made before they are asked for.

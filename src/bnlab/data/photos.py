@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.data.columns import UNKNOWN, Numbers, Table, read_table
+from bnlab.data.photo_table import UNKNOWN, Numbers, Table, read_table
 
 
 @dataclass(frozen=True, slots=True)

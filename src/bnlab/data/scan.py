@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from bnlab.data.listing import as_label
+from bnlab.data.split_csv import as_label
 from bnlab.errors import DataError, PhotoError, plural, printable
 from bnlab.machine import usable_cores
 from bnlab.progress import Progress
@@ -125,13 +125,13 @@ def _files_below(folder: Path) -> Iterator[str]:
                 yield os.path.join(where, name)  # noqa: PTH118
 
 
-def examine(
+def map_usable_photos(
     found: Iterable[Found], look: Callable[[str], T], *, title: str, total: int, progress: Progress
 ) -> tuple[list[tuple[Found, T]], list[Refusal]]:
     """`look` at every photo with all cores; those at which it raises PhotoError are refused. Order is kept."""
     good: list[tuple[Found, T]] = []
     refused: list[Refusal] = []
-    for one, result in looked_at(found, look, title=title, total=total, progress=progress):
+    for one, result in map_photos(found, look, title=title, total=total, progress=progress):
         if isinstance(result, PhotoError):
             refused.append(Refusal(one.path, result.reason, one.label))
         else:
@@ -139,10 +139,10 @@ def examine(
     return good, refused
 
 
-def looked_at(
+def map_photos(
     found: Iterable[Found], look: Callable[[str], T], *, title: str, total: int, progress: Progress
 ) -> Iterator[tuple[Found, T | PhotoError]]:
-    """`examine` as a stream: each photo with what `look` gave or the PhotoError that it raised."""
+    """`map_usable_photos` as a stream: each photo with what `look` gave or the PhotoError that it raised."""
     with ThreadPoolExecutor(usable_cores()) as pool, progress.task(title, total, "photos") as task:
 
         def attempt(one: Found) -> T | PhotoError:
@@ -158,7 +158,7 @@ def looked_at(
                 task.advance()
 
 
-def tell_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progress, shown: int = 5) -> None:
+def report_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progress, shown: int = 5) -> None:
     """Name the photos that cannot be used, the first few by name.
 
     Raises:
@@ -177,7 +177,7 @@ def tell_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progress
         progress.warn(f"and {len(refused) - shown} more photos that cannot be used")
 
 
-def tell_oddities(folder: Path, progress: Progress) -> None:
+def report_oddities(folder: Path, progress: Progress) -> None:
     """Say what a folder of classes holds beside its classes' photos, so that nothing is passed over in silence."""
     loose = sum(is_photo(path.name) for path in folder.iterdir() if path.is_file())
     if loose:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
-from bnlab.data.listing import check_classes, count_photos
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Found, Refusal, examine, scan, split_sides, tell_oddities
+from bnlab.data.scan import Found, Refusal, map_usable_photos, report_oddities, scan, split_sides
+from bnlab.data.split_csv import check_classes, count_photos
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.progress import Progress
 
@@ -59,7 +59,7 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
     if split_sides(folder):
         raise DataError(f"{printable(folder)} is split already", f"train on it: bnlab train {quoted(folder)}")
     found = scan(folder)
-    tell_oddities(folder, progress)
+    report_oddities(folder, progress)
     return split_found(folder, found, val=val, test=test, seed=seed, progress=progress)
 
 
@@ -71,7 +71,7 @@ def split_found(
     Raises:
         DataError: one class only, a class without a usable photo, or too few photos.
     """
-    examined, refused = examine(
+    examined, refused = map_usable_photos(
         found, duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
     )
     groups = duplicates.groups([fingerprint for _, fingerprint in examined])
@@ -84,14 +84,14 @@ def assign(
     examined: Sequence[tuple[Found, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
 ) -> list[Photo]:
     """The photos with their sides, each group of duplicates on one."""
-    decides = [fingerprint.sha256 for _, fingerprint in examined]
+    primary = [fingerprint.sha256 for _, fingerprint in examined]
     for group in groups:
-        smallest = min(decides[i] for i in group.members)
+        smallest = min(primary[i] for i in group.members)
         for i in group.members:
-            decides[i] = smallest
+            primary[i] = smallest
     return [
         Photo(found.path, found.label, side(key, val=val, test=test, seed=seed), fingerprint.sha256)
-        for (found, fingerprint), key in zip(examined, decides, strict=True)
+        for (found, fingerprint), key in zip(examined, primary, strict=True)
     ]
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.data.source import Source
-from bnlab.lab.course import Course, Witness
-from bnlab.lab.held_out import guess_of
+from bnlab.data.dataset import Dataset
+from bnlab.lab.held_out import majority_baseline
 from bnlab.lab.records import Row
 from bnlab.lab.statistics import accuracy_by, distances, or_guess, population, read
-from bnlab.training.loop import Trainee
+from bnlab.lab.trained_network import Probe, TrainedNetwork
+from bnlab.training.loop import TrainingContext
 
 POPULATION, BATCH = "population", "batch"
 MOMENTA = (0.5, 0.1, 0.01, 0.001)
@@ -21,66 +21,66 @@ USUAL = (0.1, 0.01)  # the defaults of PyTorch, and of TensorFlow in PyTorch's s
 ALL = 10_000  # photos that stand for the population, where train has more
 
 
-class Averages(Witness):
+class EmaStatistics(Probe):
     """Moving averages of the batches' statistics, of several momenta; they and others are tried at some steps."""
 
-    def __init__(self, source: Source, probes: list[int]) -> None:
+    def __init__(self, dataset: Dataset, probes: list[int]) -> None:
         super().__init__()
-        self.source, self.probes = source, probes
+        self.dataset, self.probes = dataset, probes
         self.averages: dict[float, Tensor] = {}  # by momentum: 2C, all layers' means, then their variances
         self.initial = torch.empty(0)  # 2C
         self.probed: list[int] = []
 
-    def begin(self, trainee: Trainee) -> None:
+    def begin(self, context: TrainingContext) -> None:
         """Begin with what the layers begin with; what was kept comes back on the CPU."""
         if not self.averages:
-            self.initial = read(trainee.network)
+            self.initial = read(context.network)
             self.averages = {momentum: self.initial.clone() for momentum in MOMENTA}
-        self.initial = self.initial.to(trainee.device)
-        self.averages = {momentum: kept.to(trainee.device) for momentum, kept in self.averages.items()}
+        self.initial = self.initial.to(context.device)
+        self.averages = {momentum: kept.to(context.device) for momentum, kept in self.averages.items()}
 
-    def after(self, step: int, trainee: Trainee) -> None:
+    def after(self, step: int, context: TrainingContext) -> None:
         """Take in the batch, and try all statistics where it is time."""
-        batch = read(trainee.network)  # 2C
+        batch = read(context.network)  # 2C
         for momentum, average in self.averages.items():
             average.lerp_(batch, momentum)
         if step + 1 in self.probes:
-            self.probe(step + 1, trainee)
+            self.probe(step + 1, context)
 
-    def probe(self, step: int, trainee: Trainee) -> None:
+    def probe(self, step: int, context: TrainingContext) -> None:
         """Rows on the test accuracy by each kind of statistics, after so many steps."""
         self.probed.append(step)
         tried = {f"average {momentum:g}": average for momentum, average in self.averages.items()}
         tried |= {f"average {momentum:g}, corrected": self.corrected(momentum, step) for momentum in USUAL}
-        course = self._course(trainee)
+        trained = self._course(context)
         ways: dict[str, Callable[[], float]] = {
-            name: partial(accuracy_by, values, course) for name, values in tried.items()
+            name: partial(accuracy_by, values, trained) for name, values in tried.items()
         }
-        ways[POPULATION] = lambda: accuracy_by(population(course, ALL), course)
-        ways[BATCH] = lambda: course.evaluation("test", BATCH).top1
+        ways[POPULATION] = lambda: accuracy_by(population(trained, ALL), trained)
+        ways[BATCH] = lambda: trained.evaluation("test", BATCH).top1
         for statistics, way in ways.items():
-            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, course.guess))
+            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, trained.guess))
 
     def corrected(self, momentum: float, steps: int) -> Tensor:
         """An average without its share of what it began with, 2C (as Adam corrects its own, Kingma & Ba 2015)."""
         left = (1 - momentum) ** steps
         return (self.averages[momentum] - left * self.initial) / (1 - left)
 
-    def count(self, trainee: Trainee) -> None:
+    def count(self, context: TrainingContext) -> None:
         """Rows on the statistics of ever more photos: test accuracy, and how far they are from those of all."""
-        course, photos = self._course(trainee), min(ALL, len(trainee.loader.paths))
-        whole = population(course, photos)
-        best = accuracy_by(whole, course)
+        trained, photos = self._course(context), min(ALL, len(context.loader.paths))
+        whole = population(trained, photos)
+        best = accuracy_by(whole, trained)
         for images in counts(photos):
-            values = population(course, images)
+            values = population(trained, images)
             mean_off, variance_off = distances(values, whole)
-            top1 = accuracy_by(values, course)
+            top1 = accuracy_by(values, trained)
             row: Row = {"images": images, "of": photos, "mean_off": mean_off, "variance_off": variance_off}
             self._add("images", row | {"against_all": top1 - best}, top1)
 
     def guess(self, steps: list[int]) -> None:
         """Rows for a training that diverged before these steps."""
-        guessed, photos = guess_of(self.source), min(ALL, len(self.source.side("train")))
+        guessed, photos = majority_baseline(self.dataset), min(ALL, len(self.dataset.side("train")))
         kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in USUAL]
         for step in steps:
             for statistics in (*kinds, POPULATION, BATCH):
@@ -98,11 +98,11 @@ class Averages(Witness):
         super().load_state_dict(state)
         self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
 
-    def _course(self, trainee: Trainee) -> Course:
-        return Course(trainee=trainee, source=self.source, tables={}, diverged=False)
+    def _course(self, context: TrainingContext) -> TrainedNetwork:
+        return TrainedNetwork(context=context, dataset=self.dataset, tables={}, diverged=False)
 
     def _add(self, table: str, row: Row, top1: float) -> None:
-        self.write(table, row | {"top1": top1, "n_test": len(self.source.side("test"))})
+        self.write(table, row | {"top1": top1, "n_test": len(self.dataset.side("test"))})
 
 
 def counts(photos: int) -> list[int]:

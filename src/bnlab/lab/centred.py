@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, restored, train
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Tables
-from bnlab.nets.blocks import units_of
+from bnlab.lab.trained_network import Probe, preserving_state, train
+from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
-from bnlab.training.judge import sample_batches
-from bnlab.training.loop import Trainee
+from bnlab.training.loop import TrainingContext
+from bnlab.training.validate import calibration_batches
 
 WITHIN, OUTSIDE, SCALED = "mean within the step", "mean outside", "mean and variance outside"
 ARMS = (WITHIN, OUTSIDE, SCALED)
@@ -23,7 +23,7 @@ ALONE, ALL = "the biases alone", "everything"
 _LOOKED_AT = 512  # photos
 
 
-class Centred(nn.Module):
+class DetachedMean(nn.Module):
     """The paper's example: x = u + b, and from it x - E[x], over the batch; N x C x ... in and out.
 
     Its gradient follows E[x] too, or ignores that it depends on b and u ("outside"). "mean and variance outside"
@@ -46,55 +46,55 @@ class Centred(nn.Module):
         return x
 
 
-def detached(place: Place, recipe: Recipe, how: dict[str, Any]) -> Tables:
+def detached(job: JobContext, recipe: Recipe, how: dict[str, Any]) -> Tables:
     """A network of such layers: of it the biases alone are trained, or everything."""
-    witness = Growth(how["every"])
+    probe = Growth(how["every"])
     make = partial(make_network, arm=how["arm"], alone=how["learned"] == ALONE)
-    course = train(place, recipe, witness=witness, make=make)
-    return {"growth": course.tables["growth"], "trained": course.tables["accuracy"]}
+    trained = train(job, recipe, probe=probe, make=make)
+    return {"growth": trained.tables["growth"], "trained": trained.tables["accuracy"]}
 
 
 def make_network(recipe: Recipe, classes: int, arm: str, *, alone: bool) -> TableNetwork:
     """A network with these layers in place of BN; `alone`: nothing else of it is trained."""
-    norm = partial(Centred, arm=arm)
+    norm = partial(DetachedMean, arm=arm)
     network = build(recipe.network, classes=classes, norm=norm, width=recipe.width, seed=recipe.seed)
-    for unit in units_of(network):
+    for unit in conv_norm_acts(network):
         unit.layer.requires_grad_(not alone)
     network.fc.requires_grad_(not alone)
     return network
 
 
-class Growth(Witness):
-    """The norm of all biases of `Centred` layers, and the loss on the same photos each time."""
+class Growth(Probe):
+    """The norm of all biases of `DetachedMean` layers, and the loss on the same photos each time."""
 
     def __init__(self, every: int) -> None:
         super().__init__()
         self.every = every
         self.images = self.labels = torch.empty(0)
 
-    def begin(self, trainee: Trainee) -> None:
+    def begin(self, context: TrainingContext) -> None:
         """Choose the photos, of train."""
-        loader = trainee.loader
+        loader = context.loader
         chosen = loader.sample(_LOOKED_AT)
-        batches = sample_batches(
-            [loader.paths[i] for i in chosen], trainee.view, batch_size=_LOOKED_AT, device=trainee.device
+        batches = calibration_batches(
+            [loader.paths[i] for i in chosen], context.preprocessing, batch_size=_LOOKED_AT, device=context.device
         )
-        self.images, self.labels = next(batches), torch.from_numpy(loader.labels[chosen]).to(trainee.device)
+        self.images, self.labels = next(batches), torch.from_numpy(loader.labels[chosen]).to(context.device)
 
-    def before(self, step: int, trainee: Trainee) -> None:
+    def before(self, step: int, context: TrainingContext) -> None:
         """What it begins with."""
         if step == 0:
-            self._look(0, trainee)
+            self._look(0, context)
 
-    def after(self, step: int, trainee: Trainee) -> None:
+    def after(self, step: int, context: TrainingContext) -> None:
         """Look, where it is time."""
         if (step + 1) % self.every == 0:
-            self._look(step + 1, trainee)
+            self._look(step + 1, context)
 
-    def _look(self, step: int, trainee: Trainee) -> None:
-        with restored(trainee.network), torch.no_grad():
-            trainee.network.eval()  # Centred takes the batch's mean all the same
-            loss = F.cross_entropy(trainee.network(self.images), self.labels)
-        layers = [unit.bn for unit in units_of(trainee.network) if isinstance(unit.bn, Centred)]
+    def _look(self, step: int, context: TrainingContext) -> None:
+        with preserving_state(context.network), torch.no_grad():
+            context.network.eval()  # Centred takes the batch's mean all the same
+            loss = F.cross_entropy(context.network(self.images), self.labels)
+        layers = [unit.bn for unit in conv_norm_acts(context.network) if isinstance(unit.bn, DetachedMean)]
         norm = sum(float(layer.bias.detach().double().square().sum()) for layer in layers) ** 0.5
         self.write("growth", {"step": step, "norm": norm, "loss": float(loss)})

@@ -7,17 +7,17 @@ import numpy as np
 
 from bnlab.classifier.card import Card
 from bnlab.data.cache import Cache
+from bnlab.data.dataset import Dataset
 from bnlab.data.photos import Photos
-from bnlab.data.source import Source
-from bnlab.lab.cells import Place
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Row
 from bnlab.nets.network import TableNetwork
-from bnlab.progress import Silent
+from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
-from bnlab.training.checkpoint import Position
-from bnlab.training.judge import Judge, Judgement
-from bnlab.training.loop import Trainee
-from bnlab.training.trainee import view_of
+from bnlab.training.build import preprocessing_of
+from bnlab.training.checkpoint import TrainState
+from bnlab.training.loop import TrainingContext
+from bnlab.training.validate import ValidationResult, Validator
 
 _CACHE = 2**31  # bytes of decoded photos in memory
 
@@ -25,40 +25,40 @@ _CACHE = 2**31  # bytes of decoded photos in memory
 class HeldOut:
     """Judges a network on val and test in one go."""
 
-    def __init__(self, place: Place, trainee: Trainee, source: Source) -> None:
-        val, test = source.side("val"), source.side("test")
-        recipe = trainee.recipe
-        self.val, self.guess = len(val), guess_of(source)
+    def __init__(self, job: JobContext, context: TrainingContext, dataset: Dataset) -> None:
+        val, test = dataset.side("val"), dataset.side("test")
+        recipe = context.recipe
+        self.val, self.guess = len(val), majority_baseline(dataset)
         photos = Photos.of([*val, *test])
-        look = str(trainee.view)
+        look = str(context.preprocessing)
         caches = (
-            decoded(place.split, f"sample {recipe.recalibrate}", look, recipe.recalibrate),
-            decoded(place.split, "held out", look, len(photos)),
+            decoded(job.split, f"sample {recipe.recalibration_images}", look, recipe.recalibration_images),
+            decoded(job.split, "held out", look, len(photos)),
         )
-        self.judge = Judge(
-            trainee.network,
-            card_of(recipe, trainee.network, source),
-            trainee.device,
-            loader=trainee.loader,
+        self.judge = Validator(
+            context.network,
+            card_of(recipe, context.network, dataset),
+            context.device,
+            loader=context.loader,
             val=photos,
-            recalibrate=recipe.recalibrate if is_measurable(trainee.network) else 0,
+            recalibrate=recipe.recalibration_images if is_measurable(context.network) else 0,
             caches=caches,
             beside=False,
         )
 
-    def __call__(self, network: TableNetwork) -> Judgement:
+    def __call__(self, network: TableNetwork) -> ValidationResult:
         """Judge a network as it is now."""
-        return self.judge(network, Silent())
+        return self.judge(network, NullProgress())
 
-    def row(self, position: Position, judgement: Judgement) -> Row:
+    def row(self, state: TrainState, validation: ValidationResult) -> Row:
         """A row of the table "accuracy": the accuracies (0..1) at this point of a training."""
-        found = judgement.evaluation
+        found = validation.evaluation
         right = found.predicted == found.targets
         test = found.probabilities[self.val :][np.arange(found.n - self.val), found.targets[self.val :]]
         return {
-            "step": position.step,
-            "train_loss": position.loss / max(position.seen, 1),
-            "train_top1": position.right / max(position.seen, 1),
+            "step": state.step,
+            "train_loss": state.loss / max(state.seen, 1),
+            "train_top1": state.right / max(state.seen, 1),
             "val_top1": float(right[: self.val].mean()),
             "test_top1": float(right[self.val :].mean()),
             "test_loss": float(-np.log(np.maximum(test, np.finfo(np.float32).tiny)).mean()),
@@ -68,16 +68,16 @@ class HeldOut:
         }
 
 
-def guess_of(source: Source) -> float:
+def majority_baseline(dataset: Dataset) -> float:
     """The share of test that guessing gets right: who names its commonest class each time."""
-    targets = source.side("test").class_indices(source.classes)
+    targets = dataset.side("test").class_indices(dataset.classes)
     return float(np.bincount(targets).max() / len(targets))
 
 
-def guessing(step: int, source: Source) -> Row:
+def guessing(step: int, dataset: Dataset) -> Row:
     """What a network that diverged comes to: as good as guessing."""
     row: Row = dict.fromkeys(_ACCURACY)
-    guess, n = guess_of(source), len(source.side("test"))
+    guess, n = majority_baseline(dataset), len(dataset.side("test"))
     return row | {"step": step, "val_top1": guess, "test_top1": guess, "guess": guess, "n_test": n}
 
 
@@ -94,9 +94,14 @@ _ACCURACY = (
 )
 
 
-def card_of(recipe: Recipe, network: TableNetwork, source: Source) -> Card:
+def card_of(recipe: Recipe, network: TableNetwork, dataset: Dataset) -> Card:
     """A card for a network that is never written to a file."""
-    return Card(network=recipe.network, arguments=network.arguments, classes=source.classes, view=view_of(recipe))
+    return Card(
+        network=recipe.network,
+        arguments=network.arguments,
+        classes=dataset.classes,
+        preprocessing=preprocessing_of(recipe),
+    )
 
 
 def is_measurable(network: TableNetwork) -> bool:

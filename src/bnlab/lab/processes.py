@@ -96,9 +96,9 @@ _stopping = _working = False
 def _begin(queue: Any) -> None:
     """A process begins: only the first process stops it, by SIGTERM."""
     global _queue  # noqa: PLW0603 (a process of a pool is given what it needs once)
-    from bnlab.machine import tune
+    from bnlab.machine import tune_allocator
 
-    tune()
+    tune_allocator()
     _queue = queue
     signal.signal(signal.SIGTERM, _stop)
     if hasattr(os, "setpgrp"):

@@ -98,7 +98,7 @@ def joined(parts: Iterable[Tables]) -> Tables:
     return whole
 
 
-def chance(row: Row) -> float:
+def learnt_threshold(row: Row) -> float:
     """The accuracy that a network has to pass to count as having learnt anything: guessing, and 10 points.
 
     Or twice guessing, where there are so many classes that this is less.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.files import write_atomic, write_csv, write_json
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Row, Tables
 from bnlab.lab.study import Findings, Study
 from bnlab.report.html import render
@@ -48,23 +48,23 @@ class Report:
         }
 
 
-def judged(study: Study, bench: Bench, tables: Tables) -> Report:
+def judged(study: Study, experiment: Experiment, tables: Tables) -> Report:
     """What the tables say, before it is written."""
     return Report(
         study=study,
-        findings=study.judge(tables).overlapping(bench.sides.overlap),
+        findings=study.judge(tables).overlapping(experiment.splits.overlap),
         folder=Path(),
-        budget=bench.budget,
-        data=bench.sides.name,
-        options=bench.options,
-        seeds=len(bench.seeds),
-        seconds=bench.seconds,
+        budget=experiment.budget,
+        data=experiment.splits.name,
+        options=experiment.options,
+        seeds=len(experiment.seeds),
+        seconds=experiment.seconds,
     )
 
 
 def write_report(
     report: Report,
-    bench: Bench,
+    experiment: Experiment,
     tables: Tables,
     folder: Path,
     environment: Mapping[str, Any],
@@ -96,16 +96,16 @@ def write_report(
         numbers=findings.numbers,
         plots=[(name, plot, plot_svg(plot)) for name, plot in plots.items()],
         tables=list(tables),
-        seeds=len(bench.seeds),
-        data=bench.sides.name,
-        photos=len(bench.sides),
-        found=bench.sides.found,
-        judged_on=bench.judged_on,
-        classes=bench.sides.classes,
-        is_drawn=bench.sides.is_drawn,
-        budget=bench.budget,
-        minutes=f"{bench.seconds / 60:.1f}",
-        options=", ".join(f"{key} {value}" for key, value in bench.options.items()),
+        seeds=len(experiment.seeds),
+        data=experiment.splits.name,
+        photos=len(experiment.splits),
+        found=experiment.splits.found,
+        judged_on=experiment.judged_on,
+        classes=experiment.splits.classes,
+        is_drawn=experiment.splits.is_drawn,
+        budget=experiment.budget,
+        minutes=f"{experiment.seconds / 60:.1f}",
+        options=", ".join(f"{key} {value}" for key, value in experiment.options.items()),
         index=index,
         environment=environment,
     )
@@ -127,8 +127,8 @@ def drawn(plot: Plot) -> Records:
     rows: Records = []
     for series in plot.series:
         for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
-            place = plot.categories[round(x)] if plot.categories else x
-            row: Row = {"series": series.name, plot.x or "of": place, "y": y}
+            job = plot.categories[round(x)] if plot.categories else x
+            row: Row = {"series": series.name, plot.x or "of": job, "y": y}
             rows.append(row | ({"low": series.low[i], "high": series.high[i]} if series.low else {}))
     return rows
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from bnlab.errors import DivergedError
-from bnlab.lab.cells import Place
-from bnlab.lab.course import train
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Records, Tables
+from bnlab.lab.trained_network import train
 from bnlab.recipe import Recipe
 
 PROBES = 6  # trainings that a search is likely to take; four to as high a power is as far as it goes
@@ -17,7 +17,7 @@ _FACTOR = 4.0
 _ALIKE = 1e-6  # of probabilities
 
 
-def highest_rate(place: Place, recipe: Recipe) -> Tables:
+def max_stable_lr(job: JobContext, recipe: Recipe) -> Tables:
     """The highest constant rate at which a training is stable: by bisection, from the recipe's own.
 
     Stable: no step's loss was without a number, the loss on val at the end (statistics measured anew) is at most 1.1
@@ -27,14 +27,14 @@ def highest_rate(place: Place, recipe: Recipe) -> Tables:
     tried: Records = []
 
     def stable(rate: float) -> bool:
-        here = replace(place, folder=place.folder / f"{rate:g}")
-        course = train(here, recipe.model_copy(update={"learning_rate": rate}))
+        here = replace(job, folder=job.folder / f"{rate:g}")
+        trained = train(here, recipe.model_copy(update={"learning_rate": rate}))
         loss, spread = math.inf, 0.0
         with suppress(DivergedError):  # what the last step left may give no number on val
-            if not course.diverged:
-                found = course.evaluation("val", "recalibrated")
+            if not trained.diverged:
+                found = trained.evaluation("val", "recalibrated")
                 loss, spread = found.loss, float(found.probabilities.std(0).max())
-        good = loss <= BLOWN_UP * math.log(len(course.source.classes)) and spread > _ALIKE
+        good = loss <= BLOWN_UP * math.log(len(trained.dataset.classes)) and spread > _ALIKE
         tried.append({"rate": rate, "stable": int(good), "loss": loss if math.isfinite(loss) else None})
         return good
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import DivergedError
-from bnlab.lab.course import Course, restored
+from bnlab.lab.trained_network import TrainedNetwork, preserving_state
 from bnlab.nets.network import TableNetwork
-from bnlab.norm.layers import layers_of
+from bnlab.norm.layers import batch_norm_layers
 
 
 def read(network: TableNetwork) -> Tensor:
@@ -30,18 +30,18 @@ def put(network: TableNetwork, values: Tensor) -> None:
             start += layer.num_features
 
 
-def population(course: Course, images: int) -> Tensor:
+def population(trained: TrainedNetwork, images: int) -> Tensor:
     """The statistics of so many photos of train with the weights as they are, 2C; the network stays as it is."""
-    with restored(course.trainee.network):
-        course.recalibrate(images)
-        return read(course.trainee.network)
+    with preserving_state(trained.context.network):
+        trained.recalibrate(images)
+        return read(trained.context.network)
 
 
-def accuracy_by(values: Tensor, course: Course) -> float:
+def accuracy_by(values: Tensor, trained: TrainedNetwork) -> float:
     """The share of test that the network has right by these statistics, 2C; it stays as it is."""
-    with restored(course.trainee.network), torch.no_grad():
-        put(course.trainee.network, values)
-        return course.evaluation("test", "running").top1
+    with preserving_state(trained.context.network), torch.no_grad():
+        put(trained.context.network, values)
+        return trained.evaluation("test", "running").top1
 
 
 def or_guess(measured: Callable[[], float], guess: float) -> float:
@@ -68,4 +68,4 @@ def distances(values: Tensor, whole: Tensor) -> tuple[float, float]:
 
 
 def _layers(network: TableNetwork) -> list[_BatchNorm]:
-    return [layer for _, layer in layers_of(network) if layer.running_mean is not None]
+    return [layer for _, layer in batch_norm_layers(network) if layer.running_mean is not None]

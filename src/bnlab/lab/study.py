@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Tables
 from bnlab.lab.verdict import Evidence, Verdict, together
 from bnlab.report.plots import Plot
@@ -59,7 +59,7 @@ class Study:
     """what is trained on what, and what is held equal"""
     rule: str
     """when the claim holds, and when it does not"""
-    measure: Callable[[Bench], Tables]
+    measure: Callable[[Experiment], Tables]
     judge: Callable[[Tables], Findings]
     least: int = 100
     """photos that DATA has to have"""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bnlab.errors import plural
-from bnlab.lab.records import Records, Row, Tables, Value, chance, distinct, number, numbers, seeds, where
+from bnlab.lab.records import Records, Row, Tables, Value, distinct, learnt_threshold, number, numbers, seeds, where
 
 
 def mark_chosen(tables: Tables) -> Tables:
@@ -60,7 +60,7 @@ def diverged(records: Records, counted: str = "counts as guessing") -> tuple[str
     return tuple(sentences)
 
 
-class Learnt:
+class LearntFilter:
     """Which arms learnt in which seeds: of two of which one only guesses, a comparison says nothing.
 
     Args:
@@ -73,7 +73,8 @@ class Learnt:
             (arm, seed)
             for arm in distinct(accuracies, "arm")
             for seed in self.seeds
-            if (rows := where(accuracies, arm=arm, seed=seed)) and number(rows[-1], "test_top1") <= chance(rows[-1])
+            if (rows := where(accuracies, arm=arm, seed=seed))
+            and number(rows[-1], "test_top1") <= learnt_threshold(rows[-1])
         }
 
     def only(self, values: Sequence[float], *arms: str) -> tuple[float, ...]:

@@ -47,7 +47,7 @@ class Evidence:
     """the least step of the measure, such as one photo; the interval is no finer"""
     level: float = 0.95
     """of the interval"""
-    decides: bool = True
+    primary: bool = True
     """whether the verdict of the study follows from it"""
     overlap: float = 0.0
     """test photos to each of train, where seeds split the same photos anew"""
@@ -100,7 +100,7 @@ class Evidence:
             "values": [value if math.isfinite(value) else None for value in self.values],
             "n": len(self.values),
             "level": self.level,
-            "decides": self.decides,
+            "decides": self.primary,
             "verdict": str(self.verdict),
         }
 
@@ -116,7 +116,7 @@ class Evidence:
 
 def together(evidence: Sequence[Evidence]) -> Verdict:
     """Of a claim with several clauses, by the rule at the top of this file."""
-    clauses = [each for each in evidence if each.decides]
+    clauses = [each for each in evidence if each.primary]
     assert clauses, "a study has to decide by something"
     strict = [replace(each, level=1 - (1 - each.level) / len(clauses)).verdict for each in clauses]
     if Verdict.DOES_NOT_HOLD in strict:

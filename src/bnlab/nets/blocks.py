@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from bnlab.errors import UsageError
 from bnlab.nets import tables
 from bnlab.nets.options import MakeActivation, MakeNorm
-from bnlab.norm.placement import Placement, placed
+from bnlab.norm.norm_activation import Placement, norm_activation
 
-MakeUnit = Callable[..., "Unit"]
+MakeConvNormAct = Callable[..., "ConvNormAct"]
 """`convolution` or `dense`, with all but the shapes settled"""
 
 
-class Unit(nn.Module):
+class ConvNormAct(nn.Module):
     """A convolution or a fully connected layer, its normalisation (or none), its activation: the one place for them.
 
     "before" the activation, as the paper places it (sec. 3.2), normalisation makes a bias redundant: the mean would
@@ -47,7 +47,7 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """N x C x H x W to N x channels x H' x W', or N x C to N x units."""
         x = self.layer(x)  # N x channels x H' x W', or N x units
-        return placed(x, self.bn, self.activation, self.placement)
+        return norm_activation(x, self.bn, self.activation, self.placement)
 
 
 def convolution(
@@ -61,7 +61,7 @@ def convolution(
     activation: MakeActivation,
     placement: Placement,
     bias: bool,
-) -> Unit:
+) -> ConvNormAct:
     """A unit of a convolution padded to keep the size at stride 1; `multiplier` as in `tables.Conv`."""
     depthwise = inputs * multiplier
     if depthwise:
@@ -71,7 +71,7 @@ def convolution(
         )
     else:
         layer = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2, bias=bias)
-    return Unit(layer, _normalisation(norm, channels), activation(), placement)
+    return ConvNormAct(layer, _normalisation(norm, channels), activation(), placement)
 
 
 def dense(
@@ -82,10 +82,10 @@ def dense(
     activation: MakeActivation,
     placement: Placement,
     bias: bool,
-) -> Unit:
+) -> ConvNormAct:
     """A unit of a fully connected layer."""
     layer = nn.Linear(inputs, units, bias=bias)
-    return Unit(layer, _normalisation(norm, units), activation(), placement, name="linear")
+    return ConvNormAct(layer, _normalisation(norm, units), activation(), placement, name="linear")
 
 
 def _normalisation(norm: MakeNorm | None, channels: int) -> nn.Module:
@@ -97,20 +97,20 @@ def _normalisation(norm: MakeNorm | None, channels: int) -> nn.Module:
     return layer
 
 
-def units_of(network: nn.Module) -> list[Unit]:
+def conv_norm_acts(network: nn.Module) -> list[ConvNormAct]:
     """Every unit of a network."""
-    return [module for module in network.modules() if isinstance(module, Unit)]
+    return [module for module in network.modules() if isinstance(module, ConvNormAct)]
 
 
 def is_normalised(network: nn.Module) -> bool:
     """Whether any of its units is."""
-    return any(not isinstance(unit.bn, nn.Identity) for unit in units_of(network))
+    return any(not isinstance(unit.bn, nn.Identity) for unit in conv_norm_acts(network))
 
 
 class Inception(nn.Module):
     """The branches of one row of a table. N x C x H x W in, N x `channels` x H' x W' out."""
 
-    def __init__(self, inputs: int, row: tables.Inception, unit: MakeUnit) -> None:
+    def __init__(self, inputs: int, row: tables.Inception, unit: MakeConvNormAct) -> None:
         super().__init__()
         self.has_one = row.one > 0
         if self.has_one:
@@ -219,7 +219,7 @@ class AuxiliaryHead(nn.Module):
     network's own options are.
     """
 
-    def __init__(self, inputs: int, classes: int, unit: MakeUnit) -> None:
+    def __init__(self, inputs: int, classes: int, unit: MakeConvNormAct) -> None:
         super().__init__()
         self.conv = unit(inputs, 128, 1)
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)

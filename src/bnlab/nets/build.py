@@ -7,10 +7,10 @@ from typing import Any, get_args
 import torch
 
 from bnlab.errors import UsageError, printable
-from bnlab.nets import blocks, catalogue, initialise, options, tables
+from bnlab.nets import blocks, initialise, options, registry, tables
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import MakeNorm
-from bnlab.norm.placement import Placement
+from bnlab.norm.norm_activation import Placement
 
 
 def build(
@@ -72,13 +72,13 @@ def build(
         _check_type(key, number, (int, float), "give a number")
     for key, number in (("classes", classes), ("in_channels", in_channels), ("seed", seed)):
         _check_type(key, number, int, "give a whole number of at least 1")
-    network = catalogue.find(name)
+    network = registry.find(name)
     variant = network.default_variant if variant is None else variant
     norm = network.norm if norm is None else norm
     activation = network.activation if activation is None else activation
     dropout = network.dropout if dropout is None else dropout
     _check_numbers(classes=classes, in_channels=in_channels, dropout=dropout, eps=norm_eps, momentum=norm_momentum)
-    table = catalogue.table_of(name, variant=variant, stem=stem, width=width)
+    table = registry.table_of(name, variant=variant, stem=stem, width=width)
     norms = (norm, norm) if callable(norm) else options.choose_norm(norm, eps=norm_eps, momentum=norm_momentum)
     _check_use(name, norms is not None, placement, auxiliary=auxiliary, local_response=local_response)
     fill = initialise.choose(initialisation, activation)
@@ -120,7 +120,7 @@ def build(
     return made
 
 
-def to_device(network: TableNetwork, device: str) -> TableNetwork:
+def move_network(network: TableNetwork, device: str) -> TableNetwork:
     """The network on a device, its filters with channels last in memory, as its images are."""
     return network.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -144,9 +144,9 @@ def _check_numbers(*, classes: int, in_channels: int, dropout: float, eps: float
 
 def _check_use(name: str, normalised: bool, placement: str, *, auxiliary: bool, local_response: bool) -> None:
     """Refuse what would change nothing."""
-    if auxiliary and not catalogue.has_row(name, tables.Auxiliary):
+    if auxiliary and not registry.has_row(name, tables.Auxiliary):
         raise UsageError(f"{name} has no auxiliary classifiers", "leave auxiliary out")
-    if local_response and not catalogue.has_row(name, tables.LocalResponse):
+    if local_response and not registry.has_row(name, tables.LocalResponse):
         raise UsageError(f"{name} has no place for local response normalisation", "leave local_response out")
     if placement not in get_args(Placement):
         raise UsageError(f"placement '{printable(str(placement))}' cannot be", "say before or after")

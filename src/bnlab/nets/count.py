@@ -99,7 +99,7 @@ def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
         return
     for child_name, child in module.named_children():
-        if isinstance(module, blocks.Unit) and child is module.bn:  # whatever it is made of, one layer
+        if isinstance(module, blocks.ConvNormAct) and child is module.bn:  # whatever it is made of, one layer
             if not isinstance(child, nn.Identity):
                 yield f"{name}.{child_name}", child
         else:
@@ -114,7 +114,7 @@ def _measure(network: TableNetwork, size: int, names: list[str]) -> dict[str, Sh
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         # A layer of one's own may look at values, which a meta tensor has not; in evaluation none changes a shape.
-        if isinstance(module, blocks.Unit):
+        if isinstance(module, blocks.ConvNormAct):
             module.bn = nn.Identity()
     shapes: dict[str, Shape] = {}
 
@@ -154,9 +154,9 @@ def _kind(module: nn.Module) -> str:
             return _convolution(module) + groups
         case nn.Linear():
             return "linear"
-        case blocks.Unit() if isinstance(module.layer, nn.Sequential):
+        case blocks.ConvNormAct() if isinstance(module.layer, nn.Sequential):
             return f"separable {_convolution(module.layer[0])}"
-        case blocks.Unit():
+        case blocks.ConvNormAct():
             return _kind(module.layer)
         case blocks.Inception():
             pool = module.branch4[0]

@@ -8,9 +8,9 @@ from torch import nn
 from bnlab.errors import UsageError, plural
 from bnlab.nets.blocks import Inception
 from bnlab.nets.network import TableNetwork
-from bnlab.norm.modes import Modes
+from bnlab.norm.modes import StatisticsMode
 
-Part = Literal["none", "stem", "trunk"]
+Part = Literal["none", "stem", "backbone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class Frozen:
 
 
 def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
-    """Train no more the "stem" (all before the first Inception block) or the "trunk" (all before the last layer).
+    """Train no more the "stem" (all before the first Inception block) or the "backbone" (all before the last layer).
 
     Its normalisation layers are frozen, too: they normalise by the statistics they have, in training as well, and a
-    later `train()` does not undo it. With `norms` so are those of the whole trunk. Auxiliary heads are never frozen.
+    later `train()` does not undo it. With `norms` so are those of the whole backbone. Auxiliary heads are never frozen.
 
     Raises:
         UsageError: the network has no stem.
@@ -69,9 +69,9 @@ def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
 def _stem(network: TableNetwork) -> list[str]:
     blocks = [i for i, name in enumerate(network.order) if isinstance(network.get_submodule(name), Inception)]
     if not blocks:
-        raise UsageError(f"{network.name} has no stem to freeze", "say trunk or none")
+        raise UsageError(f"{network.name} has no stem to freeze", "say backbone or none")
     return network.order[: blocks[0]]
 
 
-def _norms(module: nn.Module) -> list[Modes]:
-    return [m for m in module.modules() if isinstance(m, Modes)]
+def _norms(module: nn.Module) -> list[StatisticsMode]:
+    return [m for m in module.modules() if isinstance(m, StatisticsMode)]

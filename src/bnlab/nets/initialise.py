@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError, printable
-from bnlab.nets.blocks import Unit, is_normalised, units_of
+from bnlab.nets.blocks import ConvNormAct, conv_norm_acts, is_normalised
 from bnlab.nets.options import split_number
 
 Fill = Callable[[Tensor], object]
@@ -46,7 +46,7 @@ def initialise(network: nn.Module, fill: Fill) -> None:
 
     A separable convolution's first half has no activation behind it and keeps its input's variance instead.
     """
-    before_activation = {_last(unit) for unit in units_of(network)}
+    before_activation = {_last(unit) for unit in conv_norm_acts(network)}
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             if module in before_activation:
@@ -60,7 +60,7 @@ def initialise(network: nn.Module, fill: Fill) -> None:
 
 
 @torch.no_grad()
-def fit_to_data(network: nn.Module, images: Tensor) -> int:
+def lsuv_init(network: nn.Module, images: Tensor) -> int:
     """Scale each unit so that on these images it has a root mean square of 1 before its activation; how many.
 
     It is what batch normalisation does for the scale of a network, done once, at the beginning (Mishkin & Matas 2016,
@@ -78,7 +78,7 @@ def fit_to_data(network: nn.Module, images: Tensor) -> int:
         UsageError: the network is normalised, or a unit gives what is no finite number; nothing was changed then.
     """
     check_unnormalised(network)
-    units = units_of(network)
+    units = conv_norm_acts(network)
     scales: dict[nn.Conv2d | nn.Linear, Tensor] = {}
 
     def measure(layer: Any, _: Any, output: Tensor) -> Tensor:
@@ -107,12 +107,12 @@ def check_unnormalised(network: nn.Module) -> None:
     """
     if is_normalised(network):
         raise UsageError(
-            "normalisation would undo weights that are fitted to data (data_dependent)",
+            "normalisation would undo weights that are fitted to data (lsuv_init)",
             "leave it out, or take a network without, such as googlenet",
         )
 
 
-def _last(unit: Unit) -> nn.Conv2d | nn.Linear:
+def _last(unit: ConvNormAct) -> nn.Conv2d | nn.Linear:
     layer = unit.layer[-1] if isinstance(unit.layer, nn.Sequential) else unit.layer
     return cast(nn.Conv2d | nn.Linear, layer)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 from bnlab.nets import blocks, tables
-from bnlab.nets.blocks import MakeUnit
+from bnlab.nets.blocks import MakeConvNormAct
 from bnlab.nets.tables import Table
 
 
@@ -32,8 +32,8 @@ class TableNetwork(nn.Module):
         *,
         in_channels: int,
         classes: int,
-        convolution: MakeUnit,
-        dense: MakeUnit,
+        convolution: MakeConvNormAct,
+        dense: MakeConvNormAct,
         dropout: float,
         local_response: bool,
         auxiliary: bool,

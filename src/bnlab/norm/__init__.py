@@ -5,9 +5,9 @@ from bnlab.norm.accumulate import accumulate
 from bnlab.norm.fold import Folding, fold
 from bnlab.norm.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnlab.norm.memory import save_memory
-from bnlab.norm.placement import Placed
-from bnlab.norm.population import Measured, Recalibration, recalibrate
+from bnlab.norm.norm_activation import NormActivation
+from bnlab.norm.recalibrate import Measured, Recalibration, recalibrate
+from bnlab.norm.save_memory import save_memory
 from bnlab.norm.sync import SyncBatchNorm, convert_sync, revert_sync
 from bnlab.norm.whitening import Whitening1d, Whitening2d
 
@@ -19,7 +19,7 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "Measured",
-    "Placed",
+    "NormActivation",
     "Recalibration",
     "SyncBatchNorm",
     "Whitening1d",

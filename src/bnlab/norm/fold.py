@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from bnlab.norm.fold_pairs import Stays, dims_of, layers_before
+from bnlab.norm.fold_pairs import CannotFold, dims_of, layers_before
 from bnlab.norm.fold_trace import TRANSPOSED, survey
-from bnlab.norm.layers import layers_of
-from bnlab.norm.models import network_of
+from bnlab.norm.layers import batch_norm_layers
+from bnlab.norm.models import unwrap_model
 
 _SHAPES = {2: "N x C", 3: "N x C x L", 4: "N x C x H x W", 5: "N x C x D x H x W"}
 
@@ -86,22 +86,22 @@ def fold(model: nn.Module, example: Any = None) -> Folding:
     Raises:
         ValueError: the outputs for the example differ by more than 1e-3 of their standard deviation.
     """
-    network = network_of(model)
+    network = unwrap_model(model)
     copied = copy.deepcopy(network).eval()
     regions, untraced = survey(copied)
     names = {module: name for name, module in copied.named_modules()}
     planned: list[tuple[str, _BatchNorm, list[nn.Module]]] = []
     folded: dict[str, tuple[str, ...]] = {}
     kept: dict[str, str] = {}
-    for name, norm in layers_of(copied):
+    for name, norm in batch_norm_layers(copied):
         try:
             planned.append((name, norm, layers_before(norm, regions, untraced)))
-        except Stays as reason:
+        except CannotFold as reason:
             kept[name] = str(reason)
     for name, norm, layers in planned:  # the plan is complete: from here on, layers change
         try:
             _fold_into(layers, norm, names)
-        except Stays as reason:
+        except CannotFold as reason:
             kept[name] = str(reason)
             continue
         folded[name] = tuple(names[layer] for layer in layers)
@@ -140,15 +140,15 @@ def _fold_into(layers: list[nn.Module], norm: _BatchNorm, names: dict[nn.Module,
     """Give the layers the weights and biases that take in its work; on refusal, none of them."""
     widths = [getattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels") for layer in layers]
     if sum(widths) != norm.num_features:
-        raise Stays(f"it is for {norm.num_features} channels, and what is before it gives {sum(widths)}")
+        raise CannotFold(f"it is for {norm.num_features} channels, and what is before it gives {sum(widths)}")
     if nn.Linear in map(type, layers) and isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm3d)):
-        raise Stays("it takes images, where a linear layer's features are not the channels")
+        raise CannotFold("it takes images, where a linear layer's features are not the channels")
     assert norm.running_mean is not None and norm.running_var is not None
     mean, var = _exact(norm.running_mean), _exact(norm.running_var)  # C
     scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else _exact(norm.weight))
     beta = torch.zeros_like(mean) if norm.bias is None else _exact(norm.bias)
     if not bool((scale * mean + beta).isfinite().all()):
-        raise Stays("its scale or shift is not finite")
+        raise CannotFold("its scale or shift is not finite")
     done = []
     slices = (torch.split(values, widths) for values in (scale, mean, beta))
     for layer, s, m, b in zip(layers, *slices, strict=True):
@@ -158,7 +158,7 @@ def _fold_into(layers: list[nn.Module], norm: _BatchNorm, names: dict[nn.Module,
         new_bias.copy_(((0 if bias is None else _exact(bias)) - m) * s + b)
         new_weight = torch.empty_like(weight).copy_(_scaled(layer, s))  # empty_like keeps the order in memory
         if not bool(new_weight.isfinite().all() and new_bias.isfinite().all()):
-            raise Stays(f"the weights of {names[layer]} would not be finite in {weight.dtype}")
+            raise CannotFold(f"the weights of {names[layer]} would not be finite in {weight.dtype}")
         learns = (weight if bias is None else bias).requires_grad
         done.append((nn.Parameter(new_weight, weight.requires_grad), nn.Parameter(new_bias, learns)))
     for layer, (weight, bias) in zip(layers, done, strict=True):

@@ -17,7 +17,7 @@ _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, 
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
-class Stays(Exception):  # noqa: N818  # no error, but a reason
+class CannotFold(Exception):  # noqa: N818  # no error, but a reason
     """Why a layer is not folded."""
 
 
@@ -26,62 +26,62 @@ def layers_before(norm: _BatchNorm, regions: list[Region], untraced: dict[nn.Mod
     _check_norm(norm)
     region = next((region for region in regions if norm in set(region.module.modules())), None)
     if region is None:
-        raise Stays(untraced[norm])
+        raise CannotFold(untraced[norm])
     if norm in region.shared:
-        raise Stays(f"it is also held outside of {region.name}, in what cannot be traced")
+        raise CannotFold(f"it is also held outside of {region.name}, in what cannot be traced")
     calls = [node for node in region.nodes() if region.called(node) is norm]
     if not calls:
-        raise Stays("inference never reaches it")
+        raise CannotFold("inference never reaches it")
     if region.reads(calls[0]):
-        raise Stays("its parameters or statistics are also used elsewhere")
+        raise CannotFold("its parameters or statistics are also used elsewhere")
     found = [_sources(_input(call), region) for call in calls]
     layers = [[region.called(node) for node in nodes] for nodes in found]
     if any(others != layers[0] for others in layers):
-        raise Stays("it is called after different layers")
+        raise CannotFold("it is called after different layers")
     feeding = {node for nodes in found for node in nodes}
     for node, layer in zip(found[0], layers[0], strict=True):
         twice = layers[0].count(layer) > 1
         if twice or any(region.called(other) is layer and other not in feeding for other in region.nodes()):
-            raise Stays(f"{region.describe(node)} before it is also called elsewhere")
+            raise CannotFold(f"{region.describe(node)} before it is also called elsewhere")
     return [layer for layer in layers[0] if layer is not None]
 
 
 def _check_norm(norm: _BatchNorm) -> None:
     if not is_plain(norm):
-        raise Stays(f"{type(norm).__name__} has a forward of its own")
+        raise CannotFold(f"{type(norm).__name__} has a forward of its own")
     kept = norm.running_mean is not None and norm.running_var is not None
     if isinstance(norm, BatchNorm):
         if norm.statistics == "population" and not int(norm.num_batches_tracked or 0):
-            raise Stays("it has no population statistics for its present weights")
+            raise CannotFold("it has no population statistics for its present weights")
         if norm.example_weight:
-            raise Stays("it mixes each example's own statistics into those it keeps (example_weight)")
+            raise CannotFold("it mixes each example's own statistics into those it keeps (example_weight)")
         kept = kept and norm.num_batches_tracked is not None and norm.statistics != "batch"
     if norm.training or not kept:
-        raise Stays("it normalises by the batch's own statistics")
+        raise CannotFold("it normalises by the batch's own statistics")
     if is_parametrized(norm):
-        raise Stays("its parameters are parametrised")
+        raise CannotFold("its parameters are parametrised")
     if hooked(norm):
-        raise Stays("a hook watches it")
+        raise CannotFold("a hook watches it")
 
 
 def _check_layer(layer: nn.Module, node: fx.Node, region: Region) -> None:
     what = region.describe(node)
     if not plain(layer):
-        raise Stays(f"{what} before it has a forward of its own")
+        raise CannotFold(f"{what} before it has a forward of its own")
     if is_parametrized(layer) or not {"weight", "bias"} <= layer._parameters.keys():
-        raise Stays(f"the parameters of {what} before it are parametrised")
+        raise CannotFold(f"the parameters of {what} before it are parametrised")
     if hooked(layer):
-        raise Stays(f"a hook watches {what} before it")
+        raise CannotFold(f"a hook watches {what} before it")
     if region.reads(node):
-        raise Stays(f"the parameters of {what} before it are also used elsewhere")
+        raise CannotFold(f"the parameters of {what} before it are also used elsewhere")
     if layer in region.shared:
-        raise Stays(f"{what} before it is also held outside of {region.name}, in what cannot be traced")
+        raise CannotFold(f"{what} before it is also held outside of {region.name}, in what cannot be traced")
 
 
 def _sources(value: Any, region: Region) -> list[fx.Node]:
     """The calls of the layers whose outputs `value` is, in the order of their channels."""
     if not isinstance(value, fx.Node):
-        raise Stays("before it stands a constant, not a convolution or linear layer")
+        raise CannotFold("before it stands a constant, not a convolution or linear layer")
     what = region.describe(value)
     module = region.called(value)
     if module is not None and isinstance(module, tuple(LAYERS)):
@@ -93,13 +93,13 @@ def _sources(value: Any, region: Region) -> list[fx.Node]:
         found = [node for part in parts for node in _sources(part, region)]
         dim = value.args[1] if len(value.args) > 1 else value.kwargs.get("dim", value.kwargs.get("axis", 0))
         if dim not in (1, 1 - dims_of(region.called(found[0]))):
-            raise Stays(f"before it stands a concatenation along dimension {dim}, not along the channels")
+            raise CannotFold(f"before it stands a concatenation along dimension {dim}, not along the channels")
     else:
-        raise Stays(f"before it stands {what}, not a convolution or linear layer")
+        raise CannotFold(f"before it stands {what}, not a convolution or linear layer")
     if value in region.watched:
-        raise Stays(f"a hook watches the output of {what} before it")
+        raise CannotFold(f"a hook watches the output of {what} before it")
     if len(value.users) > 1 or value in region.stored:
-        raise Stays(f"the output of {what} before it is also used elsewhere")
+        raise CannotFold(f"the output of {what} before it is also used elsewhere")
     return found
 
 

@@ -34,13 +34,13 @@ _NOTHING: Any = (None, None, 0.0)
 class Normalised(NamedTuple):
     """What a batch became.
 
-    `y` was made of x, shifted by `pilot` where there is one, by the shifted x's `mean` and `invstd`,
+    `y` was made of x, shifted by `shift` where there is one, by the shifted x's `mean` and `invstd`,
     1 / sqrt(var + eps). `moved` is whether the running statistics were moved: a tensor where that is known on the
     device alone.
     """
 
     y: Tensor
-    pilot: Tensor | None
+    shift: Tensor | None
     mean: Tensor
     invstd: Tensor
     moved: bool | Tensor
@@ -48,8 +48,8 @@ class Normalised(NamedTuple):
 
 def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
     """Normalise by the batch's own statistics, and move the running ones unless the batch's are not finite."""
-    if not _may_look(x):
-        return _unseen(x, weight, bias, running, eps)
+    if not _can_read_values(x):
+        return _normalise_without_sync(x, weight, bias, running, eps)
     mean, var, momentum = running or _NOTHING
     kept = None if running is None else Running(mean.clone(), var.clone(), momentum)
     y, batch_mean, invstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
@@ -59,31 +59,33 @@ def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Run
         return Normalised(y, None, batch_mean, invstd, running is not None)
     if running is not None and kept is not None:
         _put_back(running, kept)
-    return _with_care(x, weight, bias, running, eps, batch_mean.float() * invstd.float())
+    return _normalise_shifted(x, weight, bias, running, eps, batch_mean.float() * invstd.float())
 
 
-def _with_care(
+def _normalise_shifted(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float, ratios: Tensor
 ) -> Normalised:
     """The same for values that are, or seem to be, far from 0 or not finite; `ratios` are mean / std, C."""
-    pilot = None
+    shift = None
     if _FAR <= float(ratios.dot(ratios)) < math.inf:
-        pilot = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C
+        shift = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C
     # Copies are moved: autograd keeps what the kernel is given, and would not have it changed in place.
     moving = None if running is None else running._replace(mean=running.mean.clone(), var=running.var.clone())
-    if moving is not None and pilot is not None:
-        moving.mean.sub_(pilot)
-    done = _native(shift(x, pilot), weight, bias, moving, eps)._replace(pilot=pilot)
+    if moving is not None and shift is not None:
+        moving.mean.sub_(shift)
+    done = _native(shifted(x, shift), weight, bias, moving, eps)._replace(shift=shift)
     if running is None or moving is None:
         return done
     if not bool(_finite(moving)):
         return done._replace(moved=False)
-    running.mean.copy_(moving.mean if pilot is None else moving.mean + pilot)
+    running.mean.copy_(moving.mean if shift is None else moving.mean + shift)
     running.var.copy_(moving.var)
     return done
 
 
-def _unseen(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
+def _normalise_without_sync(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
+) -> Normalised:
     """The same without a look at the values."""
     if running is None:
         return _native(x, weight, bias, None, eps)
@@ -95,21 +97,21 @@ def _unseen(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Runn
     return done._replace(moved=finite)
 
 
-def shift(x: Tensor, pilot: Tensor | None) -> Tensor:
+def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
     """The x that a batch was normalised from."""
-    return x if pilot is None else x - _wide(pilot, x)
+    return x if shift is None else x - _wide(shift, x)
 
 
 def by_statistics(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """Normalise by statistics that are given: a linear function of each channel (paper, Alg. 2, step 11)."""
-    if x.dtype != torch.float64 and _may_look(x):
+    if x.dtype != torch.float64 and _can_read_values(x):
         ratios = mean.float() * (var.float() + eps).rsqrt()
         if _FAR <= float(ratios.dot(ratios)) < math.inf:
-            pilot = mean.to(x.dtype)  # C
-            if pilot.isfinite().all():
-                x, mean = x - _wide(pilot, x), mean - pilot.to(mean.dtype)
+            shift = mean.to(x.dtype)  # C
+            if shift.isfinite().all():
+                x, mean = x - _wide(shift, x), mean - shift.to(mean.dtype)
     return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, torch.backends.cudnn.enabled)
 
 
@@ -141,7 +143,7 @@ def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Runn
     return Normalised(y, None, batch_mean, invstd, moved=running is not None)
 
 
-def _may_look(x: Tensor) -> bool:
+def _can_read_values(x: Tensor) -> bool:
     """Whether x has values to look at: a GPU would have to be waited for, and in a trace or a vmap there are none."""
     return (
         x.is_cpu

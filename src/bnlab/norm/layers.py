@@ -21,12 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import kernels, weighing
 from bnlab.norm.kernels import Running
-from bnlab.norm.memory import batch_norm_relu
-from bnlab.norm.modes import Modes, Statistics
+from bnlab.norm.modes import Statistics, StatisticsMode
 from bnlab.norm.naming import name_of
+from bnlab.norm.save_memory import batch_norm_relu
 
 
-class BatchNorm(Modes, _BatchNorm):
+class BatchNorm(StatisticsMode, _BatchNorm):
     """What the layers of every number of dimensions share.
 
     Parameters beyond torch.nn's: `statistics` (see `modes.py`); `example_weight`, 0 to 1: how much of each example's
@@ -142,7 +142,7 @@ def is_plain(layer: _BatchNorm) -> bool:
     return type(layer).forward in known and "forward" not in vars(layer)
 
 
-def layers_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+def batch_norm_layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
     """Every batch normalisation layer of a model once, torch.nn's and bnlab's, under its first name."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 
-def network_of(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model itself, or what a DistributedDataParallel, a DataParallel or torch.compile wraps.
 
     Raises:

@@ -10,7 +10,7 @@ from bnlab.norm.naming import name_of
 Statistics = Literal["running", "population", "batch"]
 
 
-class Modes(nn.Module):
+class StatisticsMode(nn.Module):
     """Base of the layers that keep statistics: buffers `running_...` and `num_batches_tracked`, None where not tracked.
 
     `statistics` is what inference normalises by. "running": the moving average that training left, as in torch.nn.

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.norm import moments
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.layers import BatchNorm
-from bnlab.norm.modes import Modes
+from bnlab.norm.modes import StatisticsMode
 from bnlab.norm.moments import Moments
 from bnlab.norm.whitening import Whitening
 
@@ -24,7 +24,7 @@ Layer = _BatchNorm | Whitening
 Layers = Mapping[str, Layer]
 
 
-class Source:
+class BatchStream:
     """The batches, and how a network is called with one. Each pass gets the same, also of a loader that shuffles."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Source:
 
 
 @dataclass(kw_only=True)
-class Share:
+class Measurements:
     """What one process found in one pass."""
 
     found: dict[str, list[Moments]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Share:
         self.uses[name] = max(self.uses.get(name, 0), now[name])
 
 
-class Reached(BaseException):
+class StopForward(BaseException):
     """All that is to be measured of this batch is measured: the rest of its forward is not needed."""
 
 
@@ -102,9 +102,9 @@ def restored(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def calls(network: nn.Module, layers: Layers, source: Source) -> Share:
+def calls(network: nn.Module, layers: Layers, source: BatchStream) -> Measurements:
     """Only see which layers are called, in which order and how often."""
-    share, now = Share(), dict[str, int]()
+    share, now = Measurements(), dict[str, int]()
 
     def count(name: str, _: Tensor) -> None:
         share.called(name, now)
@@ -120,12 +120,14 @@ def calls(network: nn.Module, layers: Layers, source: Source) -> Share:
     return share
 
 
-def measure(network: nn.Module, layers: Layers, source: Source, only: str | None = None, uses: int = 0) -> Share:
+def measure(
+    network: nn.Module, layers: Layers, source: BatchStream, only: str | None = None, uses: int = 0
+) -> Measurements:
     """Measure what each layer gets while all of them normalise by their batches.
 
     With `only` just that one is measured, which is called at most `uses` times: the forward is then ended.
     """
-    share, now = Share(), dict[str, int]()
+    share, now = Measurements(), dict[str, int]()
 
     def look(name: str, x: Tensor) -> None:
         layer = layers[name]
@@ -133,7 +135,7 @@ def measure(network: nn.Module, layers: Layers, source: Source, only: str | None
         found = layer.measure(x) if isinstance(layer, Whitening) else moments.measure(x)
         share.found.setdefault(name, []).append(found)
         if name == only and now[name] == uses:
-            raise Reached
+            raise StopForward
         if found.count == 1:
             raise ValueError(
                 f"a batch has one value for each channel at {name}, and cannot be normalised by itself: leave it out "
@@ -154,7 +156,7 @@ def measure(network: nn.Module, layers: Layers, source: Source, only: str | None
                 stack.enter_context(_before(layer, partial(look, name)))
         for images, call in source.each(network):
             now.clear()
-            with suppress(Reached):
+            with suppress(StopForward):
                 call()
             share.sizes.append(images)
     return share
@@ -172,23 +174,23 @@ def _precision(layer: Layer) -> torch.dtype | None:
 def _normalising_by_batch(layer: Layer, *, measured: bool) -> Iterator[None]:
     """By the batch of this process alone, and moving nothing; if `measured`, its statistics will be put in place."""
     kept = dict(layer._buffers)
-    statistics = layer._statistics if isinstance(layer, Modes) else None
+    statistics = layer._statistics if isinstance(layer, StatisticsMode) else None
     try:
-        if isinstance(layer, Modes):
+        if isinstance(layer, StatisticsMode):
             layer._statistics = "running" if measured else "batch"
         else:  # torch's, also the synchronised ones: in evaluation without statistics
             layer._buffers.update(running_mean=None, running_var=None)
         yield
     finally:
         layer._buffers.update(kept)
-        if isinstance(layer, Modes) and statistics is not None:
+        if isinstance(layer, StatisticsMode) and statistics is not None:
             layer._statistics = statistics
 
 
 @contextmanager
 def _normalising_by_stored(layer: Layer) -> Iterator[None]:
     """By whatever statistics there are."""
-    if not isinstance(layer, Modes):
+    if not isinstance(layer, StatisticsMode):
         yield  # as in evaluation anyway
         return
     before, layer._statistics = layer._statistics, "running"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bnlab.norm import moments as measuring
-from bnlab.norm.modes import Modes, Statistics
+from bnlab.norm.modes import Statistics, StatisticsMode
 from bnlab.norm.moments import Moments
 from bnlab.norm.naming import name_of
 
@@ -74,7 +74,7 @@ class _Known(NamedTuple):
     eps: float
 
 
-class Whitening(Modes):
+class Whitening(StatisticsMode):
     """What the layers of every number of dimensions share.
 
     Parameters as torch.nn.BatchNorm's, and: `groups`, that C channels are divided into, in their order, each whitened
@@ -193,12 +193,12 @@ class Whitening(Modes):
 
     def _by_batch(self, values: Tensor) -> Tensor:
         """Whiten by the batch's own statistics, and move the running ones; groups x D x m."""
-        pilot = values.detach().mean(2, keepdim=True)  # groups x D x 1; near the mean, so that no difference cancels
-        values, count = values - pilot, values.shape[2]
+        shift = values.detach().mean(2, keepdim=True)  # groups x D x 1; near the mean, so that no difference cancels
+        values, count = values - shift, values.shape[2]
         mean = values.mean(2, keepdim=True)  # groups x D x 1; what rounding left of it
         covariance = values @ values.mT / count - mean @ mean.mT  # groups x D x D
         if self._moves():
-            self._count(self._move((pilot + mean.detach()).flatten(), covariance.detach(), count))
+            self._count(self._move((shift + mean.detach()).flatten(), covariance.detach(), count))
         return self._transform(values, self._root_of(covariance), mean)
 
     def _by_running(self, values: Tensor) -> Tensor:

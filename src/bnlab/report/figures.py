@@ -113,7 +113,7 @@ def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]
     return png(draw, 8.4, 4.2)
 
 
-def range_test_png(
+def lr_range_test_png(
     rates: Sequence[float],
     losses: Sequence[float],
     smoothed: Sequence[float],

@@ -12,11 +12,11 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("bnlab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": _percent, "printable": printable, "figure": figure}
+    environment.filters |= {"percent": _percent, "printable": printable, "figure": format_number}
     return environment.get_template(template).render(**values)
 
 
-def figure(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A number to three digits, as one reads it: no exponent where none is needed."""
     if value is None or value != value:  # noqa: PLR0124 (NaN)
         return "–"

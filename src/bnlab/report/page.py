@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnlab.classifier.evaluate import Evaluation
-from bnlab.data.pixels import open_photo
+from bnlab.data.preprocess import open_photo
 from bnlab.errors import PhotoError, printable
 from bnlab.files import read_json, write_atomic
 from bnlab.report import figures

@@ -11,7 +11,7 @@ from bnlab.errors import RunError, printable, quoted
 from bnlab.files import file_sha256, write_atomic
 from bnlab.recipe import MACHINE_KEYS, Recipe
 from bnlab.runs import Run
-from bnlab.training.schedule import Pace, Plan
+from bnlab.training.schedule import Plan, StepTimes
 
 Row = dict[str, float | int | None]
 FORMAT_VERSION = 2
@@ -28,7 +28,7 @@ class Stateful(Protocol):
 
 
 @dataclass(kw_only=True)
-class Position:
+class TrainState:
     """Where a training stands. All randomness follows from the seed and these numbers: no generator is saved."""
 
     epoch: int = 0
@@ -49,7 +49,7 @@ class Position:
     """spent on training steps of the running epoch"""
     plan: Plan = field(default_factory=lambda: Plan(steps=0, batches=1))
     """how many steps there are, once the training has begun"""
-    pace: Pace = field(default_factory=lambda: Pace(steps={}, judging=0.0, last=0.0))
+    step_times: StepTimes = field(default_factory=lambda: StepTimes(steps={}, validation=0.0, last=0.0))
     """what a plan for a time was made by"""
     training_seconds: float = 0.0
     """spent on training steps of all epochs"""
@@ -69,7 +69,7 @@ class Position:
         self.loss = self.seconds = 0.0
 
 
-def save_state(run: Run, position: Position, recipe: Recipe, parts: Mapping[str, Stateful]) -> None:
+def save_state(run: Run, position: TrainState, recipe: Recipe, parts: Mapping[str, Stateful]) -> None:
     """Write the run's state.pt atomically.
 
     Raises:
@@ -87,7 +87,7 @@ def save_state(run: Run, position: Position, recipe: Recipe, parts: Mapping[str,
     write_atomic(run.state, content.getbuffer())
 
 
-def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Position:
+def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> TrainState:
     """Put all parts where they stood; from the beginning when nothing was saved yet.
 
     Raises:
@@ -100,7 +100,7 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Posit
                 f"run {printable(run.folder)} has lost its state.pt, which a resume needs",
                 f"begin a new run with --init {quoted(run.last)}",
             )
-        return Position()
+        return TrainState()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != FORMAT_VERSION:
@@ -120,7 +120,7 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Posit
         for name, part in parts.items():
             part.load_state_dict(state[name])
         kept = state["position"]
-        return Position(**kept | {"plan": Plan(**kept["plan"]), "pace": Pace(**kept["pace"])})
+        return TrainState(**kept | {"plan": Plan(**kept["plan"]), "pace": StepTimes(**kept["pace"])})
     except RunError:
         raise
     except Exception as error:  # whatever torch makes of a broken file

@@ -13,7 +13,7 @@ def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimiz
     """SGD with Nesterov momentum, or Adam. Weight decay is for matrices and filters, not gamma, beta and biases."""
     groups = [
         {"params": chosen, "weight_decay": decay, "factor": factor}
-        for factor, parameters in _by_factor(network, recipe.trunk_rate)
+        for factor, parameters in _by_factor(network, recipe.backbone_lr_factor)
         for decay, chosen in (
             (recipe.weight_decay, [p for p in parameters if p.ndim > 1]),
             (0.0, [p for p in parameters if p.ndim <= 1]),
@@ -30,12 +30,12 @@ def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimiz
     )
 
 
-def _by_factor(network: TableNetwork, trunk_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
-    """What is trained, by the factor on its learning rate: the trunk's, and 1 for the last layer and the heads."""
+def _by_factor(network: TableNetwork, backbone_lr_factor: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """What is trained, by the factor on its learning rate: the backbone's, and 1 for the last layer and the heads."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    slow = {name for name in trained if name.split(".")[0] in network.order and trunk_rate != 1}
+    slow = {name for name in trained if name.split(".")[0] in network.order and backbone_lr_factor != 1}
     if slow:
-        yield trunk_rate, [p for name, p in trained.items() if name in slow]
+        yield backbone_lr_factor, [p for name, p in trained.items() if name in slow]
     yield 1.0, [p for name, p in trained.items() if name not in slow]
 
 

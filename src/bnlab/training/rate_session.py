@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.config import Settings
-from bnlab.data.pixels import Pixels
+from bnlab.data.preprocess import Pixels
 from bnlab.errors import DivergedError
-from bnlab.nets.build import to_device
+from bnlab.nets.build import move_network
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
-from bnlab.training.find_rate import STEPS, Curve, find_rate
-from bnlab.training.loop import Trainee, train_step
+from bnlab.training.build import make_context
+from bnlab.training.loop import TrainingContext, train_step
+from bnlab.training.lr_finder import STEPS, Curve, find_lr
 from bnlab.training.optimizer import set_learning_rate
-from bnlab.training.setup import batch_errors, exact, fit_first_batch, set_up
-from bnlab.training.trainee import make_trainee
+from bnlab.training.setup import batch_errors, exact, init_on_first_batch, set_up
 
 
 @dataclass(frozen=True, kw_only=True)
-class RangeTest:
+class LrRangeTest:
     """The curve, and what it was measured on."""
 
     curve: Curve
@@ -35,7 +35,7 @@ class RangeTest:
     """of train"""
 
 
-def range_test(data: Path, settings: Settings, *, strict: bool, progress: Progress) -> RangeTest:
+def lr_range_test(data: Path, settings: Settings, *, strict: bool, progress: Progress) -> LrRangeTest:
     """Train for a few hundred steps at most, at rising rates, and throw the network away.
 
     Raises:
@@ -44,35 +44,35 @@ def range_test(data: Path, settings: Settings, *, strict: bool, progress: Progre
     """
     ready = set_up(data, settings, strict=strict, progress=progress)
     recipe, device = ready.settings.recipe, ready.device
-    trainee = make_trainee(recipe, to_device(ready.network, device), ready.source, device)
-    photos = len(trainee.loader.paths)
+    context = make_context(recipe, move_network(ready.network, device), ready.dataset, device)
+    photos = len(context.loader.paths)
     progress.note(
-        f"trying learning rates: {recipe.network}, {len(ready.source.classes)} classes, {photos} train, "
+        f"trying learning rates: {recipe.network}, {len(ready.dataset.classes)} classes, {photos} train, "
         f"{recipe.size} px, batches of {recipe.batch_size}, at most {STEPS} steps, on {device} in {recipe.precision}"
     )
-    with exact(device), batch_errors(trainee), closing(_batches(trainee)) as batches:
-        fit_first_batch(trainee)
-        trainee.network.train()
+    with exact(device), batch_errors(context), closing(_batches(context)) as batches:
+        init_on_first_batch(context)
+        context.network.train()
         steps = count()
 
         def step(rate: float) -> float:
-            set_learning_rate(trainee.optimizer, rate)
+            set_learning_rate(context.optimizer, rate)
             try:
-                loss, _ = train_step(trainee, *next(batches), next(steps))
+                loss, _ = train_step(context, *next(batches), next(steps))
             except FloatingPointError:
                 return math.nan
             return loss.item()
 
-        curve = find_rate(step, progress=progress)
+        curve = find_lr(step, progress=progress)
     if not curve.rates:
         raise DivergedError(
             "the loss was no number before any step, so no learning rate is to blame",
             "check mean, std and the file of --init",
         )
-    return RangeTest(curve=curve, recipe=recipe, device=device, classes=len(ready.source.classes), photos=photos)
+    return LrRangeTest(curve=curve, recipe=recipe, device=device, classes=len(ready.dataset.classes), photos=photos)
 
 
-def _batches(trainee: Trainee) -> Generator[tuple[Pixels, NDArray[np.int64]], None, None]:
+def _batches(context: TrainingContext) -> Generator[tuple[Pixels, NDArray[np.int64]], None, None]:
     """Epoch after epoch, for a small DATA has fewer batches than the test has steps."""
     for epoch in count():
-        yield from trainee.loader.epoch(epoch, trainee.recipe.size)
+        yield from context.loader.epoch(epoch, context.recipe.size)

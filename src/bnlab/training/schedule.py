@@ -62,26 +62,26 @@ class Plan:
 
     def size(self, recipe: Recipe, epoch: int) -> int:
         """The side of the photos in an epoch, counted from 0: each has an equal share, and the last epoch `size`."""
-        first = min(recipe.size, max(_SMALLEST, _GRID * round(recipe.grow_from * recipe.size / _GRID)))
-        if recipe.grow_from == 1:
+        first = min(recipe.size, max(_SMALLEST, _GRID * round(recipe.start_size * recipe.size / _GRID)))
+        if recipe.start_size == 1:
             first = recipe.size
         sides = 1 + -(-(recipe.size - first) // _GRID)
         done = min(1.0, self.progress((epoch + 1) * self.batches))  # at its end
         return min(recipe.size, first + _GRID * max(0, math.ceil(sides * done - 1e-9) - 1))
 
-    def judges(self, recipe: Recipe, epoch: int) -> bool:
+    def validates(self, recipe: Recipe, epoch: int) -> bool:
         """Whether the network is judged after an epoch, counted from 0."""
-        every = recipe.judge_every or -(-self.epochs // 10)
+        every = recipe.validate_every or -(-self.epochs // 10)
         return (epoch + 1) % every == 0 or epoch + 1 >= self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class StepTimes:
     """How fast a training with a time to keep was planned to be."""
 
     steps: dict[int, float]
     """size to seconds of a step"""
-    judging: float
+    validation: float
     """seconds of a judgement"""
     last: float
     """seconds after the last judgement: the best is read back and judged once more, and the report written"""

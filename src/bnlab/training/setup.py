@@ -9,20 +9,20 @@ from pathlib import Path
 import torch
 
 from bnlab.config import Settings, with_changes
-from bnlab.data.listing import tell_missing
-from bnlab.data.pixels import normalise
-from bnlab.data.scan import tell_refused
-from bnlab.data.source import Source, open_training_data
+from bnlab.data.dataset import Dataset, open_training_data
+from bnlab.data.preprocess import normalise
+from bnlab.data.scan import report_refused
+from bnlab.data.split_csv import report_missing
 from bnlab.errors import UsageError
 from bnlab.machine import choose_device, fast_precision, memory_errors
-from bnlab.nets import fit_to_data
+from bnlab.nets import lsuv_init
 from bnlab.nets.freeze import Frozen
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import Progress
-from bnlab.training.fitting import what_fits
-from bnlab.training.loop import Trainee
-from bnlab.training.start import adopt, check_network, load_into, new_network
-from bnlab.training.tell import tell_without_effect
+from bnlab.training.finetune import check_network, inherit_from_init, load_pretrained, new_network
+from bnlab.training.loop import TrainingContext
+from bnlab.training.memory_advice import suggest_batch_size
+from bnlab.training.messages import warn_without_effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SetUp:
     settings: Settings
     """with what was taken from the file in `init`"""
     device: str
-    source: Source
+    dataset: Dataset
     network: TableNetwork
     """on the CPU, with its first weights"""
     frozen: Frozen
@@ -44,30 +44,30 @@ def set_up(data: Path, settings: Settings, *, strict: bool, progress: Progress) 
     Raises:
         BnlabError: DATA or the recipe cannot be used.
     """
-    settings = adopt(settings)
+    settings = inherit_from_init(settings)
     device = choose_device(settings.recipe.device)
     if settings.recipe.precision == "auto":
         settings = with_changes(settings, {"precision": fast_precision(device)}, "machine")
     recipe = settings.recipe
     check_network(recipe)
-    source = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
-    tell_refused(source.refused, strict=strict, progress=progress)
-    tell_missing(source.photos, "val", progress)
-    network, frozen = new_network(recipe, classes=len(source.classes))
-    tell_without_effect(settings, source, network, progress)
+    dataset = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
+    report_refused(dataset.refused, strict=strict, progress=progress)
+    report_missing(dataset.photos, "val", progress)
+    network, frozen = new_network(recipe, classes=len(dataset.classes))
+    warn_without_effect(settings, dataset, network, progress)
     if recipe.init is not None:
-        load_into(network, source.classes, recipe.init, progress)
-    return SetUp(settings=settings, device=device, source=source, network=network, frozen=frozen)
+        load_pretrained(network, dataset.classes, recipe.init, progress)
+    return SetUp(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)
 
 
-def fit_first_batch(trainee: Trainee) -> None:
+def init_on_first_batch(context: TrainingContext) -> None:
     """Scale the new network on the first batch, where the recipe says so."""
-    recipe = trainee.recipe
-    if recipe.data_dependent and recipe.init is None:
-        pixels, _ = next(trainee.loader.epoch(0, recipe.size))
-        fit_to_data(trainee.network, normalise(torch.from_numpy(pixels).to(trainee.device), trainee.view))
-        if trainee.average:
-            trainee.average.begin(trainee.network)
+    recipe = context.recipe
+    if recipe.lsuv_init and recipe.init is None:
+        pixels, _ = next(context.loader.epoch(0, recipe.size))
+        lsuv_init(context.network, normalise(torch.from_numpy(pixels).to(context.device), context.preprocessing))
+        if context.ema:
+            context.ema.begin(context.network)
 
 
 @contextmanager
@@ -82,11 +82,11 @@ def exact(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def batch_errors(trainee: Trainee) -> Iterator[None]:
+def batch_errors(context: TrainingContext) -> Iterator[None]:
     """Say of a batch that does not fit, or that has nothing to normalise by, what would do."""
-    recipe = trainee.recipe
+    recipe = context.recipe
     try:
-        with memory_errors(recipe.batch_size, recipe.size, partial(what_fits, trainee)):
+        with memory_errors(recipe.batch_size, recipe.size, partial(suggest_batch_size, context)):
             yield
     except ValueError as error:
         if "Expected more than 1 value per channel" not in str(error):  # torch's words, and those of bnlab.norm

@@ -3,15 +3,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import train
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Tables, where
 from bnlab.lab.studies.activations import RATES, STUDY, Percentiles
+from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
-MakeBench = Callable[..., Bench]
+MakeBench = Callable[..., Experiment]
 
 
 def planted(gain: float, moved: float) -> Tables:
@@ -48,25 +48,25 @@ def test_the_verdict_follows_from_the_numbers(gain: float, moved: float, verdict
 
 def test_percentiles_and_movement_are_those_of_the_units() -> None:
     """Three looks at two units: the first keeps still, the second goes from 0 to 4, with a spread of 2."""
-    witness = Percentiles(1)
+    probe = Percentiles(1)
     for step, at in enumerate((0.0, 3.0, 4.0)):
         still, moving = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]) + at
-        witness.seen.append((step, torch.stack([still, moving], 1)))
-    tables = witness.summary()
+        probe.seen.append((step, torch.stack([still, moving], 1)))
+    tables = probe.summary()
     assert tables["movement"] == [{"movement": 0.0, "units": 2}]  # torch's median is the lower of two
     assert [row["value"] for row in where(tables["percentiles"], percentile=85)] == [1.0, 4.0, 5.0]
     assert [row["step"] for row in where(tables["percentiles"], percentile=15)] == [0, 1, 2]
 
 
-def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_bench: MakeBench, place: Place) -> None:
-    recipe = make_bench().recipe("bn_mlp", width=1.0)
-    witness = Percentiles(3)
-    course = train(place, recipe, witness=witness)
-    assert [step for step, _ in witness.seen] == [0, 3]
-    network, images = course.trainee.network, witness.images
+def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_experiment: MakeBench, job: JobContext) -> None:
+    recipe = make_experiment().recipe("bn_mlp", width=1.0)
+    probe = Percentiles(3)
+    trained = train(job, recipe, probe=probe)
+    assert [step for step, _ in probe.seen] == [0, 3]
+    network, images = trained.context.network, probe.images
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     generator = torch.get_rng_state()
-    witness.before(6, course.trainee)
+    probe.before(6, trained.context)
     assert torch.equal(generator, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     x = network.pixels(images)
@@ -76,13 +76,13 @@ def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_bench: Mak
             x = unit.linear(x.flatten(1))
             x = (x - x.mean(0)) / (x.var(0, unbiased=False) + unit.bn.eps).sqrt() * unit.bn.weight + unit.bn.bias
             last, x = x, x.sigmoid()
-    found = witness.seen[-1][1]
+    found = probe.seen[-1][1]
     assert torch.allclose(found, last.quantile(torch.tensor([0.15, 0.5, 0.85]), dim=0), atol=1e-4)
 
 
 @pytest.mark.slow
-def test_it_is_measured(make_bench: MakeBench) -> None:
-    tables = STUDY.measure(make_bench(width=1.0))
+def test_it_is_measured(make_experiment: MakeBench) -> None:
+    tables = STUDY.measure(make_experiment(width=1.0))
     assert {row["learning_rate"] for row in tables["accuracy"]} == set(RATES)
     for plot in STUDY.judge(tables).plots.values():
         assert "<svg" in plot_svg(plot)

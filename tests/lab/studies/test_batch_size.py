@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Tables
 from bnlab.lab.studies import batch_size
 from bnlab.lab.studies.batch_size import BATCH, RECALIBRATED, RUNNING, WHOLE, judge, sizes, whole_batches
@@ -40,12 +40,12 @@ GOOD = {"2": 0.7, "8": 0.8, "32": 0.9, "64": 0.8}
 def test_two_are_too_few_where_both_recalibrations_leave_them_behind() -> None:
     findings = judge(tables(GOOD, GOOD))
     assert findings.verdict is Verdict.HOLDS
-    assert [round(each.mean) for each in findings.evidence if each.decides] == [20, 20]
+    assert [round(each.mean) for each in findings.evidence if each.primary] == [20, 20]
 
 
 def test_they_are_not_where_whole_batches_repair_them() -> None:
     findings = judge(tables(GOOD, GOOD | {"2": 0.92}))
-    assert [each.verdict for each in findings.evidence if each.decides] == [Verdict.HOLDS, Verdict.DOES_NOT_HOLD]
+    assert [each.verdict for each in findings.evidence if each.primary] == [Verdict.HOLDS, Verdict.DOES_NOT_HOLD]
     assert findings.verdict is Verdict.DOES_NOT_HOLD
 
 
@@ -63,7 +63,7 @@ def test_beside_the_whole_batch_and_one_rate_for_all() -> None:
         if row["arm"] == "32":  # took the lower rate, at which parts of 2 are at 0.1
             row["chosen"] = 1 - int(row["chosen"] or 0)
             row["top1"] = 0.9 if row["chosen"] else 0.2
-    found = {each.what: each for each in judge(planted).evidence if not each.decides}
+    found = {each.what: each for each in judge(planted).evidence if not each.primary}
     at_one_rate = next(each for what, each in found.items() if "at the rate of" in what)
     assert at_one_rate.mean == pytest.approx(80, abs=1)
     ghosts = next(each for what, each in found.items() if "whole batch of 64" in what)
@@ -87,15 +87,15 @@ def test_layers_take_whole_batches_and_then_parts_again() -> None:
     assert not torch.allclose(by_parts, whole.state_dict()["inception4a.branch1.bn.running_var"], rtol=1e-2)
 
 
-def test_sizes_end_with_the_whole_batch(make_bench: Callable[..., Bench]) -> None:
-    assert sizes(make_bench(), 32) == [2, 4, 8, 32]
-    assert sizes(make_bench(), 12) == [2, 4, 8, 12]
-    assert sizes(make_bench(), 64) == [2, 4, 8, 32, 64]
+def test_sizes_end_with_the_whole_batch(make_experiment: Callable[..., Experiment]) -> None:
+    assert sizes(make_experiment(), 32) == [2, 4, 8, 32]
+    assert sizes(make_experiment(), 12) == [2, 4, 8, 12]
+    assert sizes(make_experiment(), 64) == [2, 4, 8, 32, 64]
 
 
-def test_the_whole_of_it(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_size, "sizes", lambda bench, whole: [2, whole])
-    found = batch_size.measure(make_bench(steps=3, size=16))
+def test_the_whole_of_it(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "sizes", lambda experiment, whole: [2, whole])
+    found = batch_size.measure(make_experiment(steps=3, size=16))
     assert {row["arm"] for row in found["statistics"]} == {"2", "12"}
     assert len(found["statistics"]) == 2 * 2 * 2 * 6  # sizes, rates, seeds, kinds on their sides
     assert all(row["step"] == 3 for row in found["accuracy"])

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.lab.bench import WITH_BN, Bench
 from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, WITHIN
+from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.records import Records, Tables, where
 from bnlab.lab.studies.bias import INCEPTION, SIGMOIDS, STUDY, WITH_BIAS, WITHOUT_BIAS, Biases, judge, make_precise
 from bnlab.lab.verdict import Evidence, Verdict
-from bnlab.nets.blocks import units_of
+from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 from bnlab.report.plots import plot_svg
 
@@ -90,7 +90,7 @@ def test_twins_begin_with_the_same_weights_and_biases_of_0() -> None:
     for name, tensor in plain.state_dict().items():
         assert torch.equal(theirs[name], tensor), name
     more = theirs.keys() - plain.state_dict().keys()
-    assert len(more) == len(units_of(plain))
+    assert len(more) == len(conv_norm_acts(plain))
     assert not any(theirs[name].any() for name in more)
     assert plain(torch.rand(2, 3, 32, 32)).dtype == torch.float64
 
@@ -143,37 +143,37 @@ def test_what_was_not_seen_or_is_not_finite_shows_nothing() -> None:
 
 
 def test_steps_that_the_other_did_not_come_to_are_left_out() -> None:
-    trainee: Any = ATrainee(bias=True)
-    witness = Biases(1, Biases(1, None))
-    witness.before(0, trainee)
-    witness.after(0, trainee)
-    assert not witness.tables
+    context: Any = ATrainee(bias=True)
+    probe = Biases(1, Biases(1, None))
+    probe.before(0, context)
+    probe.after(0, context)
+    assert not probe.tables
 
 
 def test_gradients_and_distance_by_hand() -> None:
     plain, biased = Biases(1, None), ATrainee(bias=True)
-    trainee: Any = ATrainee(bias=False)
-    plain.before(0, trainee)
-    plain.after(0, trainee)
-    witness = Biases(1, plain)
-    trainee = biased
+    context: Any = ATrainee(bias=False)
+    plain.before(0, context)
+    plain.after(0, context)
+    probe = Biases(1, plain)
+    context = biased
     before, state = copy.deepcopy(biased.network.state_dict()), torch.get_rng_state()
-    witness.before(0, trainee)
-    unit = units_of(biased.network)[0]
+    probe.before(0, context)
+    unit = conv_norm_acts(biased.network)[0]
     loss = (unit.layer.bias * torch.tensor([3.0, 4.0, 0, 0, 0])).sum() + unit.layer.weight[0, 0] * 2 + unit.bn.bias[1]
     loss.backward()
-    witness.after(0, trainee)
+    probe.after(0, context)
     torch.testing.assert_close(biased.network.state_dict(), before, rtol=0, atol=0)
     with torch.no_grad():
         biased.network.fc.weight.add_(1.0)
-    witness.before(1, trainee)
+    probe.before(1, context)
     plain.kept[2] = plain.kept[1]
-    witness.squares = {"bias": 0.0, "weight": 1.0, "beta": 1.0}
-    witness.after(1, trainee)
+    probe.squares = {"bias": 0.0, "weight": 1.0, "beta": 1.0}
+    probe.after(1, context)
     plain.kept[3] = plain.kept[1]
-    witness.before(2, trainee)
-    witness.after(2, trainee)  # nothing has a gradient
-    first, second, third = witness.tables["biases"]
+    probe.before(2, context)
+    probe.after(2, context)  # nothing has a gradient
+    first, second, third = probe.tables["biases"]
     assert math.isnan(float(third["of_weights"] or 0)) and math.isnan(float(third["of_beta"] or 0))
     assert first == {"step": 1, "distance": 0.0, "of_weights": 2.5, "of_beta": 5.0}
     length = sum(float(p.square().sum()) for p in plain.kept[1].values()) ** 0.5
@@ -182,9 +182,9 @@ def test_gradients_and_distance_by_hand() -> None:
     assert not any(p._backward_hooks for p in biased.network.parameters())
 
 
-def test_measures_and_judges(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Bench, "twins", lambda _: {WITH_BN: "bn_mlp"})
-    tables = STUDY.measure(make_bench(steps=4))
+def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp"})
+    tables = STUDY.measure(make_experiment(steps=4))
     findings = judge(tables)
     assert max(float(row["distance"] or 0) for row in where(tables["biases"], pair=SIGMOIDS)) < 1e-9
     assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS] * 2

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnlab.lab.again import Batch
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import train
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Tables, number, numbers
+from bnlab.lab.replay import Batch
 from bnlab.lab.studies import covariate_shift as study
-from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, Shift, compared, judge, layers_of
+from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, Shift, batch_norm_layers, compared, judge
+from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
 from bnlab.report.plots import plot_svg
-from bnlab.training.loop import Trainee
+from bnlab.training.loop import TrainingContext
 
 
 def planted(cosine: dict[str, float], relative: dict[str, float], top1: dict[str, float], scatter: float = 0) -> Tables:
@@ -86,30 +86,30 @@ def test_compared_by_hand() -> None:
 
 def test_layers_are_spread_with_the_last_and_know_all_rows_before_them() -> None:
     network = build("bn_small_inception", classes=3, width=0.25)
-    found = layers_of(network, 3)
+    found = batch_norm_layers(network, 3)
     assert [name for name, _, _ in found] == ["inception2b", "inception3b", "inception4b"]
     assert found[0][1] is network.get_submodule("inception2b.branch1.conv").weight
     assert found[0][2] == {"conv1", "inception2a"}
-    assert [name for name, _, _ in layers_of(build("mlp", classes=3), 9)] == ["hidden2", "hidden3"]
+    assert [name for name, _, _ in batch_norm_layers(build("mlp", classes=3), 9)] == ["hidden2", "hidden3"]
 
 
 class Checked(Shift):
     """Works the shift of the last layer of an MLP out by the chain rule, in float64."""
 
-    def before(self, step: int, trainee: Trainee) -> None:
-        super().before(step, trainee)
-        self.old = {name: p.detach().double().clone() for name, p in trainee.network.named_parameters()}
+    def before(self, step: int, context: TrainingContext) -> None:
+        super().before(step, context)
+        self.old = {name: p.detach().double().clone() for name, p in context.network.named_parameters()}
 
-    def after(self, step: int, trainee: Trainee) -> None:
-        network = trainee.network
+    def after(self, step: int, context: TrainingContext) -> None:
+        network = context.network
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         generator = torch.get_rng_state()
-        super().after(step, trainee)
+        super().after(step, context)
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
         assert all(p.grad is None and p.requires_grad for p in network.parameters())
         assert network.training
         assert torch.equal(torch.get_rng_state(), generator)
-        batch = study.batch_of(step, trainee)
+        batch = study.batch_of(step, context)
         new = {name: p.detach().double() for name, p in network.named_parameters()}
         old, moved = (self._gradient(batch, self.old, earlier) for earlier in (self.old, new))
         row = self.tables["shift"][-1]
@@ -130,35 +130,35 @@ class Checked(Shift):
 
 
 def test_the_shift_is_that_of_the_definition_and_looking_changes_nothing(
-    make_bench: Callable[..., Bench], tmp_path: Path
+    make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    bench = make_bench(learning_rate=1.0, schedule="constant", width=1.0)
-    place = Place(split=bench.sides.of(0), folder=tmp_path, device="cpu", seed=0)
-    witness = Checked(looks=6, layers=1)
-    looked_at = train(place, bench.recipe("mlp", size=28), witness=witness)
-    assert len(witness.tables["shift"]) == 6
-    plain = train(place, bench.recipe("mlp", size=28))
-    for ours, theirs in zip(looked_at.trainee.network.parameters(), plain.trainee.network.parameters(), strict=True):
+    experiment = make_experiment(learning_rate=1.0, schedule="constant", width=1.0)
+    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
+    probe = Checked(looks=6, layers=1)
+    map_photos = train(job, experiment.recipe("mlp", size=28), probe=probe)
+    assert len(probe.tables["shift"]) == 6
+    plain = train(job, experiment.recipe("mlp", size=28))
+    for ours, theirs in zip(map_photos.context.network.parameters(), plain.context.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("noisy", [False, True])
 def test_where_nothing_is_learnt_the_noise_drawn_anew_is_all_that_shifts(
-    make_bench: Callable[..., Bench], tmp_path: Path, noisy: bool
+    make_experiment: Callable[..., Experiment], tmp_path: Path, noisy: bool
 ) -> None:
-    bench = make_bench(learning_rate=1e-30, steps=1)
-    place = Place(split=bench.sides.of(0), folder=tmp_path, device="cpu", seed=0)
-    recipe = bench.recipe("bn_mlp", size=28, activation="relu")
-    rows = study.shifted(place, recipe, noisy=noisy)["shift"]
+    experiment = make_experiment(learning_rate=1e-30, steps=1)
+    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
+    recipe = experiment.recipe("bn_mlp", size=28, activation="relu")
+    rows = study.shifted(job, recipe, noisy=noisy)["shift"]
     assert len(rows) == 2
     for row in rows:
         assert (number(row, "relative") > 0.05) == noisy
         assert (number(row, "cosine") < 0.99) == noisy
 
 
-def test_from_photos_to_plots(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (EQUAL,))
-    tables = study.measure(make_bench(steps=4))
+    tables = study.measure(make_experiment(steps=4))
     assert len(tables["shift"]) == 3 * 2 * 4 * 3
     assert max(numbers(tables["shift"], "cosine")) <= 1
     findings = judge(tables)

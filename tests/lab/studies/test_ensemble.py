@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from bnlab.classifier.predict import Classifier
-from bnlab.lab.bench import Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import train
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.held_out import card_of
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Tables, where
 from bnlab.lab.studies.ensemble import ALL, CROPS, ONE, STUDY, answers
+from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
-MakeBench = Callable[..., Bench]
+MakeBench = Callable[..., Experiment]
 
 
 def planted(crops: float, ensemble: float) -> Tables:
@@ -72,29 +72,29 @@ def test_networks_that_learnt_nothing_show_nothing() -> None:
     assert findings.remarks == ("seed 2: no member learnt anything, so it shows nothing",)
 
 
-def test_a_member_that_diverges_ends_no_study(make_bench: MakeBench, place: Place) -> None:
-    recipe = make_bench(size=16).recipe("bn_mlp", judge_every=100, learning_rate=1e30, schedule="constant")
-    rows = answers(place, recipe, members=1, mirrored=False)["accuracy"]
+def test_a_member_that_diverges_ends_no_study(make_experiment: MakeBench, job: JobContext) -> None:
+    recipe = make_experiment(size=16).recipe("bn_mlp", validate_every=100, learning_rate=1e30, schedule="constant")
+    rows = answers(job, recipe, members=1, mirrored=False)["accuracy"]
     assert all(math.isnan(float(row["test_top1"] or 0)) for row in rows)
     assert len(rows) == 2 * len(CROPS)
 
 
-def test_members_differ_and_are_averaged(make_bench: MakeBench, place: Place) -> None:
-    recipe = make_bench().recipe("bn_small_inception", judge_every=100, dropout=0.0)
-    rows = answers(place, recipe, members=2, mirrored=False)["accuracy"]
+def test_members_differ_and_are_averaged(make_experiment: MakeBench, job: JobContext) -> None:
+    recipe = make_experiment().recipe("bn_small_inception", validate_every=100, dropout=0.0)
+    rows = answers(job, recipe, members=2, mirrored=False)["accuracy"]
     assert [(row["arm"], row["member"], row["crops"]) for row in rows] == [
         *[(ONE, member, number) for member in (0, 1) for number in CROPS],
         *[(ALL, None, number) for number in CROPS],
     ]
     found = []
     for member in (0, 1):
-        course = train(replace(place, folder=place.folder / f"again{member}", seed=1000 + member), recipe)
-        course.recalibrate()
-        network = course.trainee.network
-        classifier = Classifier(network, card_of(recipe, network, course.source))
-        photos = course.source.side("test")
+        trained = train(replace(job, folder=job.folder / f"again{member}", seed=1000 + member), recipe)
+        trained.recalibrate()
+        network = trained.context.network
+        classifier = Classifier(network, card_of(recipe, network, trained.dataset))
+        photos = trained.dataset.side("test")
         found.append(classifier.classify(photos.paths, workers=0)[0])
-    targets = photos.class_indices(course.source.classes)
+    targets = photos.class_indices(trained.dataset.classes)
     assert not np.allclose(*found)
     for member, one in enumerate(found):
         expected = (one.argmax(1) == targets).mean()

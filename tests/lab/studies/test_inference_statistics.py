@@ -4,8 +4,8 @@ from collections.abc import Callable
 import pytest
 
 from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, counts
-from bnlab.lab.bench import Bench
-from bnlab.lab.cells import Place
+from bnlab.lab.experiment import Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Tables, where
 from bnlab.lab.studies import inference_statistics
 from bnlab.lab.studies.inference_statistics import judge, probed
@@ -37,13 +37,13 @@ def tables(
 
 
 def verdicts(found: Tables) -> list[Verdict]:
-    return [each.verdict for each in judge(found).evidence if each.decides]
+    return [each.verdict for each in judge(found).evidence if each.primary]
 
 
 def test_averages_that_are_behind_on_the_way_and_level_at_the_end() -> None:
     findings = judge(tables())
     assert findings.verdict is Verdict.HOLDS
-    assert [round(each.mean, 6) for each in findings.evidence if each.decides] == [0, 20, 0, 20, 0]
+    assert [round(each.mean, 6) for each in findings.evidence if each.primary] == [0, 20, 0, 20, 0]
     assert "1024 photos" in findings.evidence[-1].what
 
 
@@ -116,25 +116,25 @@ def test_hardly_any_photos(photos: int) -> None:
 
 
 @pytest.fixture
-def place(make_bench: Callable[..., Bench]) -> Callable[[str], Place]:
-    bench = make_bench()
-    return lambda name: Place(split=bench.sides.of(0), folder=bench.folder / name, device="cpu", seed=0)
+def job(make_experiment: Callable[..., Experiment]) -> Callable[[str], JobContext]:
+    experiment = make_experiment()
+    return lambda name: JobContext(split=experiment.splits.of(0), folder=experiment.folder / name, device="cpu", seed=0)
 
 
 def test_a_training_that_diverges_is_guessing_from_there_on(
-    make_bench: Callable[..., Bench], place: Callable[[str], Place]
+    make_experiment: Callable[..., Experiment], job: Callable[[str], JobContext]
 ) -> None:
-    recipe = make_bench(size=16).recipe("bn_small_inception", judge_every=100)
+    recipe = make_experiment(size=16).recipe("bn_small_inception", validate_every=100)
     recipe = recipe.model_copy(update={"norm_momentum": 1.0, "learning_rate": 1e30, "schedule": "constant"})
-    found = probed(place("a"), recipe, [1, 4])
+    found = probed(job("a"), recipe, [1, 4])
     guess = found["accuracy"][-1]["guess"]
     assert [row["top1"] for row in where(found["probes"], statistics=POPULATION)][-2:] == [guess] * 2
     assert {(row["top1"], row["against_all"]) for row in found["images"]} == {(guess, None)}
     assert [row["images"] for row in found["images"]] == counts(int(found["images"][0]["of"] or 0))
 
 
-def test_the_whole_of_it(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = inference_statistics.measure(make_bench(size=16))
+def test_the_whole_of_it(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = inference_statistics.measure(make_experiment(size=16))
     assert [row["step"] for row in where(found["probes"], seed=0, statistics=BATCH)] == [5, 6]
     assert {row["statistics"] for row in found["probes"]} == {*KINDS, POPULATION}
     images = where(found["images"], seed=0)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.records import Records, Tables
 from bnlab.lab.studies.initialisation import RATES, STUDY, judge
 from bnlab.lab.verdict import Verdict
@@ -90,9 +90,9 @@ def test_last_judgement_counts_and_ends_of_the_rates_are_told() -> None:
     )
 
 
-def test_measures_and_judges(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.lab.studies.initialisation.RATES", (0.1,))
-    tables = STUDY.measure(make_bench(steps=2, size=16))
+    tables = STUDY.measure(make_experiment(steps=2, size=16))
     assert len(tables["accuracy"]) == 2 * len(SCALES) * 2
     assert {row["scale"] for row in tables["accuracy"]} == set(SCALES)
     findings = judge(tables)

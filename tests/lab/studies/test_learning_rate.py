@@ -3,13 +3,13 @@ from collections.abc import Callable
 
 import pytest
 
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Tables, where
 from bnlab.lab.studies.learning_rate import BASELINE, PROBED, STUDY, SUCCESSORS
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
-MakeBench = Callable[..., Bench]
+MakeBench = Callable[..., Experiment]
 
 
 def curve(arm: str, seed: int, reached: float, best: float, steps: int = 1000) -> Records:
@@ -115,8 +115,8 @@ def test_the_search_is_drawn_by_multiples_of_what_suits_inception() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_measured(make_bench: MakeBench) -> None:
-    tables = STUDY.measure(make_bench())
+def test_it_is_measured(make_experiment: MakeBench) -> None:
+    tables = STUDY.measure(make_experiment())
     arms = {row["arm"] for row in where(tables["accuracy"], chosen=1)}
     assert arms == {BASELINE, *SUCCESSORS}
     for seed in (0, 1):

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Tables
 from bnlab.lab.studies import placement
 from bnlab.lab.studies.placement import AFTER, BEFORE, arm, judge
@@ -16,11 +16,11 @@ def tables(gains: dict[str, float], noise: float = 0.001) -> Tables:
     """Networks that gain so much by being normalised before; at the rate not chosen it is the other way round."""
     rows: Records = []
     for network, gain in gains.items():
-        for place in (BEFORE, AFTER):
+        for job in (BEFORE, AFTER):
             for rate, chosen in ((0.1, 1), (0.3, 0)):
                 for seed in SEEDS:
-                    top1 = 0.8 + (gain if (place == BEFORE) == bool(chosen) else 0) + noise * (-1) ** seed * len(place)
-                    labels = {"arm": arm(network, place), "learning_rate": rate, "chosen": chosen, "seed": seed}
+                    top1 = 0.8 + (gain if (job == BEFORE) == bool(chosen) else 0) + noise * (-1) ** seed * len(job)
+                    labels = {"arm": arm(network, job), "learning_rate": rate, "chosen": chosen, "seed": seed}
                     rows.append({**labels, "val_top1": 0.5, "test_top1": top1, "n_test": 1000, "diverged_at": None})
     return {"accuracy": rows}
 
@@ -60,15 +60,15 @@ def test_one_seed_draws_no_interval() -> None:
     assert series.low == series.high == series.y
 
 
-def test_the_large_networks_have_stems_for_small_photos(make_bench: Callable[..., Bench]) -> None:
+def test_the_large_networks_have_stems_for_small_photos(make_experiment: Callable[..., Experiment]) -> None:
     large = placement._FULL[placement.GOOGLENET]
-    assert placement._recipe(make_bench(), large).stem == "small"
-    assert placement._recipe(make_bench(size=128), large).stem is None
-    assert placement._recipe(make_bench(), placement._QUICK[placement.SMALL]).stem is None
+    assert placement._recipe(make_experiment(), large).stem == "small"
+    assert placement._recipe(make_experiment(size=128), large).stem is None
+    assert placement._recipe(make_experiment(), placement._QUICK[placement.SMALL]).stem is None
 
 
-def test_the_whole_of_it(make_bench: Callable[..., Bench]) -> None:
-    found = placement.measure(make_bench(size=16, steps=1))
+def test_the_whole_of_it(make_experiment: Callable[..., Experiment]) -> None:
+    found = placement.measure(make_experiment(size=16, steps=1))
     assert len({row["arm"] for row in found["accuracy"]}) == 6
     assert len(found["accuracy"]) == 6 * 4 * 2  # arms, rates, seeds
     chances = {(row["arm"], row["seed"]): row["chosen"] for row in found["accuracy"] if row["chosen"]}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.data.listing import read_list
+from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import UsageError
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench, check_options
-from bnlab.lab.cells import Place
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment, check_options
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Tables
 from bnlab.lab.studies import regularisation as study
 from bnlab.lab.studies.regularisation import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, fewer, judge
@@ -86,20 +86,22 @@ def test_pairs_are_of_one_seed() -> None:
     assert nan_seeds(tables)[2] == [True, False, False]
 
 
-def test_fewer_takes_of_train_alone_and_of_each_class_alike(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
-    bench = make_bench()
-    place = Place(split=bench.sides.of(0), folder=tmp_path, device="cpu", seed=0)
-    all_photos, kept = read_list(place.split), read_list(fewer(place, 9))
-    sides = {side: [p.label for p in kept if p.split == side] for side in ("train", "val", "test")}
-    assert sorted(sides["train"]) == ["disc"] * 3 + ["ring"] * 3 + ["stripes"] * 3
+def test_fewer_takes_of_train_alone_and_of_each_class_alike(
+    make_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = make_experiment()
+    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
+    all_photos, kept = read_split_csv(job.split), read_split_csv(fewer(job, 9))
+    splits = {side: [p.label for p in kept if p.split == side] for side in ("train", "val", "test")}
+    assert sorted(splits["train"]) == ["disc"] * 3 + ["ring"] * 3 + ["stripes"] * 3
     for side in ("val", "test"):
-        assert len(sides[side]) == sum(photo.split == side for photo in all_photos)
-    assert fewer(replace(place, split=place.split), 10_000) != fewer(place, 9)
+        assert len(splits[side]) == sum(photo.split == side for photo in all_photos)
+    assert fewer(replace(job, split=job.split), 10_000) != fewer(job, 9)
 
 
 @pytest.mark.parametrize(("most", "kept"), [(1, 3), (5, 3), (8, 6)])
-def test_fewer_are_at_most_so_many_but_one_of_each_class(place: Place, most: int, kept: int) -> None:
-    train = [photo.label for photo in read_list(fewer(place, most)) if photo.split == "train"]
+def test_fewer_are_at_most_so_many_but_one_of_each_class(job: JobContext, most: int, kept: int) -> None:
+    train = [photo.label for photo in read_split_csv(fewer(job, most)) if photo.split == "train"]
     assert len(train) == kept
     assert len(set(train)) == 3
 
@@ -109,19 +111,21 @@ def test_the_batch_is_its_own() -> None:
         check_options("regularisation", {"batch_size": 16}, study.STUDY.owns)
 
 
-def test_a_training_that_diverged_is_guessing_without_a_gap(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
-    bench = make_bench(learning_rate=1e30)
-    place = Place(split=bench.sides.of(0), folder=tmp_path, device="cpu", seed=0)
-    tables = study.gap(place, bench.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
+def test_a_training_that_diverged_is_guessing_without_a_gap(
+    make_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = make_experiment(learning_rate=1e30)
+    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
+    tables = study.gap(job, experiment.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
     assert tables["accuracy"][-1]["diverged_at"] is not None
     (row,) = tables["gap"]
     assert row["train_top1"] == row["test_top1"] == row["guess"]
     assert row["train_loss"] == row["test_loss"] == math.log(3)
 
 
-def test_from_photos_to_plots(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (EQUAL,))
-    tables = study.measure(make_bench(steps=3))
+    tables = study.measure(make_experiment(steps=3))
     gaps = tables["gap"]
     assert len(gaps) == 2 * len(BATCHES) * 5
     assert all(row["n_train"] + row["n_test"] < 72 for row in gaps)

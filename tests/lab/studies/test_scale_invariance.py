@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.records import Records, Tables, numbers
 from bnlab.lab.studies.scale_invariance import EXACT, FACTORS, STUDY, USUAL, Norms, judge, normalised_layers, scaled
 from bnlab.lab.verdict import Verdict
@@ -125,25 +125,25 @@ class ATrainee:
 
 
 def test_norms_of_a_weight_by_hand() -> None:
-    trainee: Any = ATrainee([3.0])
-    witness = Norms(1)
-    witness.before(0, trainee)
-    trainee.step(2.0)
-    witness.after(0, trainee)
-    first, second = (row for row in witness.tables["training"] if row["layer"] == "hidden2")
+    context: Any = ATrainee([3.0])
+    probe = Norms(1)
+    probe.before(0, context)
+    context.step(2.0)
+    probe.after(0, context)
+    first, second = (row for row in probe.tables["training"] if row["layer"] == "hidden2")
     assert first == {"step": 0, "layer": "hidden2", "relative_norm": 1.0, "predicted_norm": 1.0, "cosine": None}
     assert second["relative_norm"] == pytest.approx(2 / 3)  # 3 - 0.5 * 2
     assert second["predicted_norm"] == pytest.approx(math.sqrt(9 + 1) / 3)
     assert second["cosine"] == pytest.approx(1.0)
-    assert not trainee.weight._backward_hooks
+    assert not context.weight._backward_hooks
     later = Norms(1)
-    later.load_state_dict(witness.state_dict())
-    assert later.squares == witness.squares
+    later.load_state_dict(probe.state_dict())
+    assert later.squares == probe.squares
 
 
-def test_measures_and_judges(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Bench, "twins", lambda _: {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"})
-    tables = STUDY.measure(make_bench(steps=4))
+def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"})
+    tables = STUDY.measure(make_experiment(steps=4))
     findings = judge(tables)
     assert all(each.verdict == Verdict.HOLDS for each in findings.evidence[:3])
     assert findings.evidence[5].mean == pytest.approx(1, abs=1e-2)  # the norms are what right angles predict

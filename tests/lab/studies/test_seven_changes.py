@@ -2,13 +2,13 @@ from collections.abc import Callable
 
 import pytest
 
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Tables
 from bnlab.lab.studies.seven_changes import CHANGES, NONE, SEVEN, STUDY
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
-MakeBench = Callable[..., Bench]
+MakeBench = Callable[..., Experiment]
 
 
 def planted(together: float, alone: float = 0.0) -> Tables:
@@ -30,7 +30,7 @@ def planted(together: float, alone: float = 0.0) -> Tables:
 def test_all_changes_together_decide(together: float, verdict: Verdict) -> None:
     findings = STUDY.judge(planted(together))
     assert findings.verdict == verdict
-    assert [each.decides for each in findings.evidence] == [True] + [False] * 14
+    assert [each.primary for each in findings.evidence] == [True] + [False] * 14
 
 
 def test_each_change_has_an_interval_that_allows_for_their_number() -> None:
@@ -49,8 +49,8 @@ def test_a_diverged_training_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_each_arm_is_one_change_away(make_bench: MakeBench) -> None:
-    tables = STUDY.measure(make_bench())
+def test_each_arm_is_one_change_away(make_experiment: MakeBench) -> None:
+    tables = STUDY.measure(make_experiment())
     arms = {str(row["arm"]) for row in tables["accuracy"]}
     changes = set(CHANGES.values()) - {CHANGES["local_response"]}  # which the small network has no place for
     assert arms == {NONE, SEVEN} | {f"{kind} {change}" for kind in ("only", "all but") for change in changes}

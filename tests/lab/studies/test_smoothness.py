@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.lab.again import aside, batch_of, gradients
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, train
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Tables, where
+from bnlab.lab.replay import batch_of, gradients, replaying
 from bnlab.lab.studies import smoothness as study
-from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, Probe, along, judge
+from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, LossAlongGradient, along, judge
+from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
-from bnlab.training.loop import Trainee
+from bnlab.training.loop import TrainingContext
 
 ROUGH = {"range": 3.0, "change": 2.0, "beta": 5.0, "relative": 1.0}
 SMOOTH = {name: value / 10 for name, value in ROUGH.items()}
@@ -65,24 +65,24 @@ def test_a_step_whose_way_ends_in_no_number_is_not_all_that_counts() -> None:
         assert all(math.isfinite(value) for series in plot.series for value in series.high)
 
 
-class Looked(Witness):
+class Looked(Probe):
     """Holds what `along` finds against the losses and gradients at weights that are set one by one."""
 
-    def before(self, step: int, trainee: Trainee) -> None:
-        network, batch = trainee.network, batch_of(step, trainee)
+    def before(self, step: int, context: TrainingContext) -> None:
+        network, batch = context.network, batch_of(step, context)
         parameters = list(network.parameters())
         lengths = [0.1, 0.4]
         start = [p.detach().clone() for p in parameters]
-        with aside(trainee):
-            row = along(trainee, batch, step, lengths)
+        with replaying(context):
+            row = along(context, batch, step, lengths)
             assert row is not None
             assert all(torch.equal(p, kept) for p, kept in zip(parameters, start, strict=True))
-            loss, first = gradients(trainee, batch, parameters, step)
+            loss, first = gradients(context, batch, parameters, step)
             losses, turned = [loss], []
             for length in lengths:
                 moved = [kept - length * g for kept, g in zip(start, first, strict=True)]
                 nn.utils.vector_to_parameters(torch.cat([each.flatten() for each in moved]), parameters)
-                loss, gradient = gradients(trainee, batch, parameters, step)
+                loss, gradient = gradients(context, batch, parameters, step)
                 losses.append(loss)
                 turned.append(flat(gradient) - flat(first))
         size, changes = float(flat(first).norm()), [float(each.norm()) for each in turned]
@@ -93,12 +93,12 @@ class Looked(Witness):
         assert row["relative"] == pytest.approx(max(changes) / size)
         betas = [change / (length * size) for change, length in zip(changes, lengths, strict=True)]
         assert row["beta"] == pytest.approx(max(betas))
-        with aside(trainee):
-            far = along(trainee, batch, step, [0.1, 1e38])
+        with replaying(context):
+            far = along(context, batch, step, [0.1, 1e38])
             assert far is not None
             assert far["range"] == far["change"] == far["beta"] == math.inf
             parameters[0].data.fill_(math.nan)
-            assert along(trainee, batch, step, lengths) is None
+            assert along(context, batch, step, lengths) is None
         self.write("looked", {"step": step})
 
 
@@ -106,49 +106,53 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.double().flatten() for tensor in tensors])
 
 
-def place_of(bench: Bench, folder: Path) -> Place:
-    return Place(split=bench.sides.of(0), folder=folder, device="cpu", seed=0)
+def place_of(experiment: Experiment, folder: Path) -> JobContext:
+    return JobContext(split=experiment.splits.of(0), folder=folder, device="cpu", seed=0)
 
 
-def test_along_the_gradient_step_by_step(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
-    bench = make_bench(steps=2, learning_rate=0.1)
-    course = train(place_of(bench, tmp_path), bench.recipe("mlp", size=28, activation="relu"), witness=Looked())
-    assert len(course.tables["looked"]) == 2
+def test_along_the_gradient_step_by_step(make_experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = make_experiment(steps=2, learning_rate=0.1)
+    trained = train(
+        place_of(experiment, tmp_path), experiment.recipe("mlp", size=28, activation="relu"), probe=Looked()
+    )
+    assert len(trained.tables["looked"]) == 2
 
 
-class Careful(Probe):
+class Careful(LossAlongGradient):
     """Sees that the probe leaves everything as it was."""
 
-    def before(self, step: int, trainee: Trainee) -> None:
-        network = trainee.network
+    def before(self, step: int, context: TrainingContext) -> None:
+        network = context.network
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         generator = torch.get_rng_state()
-        super().before(step, trainee)
+        super().before(step, context)
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
         assert all(p.grad is None and p.requires_grad for p in network.parameters())
         assert all(module.training for module in network.modules())
         assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_a_probe_changes_nothing_and_has_both_lengths(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
-    bench = make_bench(learning_rate=0.07, schedule="constant")
-    recipe = bench.recipe("bn_small_inception", size=16)
-    probed = train(place_of(bench, tmp_path), recipe, witness=Careful(3))
+def test_a_probe_changes_nothing_and_has_both_lengths(
+    make_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = make_experiment(learning_rate=0.07, schedule="constant")
+    recipe = experiment.recipe("bn_small_inception", size=16)
+    probed = train(place_of(experiment, tmp_path), recipe, probe=Careful(3))
     rows = probed.tables["smoothness"]
     assert [(row["step"], row["lengths"]) for row in rows] == [(s, each) for s in (1, 3, 5) for each in LENGTHS]
     assert [row["rate"] for row in rows] == [COMMON, 0.07] * 3
     common, own = rows[:2]
     assert common["gradient"] == own["gradient"]
     assert common["range"] != own["range"]
-    plain = train(place_of(bench, tmp_path), recipe)
-    for ours, theirs in zip(probed.trainee.network.parameters(), plain.trainee.network.parameters(), strict=True):
+    plain = train(place_of(experiment, tmp_path), recipe)
+    for ours, theirs in zip(probed.context.network.parameters(), plain.context.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_from_photos_to_plots(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (0.003, 0.01))
     monkeypatch.setattr(study, "MULTIPLES", MULTIPLES[::3])
-    tables = study.measure(make_bench(steps=2))
+    tables = study.measure(make_experiment(steps=2))
     assert len(tables["smoothness"]) == 2 * 2 * 2 * 2 * len(LENGTHS)
     findings = judge(tables)
     assert len(findings.plots) == 6

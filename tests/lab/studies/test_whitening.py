@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.cells import Cell, Place
+from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.measurements import JobContext, Measurement
 from bnlab.lab.records import Records, Tables, number, numbers, where
 from bnlab.lab.studies.whitening import BN, STUDY, WHITENING, costs, judge
 from bnlab.lab.verdict import Verdict
@@ -81,23 +81,23 @@ def test_a_seed_without_one_of_them_shows_nothing() -> None:
 
 
 def test_costs_are_medians_of_interleaved_steps(
-    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+    make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = make_bench()
-    recipe = bench.recipe("bn_mlp", size=16)
+    experiment = make_experiment()
+    recipe = experiment.recipe("bn_mlp", size=16)
     order: list[str] = []
     spans = [0.0] * 4 + [1.0, 20.0, 3.0, 10.0, 2.0, 30.0]  # of two steps to warm up, then of three of each in turn
     clock = iter([time for span in spans for time in (5.0, 5.0 + span)])
     monkeypatch.setattr("bnlab.lab.studies.whitening._now", lambda _: next(clock))
     monkeypatch.setattr(
         "bnlab.lab.studies.whitening.train_step",
-        lambda trainee, *_: order.append(trainee.recipe.norm) or rates.add(trainee.optimizer.param_groups[0]["lr"]),
+        lambda context, *_: order.append(context.recipe.norm) or rates.add(context.optimizer.param_groups[0]["lr"]),
     )
     rates: set[float] = set()
     told: list[int] = []
-    place = Place(split=bench.sides.of(0), folder=bench.folder, device="cpu", seed=0, tell=told.append)
+    job = JobContext(split=experiment.splits.of(0), folder=experiment.folder, device="cpu", seed=0, tell=told.append)
     state = torch.get_rng_state()
-    found = costs(place, recipe, {BN: "batch", WHITENING: "whitening:4"}, rounds=3, machine={"gpu": "a"})
+    found = costs(job, recipe, {BN: "batch", WHITENING: "whitening:4"}, rounds=3, machine={"gpu": "a"})
     assert torch.equal(torch.get_rng_state(), state)
     assert order == ["batch", "whitening:4"] * 5
     assert sum(told) == 10
@@ -108,30 +108,32 @@ def test_costs_are_medians_of_interleaved_steps(
     assert rates == {0.0}
 
 
-def test_timing_is_alone_and_of_this_machine(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = make_bench()
+def test_timing_is_alone_and_of_this_machine(
+    make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = make_experiment()
     kept: list[tuple[bool, set[str]]] = []
     there = {"processor": "", "threads": 1, "gpu": None}
 
-    def keep(cells: Sequence[Cell], *, alone: bool = False) -> Tables:
-        kept.append((alone, {cell.key("cpu") for cell in cells}))
+    def keep(measurements: Sequence[Measurement], *, alone: bool = False) -> Tables:
+        kept.append((alone, {cell.key("cpu") for cell in measurements}))
         return {}
 
-    monkeypatch.setattr(bench, "run", keep)
+    monkeypatch.setattr(experiment, "run", keep)
     monkeypatch.setattr("bnlab.lab.studies.whitening.environment", lambda _: there)
     for processor in ("fast", "slow"):
         there["processor"] = processor
         with pytest.raises(KeyError):  # for nothing was measured
-            STUDY.measure(bench)
+            STUDY.measure(experiment)
     assert [alone for alone, _ in kept] == [True, False] * 2
     assert not kept[0][1] & kept[2][1]
     assert kept[1][1] == kept[3][1]
 
 
-def test_measures_and_judges(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.lab.studies.whitening.RATES", (0.1,))
-    monkeypatch.setattr(Bench, "twins", lambda _: {WITH_BN: "bn_mlp"})
-    tables = STUDY.measure(make_bench(steps=6))
+    monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp"})
+    tables = STUDY.measure(make_experiment(steps=6))
     for row in tables["accuracy"]:
         of_arm = numbers(where(tables["cost"], arm=row["arm"]), "milliseconds")
         assert number(row, "seconds") == pytest.approx(number(row, "step") * sum(of_arm) / len(of_arm) / 1000)

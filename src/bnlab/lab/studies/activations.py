@@ -5,30 +5,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, restored, train, use_batch_statistics
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, over_seeds
 from bnlab.lab.records import Records, Tables, by_seed, gained, last, mean, number, ratios, resolution, where
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import Probe, preserving_state, train, use_batch_statistics
 from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
-from bnlab.nets.blocks import units_of
+from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot, Series
-from bnlab.training.judge import sample_batches
-from bnlab.training.loop import Trainee
+from bnlab.training.loop import TrainingContext
+from bnlab.training.validate import calibration_batches
 
 RATES = (0.1, 0.3, 1.0, 3.0)
 PERCENTILES = (15, 50, 85)
 _LOOKED_AT = 512  # photos
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Both networks at each rate; of the last hidden layer the percentiles of each unit's input on the way."""
     same: dict[str, Any] = {
         "batch_size": 60,
-        "steps": bench.pick(1000, 50_000),
+        "steps": experiment.pick(1000, 50_000),
         "initialisation": "gaussian:0.05",
         "momentum": 0.0,
         "weight_decay": 0.0,
@@ -40,18 +40,18 @@ def measure(bench: Bench) -> Tables:
         "flip": 0.0,
     }
     networks = {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}
-    arms = {arm: bench.recipe(network, **same) for arm, network in networks.items()}
-    return bench.tuned(arms, RATES, watched, every=bench.pick(25, 250))
+    arms = {arm: experiment.recipe(network, **same) for arm, network in networks.items()}
+    return experiment.tuned(arms, RATES, watched, every=experiment.pick(25, 250))
 
 
-def watched(place: Place, recipe: Recipe, every: int) -> Tables:
+def watched(job: JobContext, recipe: Recipe, every: int) -> Tables:
     """One training, looked at `every` so many steps."""
-    witness = Percentiles(every)
-    course = train(place, recipe, witness=witness)
-    return {"accuracy": course.tables["accuracy"]} | witness.summary()
+    probe = Percentiles(every)
+    trained = train(job, recipe, probe=probe)
+    return {"accuracy": trained.tables["accuracy"]} | probe.summary()
 
 
-class Percentiles(Witness):
+class Percentiles(Probe):
     """The percentiles, over the same photos each time, of what goes into each sigmoid of the last hidden layer.
 
     The network normalises these photos by their own statistics, as in training it does a batch.
@@ -63,21 +63,23 @@ class Percentiles(Witness):
         self.seen: list[tuple[int, Tensor]] = []  # step, 3 x units
         self.images = torch.empty(0)
 
-    def begin(self, trainee: Trainee) -> None:
+    def begin(self, context: TrainingContext) -> None:
         """Choose the photos: of train as inference sees them, for held-out ones are not for looking at here."""
-        loader = trainee.loader
+        loader = context.loader
         paths = [loader.paths[i] for i in loader.sample(_LOOKED_AT)]
-        batches = sample_batches(paths, trainee.view, batch_size=_LOOKED_AT, device=trainee.device)
+        batches = calibration_batches(paths, context.preprocessing, batch_size=_LOOKED_AT, device=context.device)
         self.images = next(batches)  # N x 3 x H x W
 
-    def before(self, step: int, trainee: Trainee) -> None:
+    def before(self, step: int, context: TrainingContext) -> None:
         """Look, where it is time."""
         if step % self.every:
             return
-        network = trainee.network
+        network = context.network
         found: list[Tensor] = []
-        hook = units_of(network)[-1].activation.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-        with restored(network), torch.no_grad():
+        hook = conv_norm_acts(network)[-1].activation.register_forward_pre_hook(
+            lambda _, inputs: found.append(inputs[0])
+        )
+        with preserving_state(network), torch.no_grad():
             network.eval()
             use_batch_statistics(network)
             network(self.images)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Course, train
+from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, by_category, caption
 from bnlab.lab.records import Records, Row, Tables, distinct, gained, last, number, numbers, resolution, where
 from bnlab.lab.statistics import or_guess
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import TrainedNetwork, train
 from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.network import TableNetwork
@@ -22,50 +22,50 @@ WHOLE = "recalibrated by whole batches"
 _ENOUGH = 32  # photos normalised together, which Wu & Johnson find enough
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """A network for each size of the parts that are normalised together, each at each rate."""
-    recipe = bench.recipe(
-        bench.twins()[WITH_BN],
-        width=bench.pick(0.25, 1.0),
-        batch_size=bench.pick(32, 256),
-        steps=bench.pick(200, 4000),
-        judge_every=1_000_000,
+    recipe = experiment.recipe(
+        experiment.twins()[WITH_BN],
+        width=experiment.pick(0.25, 1.0),
+        batch_size=experiment.pick(32, 256),
+        steps=experiment.pick(200, 4000),
+        validate_every=1_000_000,
     )
     arms = {
         str(size): recipe.model_copy(update={"norm": "batch" if size == recipe.batch_size else f"ghost:{size}"})
-        for size in sizes(bench, recipe.batch_size)
+        for size in sizes(experiment, recipe.batch_size)
     }
-    return bench.tuned(arms, bench.pick((0.1, 0.3), (0.03, 0.1, 0.3)), by_all_statistics)
+    return experiment.tuned(arms, experiment.pick((0.1, 0.3), (0.03, 0.1, 0.3)), by_all_statistics)
 
 
-def sizes(bench: Bench, whole: int) -> list[int]:
+def sizes(experiment: Experiment, whole: int) -> list[int]:
     """What is normalised together: 2 photos and more, up to the whole of the optimiser's batch."""
-    of_budget = bench.pick((2, 4, 8, 32), (2, 4, 8, 16, 32, 64, 128))
+    of_budget = experiment.pick((2, 4, 8, 32), (2, 4, 8, 16, 32, 64, 128))
     return [*(size for size in of_budget if size < whole), whole]
 
 
-def by_all_statistics(place: Place, recipe: Recipe) -> Tables:
+def by_all_statistics(job: JobContext, recipe: Recipe) -> Tables:
     """One training; at its end the accuracy on train and test by each kind of statistics."""
-    course = train(place, recipe)
+    trained = train(job, recipe)
     rows = [
-        _row(course, side, statistics)
+        _row(trained, side, statistics)
         for statistics in (RUNNING, RECALIBRATED, WHOLE, BATCH)
         for side in (("train", "test") if statistics in (RECALIBRATED, BATCH) else ("test",))
     ]
-    return {"accuracy": course.tables["accuracy"], "statistics": rows}
+    return {"accuracy": trained.tables["accuracy"], "statistics": rows}
 
 
-def _row(course: Course, side: str, statistics: str) -> Row:
-    recipe, source = course.trainee.recipe, course.source
+def _row(trained: TrainedNetwork, side: str, statistics: str) -> Row:
+    recipe, dataset = trained.context.recipe, trained.dataset
 
     def measured() -> float:
         if statistics != WHOLE:
-            return course.evaluation(side, statistics, images=recipe.recalibrate).top1
-        with whole_batches(course.trainee.network, recipe.batch_size):
-            return course.evaluation(side, RECALIBRATED, images=recipe.recalibrate).top1
+            return trained.evaluation(side, statistics, images=recipe.recalibration_images).top1
+        with whole_batches(trained.context.network, recipe.batch_size):
+            return trained.evaluation(side, RECALIBRATED, images=recipe.recalibration_images).top1
 
-    top1 = course.guess if course.diverged else or_guess(measured, course.guess)
-    return {"side": side, "statistics": statistics, "top1": top1, "n_test": len(source.side(side))}
+    top1 = trained.guess if trained.diverged else or_guess(measured, trained.guess)
+    return {"side": side, "statistics": statistics, "top1": top1, "n_test": len(dataset.side(side))}
 
 
 @contextmanager
@@ -99,9 +99,9 @@ def judge(tables: Tables) -> Findings:
             above=0.0,
             unit="points",
             resolution=finest,
-            decides=decides,
+            primary=primary,
         )
-        for statistics, how, decides in (
+        for statistics, how, primary in (
             (RECALIBRATED, "recalibrated as trained", True),
             (WHOLE, "recalibrated by whole batches", True),
             (RUNNING, "by running statistics", False),
@@ -116,7 +116,7 @@ def judge(tables: Tables) -> Findings:
             above=0.0,
             unit="points",
             resolution=finest,
-            decides=False,
+            primary=False,
         )
     )
     evidence.append(
@@ -126,7 +126,7 @@ def judge(tables: Tables) -> Findings:
             above=0.0,
             unit="points",
             resolution=finest,
-            decides=False,
+            primary=False,
         )
     )
     if whole != enough:
@@ -137,7 +137,7 @@ def judge(tables: Tables) -> Findings:
                 above=0.0,
                 unit="points",
                 resolution=finest,
-                decides=False,
+                primary=False,
             )
         )
     return Findings(

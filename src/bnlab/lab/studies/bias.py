@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from bnlab.errors import plural
-from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.cells import Place
 from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, detached
-from bnlab.lab.course import Witness, train
+from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, over_seeds
 from bnlab.lab.records import (
     Records,
     Tables,
     Value,
     average,
-    chance,
     last,
+    learnt_threshold,
     mean,
     number,
     numbers,
@@ -31,13 +30,14 @@ from bnlab.lab.records import (
     where,
 )
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
-from bnlab.nets.blocks import units_of
+from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import Trainee
-from bnlab.training.start import new_network
+from bnlab.training.finetune import new_network
+from bnlab.training.loop import TrainingContext
 
 Pick = Callable[[Records], float]
 
@@ -46,37 +46,40 @@ INCEPTION, SIGMOIDS = "Inception, float32", "sigmoids, float64"
 _ROUNDING, _SAME, _MARGIN, _FIXED, _TIMES = 1e-4, 1e-6, 2.0, 1e-4, 1000.0
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Twins with and without bias in both precisions; then the paper's example, with either gradient."""
     quiet = 100_000  # epochs to a judgement: one, at the end
     same: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
-    same |= {"batch_size": 60, "size": 28, "steps": bench.pick(300, 10_000), "judge_every": quiet}
-    example = bench.recipe("mlp", data_dependent=False, **same)  # it gets a normalisation of its own
-    cells = []
-    for pair, network, precision in ((INCEPTION, bench.twins()[WITH_BN], "float32"), (SIGMOIDS, "bn_mlp", "float64")):
-        recipe = bench.recipe(network, steps=bench.pick(200, 4000), judge_every=quiet)
+    same |= {"batch_size": 60, "size": 28, "steps": experiment.pick(300, 10_000), "validate_every": quiet}
+    example = experiment.recipe("mlp", lsuv_init=False, **same)  # it gets a normalisation of its own
+    measurements = []
+    for pair, network, precision in (
+        (INCEPTION, experiment.twins()[WITH_BN], "float32"),
+        (SIGMOIDS, "bn_mlp", "float64"),
+    ):
+        recipe = experiment.recipe(network, steps=experiment.pick(200, 4000), validate_every=quiet)
         how: dict[str, Any] = {"precision": precision, "every": max(1, recipe.steps // 10)}
-        cells += bench.cells({pair: recipe}, twins, column="pair", **how)
+        measurements += experiment.measurements({pair: recipe}, twins, column="pair", **how)
     for learned, arms in ((ALONE, (OUTSIDE, WITHIN)), (ALL, (OUTSIDE, WITHIN, SCALED))):
         for arm in arms:
             how = {"arm": arm, "learned": learned, "every": max(1, example.steps // 20)}
-            cells += bench.cells({arm: example}, detached, labels={"learned": learned}, how=how)
-    return bench.run(cells)
+            measurements += experiment.measurements({arm: example}, detached, labels={"learned": learned}, how=how)
+    return experiment.run(measurements)
 
 
-def twins(place: Place, recipe: Recipe, precision: str, every: int) -> Tables:
+def twins(job: JobContext, recipe: Recipe, precision: str, every: int) -> Tables:
     """Two trainings that differ in the bias alone, the second compared with the first on the way."""
     make = partial(make_precise, dtype=getattr(torch, precision))
-    if place.device == "mps":  # which has no float64
-        place = dataclasses.replace(place, device="cpu")
+    if job.device == "mps":  # which has no float64
+        job = dataclasses.replace(job, device="cpu")
     tables: Tables = {"twins": [], "biases": []}
     plain = Biases(every, None)
-    for arm, witness in ((WITHOUT_BIAS, plain), (WITH_BIAS, Biases(every, plain))):
-        folder = place.folder / arm.replace(" ", "-")  # each resumes from its own
+    for arm, probe in ((WITHOUT_BIAS, plain), (WITH_BIAS, Biases(every, plain))):
+        folder = job.folder / arm.replace(" ", "-")  # each resumes from its own
         own = recipe.model_copy(update={"conv_bias": arm == WITH_BIAS})
-        course = train(dataclasses.replace(place, folder=folder), own, witness=witness, make=make)
-        tables["twins"] += [{"arm": arm, **row} for row in course.tables["accuracy"]]
-        tables["biases"] += course.tables.get("biases", [])
+        trained = train(dataclasses.replace(job, folder=folder), own, probe=probe, make=make)
+        tables["twins"] += [{"arm": arm, **row} for row in trained.tables["accuracy"]]
+        tables["biases"] += trained.tables.get("biases", [])
     return tables
 
 
@@ -87,7 +90,7 @@ def make_precise(recipe: Recipe, classes: int, dtype: torch.dtype) -> TableNetwo
     return network.to(dtype)
 
 
-class Biases(Witness):
+class Biases(Probe):
     """Snapshots of the weights; against those of `other`, how far apart, and how large the biases' gradient is.
 
     `distance`: the norm of the difference of all parameters but the biases, relative to the other's. `of_weights` and
@@ -102,18 +105,18 @@ class Biases(Witness):
         self.squares: dict[str, float] = {}
         self.hooks: list[Any] = []
 
-    def before(self, step: int, trainee: Trainee) -> None:
+    def before(self, step: int, context: TrainingContext) -> None:
         """Listen for the gradients: after the step they are gone."""
         self.squares = {"bias": 0.0, "weight": 0.0, "beta": 0.0}
         if self.other is not None and (step + 1) % self.every == 0:
-            for unit in units_of(trainee.network):
+            for unit in conv_norm_acts(context.network):
                 parts = {"bias": unit.layer.bias, "weight": unit.layer.weight, "beta": unit.bn.bias}
                 for kind, parameter in parts.items():
                     assert isinstance(parameter, Tensor)
                     hook = partial(self._add, kind)
                     self.hooks.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
 
-    def after(self, step: int, trainee: Trainee) -> None:
+    def after(self, step: int, context: TrainingContext) -> None:
         """Keep, or compare."""
         for hook in self.hooks:
             hook.remove()
@@ -121,7 +124,7 @@ class Biases(Witness):
         done = step + 1
         if done % self.every:
             return
-        now = {name: p.detach().cpu().clone() for name, p in trainee.network.named_parameters()}
+        now = {name: p.detach().cpu().clone() for name, p in context.network.named_parameters()}
         if self.other is None:
             self.kept[done] = now
             return
@@ -182,7 +185,7 @@ def judge(tables: Tables) -> Findings:
         below=_MARGIN,
         unit="points",
         resolution=resolution(tables["twins"]),
-        decides=False,
+        primary=False,
     )
     grow = Evidence(
         what="where the gradient ignores the mean, biases that alone are trained grow more than where it does not",
@@ -205,7 +208,7 @@ def judge(tables: Tables) -> Findings:
         what="they grow more, too, where everything is trained",
         values=times(ALL),
         above=_TIMES,
-        decides=False,
+        primary=False,
         **ratio,
     )
     return Findings(
@@ -243,7 +246,7 @@ def _ended(tables: Tables, name: str, trainings: str, pick: Pick, **which: Value
 
 def _learnt(rows: Records) -> float:
     top1 = number(rows[-1], "test_top1")
-    return top1 if top1 > chance(rows[-1]) else math.nan
+    return top1 if top1 > learnt_threshold(rows[-1]) else math.nan
 
 
 def _second_half(rows: Records) -> float:

@@ -7,10 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnlab.errors import plural
-from bnlab.lab.again import aside, batch_of, gradients, is_look, put
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, train, with_norm
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.noise import SCALE, SHIFT, NoisyBatchNorm, other_noise
 from bnlab.lab.plots import BAND, caption, over_seeds
 from bnlab.lab.records import (
@@ -28,14 +26,16 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
+from bnlab.lab.replay import batch_of, gradients, is_look, put, replaying
 from bnlab.lab.study import Findings, Study
-from bnlab.lab.tuning import Learnt, chosen, mark_chosen, remarks
+from bnlab.lab.trained_network import Probe, train, with_norm
+from bnlab.lab.tuning import LearntFilter, chosen, mark_chosen, remarks
 from bnlab.lab.verdict import Evidence
-from bnlab.nets.blocks import units_of
+from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import Trainee
+from bnlab.training.loop import TrainingContext
 
 NOISY = "with noisy BN"
 ARMS = (WITHOUT_BN, WITH_BN, NOISY)
@@ -47,17 +47,21 @@ _LOOKS = 10  # in each training
 _HELPED = 2.0  # points of accuracy: from here on a network counts as helped
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Three networks at each rate; the shift on the way."""
-    networks = bench.twins()
-    same: dict[str, Any] = {"steps": bench.pick(150, 10_000), "dropout": 0.0, "judge_every": bench.pick(2, 0)}
-    if bench.budget == "quick" and bench.sides.kind == "digits":
+    networks = experiment.twins()
+    same: dict[str, Any] = {
+        "steps": experiment.pick(150, 10_000),
+        "dropout": 0.0,
+        "validate_every": experiment.pick(2, 0),
+    }
+    if experiment.budget == "quick" and experiment.splits.kind == "digits":
         same["size"] = 16
-    cells = []
+    measurements = []
     for arm in ARMS:
-        recipe = bench.recipe(networks.get(arm, networks[WITH_BN]), **same)
-        cells += [
-            bench.cell(
+        recipe = experiment.recipe(networks.get(arm, networks[WITH_BN]), **same)
+        measurements += [
+            experiment.cell(
                 shifted,
                 seed,
                 labels={"arm": arm, "learning_rate": rate},
@@ -65,23 +69,23 @@ def measure(bench: Bench) -> Tables:
                 noisy=arm == NOISY,
             )
             for rate in RATES
-            for seed in bench.seeds
+            for seed in experiment.seeds
         ]
-    return mark_chosen(bench.run(cells))
+    return mark_chosen(experiment.run(measurements))
 
 
-def shifted(place: Place, recipe: Recipe, noisy: bool) -> Tables:
+def shifted(job: JobContext, recipe: Recipe, noisy: bool) -> Tables:
     """One training, with the shift of some layers on the way."""
 
     def layer(channels: int) -> nn.Module:
         return NoisyBatchNorm(channels, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
 
-    witness = Shift(looks=_LOOKS, layers=_LAYERS)
-    train(place, recipe, witness=witness, make=with_norm(layer) if noisy else None)
-    return {"accuracy": witness.tables["accuracy"], "shift": witness.tables.get("shift", [])}
+    probe = Shift(looks=_LOOKS, layers=_LAYERS)
+    train(job, recipe, probe=probe, make=with_norm(layer) if noisy else None)
+    return {"accuracy": probe.tables["accuracy"], "shift": probe.tables.get("shift", [])}
 
 
-class Shift(Witness):
+class Shift(Probe):
     """How far the updates of the layers before it turn a layer's gradient (Santurkar et al. 2018, Def. 2.1).
 
     G is the gradient of the step's loss with respect to a layer's weights before the step; G' the same, on the same
@@ -94,28 +98,28 @@ class Shift(Witness):
         self.looks, self.layers = looks, layers
         self.before_it: dict[str, Tensor] = {}
 
-    def before(self, step: int, trainee: Trainee) -> None:
+    def before(self, step: int, context: TrainingContext) -> None:
         """Keep the weights, where it is time."""
         self.before_it = {}
-        if is_look(step, trainee, self.looks):
-            self.before_it = {name: p.detach().clone() for name, p in trainee.network.named_parameters()}
+        if is_look(step, context, self.looks):
+            self.before_it = {name: p.detach().clone() for name, p in context.network.named_parameters()}
 
-    def after(self, step: int, trainee: Trainee) -> None:
+    def after(self, step: int, context: TrainingContext) -> None:
         """Compare, where the weights were kept."""
         if not self.before_it:
             return
-        network = trainee.network
+        network = context.network
         parameters = dict(network.named_parameters())
         updated = {name: p.detach().clone() for name, p in parameters.items()}
-        batch, chosen_layers = batch_of(step, trainee), layers_of(network, self.layers)
-        with aside(trainee):
+        batch, chosen_layers = batch_of(step, context), batch_norm_layers(network, self.layers)
+        with replaying(context):
             put(parameters, self.before_it)
             weights = [weight for _, weight, _ in chosen_layers]
-            _, old = gradients(trainee, batch, weights, step)
+            _, old = gradients(context, batch, weights, step)
             for (name, weight, earlier), gradient in zip(chosen_layers, old, strict=True):
                 put(parameters, {key: updated[key] for key in parameters if key.split(".")[0] in earlier})
                 with other_noise(network, earlier):
-                    _, (new,) = gradients(trainee, batch, [weight], step)
+                    _, (new,) = gradients(context, batch, [weight], step)
                 put(parameters, self.before_it)
                 if gradient.isfinite().all() and new.isfinite().all():
                     row: Row = {"step": step, "layer": name}
@@ -123,16 +127,16 @@ class Shift(Witness):
         self.before_it = {}
 
 
-def layers_of(network: TableNetwork, most: int) -> list[tuple[str, nn.Parameter, set[str]]]:
+def batch_norm_layers(network: TableNetwork, most: int) -> list[tuple[str, nn.Parameter, set[str]]]:
     """Up to so many rows' first layers, evenly spread, the last among them: row, weights, rows before it."""
-    rows = [name for name in network.order if units_of(network.get_submodule(name))]
+    rows = [name for name in network.order if conv_norm_acts(network.get_submodule(name))]
     count = min(most, len(rows) - 1)
     places = [round((i + 1) * (len(rows) - 1) / count) for i in range(count)]
     found = []
-    for place in places:
-        layer = units_of(network.get_submodule(rows[place]))[0].layer
+    for job in places:
+        layer = conv_norm_acts(network.get_submodule(rows[job]))[0].layer
         weight = next(p for p in layer.parameters() if p.ndim > 1)
-        found.append((rows[place], weight, set(rows[:place])))
+        found.append((rows[job], weight, set(rows[:job])))
     return found
 
 
@@ -148,18 +152,18 @@ def judge(tables: Tables) -> Findings:
     """The shift of three networks, and how well they train."""
     accuracies, shifts = chosen(tables), chosen(tables, "shift")
     equal = where(tables["shift"], learning_rate=EQUAL)
-    learnt, learnt_so = Learnt(accuracies), Learnt(where(tables["accuracy"], learning_rate=EQUAL))
+    learnt, learnt_so = LearntFilter(accuracies), LearntFilter(where(tables["accuracy"], learning_rate=EQUAL))
     points: dict[str, Any] = {"unit": "points", "resolution": resolution(accuracies)}
 
     def better(first: str, second: str) -> tuple[float, ...]:
         return learnt.only(gained(accuracies, first, second, last("test_top1")), second)
 
-    def steadier(what: str, rows: Records, learnt: Learnt, *, decides: bool = False) -> Evidence:
+    def steadier(what: str, rows: Records, learnt: LearntFilter, *, primary: bool = False) -> Evidence:
         ours, theirs = (by_seed(rows, mean("cosine"), arm=arm) for arm in (WITH_BN, WITHOUT_BN))
         values = [a - b for a, b in zip(ours, theirs, strict=True)]
-        return Evidence(what=what, values=learnt.only(values, WITH_BN, WITHOUT_BN), above=0.0, decides=decides)
+        return Evidence(what=what, values=learnt.only(values, WITH_BN, WITHOUT_BN), above=0.0, primary=primary)
 
-    def moved(what: str, rows: Records, learnt: Learnt, first: str, second: str, **claimed: Any) -> Evidence:
+    def moved(what: str, rows: Records, learnt: LearntFilter, first: str, second: str, **claimed: Any) -> Evidence:
         values = learnt.only(ratios(rows, first, second, _typical("relative")), first, second)
         return Evidence(what=what, values=values, unit="times", ratio=True, **claimed)
 
@@ -173,7 +177,7 @@ def judge(tables: Tables) -> Findings:
     same = f", both at a learning rate of {EQUAL:g}"
     return Findings(
         evidence=(
-            steadier(f"with BN {turned}: difference of the cosines", shifts, learnt, decides=True),
+            steadier(f"with BN {turned}: difference of the cosines", shifts, learnt, primary=True),
             moved(f"with BN {share}", shifts, learnt, WITH_BN, WITHOUT_BN, below=1.0),
             Evidence(
                 what="noisy BN, with more shift than without BN, does not help: its test accuracy less that without",
@@ -188,13 +192,13 @@ def judge(tables: Tables) -> Findings:
                     what=f"{first} the test accuracy is higher than {second}",
                     values=better(first, second),
                     above=0.0,
-                    decides=False,
+                    primary=False,
                     **points,
                 )
                 for first, second in ((NOISY, WITHOUT_BN), (WITH_BN, NOISY), (WITH_BN, WITHOUT_BN))
             ),
             steadier(f"with BN {turned}{same}", equal, learnt_so),
-            moved(f"with BN {share}{same}", equal, learnt_so, WITH_BN, WITHOUT_BN, below=1.0, decides=False),
+            moved(f"with BN {share}{same}", equal, learnt_so, WITH_BN, WITHOUT_BN, below=1.0, primary=False),
         ),
         plots={
             "accuracy": _accuracy(accuracies),

@@ -10,11 +10,10 @@ from bnlab.classifier.ensemble import mean_of
 from bnlab.classifier.predict import Classifier, Probabilities
 from bnlab.data.crops import Crops, crops
 from bnlab.data.photos import Photos
-from bnlab.data.pixels import open_photo
-from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Course, train
+from bnlab.data.preprocess import open_photo
+from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.held_out import card_of
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, by_category, caption
 from bnlab.lab.records import (
     Records,
@@ -22,8 +21,8 @@ from bnlab.lab.records import (
     Tables,
     average,
     by_seed,
-    chance,
     distinct,
+    learnt_threshold,
     mean,
     numbers,
     resolution,
@@ -31,6 +30,7 @@ from bnlab.lab.records import (
     where,
 )
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import TrainedNetwork, train
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -41,52 +41,54 @@ ONE, ALL = "one network", "ensemble"
 DROPOUTS = (0.0, 0.05, 0.1)
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """For each seed a few networks on one split, alone and together, at each number of crops."""
-    members = bench.pick(3, 6)
-    recipe = bench.recipe(bench.twins()[WITH_BN], steps=bench.pick(200, 0), judge_every=10**6)
-    mirrored = bench.sides.kind == "photos"
-    cells = [
-        bench.cell(
+    members = experiment.pick(3, 6)
+    recipe = experiment.recipe(experiment.twins()[WITH_BN], steps=experiment.pick(200, 0), validate_every=10**6)
+    mirrored = experiment.splits.kind == "photos"
+    measurements = [
+        experiment.cell(
             answers,
             seed,
             recipe=recipe,
             members=members,
             mirrored=mirrored,
-            steps=2 * members * (recipe.steps or recipe.epochs * len(bench.sides) // recipe.batch_size),
+            steps=2 * members * (recipe.steps or recipe.epochs * len(experiment.splits) // recipe.batch_size),
         )
-        for seed in bench.seeds
+        for seed in experiment.seeds
     ]
-    return bench.run(cells)
+    return experiment.run(measurements)
 
 
-def answers(place: Place, recipe: Recipe, members: int, mirrored: bool) -> Tables:
+def answers(job: JobContext, recipe: Recipe, members: int, mirrored: bool) -> Tables:
     """Train the members one after the other; how often each is right, and all together."""
     each: dict[Crops, list[Probabilities]] = {number: [] for number in CROPS}
     rows: Records = []
     for member in range(members):
-        own = replace(place, folder=place.folder / str(member), seed=1000 * (place.seed + 1) + member)
-        course = train(own, recipe.model_copy(update={"dropout": DROPOUTS[member % len(DROPOUTS)]}))
-        photos = course.source.side("test")
-        targets = photos.class_indices(course.source.classes)
-        if not course.diverged:
-            course.recalibrate()
+        own = replace(job, folder=job.folder / str(member), seed=1000 * (job.seed + 1) + member)
+        trained = train(own, recipe.model_copy(update={"dropout": DROPOUTS[member % len(DROPOUTS)]}))
+        photos = trained.dataset.side("test")
+        targets = photos.class_indices(trained.dataset.classes)
+        if not trained.diverged:
+            trained.recalibrate()
         for number in CROPS:
-            each[number].append(_probabilities(course, photos, number, mirrored))
+            each[number].append(_probabilities(trained, photos, number, mirrored))
             rows.append(_row(ONE, member, number, each[number][-1], targets))
     rows += [_row(ALL, None, number, mean_of(each[number]), targets) for number in CROPS]
-    return {"accuracy": [row | {"guess": course.guess} for row in rows]}
+    return {"accuracy": [row | {"guess": trained.guess} for row in rows]}
 
 
-def _probabilities(course: Course, photos: Photos, number: Crops, mirrored: bool) -> Probabilities:
+def _probabilities(trained: TrainedNetwork, photos: Photos, number: Crops, mirrored: bool) -> Probabilities:
     """N x classes, NaN of a network that diverged; of grey digits without the mirror images, which are other signs."""
-    if course.diverged:
-        return np.full((len(photos), len(course.source.classes)), np.nan, dtype=np.float32)
-    network, view = course.trainee.network, course.trainee.view
-    card = card_of(course.trainee.recipe, network, course.source)
-    classifier = Classifier(network, card, course.trainee.device)
+    if trained.diverged:
+        return np.full((len(photos), len(trained.dataset.classes)), np.nan, dtype=np.float32)
+    network, preprocessing = trained.context.network, trained.context.preprocessing
+    card = card_of(trained.context.recipe, network, trained.dataset)
+    classifier = Classifier(network, card, trained.context.device)
     found = [
-        classifier.probabilities(crops(open_photo(path), view, number).copy(), mirror=mirrored and number > 1).mean(0)
+        classifier.probabilities(
+            crops(open_photo(path), preprocessing, number).copy(), flip_tta=mirrored and number > 1
+        ).mean(0)
         for path in photos.paths
     ]
     return np.stack(found)  # N x classes
@@ -123,13 +125,13 @@ def judge(tables: Tables) -> Findings:
             Evidence(
                 what="the ensemble is right more often than one network, at one crop",
                 values=gain((ALL, 1), (ONE, 1)),
-                decides=False,
+                primary=False,
                 **points,
             ),
             Evidence(
                 what="10 crops are right more often than one",
                 values=gain((ONE, 10), (ONE, 1)),
-                decides=False,
+                primary=False,
                 **points,
             ),
         ),
@@ -163,7 +165,7 @@ def _lost(rows: Records) -> str:
     diverged = distinct([row for row in ones if math.isnan(*numbers([row], "test_top1"))], "member")
     if diverged:
         return f"of its members, counted from 0, there diverged {', '.join(map(str, diverged))}"
-    return "" if max(numbers(rows, "test_top1")) > chance(rows[0]) else "no member learnt anything"
+    return "" if max(numbers(rows, "test_top1")) > learnt_threshold(rows[0]) else "no member learnt anything"
 
 
 STUDY = Study(

@@ -4,18 +4,17 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from bnlab.data.source import open_recorded_data
-from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, USUAL, Averages
-from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import train
+from bnlab.data.dataset import open_recorded_data
+from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, USUAL, EmaStatistics
+from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, over_seeds, series_of
 from bnlab.lab.records import (
     Records,
     Tables,
     by_seed,
-    chance,
     last,
+    learnt_threshold,
     mean,
     number,
     numbers,
@@ -24,6 +23,7 @@ from bnlab.lab.records import (
     where,
 )
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -32,26 +32,28 @@ _SUFFICE = 1024  # photos that are claimed to
 _AT_WORST, _OF_FEWER = -2.0, -1.0  # points: margins, see the rule
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """One training a seed: statistics do not change how a network trains, so all kinds are compared on the same."""
     # What the layers keep at a momentum of 1 is the last batch's statistics, as they are.
-    recipe = bench.recipe(bench.twins()[WITH_BN], steps=bench.pick(250, 20_000), judge_every=10**6, norm_momentum=1.0)
-    probes = bench.pick((5, 20, 50, 100, 200), (5, 20, 100, 500, 2000, 10_000))
-    return bench.run(bench.cells({"one": recipe}, probed, probes=list(probes)))
+    recipe = experiment.recipe(
+        experiment.twins()[WITH_BN], steps=experiment.pick(250, 20_000), validate_every=10**6, norm_momentum=1.0
+    )
+    probes = experiment.pick((5, 20, 50, 100, 200), (5, 20, 100, 500, 2000, 10_000))
+    return experiment.run(experiment.measurements({"one": recipe}, probed, probes=list(probes)))
 
 
-def probed(place: Place, recipe: Recipe, probes: list[int]) -> Tables:
+def probed(job: JobContext, recipe: Recipe, probes: list[int]) -> Tables:
     """One training, its network evaluated after so many steps and at its end."""
-    witness = Averages(open_recorded_data(place.split), probes)
-    course = train(place, recipe, witness=witness)
-    end = int(number(course.tables["accuracy"][-1], "step"))
-    if course.diverged:
-        witness.guess([step for step in (*probes, end) if step not in witness.probed and step <= end])
+    probe = EmaStatistics(open_recorded_data(job.split), probes)
+    trained = train(job, recipe, probe=probe)
+    end = int(number(trained.tables["accuracy"][-1], "step"))
+    if trained.diverged:
+        probe.guess([step for step in (*probes, end) if step not in probe.probed and step <= end])
     else:
-        if end not in witness.probed:
-            witness.probe(end, course.trainee)
-        witness.count(course.trainee)
-    return {name: course.tables[name] for name in ("accuracy", "probes", "images")}
+        if end not in probe.probed:
+            probe.probe(end, trained.context)
+        probe.count(trained.context)
+    return {name: trained.tables[name] for name in ("accuracy", "probes", "images")}
 
 
 def judge(tables: Tables) -> Findings:
@@ -70,8 +72,8 @@ def judge(tables: Tables) -> Findings:
                 above=_AT_WORST,
                 **points,
             ),
-            _on_the_way(learnt, kind, points, decides=True),
-            _on_the_way(learnt, f"{kind}, corrected", points, decides=False),
+            _on_the_way(learnt, kind, points, primary=True),
+            _on_the_way(learnt, f"{kind}, corrected", points, primary=False),
         ]
     few = _few(images)
     fewer: Records = [row | {"against_all": math.nan} if row["seed"] in lost else row for row in _apart(images)]
@@ -80,7 +82,7 @@ def judge(tables: Tables) -> Findings:
             what=f"statistics of {few} photos are as good as those of all",
             values=tuple(100 * loss for loss in by_seed(fewer, last("against_all"), images=few)),
             above=_OF_FEWER,
-            decides=few >= _SUFFICE,
+            primary=few >= _SUFFICE,
             **points,
         )
     )
@@ -117,7 +119,7 @@ def judge(tables: Tables) -> Findings:
 
 def _lost(tables: Tables) -> list[int]:
     """The seeds whose network ends no better than guessing: all statistics are as good to it."""
-    ends = [row for row in _ends(tables["accuracy"]) if number(row, "test_top1") <= chance(row)]
+    ends = [row for row in _ends(tables["accuracy"]) if number(row, "test_top1") <= learnt_threshold(row)]
     return seeds(ends)
 
 
@@ -134,10 +136,10 @@ def _least(gains: list[float]) -> float:
     return min(0.0, *gains) if gains and all(map(math.isfinite, gains)) else math.nan
 
 
-def _on_the_way(probes: Records, kind: str, points: dict[str, Any], *, decides: bool) -> Evidence:
+def _on_the_way(probes: Records, kind: str, points: dict[str, Any], *, primary: bool) -> Evidence:
     values = tuple(sum(early) / len(early) if (early := gains[:-1]) else math.nan for gains in _gains(probes, kind))
     what = f"on the way population is better than the moving {kind.replace('average', 'average of', 1)}"
-    return Evidence(what=what, values=values, above=0.0, decides=decides, **points)
+    return Evidence(what=what, values=values, above=0.0, primary=primary, **points)
 
 
 def _few(images: Records) -> int:

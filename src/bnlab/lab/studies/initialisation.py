@@ -5,9 +5,9 @@ from itertools import pairwise
 from typing import Any
 
 from bnlab.errors import plural
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.plots import BAND, caption, over_seeds
-from bnlab.lab.records import Records, Tables, chance, number, numbers, seeds, where
+from bnlab.lab.records import Records, Tables, learnt_threshold, number, numbers, seeds, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen
 from bnlab.lab.verdict import Evidence
@@ -17,25 +17,25 @@ RATES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 _SMALLEST, _LARGEST = -4, 1  # powers of 10
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Both networks from each scale, at each learning rate."""
-    each = bench.pick(1, 2)  # scales to a decade
+    each = experiment.pick(1, 2)  # scales to a decade
     scales = [10 ** (i / each) for i in range(each * _SMALLEST, each * _LARGEST + 1)]
-    networks = bench.pick({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, bench.twins())
+    networks = experiment.pick({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.twins())
     same: dict[str, Any] = {
         "activation": "relu",
         "batch_size": 60,
-        "steps": bench.pick(150, 3000),
+        "steps": experiment.pick(150, 3000),
         "schedule": "constant",
         "weight_decay": 0.0,
-        "judge_every": 100_000,
+        "validate_every": 100_000,
     }
     arms = {
-        f"{arm}, {scale:.3g}": bench.recipe(network, initialisation=f"gaussian:{scale:.3g}", **same)
+        f"{arm}, {scale:.3g}": experiment.recipe(network, initialisation=f"gaussian:{scale:.3g}", **same)
         for arm, network in networks.items()
         for scale in scales
     }
-    tables = bench.tuned(arms, RATES)
+    tables = experiment.tuned(arms, RATES)
     for row in tables["accuracy"]:
         network, scale = str(row["arm"]).split(", ")
         row |= {"network": network, "scale": float(scale)}
@@ -88,7 +88,7 @@ def _scales(rows: Records) -> list[float]:
 def _bar(rows: Records) -> float:
     """The accuracy from which a seed's networks count as trained, either of them; NaN where none learnt anything."""
     guess, best = number(rows[0], "guess"), max(numbers(rows, "test_top1"))
-    return (guess + best) / 2 if best > chance(rows[0]) else math.nan
+    return (guess + best) / 2 if best > learnt_threshold(rows[0]) else math.nan
 
 
 def _width(rows: Records, bar: float) -> float:

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bnlab.errors import plural
-from bnlab.lab.bench import Bench
-from bnlab.lab.course import accuracy
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.plots import BAND, BARS, by_category, caption, over_seeds
-from bnlab.lab.race import Race, best
 from bnlab.lab.records import Records, Row, Tables, distinct, joined, number, ratios, resolution, seeds, where
-from bnlab.lab.stable_rate import BLOWN_UP, PROBES, highest_rate
+from bnlab.lab.stable_rate import BLOWN_UP, PROBES, max_stable_lr
+from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import accuracy
 from bnlab.lab.tuning import diverged, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
@@ -43,14 +43,14 @@ PROBED = {BASELINE: "inception", "BN-Baseline": "bn-baseline", "BN-x5": "bn-x5",
 CLAIMED_SPEED = 14.0
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Inception at each rate of the search; the others at multiples of the rate that suited it; the highest rates."""
-    rates = bench.pick((0.003, 0.01, 0.03), (0.0015, 0.005, 0.015, 0.05))
-    found = bench.tuned({BASELINE: _recipe(bench, "inception")}, rates)
+    rates = experiment.pick((0.003, 0.01, 0.03), (0.0015, 0.005, 0.015, 0.05))
+    found = experiment.tuned({BASELINE: _recipe(experiment, "inception")}, rates)
     suited = _suited(found["accuracy"])
-    also = {key: ALSO[key] for key in bench.pick(("Inception x5", "BN-Baseline x5"), tuple(ALSO))}
-    cells = [
-        bench.cell(
+    also = {key: ALSO[key] for key in experiment.pick(("Inception x5", "BN-Baseline x5"), tuple(ALSO))}
+    measurements = [
+        experiment.cell(
             accuracy,
             seed,
             labels={
@@ -59,28 +59,28 @@ def measure(bench: Bench) -> Tables:
                 "learning_rate": factor * suited[seed],
                 "chosen": int(arm in SUCCESSORS),
             },
-            recipe=_recipe(bench, name).model_copy(update={"learning_rate": factor * suited[seed]}),
+            recipe=_recipe(experiment, name).model_copy(update={"learning_rate": factor * suited[seed]}),
         )
         for arm, (name, factor) in {**SUCCESSORS, **also}.items()
-        for seed in bench.seeds
+        for seed in experiment.seeds
     ]
-    steps = bench.pick(30, 200)
+    steps = experiment.pick(30, 200)
     probes = [
-        bench.cell(
-            highest_rate,
+        experiment.cell(
+            max_stable_lr,
             seed,
             labels={"arm": arm},
-            recipe=_recipe(bench, PROBED[arm]).model_copy(
-                update={"learning_rate": suited[seed], "steps": steps, "schedule": "constant", "judge_every": 10**6}
+            recipe=_recipe(experiment, PROBED[arm]).model_copy(
+                update={"learning_rate": suited[seed], "steps": steps, "schedule": "constant", "validate_every": 10**6}
             ),
             steps=PROBES * steps,
         )
-        for arm in bench.pick((BASELINE, "BN-x5"), tuple(PROBED))
-        for seed in bench.seeds
+        for arm in experiment.pick((BASELINE, "BN-x5"), tuple(PROBED))
+        for seed in experiment.seeds
     ]
     for row in found["accuracy"]:
         row["family"] = _FAMILIES["inception"]
-    return joined([found, bench.run(cells + probes)])
+    return joined([found, experiment.run(measurements + probes)])
 
 
 def _suited(accuracies: Records) -> dict[int, float]:
@@ -89,24 +89,24 @@ def _suited(accuracies: Records) -> dict[int, float]:
     return {int(number(row, "seed")): number(row, "learning_rate") for row in chosen}
 
 
-def _recipe(bench: Bench, name: str) -> Recipe:
+def _recipe(experiment: Experiment, name: str) -> Recipe:
     """A recipe of the paper's, on a network that the budget can pay; without BN the weights are fitted to the data."""
-    small = bench.budget == "quick" or bench.sides.kind == "digits"
+    small = experiment.budget == "quick" or experiment.splits.kind == "digits"
     network = ("small_" if small else "") + "inception"
-    options: dict[str, Any] = {"judge_every": bench.pick(2, 1)}
+    options: dict[str, Any] = {"validate_every": experiment.pick(2, 1)}
     if name != "inception":
         network = f"bn_{network}"
     if small:
         options["local_response"] = False  # which the small network has no place for
-    if bench.budget == "quick":
+    if experiment.budget == "quick":
         options["steps"] = 200
-    return bench.recipe(network, base=name, **options)
+    return experiment.recipe(network, base=name, **options)
 
 
 def judge(tables: Tables) -> Findings:
     """Steps to the baseline's best accuracy, the best accuracies, the highest rates."""
     accuracies = where(tables["accuracy"], chosen=1)
-    race = Race(accuracies, BASELINE)
+    race = StepsToAccuracy(accuracies, BASELINE)
     points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(accuracies)}
     times: dict[str, Any] = {"unit": "times", "ratio": True}
 
@@ -134,7 +134,7 @@ def judge(tables: Tables) -> Findings:
             Evidence(what=f"BN-Baseline {reach} in fewer steps", values=race.faster("BN-Baseline"), **beside),
             Evidence(what=f"{bn30} {reach} in fewer steps", values=race.faster(bn30), **beside),
             Evidence(
-                what=f"{bn5} reaches a higher accuracy than Inception", values=better(bn5), decides=False, **points
+                what=f"{bn5} reaches a higher accuracy than Inception", values=better(bn5), primary=False, **points
             ),
         ),
         plots=_plots(tables),

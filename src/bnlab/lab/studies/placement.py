@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.plots import BARS, by_category, caption, of_intervals
 from bnlab.lab.records import Records, Row, Tables, distinct, gained, last, number, resolution, where
 from bnlab.lab.study import Findings, Study
@@ -34,20 +34,20 @@ _QUICK = {
 _FULL = {GOOGLENET: _Network("bn_googlenet", "relu"), INCEPTION: _Network("bn_inception", "relu")}
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Every network with either placement, at each rate."""
-    networks = bench.pick(_QUICK, _QUICK | _FULL)
+    networks = experiment.pick(_QUICK, _QUICK | _FULL)
     arms = {
-        arm(label, placement): _recipe(bench, network).model_copy(update={"placement": placement})
+        arm(label, placement): _recipe(experiment, network).model_copy(update={"placement": placement})
         for label, network in networks.items()
         for placement in (BEFORE, AFTER)
     }
-    return bench.tuned(arms, RATES)
+    return experiment.tuned(arms, RATES)
 
 
-def _recipe(bench: Bench, network: _Network) -> Recipe:
-    recipe = bench.recipe(
-        network.name, activation=network.activation, steps=bench.pick(200, 6000), judge_every=1_000_000
+def _recipe(experiment: Experiment, network: _Network) -> Recipe:
+    recipe = experiment.recipe(
+        network.name, activation=network.activation, steps=experiment.pick(200, 6000), validate_every=1_000_000
     )
     small = network in _FULL.values() and recipe.stem is None and recipe.size <= _SMALL_PHOTOS
     return recipe.model_copy(update={"stem": "small"}) if small else recipe

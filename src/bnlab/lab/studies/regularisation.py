@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.data.listing import read_list, write_list
 from bnlab.data.photos import Photo
+from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.errors import plural
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import train, with_norm
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, by_category, caption
 from bnlab.lab.records import (
     Records,
@@ -21,9 +20,9 @@ from bnlab.lab.records import (
     Tables,
     average,
     by_seed,
-    chance,
     distinct,
     last,
+    learnt_threshold,
     number,
     resolution,
     seeds,
@@ -31,6 +30,7 @@ from bnlab.lab.records import (
 )
 from bnlab.lab.renormalisation import Renormalisation
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import train, with_norm
 from bnlab.lab.tuning import chosen, mark_chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
@@ -46,23 +46,23 @@ EQUAL = 0.03  # the rate at which the noise is judged too
 _MARGIN = 2.0  # points of accuracy that dropout may be worth and still be called dispensable
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Every kind of network at every batch, with and without dropout, at each rate."""
     same: dict[str, Any] = {
-        "epochs": bench.pick(40, 200),
+        "epochs": experiment.pick(40, 200),
         "weight_decay": 0.0,
         "crop_area": (1.0, 1.0),
         "crop_aspect": (1.0, 1.0),
         "flip": 0.0,
-        "judge_every": 100_000,
+        "validate_every": 100_000,
     }
-    if bench.budget == "quick":
+    if experiment.budget == "quick":
         same |= {"size": 28, "activation": "relu", "resize": "squash"}
-    networks = bench.pick({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, bench.twins())
-    recipes = {kind: bench.recipe(networks.get(kind, networks[WITH_BN]), **same) for kind in KINDS}
-    photos = bench.pick(256, 2560)
-    cells = [
-        bench.cell(
+    networks = experiment.pick({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.twins())
+    recipes = {kind: experiment.recipe(networks.get(kind, networks[WITH_BN]), **same) for kind in KINDS}
+    photos = experiment.pick(256, 2560)
+    measurements = [
+        experiment.cell(
             gap,
             seed,
             labels={"arm": f"{kind}, batch {batch}, dropout {dropout:g}", "learning_rate": rate},
@@ -78,34 +78,34 @@ def measure(bench: Bench) -> Tables:
         for dropout in (0.0, DROPOUT)
         if not (dropout and kind == RENORMALISED)
         for rate in RATES
-        for seed in bench.seeds
+        for seed in experiment.seeds
     ]
-    return mark_chosen(bench.run(cells))
+    return mark_chosen(experiment.run(measurements))
 
 
-def gap(place: Place, recipe: Recipe, kind: str, photos: int) -> Tables:
+def gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Tables:
     """A network trained on so many photos, and what it makes of them and of test's, both seen as inference does."""
 
     def layer(channels: int) -> nn.Module:
         return Renormalisation(channels, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
 
-    place = replace(place, split=fewer(place, photos))
-    course = train(place, recipe, make=with_norm(layer) if kind == RENORMALISED else None)
-    classes, n_test, guess = len(course.source.classes), len(course.source.side("test")), course.guess
+    job = replace(job, split=fewer(job, photos))
+    trained = train(job, recipe, make=with_norm(layer) if kind == RENORMALISED else None)
+    classes, n_test, guess = len(trained.dataset.classes), len(trained.dataset.side("test")), trained.guess
     row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout, "guess": guess}
-    if course.diverged:
+    if trained.diverged:
         of_guessing = {"train_top1": guess, "test_top1": guess}
         row |= of_guessing | {"train_loss": math.log(classes), "test_loss": math.log(classes), "n_test": n_test}
     else:
         for side in ("train", "test"):
-            found = course.evaluation(side, "recalibrated", images=recipe.recalibrate)
+            found = trained.evaluation(side, "recalibrated", images=recipe.recalibration_images)
             row |= {f"{side}_top1": found.top1, f"{side}_loss": found.loss, f"n_{side}": found.n}
-    return {"accuracy": course.tables["accuracy"], "gap": [row]}
+    return {"accuracy": trained.tables["accuracy"], "gap": [row]}
 
 
-def fewer(place: Place, photos: int) -> Path:
+def fewer(job: JobContext, photos: int) -> Path:
     """The place's list with at most so many photos of train, as many of each class, but one of each at the least."""
-    listed = list(read_list(place.split))
+    listed = list(read_split_csv(job.split))
     labels = {photo.label for photo in listed}
     left = dict.fromkeys(labels, max(1, photos // len(labels)))
     kept: list[Photo] = []
@@ -115,9 +115,9 @@ def fewer(place: Place, photos: int) -> Path:
         if photo.split != "train" or left[photo.label] >= 0:
             kept.append(photo)
     digest = hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
-    path = place.split.with_name(f"{place.split.stem}-{digest}.csv")
+    path = job.split.with_name(f"{job.split.stem}-{digest}.csv")
     if not path.exists():
-        write_list(path, kept)
+        write_split_csv(path, kept)
     return path
 
 
@@ -133,13 +133,13 @@ def judge(tables: Tables) -> Findings:
         ours, theirs = (by_seed(rows, last(column), **which) for which in (first, second))
         return tuple(a - b for a, b in zip(ours, theirs, strict=True))
 
-    def points(what: str, values: tuple[float, ...], *, decides: bool = False, **claimed: Any) -> Evidence:
+    def points(what: str, values: tuple[float, ...], *, primary: bool = False, **claimed: Any) -> Evidence:
         return Evidence(
-            what=what, values=values, unit="points", resolution=resolution(rows), decides=decides, **claimed
+            what=what, values=values, unit="points", resolution=resolution(rows), primary=primary, **claimed
         )
 
-    def nats(what: str, values: tuple[float, ...], *, decides: bool = False, **claimed: Any) -> Evidence:
-        return Evidence(what=what, values=values, unit="nats", decides=decides, **claimed)
+    def nats(what: str, values: tuple[float, ...], *, primary: bool = False, **claimed: Any) -> Evidence:
+        return Evidence(what=what, values=values, unit="nats", primary=primary, **claimed)
 
     accuracy, loss = "accuracy_gap", "loss_gap"
     at_usual, at_small = {"batch": usual}, {"batch": small}
@@ -150,15 +150,15 @@ def judge(tables: Tables) -> Findings:
     return Findings(
         evidence=(
             points(
-                f"with BN the gap in accuracy is smaller {bare_usual}", less(accuracy, *twins), decides=True, below=0
+                f"with BN the gap in accuracy is smaller {bare_usual}", less(accuracy, *twins), primary=True, below=0
             ),
-            nats(f"with BN the gap in loss is smaller {bare_usual}", less(loss, *twins), decides=True, below=0),
-            points(f"{silenced} gap in accuracy is larger {bare_small}", less(accuracy, *noise), decides=True, above=0),
-            nats(f"{silenced} gap in loss is larger {bare_small}", less(loss, *noise), decides=True, above=0),
+            nats(f"with BN the gap in loss is smaller {bare_usual}", less(loss, *twins), primary=True, below=0),
+            points(f"{silenced} gap in accuracy is larger {bare_small}", less(accuracy, *noise), primary=True, above=0),
+            nats(f"{silenced} gap in loss is larger {bare_small}", less(loss, *noise), primary=True, above=0),
             points(
                 f"with BN, accuracy without dropout less that with it (batch {usual})",
                 less("learnt_points", *dropped),
-                decides=True,
+                primary=True,
                 above=-_MARGIN,
             ),
             nats(f"{silenced} gap in loss is larger, both at a rate of {rate}", less(loss, *noise, equal), above=0),
@@ -196,7 +196,7 @@ def judge(tables: Tables) -> Findings:
 def _gaps(row: Row) -> Row:
     """Percentages and gaps; of a network that learnt nothing of train only those that do not compare it."""
     train, test = (100 * number(row, f"{side}_top1") for side in ("train", "test"))
-    learnt = number(row, "train_top1") > chance(row)
+    learnt = number(row, "train_top1") > learnt_threshold(row)
     return {
         "train_points": train,
         "test_points": test,

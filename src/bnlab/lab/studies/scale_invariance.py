@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.data.pixels import normalise
+from bnlab.data.preprocess import normalise
 from bnlab.errors import plural
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, train
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import over_seeds, series_of
 from bnlab.lab.records import Records, Row, Tables, by_seed, mean, number, numbers, seeds, where
 from bnlab.lab.study import Findings, Study
+from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
-from bnlab.nets.blocks import units_of
+from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import Trainee
+from bnlab.training.loop import TrainingContext
 
 FACTORS = (1e-3, 1e-2, 0.1, 0.3, 3.0, 10.0, 1e2, 1e3)
 EXACT, USUAL = "float64, eps negligible", "float32, the usual eps"
@@ -31,25 +31,25 @@ _DEAD = 1e-12  # variance of a channel that nothing reaches: no eps is negligibl
 _TOLERANCE, _ORTHOGONAL = 1e-9, 1e-3
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Twins trained by plain gradient descent; each layer of the one with BN is then tried at other scales."""
-    same: dict[str, Any] = {"steps": bench.pick(200, 5000), "schedule": "constant", "judge_every": 100_000}
+    same: dict[str, Any] = {"steps": experiment.pick(200, 5000), "schedule": "constant", "validate_every": 100_000}
     same |= {"momentum": 0.0, "weight_decay": 0.0}
-    arms = {arm: bench.recipe(net, learning_rate=RATES[arm], **same) for arm, net in bench.twins().items()}
+    arms = {arm: experiment.recipe(net, learning_rate=RATES[arm], **same) for arm, net in experiment.twins().items()}
     every = max(1, arms[WITH_BN].steps // 20)
-    return bench.run(bench.cells(arms, looked_at, every=every))
+    return experiment.run(experiment.measurements(arms, map_photos, every=every))
 
 
-def looked_at(place: Place, recipe: Recipe, every: int) -> Tables:
+def map_photos(job: JobContext, recipe: Recipe, every: int) -> Tables:
     """One training with its weights' norms, and what scaling the weights does to the network that comes of it."""
-    course = train(place, recipe, witness=Norms(every))
-    pixels, _ = next(course.trainee.loader.epoch(0, recipe.size))
-    images = normalise(torch.from_numpy(pixels), course.trainee.view)  # N x 3 x H x W
+    trained = train(job, recipe, probe=Norms(every))
+    pixels, _ = next(trained.context.loader.epoch(0, recipe.size))
+    images = normalise(torch.from_numpy(pixels), trained.context.preprocessing)  # N x 3 x H x W
     rows: Records = []
-    for name, layer, bn, u in normalised_layers(course.trainee.network, images):
-        rows += scaled(name, layer, bn, u, torch.float64, _NO_EPS, kind=EXACT, seed=place.seed)
-        rows += scaled(name, layer, bn, u, torch.float32, recipe.norm_eps, kind=USUAL, seed=place.seed)
-    return {"training": course.tables["training"], "scaled": rows}
+    for name, layer, bn, u in normalised_layers(trained.context.network, images):
+        rows += scaled(name, layer, bn, u, torch.float64, _NO_EPS, kind=EXACT, seed=job.seed)
+        rows += scaled(name, layer, bn, u, torch.float32, recipe.norm_eps, kind=USUAL, seed=job.seed)
+    return {"training": trained.tables["training"], "scaled": rows}
 
 
 def normalised_layers(network: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, nn.Module, Tensor]]:
@@ -61,7 +61,7 @@ def normalised_layers(network: nn.Module, images: Tensor) -> Iterator[tuple[str,
     def keep(unit: nn.Module, given: tuple[Tensor, ...]) -> None:
         inputs[unit] = given[0].clone()  # whatever is done in place later
 
-    units = [unit for unit in units_of(network) if not isinstance(unit.bn, nn.Identity)]
+    units = [unit for unit in conv_norm_acts(network) if not isinstance(unit.bn, nn.Identity)]
     hooks = [unit.register_forward_pre_hook(keep) for unit in units]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         network(images)
@@ -122,7 +122,7 @@ def _by_channel(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1)  # C x m
 
 
-class Norms(Witness):
+class Norms(Probe):
     """Of each unit's weights W, every so many steps: their norm, and the cosine of the angle between W and dL/dW.
 
     `predicted` is the norm that follows where that angle is a right one: |W|^2 grows by |rate * dL/dW|^2 a step, for
@@ -136,22 +136,22 @@ class Norms(Witness):
         self.gradients: dict[str, tuple[float, float]] = {}  # layer -> |rate * dL/dW|^2, cosine; of this step
         self.hooks: list[Any] = []
 
-    def before(self, step: int, trainee: Trainee) -> None:
+    def before(self, step: int, context: TrainingContext) -> None:
         """Listen for the gradients: after the step they are gone."""
-        rate = trainee.optimizer.param_groups[0]["lr"]
-        for name, weight in _weights(trainee):
+        rate = context.optimizer.param_groups[0]["lr"]
+        for name, weight in _weights(context):
             if step == 0:
                 square = float(weight.detach().double().square().sum())
                 self.squares[name] = [square, square]
                 self._write(0, name, square, None)
             self.hooks.append(weight.register_hook(self._listener(name, weight, rate)))  # type: ignore[no-untyped-call]
 
-    def after(self, step: int, trainee: Trainee) -> None:
+    def after(self, step: int, context: TrainingContext) -> None:
         """Add up, and write down where it is time."""
         for hook in self.hooks:
             hook.remove()
         self.hooks.clear()
-        for name, weight in _weights(trainee):
+        for name, weight in _weights(context):
             grown, cosine = self.gradients[name]
             self.squares[name][1] += grown
             if (step + 1) % self.every == 0:
@@ -182,9 +182,9 @@ class Norms(Witness):
         self.write("training", row)
 
 
-def _weights(trainee: Trainee) -> Iterator[tuple[str, nn.Parameter]]:
-    names = {module: name for name, module in trainee.network.named_modules()}
-    for unit in units_of(trainee.network):
+def _weights(context: TrainingContext) -> Iterator[tuple[str, nn.Parameter]]:
+    names = {module: name for name, module in context.network.named_modules()}
+    for unit in conv_norm_acts(context.network):
         yield names[unit], weight_of(unit.layer)
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bnlab.config import load_settings
-from bnlab.lab.bench import Bench
+from bnlab.lab.experiment import Experiment
 from bnlab.lab.plots import caption, of_intervals
 from bnlab.lab.records import Tables, average, distinct, gained, last, resolution, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import diverged
 from bnlab.lab.verdict import Evidence
-from bnlab.nets.catalogue import has_row
+from bnlab.nets.registry import has_row
 from bnlab.nets.tables import LocalResponse
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -24,31 +24,31 @@ CHANGES: Mapping[str, str] = {
     "decay_epochs": "decay 6 times as fast",
     "local_response": "no local response normalisation",
     "shuffle": "thorough shuffling",
-    "photometric": "less photometric distortion",
+    "color_jitter": "less photometric distortion",
 }
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """BN-Baseline, BN-x5, and what lies one change from either, at equal steps."""
-    before, after = (_recipe(bench, name) for name in ("bn-baseline", "bn-x5"))
+    before, after = (_recipe(experiment, name) for name in ("bn-baseline", "bn-x5"))
     differing = [key for key in CHANGES if getattr(before, key) != getattr(after, key)]
     arms = {NONE: before, SEVEN: after}
     for key in differing:
         arms[f"only {CHANGES[key]}"] = before.model_copy(update={key: getattr(after, key)})
         arms[f"all but {CHANGES[key]}"] = after.model_copy(update={key: getattr(before, key)})
-    return bench.run(bench.cells(arms))
+    return experiment.run(experiment.measurements(arms))
 
 
-def _recipe(bench: Bench, name: str) -> Recipe:
-    small = bench.budget == "quick" or bench.sides.kind == "digits"
+def _recipe(experiment: Experiment, name: str) -> Recipe:
+    small = experiment.budget == "quick" or experiment.splits.kind == "digits"
     network = "bn_small_inception" if small else "bn_inception"
-    options: dict[str, Any] = {"judge_every": 10**6}
+    options: dict[str, Any] = {"validate_every": 10**6}
     if not has_row(network, LocalResponse):
         options["local_response"] = False
-    if bench.budget == "quick":  # 0.01 suited the small Inception without BN best, of 0.003, 0.01 and 0.03
+    if experiment.budget == "quick":  # 0.01 suited the small Inception without BN best, of 0.003, 0.01 and 0.03
         own = load_settings(name).recipe.learning_rate / load_settings("bn-baseline").recipe.learning_rate
         options |= {"steps": 150, "learning_rate": 0.01 * own}
-    return bench.recipe(network, base=name, **options)
+    return experiment.recipe(network, base=name, **options)
 
 
 def judge(tables: Tables) -> Findings:
@@ -67,7 +67,7 @@ def judge(tables: Tables) -> Findings:
             else f"leaving out {change} costs accuracy",
             values=gained(rows, *pair, last("test_top1")),
             level=level,
-            decides=False,
+            primary=False,
             **points,
         )
 

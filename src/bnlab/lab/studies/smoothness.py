@@ -8,18 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from bnlab.errors import plural
-from bnlab.lab.again import Batch, aside, batch_of, gradients, is_look, put
-from bnlab.lab.bench import WITH_BN, WITHOUT_BN, Bench
-from bnlab.lab.cells import Place
-from bnlab.lab.course import Witness, train
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, over_seeds
 from bnlab.lab.records import Records, Row, Tables, mean, number, numbers, ratios, seeds, where
+from bnlab.lab.replay import Batch, batch_of, gradients, is_look, put, replaying
 from bnlab.lab.study import Findings, Study
-from bnlab.lab.tuning import Learnt, chosen, remarks
+from bnlab.lab.trained_network import Probe, train
+from bnlab.lab.tuning import LearntFilter, chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import Trainee
+from bnlab.training.loop import TrainingContext
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 EQUAL = 0.01  # the rate at which arms are compared too
@@ -35,24 +35,24 @@ _MEASURES = {
 }
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """Both networks at each rate; on the way, the loss along the gradient."""
-    same: dict[str, Any] = {"steps": bench.pick(150, 10_000), "dropout": 0.0, "judge_every": 100_000}
-    if bench.budget == "quick" and bench.sides.kind == "digits":
+    same: dict[str, Any] = {"steps": experiment.pick(150, 10_000), "dropout": 0.0, "validate_every": 100_000}
+    if experiment.budget == "quick" and experiment.splits.kind == "digits":
         same["size"] = 16
-    networks = bench.twins()
-    arms = {arm: bench.recipe(networks[arm], **same) for arm in (WITHOUT_BN, WITH_BN)}
-    return bench.tuned(arms, RATES, probed)
+    networks = experiment.twins()
+    arms = {arm: experiment.recipe(networks[arm], **same) for arm in (WITHOUT_BN, WITH_BN)}
+    return experiment.tuned(arms, RATES, probed)
 
 
-def probed(place: Place, recipe: Recipe) -> Tables:
+def probed(job: JobContext, recipe: Recipe) -> Tables:
     """One training, probed on the way."""
-    witness = Probe(_LOOKS)
-    train(place, recipe, witness=witness)
-    return {"accuracy": witness.tables["accuracy"], "smoothness": witness.tables.get("smoothness", [])}
+    probe = LossAlongGradient(_LOOKS)
+    train(job, recipe, probe=probe)
+    return {"accuracy": probe.tables["accuracy"], "smoothness": probe.tables.get("smoothness", [])}
 
 
-class Probe(Witness):
+class LossAlongGradient(Probe):
     """Before a step, its batch's loss and gradient at several lengths along the negative gradient.
 
     Lengths are multiples of `COMMON`, and of the learning rate that the step will have.
@@ -62,36 +62,36 @@ class Probe(Witness):
         super().__init__()
         self.looks = looks
 
-    def before(self, step: int, trainee: Trainee) -> None:
+    def before(self, step: int, context: TrainingContext) -> None:
         """Probe, where it is time."""
-        if not is_look(step, trainee, self.looks):
+        if not is_look(step, context, self.looks):
             return
-        rates = {"common": COMMON, "own": float(trainee.optimizer.param_groups[-1]["lr"])}
-        batch = batch_of(step, trainee)
-        with aside(trainee):
+        rates = {"common": COMMON, "own": float(context.optimizer.param_groups[-1]["lr"])}
+        batch = batch_of(step, context)
+        with replaying(context):
             for lengths, rate in rates.items():
-                row = along(trainee, batch, step, [rate * multiple for multiple in MULTIPLES])
+                row = along(context, batch, step, [rate * multiple for multiple in MULTIPLES])
                 if row is not None:
                     self.write("smoothness", row | {"step": step, "lengths": lengths, "rate": rate})
 
 
-def along(trainee: Trainee, batch: Batch, step: int, lengths: Sequence[float]) -> Row | None:
+def along(context: TrainingContext, batch: Batch, step: int, lengths: Sequence[float]) -> Row | None:
     """What is met at W - length * G, for the gradient G at the weights W, which are put back.
 
     range: the highest less the lowest loss, that at W among them; change: the largest ||G' - G||; beta: the largest
     ||G' - G|| / ||length * G||; relative: change / ||G||. None where a loss or a gradient is no finite number at W;
     where it is none further on, the range and the changes are infinite.
     """
-    named = {name: p for name, p in trainee.network.named_parameters() if p.requires_grad}
+    named = {name: p for name, p in context.network.named_parameters() if p.requires_grad}
     start = {name: p.detach().clone() for name, p in named.items()}
-    loss, found = gradients(trainee, batch, list(named.values()), step)
+    loss, found = gradients(context, batch, list(named.values()), step)
     size = _norm(found)
     if not (math.isfinite(loss) and math.isfinite(size) and size > 0):
         return None
     losses, changes, betas = [loss], [], []
     for length in lengths:
         put(named, {name: start[name] - length * g for name, g in zip(named, found, strict=True)})
-        there, turned = gradients(trainee, batch, list(named.values()), step)
+        there, turned = gradients(context, batch, list(named.values()), step)
         change = _norm([new - old for new, old in zip(turned, found, strict=True)])
         finite = math.isfinite(there) and math.isfinite(change)
         losses.append(there if finite else math.inf)
@@ -117,10 +117,10 @@ def judge(tables: Tables) -> Findings:
     rows = chosen(tables, "smoothness")
     accuracies = chosen(tables)
     equal = where(tables["smoothness"], learning_rate=EQUAL, lengths="common")
-    learnt, learnt_so = Learnt(accuracies), Learnt(where(tables["accuracy"], learning_rate=EQUAL))
+    learnt, learnt_so = LearntFilter(accuracies), LearntFilter(where(tables["accuracy"], learning_rate=EQUAL))
     decisive = ("range", "change", "beta")
 
-    def clause(measure: str, which: Records, said: str, *, decides: bool = False) -> Evidence:
+    def clause(measure: str, which: Records, said: str, *, primary: bool = False) -> Evidence:
         return Evidence(
             what=f"{_MEASURES[measure].split(',')[0]}, with BN over without{said}",
             values=(learnt_so if which is equal else learnt).only(
@@ -129,13 +129,13 @@ def judge(tables: Tables) -> Findings:
             below=1.0,
             unit="times",
             ratio=True,
-            decides=decides,
+            primary=primary,
         )
 
     common, own = (where(rows, lengths=lengths) for lengths in LENGTHS)
     return Findings(
         evidence=(
-            *(clause(measure, common, ", at the same step lengths", decides=True) for measure in decisive),
+            *(clause(measure, common, ", at the same step lengths", primary=True) for measure in decisive),
             clause("relative", common, ", at the same step lengths"),
             *(clause(measure, own, ", at each one's own learning rate") for measure in decisive),
             clause("relative", own, ", at each one's own learning rate"),

@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
-from bnlab.data.source import open_recorded_data
-from bnlab.lab.bench import WITH_BN, Bench
-from bnlab.lab.cells import Place
+from bnlab.data.dataset import open_recorded_data
+from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, over_seeds
 from bnlab.lab.records import (
     Records,
     Row,
     Tables,
     average,
-    chance,
     gained,
     last,
+    learnt_threshold,
     mean,
     number,
     ratios,
@@ -29,14 +29,14 @@ from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.machine import environment
-from bnlab.nets.build import to_device
+from bnlab.nets.build import move_network
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
+from bnlab.training.build import make_context
+from bnlab.training.finetune import new_network
 from bnlab.training.loop import train_step
 from bnlab.training.optimizer import set_learning_rate
 from bnlab.training.setup import batch_errors, exact
-from bnlab.training.start import new_network
-from bnlab.training.trainee import make_trainee
 
 RATES = (0.03, 0.1, 0.3)
 BN, WHITENING = "batch normalisation", "whitening"
@@ -44,12 +44,12 @@ _WARM_UP, _MARGIN = 2, 1.0  # steps; points
 _DEARER = 1.1  # times: less is nothing to choose a normalisation by
 
 
-def measure(bench: Bench) -> Tables:
+def measure(experiment: Experiment) -> Tables:
     """What a step of each costs, and both trained at each rate; of each judgement the time that its steps took."""
-    same: dict[str, Any] = {"steps": bench.pick(150, 6000), "schedule": "constant"}
-    norms = {BN: "batch", WHITENING: bench.pick("whitening:10000", "whitening:64")}
-    arms = {arm: bench.recipe(bench.twins()[WITH_BN], norm=norm, **same) for arm, norm in norms.items()}
-    rounds, here = bench.pick(20, 100), environment(bench.device)
+    same: dict[str, Any] = {"steps": experiment.pick(150, 6000), "schedule": "constant"}
+    norms = {BN: "batch", WHITENING: experiment.pick("whitening:10000", "whitening:64")}
+    arms = {arm: experiment.recipe(experiment.twins()[WITH_BN], norm=norm, **same) for arm, norm in norms.items()}
+    rounds, here = experiment.pick(20, 100), environment(experiment.device)
     timing: dict[str, Any] = {
         "norms": {arm: recipe.norm for arm, recipe in arms.items()},
         "rounds": rounds,
@@ -57,35 +57,37 @@ def measure(bench: Bench) -> Tables:
         "machine": {key: here[key] for key in ("processor", "threads", "gpu")},
         "steps": 2 * rounds,
     }
-    tables = bench.run([bench.cell(costs, seed, recipe=arms[BN], **timing) for seed in bench.seeds], alone=True)
-    tables |= bench.tuned(arms, RATES)
+    tables = experiment.run(
+        [experiment.cell(costs, seed, recipe=arms[BN], **timing) for seed in experiment.seeds], alone=True
+    )
+    tables |= experiment.tuned(arms, RATES)
     milliseconds = {arm: average(where(tables["cost"], arm=arm), "milliseconds") for arm in arms}
     for row in tables["accuracy"]:
         row["seconds"] = number(row, "step") * milliseconds[str(row["arm"])] / 1000
     return tables
 
 
-def costs(place: Place, recipe: Recipe, norms: dict[str, str], rounds: int, machine: Row) -> Tables:
+def costs(job: JobContext, recipe: Recipe, norms: dict[str, str], rounds: int, machine: Row) -> Tables:
     """The median time of a training step with each normalisation, on the same batch, in turn.
 
     The networks are made for it and thrown away; at a learning rate of 0 none can diverge, and a step is no cheaper.
     """
-    source = open_recorded_data(place.split)
+    dataset = open_recorded_data(job.split)
     trainees = {}
     for arm, norm in norms.items():
         own = recipe.model_copy(update={"norm": norm})
-        network = to_device(new_network(own, classes=len(source.classes))[0], place.device).train()
-        trainees[arm] = make_trainee(own, network, source, place.device)
+        network = move_network(new_network(own, classes=len(dataset.classes))[0], job.device).train()
+        trainees[arm] = make_context(own, network, dataset, job.device)
         set_learning_rate(trainees[arm].optimizer, 0.0)
     pixels, labels = next(trainees[BN].loader.epoch(0, recipe.size))
     seconds: dict[str, list[float]] = {arm: [] for arm in norms}
-    with exact(place.device), batch_errors(trainees[BN]):
+    with exact(job.device), batch_errors(trainees[BN]):
         for step in range(_WARM_UP + rounds):
-            for arm, trainee in trainees.items():
-                began = _now(place.device)
-                train_step(trainee, pixels, labels, step)
-                seconds[arm].append(_now(place.device) - began)
-                place.tell(1)
+            for arm, context in trainees.items():
+                began = _now(job.device)
+                train_step(context, pixels, labels, step)
+                seconds[arm].append(_now(job.device) - began)
+                job.tell(1)
     middle = {arm: sorted(of_arm[_WARM_UP:])[rounds // 2] for arm, of_arm in seconds.items()}
     return {"cost": [{"arm": arm, "milliseconds": 1000 * median, **machine} for arm, median in middle.items()]}
 
@@ -118,13 +120,13 @@ def judge(tables: Tables) -> Findings:
     by_step = Evidence(
         what=f"at equal steps whitening's test accuracy is at least BN's, to {_MARGIN:g} point (Huang et al. 2018)",
         values=gained(learnt, WHITENING, BN, last("test_top1")),
-        decides=False,
+        primary=False,
         **points,
     )
     on_the_way = Evidence(
         what="and so is its average over the training",
         values=gained(learnt, WHITENING, BN, mean("test_top1")),
-        decides=False,
+        primary=False,
         **points,
     )
     return Findings(
@@ -144,7 +146,7 @@ def judge(tables: Tables) -> Findings:
 def _lost(rows: Records) -> list[int]:
     """The seeds of which neither network ends above guessing."""
     ends = {(row["arm"], row["seed"]): row for row in rows}.values()
-    learnt = {row["seed"] for row in ends if number(row, "test_top1") > chance(row)}
+    learnt = {row["seed"] for row in ends if number(row, "test_top1") > learnt_threshold(row)}
     return [seed for seed in seeds(rows) if seed not in learnt]
 
 

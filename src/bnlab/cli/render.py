@@ -1,0 +1,239 @@
+"""Results as tables for the screen."""
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from bnlab.commands.demo import DemoResult
+from bnlab.commands.evaluate import EvaluateResult
+from bnlab.commands.find_lr import FindLrResult
+from bnlab.commands.import_weights import ImportResult
+from bnlab.commands.machine import MachineResult
+from bnlab.commands.net import NetResult, listing
+from bnlab.commands.predict import PredictResult
+from bnlab.commands.split import SplitResult
+from bnlab.commands.study import StudyResult
+from bnlab.commands.study import listing as studies
+from bnlab.data.split_csv import SPLITS
+from bnlab.errors import plural, printable
+from bnlab.report.html import format_number
+
+_SHOWN = 10  # groups of duplicates that are named
+
+
+def split_table(result: SplitResult) -> RenderableType:
+    """Photos by class and side, then what was found."""
+    counts = result.split.counts()
+    sides = [side for side in SPLITS if any(count[side] for count in counts.values())]
+    table = _table("class", *sides, "all")
+    for label, count in counts.items():
+        table.add_row(Text(printable(label)), *(str(count[side]) for side in sides), str(sum(count.values())))
+    total = [sum(count[side] for count in counts.values()) for side in sides]
+    table.add_section()
+    table.add_row("all", *map(str, total), str(sum(total)))
+    return Group(table, *_findings(result))
+
+
+def evaluation_table(result: EvaluateResult) -> RenderableType:
+    """The figures, then the classes."""
+    evaluation = result.evaluation
+    low, high = evaluation.top1_interval
+    figures = Table.grid(padding=(0, 2))
+    figures.add_row("read", f"{evaluation.split}, n = {evaluation.n}")
+    if evaluation.crops > 1:
+        figures.add_row("averaged over", f"{evaluation.crops} crops of each photo")
+    for member in evaluation.members:
+        figures.add_row("top-1 alone", Text(f"{member.top1:.1%}  {printable(member.classifier)}"))
+    top1 = f"top-1 of the {len(evaluation.members)} together" if evaluation.members else "top-1"
+    figures.add_row(top1, f"{evaluation.top1:.1%}  (95% interval {low:.1%} to {high:.1%})")
+    if len(evaluation.classes) > 5:
+        figures.add_row("top-5", f"{evaluation.top5:.1%}")
+    figures.add_row("calibration error (ECE)", f"{evaluation.ece:.3f}")
+    table = _table("class", "photos", "precision", "recall", "F1", "most often taken for")
+    for i, score in enumerate(evaluation.per_class):
+        row = evaluation.confusion[i].copy()
+        row[i] = 0
+        taken = f"{printable(evaluation.classes[row.argmax()])} ({row.max()})" if row.max() else ""
+        shares = ("–" if share is None else f"{share:.1%}" for share in (score.precision, score.recall, score.f1))
+        table.add_row(Text(printable(score.label)), str(score.n), *shares, Text(taken))
+    return Group(figures, "", table)
+
+
+def rate_table(result: FindLrResult) -> RenderableType:
+    """What was read off the curve, and why."""
+    found, curve = result.suggestion, result.test.curve
+    table = _table("learning rate", "", justify="left")
+    for rate, meaning in (
+        (found.steepest, "the loss falls fastest"),
+        (found.lowest, "it is lowest"),
+        (found.tenth_of_minimum, "a tenth of that"),
+        (found.diverged_at, "it diverges"),
+    ):
+        table.add_row("–" if rate is None else f"{rate:.2g}", meaning)
+    tried = f"tried {curve.rates[0]:.2g} to {curve.rates[-1]:.2g} in {plural(len(curve.rates), 'step')}"
+    answer = "none" if found.suggested is None else f"{found.suggested:g}"
+    return Group(table, "", Text(f"{tried}; suggested: {answer} ({found.reason})"))
+
+
+def prediction_table(result: PredictResult) -> RenderableType:
+    """One photo a row, best class first."""
+    width = max(len(p.top) for p in result.predictions)
+    table = _table("photo", "class", "probability", *(["then"] if width > 1 else []), justify="left")
+    for p in result.predictions:
+        if p.error:
+            table.add_row(Text(printable(p.path)), Text("cannot be used", style="yellow"))
+        else:
+            rest = ", ".join(f"{printable(c.label)} {c.probability:.1%}" for c in p.top[1:])
+            table.add_row(
+                Text(printable(p.path)), Text(printable(str(p.label)), style="bold"), f"{p.probability:.1%}", Text(rest)
+            )
+    return table
+
+
+def import_lines(result: ImportResult) -> str:
+    """What the weights were taken for, what went into batch normalisation and what was left out."""
+    card, conversion = result.card, result.conversion
+    preprocessing = f"{card.preprocessing.size} px, {card.preprocessing.resize}"
+    lines = [
+        f"{printable(result.settings.file)}: {conversion.format.summary}, as {card.network} "
+        f"(variant {card.arguments['variant']}), classes: {len(card.classes)}, {preprocessing}"
+    ]
+    if conversion.format.guessed:
+        lines.append("a bnlab network's own weights? say --format bnlab")
+    if conversion.merged:
+        lines.append(f"biases merged into the batch normalisation behind them: {conversion.merged}")
+    if conversion.dropped:
+        lines.append(f"left out: {plural(len(conversion.dropped), 'tensor')} of auxiliary heads")
+    return "\n".join(lines)
+
+
+def demo_table(result: DemoResult) -> RenderableType:
+    """How the twins came out, and what the better one said of a few digits."""
+    outcomes = _table("network", "outcome", justify="left")
+    for name, twin in result.twins.items():
+        outcomes.add_row(name, twin.outcome())
+    answers = _table("held-out digit", "class", "probability", justify="left")
+    for p in result.answers:
+        answers.add_row(Text(printable(p.path)), Text(str(p.label), style="bold"), f"{p.probability:.1%}")
+    return Group(outcomes, "", answers)
+
+
+def net_list() -> RenderableType:
+    """The networks, the default variant of each first."""
+    table = _table("network", "what it is", "variants", "stems", justify="left")
+    for network in listing():
+        variants = network["variants"] if len(network["variants"]) > 1 else []
+        table.add_row(network["name"], Text(network["summary"]), ", ".join(variants), ", ".join(network["stems"]))
+    return table
+
+
+def net_table(result: NetResult, *, by_part: bool) -> RenderableType:
+    """A network's layers, or the parts of each (without their share, for which names of parts leave no room)."""
+    share = [] if by_part else ["share"]
+    table = _table("layer", "what it is", "output", "parameters", "multiply-adds", *share)
+    table.columns[1].justify = "left"
+    total = result.multiply_adds
+
+    def numbers(parameters: int, multiply_adds: int) -> list[str]:
+        shares = [] if by_part else [f"{multiply_adds / total:.1%}"]
+        return [f"{parameters:,}", f"{multiply_adds:,}", *shares]
+
+    for row in (part for layer in result.layers for part in (layer.parts if by_part else [layer])):
+        output = " x ".join(map(str, row.output))
+        table.add_row(row.name, row.kind, output, *numbers(row.parameters, row.multiply_adds))
+    table.add_section()
+    table.add_row("total", "", "", *numbers(result.parameters, total))
+    return table
+
+
+def what_is_counted(result: NetResult) -> str:
+    """The lines below a network's table."""
+    channels = result.arguments["in_channels"]
+    heads = " The auxiliary heads are counted in; they run in training alone."
+    return (
+        f"Multiply-adds of convolutions and linear layers for one image, {channels} x {result.size} x {result.size};\n"
+        f"biases, normalisation, pooling and activations are not counted.{heads if result.auxiliary else ''}"
+    )
+
+
+def _findings(result: SplitResult) -> list[RenderableType]:
+    split = result.split
+    lines: list[RenderableType] = []
+    if split.refused:
+        verb = "is" if len(split.refused) == 1 else "are"
+        lines.append(Text(f"{plural(len(split.refused), 'photo')} cannot be used and {verb} left out"))
+    conflicts = split.conflicts
+    labelled_twice = set(conflicts)
+    alike = [group for group in split.groups if group not in labelled_twice]
+    if alike:
+        photos, groups = sum(len(group.members) for group in alike), plural(len(alike), "group")
+        lines.append(Text(f"{photos} photos are duplicates ({groups}), each group kept on one side"))
+    for group in conflicts[:_SHOWN]:
+        names = " = ".join(
+            f"{printable(split.photos[i].path)} ({printable(split.photos[i].label)})" for i in group.members
+        )
+        lines.append(Text("label conflict: ", style="yellow") + Text(names))
+    if len(conflicts) > _SHOWN:
+        lines.append(Text(f"and {len(conflicts) - _SHOWN} more label conflicts", style="yellow"))
+    return lines
+
+
+def _table(first: str, *others: str, justify: str = "right") -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="left" if justify == "left" else "right", overflow="fold")
+    return table
+
+
+def machine_table(result: MachineResult) -> RenderableType:
+    """What was found, then what was measured."""
+    found = result.environment
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "system": found["system"],
+        "processor": f"{found['processor']}, {plural(found['cores'], 'usable core')}, {found['threads']} threads",
+        "free memory": f"{result.free_memory / 2**30:.1f} GiB",
+        "device": found["device"] + (f" ({found['gpu']})" if found["gpu"] else ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "process": ", ".join([result.tuning, *(f"{name}={value}" for name, value in found["tuned"].items())]),
+        "precision": f"auto is {result.precision}",
+    }
+    rows |= {what: f"{rate:.0f} GFLOP/s" for what, rate in result.gflops.items()}
+    for name, value in rows.items():
+        table.add_row(name, Text(printable(value)))
+    return table
+
+
+def study_list() -> RenderableType:
+    """The studies with their claims."""
+    parts: list[RenderableType] = []
+    for row in studies():
+        head = Text.assemble((row["study"], "bold"), f"  {row['title']}")
+        parts += [head, Padding(Text(f"{row['claim']} ({row['source']})", style="dim"), (0, 0, 0, 2), expand=False)]
+    return Group(*parts)
+
+
+def study_table(result: StudyResult) -> RenderableType:
+    """Each study's verdict, its clauses with their numbers, and what was remarked."""
+    parts: list[RenderableType] = []
+    for report in result.reports:
+        findings = report.findings
+        parts += [Text(f"{report.study.name}: {findings.verdict}", style="bold"), Text(report.study.claim)]
+        about = [report.data, plural(report.seeds, "seed"), f"budget {report.budget}"]
+        about += [f"{key} {value}" for key, value in report.options.items()]
+        parts.append(Text(", ".join(about), style="dim"))
+        table = _table("clause", "range", "mean", "interval", "verdict")
+        for each in findings.evidence:
+            low, high = each.interval
+            beside = "" if each.primary else " (beside)"
+            table.add_row(
+                Text(each.what + beside),
+                f"{each.claimed} {each.unit}".replace("-", "−"),
+                format_number(each.mean),
+                f"{format_number(low)} to {format_number(high)}",
+                str(each.verdict),
+            )
+        parts += [table, *(Text(f"{remark}.") for remark in findings.remarks), Text("")]
+    return Group(*parts[:-1])

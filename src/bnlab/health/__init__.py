@@ -1,0 +1,1 @@
+"""The health of batch normalisation: the monitor that training runs, and what it finds."""

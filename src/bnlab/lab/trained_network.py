@@ -1,0 +1,228 @@
+"""A network trained for a study: by the product's own loop and settings, with someone looking on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bnlab.classifier.evaluate import Evaluation, evaluate
+from bnlab.classifier.predict import Classifier
+from bnlab.data.dataset import Dataset, open_recorded_data
+from bnlab.errors import DivergedError
+from bnlab.lab.held_out import HeldOut, card_of, decoded, guessing, is_measurable, majority_baseline
+from bnlab.lab.measurements import JobContext
+from bnlab.lab.records import Row, Tables
+from bnlab.nets.build import build, move_network
+from bnlab.nets.network import TableNetwork
+from bnlab.nets.options import MakeNorm
+from bnlab.nets.registry import ARCHITECTURE_KEYS
+from bnlab.norm import recalibrate
+from bnlab.norm.modes import StatisticsMode
+from bnlab.progress import NullProgress
+from bnlab.recipe import Recipe
+from bnlab.runs import Run
+from bnlab.training import checkpoint, loop
+from bnlab.training.build import make_context, shrunk_side
+from bnlab.training.checkpoint import TrainState
+from bnlab.training.finetune import new_network
+from bnlab.training.loop import TrainingContext
+from bnlab.training.schedule import Plan
+from bnlab.training.setup import batch_errors, exact, init_on_first_batch
+from bnlab.training.validate import ValidationResult, calibration_batches
+
+_WORTH_SAVING = 20.0  # seconds: a shorter training is begun anew
+
+MakeNetwork = Callable[[Recipe, int], TableNetwork]
+"""from a recipe and a number of classes"""
+
+
+class Probe:
+    """Looks on while a network is trained, and writes down; what it wrote survives an interruption.
+
+    It must leave the network, its flags and its gradients as they were.
+    """
+
+    def __init__(self) -> None:
+        self.tables: Tables = {}
+
+    def write(self, table: str, row: Row) -> None:
+        """A row for a table."""
+        self.tables.setdefault(table, []).append(row)
+
+    def begin(self, context: TrainingContext) -> None:
+        """The training is about to begin, or to go on."""
+
+    def before(self, step: int, context: TrainingContext) -> None:
+        """A step is about to begin; it is numbered from 0."""
+
+    def after(self, step: int, context: TrainingContext) -> None:
+        """The step is done."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive."""
+        return {"tables": self.tables}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Stand where it stood."""
+        self.tables = state["tables"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """A training that is over."""
+
+    context: TrainingContext
+    """the network as the last step left it; where it diverged, of no use"""
+    dataset: Dataset
+    tables: Tables
+    """what the witness wrote, and "accuracy": a row for each judgement"""
+    diverged: bool
+
+    def evaluation(self, side: str, statistics: str = "running", *, images: int = 1024) -> Evaluation:
+        """The network on train, val or test, by running, recalibrated (on so many photos) or batch statistics.
+
+        Batches are shuffled, for a batch of one class has other statistics. The network is as it was, afterwards.
+        """
+        network, recipe = self.context.network, self.context.recipe
+        photos = self.dataset.side(side)
+        photos = photos.take(np.random.default_rng(recipe.seed).permutation(len(photos)))
+        with preserving_state(network):
+            if statistics == "recalibrated":
+                self.recalibrate(images)
+            elif statistics == "batch":
+                use_batch_statistics(network)
+            classifier = Classifier(network, card_of(recipe, network, self.dataset), self.context.device)
+            return evaluate(classifier, photos, side, batch_size=recipe.batch_size, workers=0)
+
+    @property
+    def guess(self) -> float:
+        """The share of test that guessing gets right."""
+        return majority_baseline(self.dataset)
+
+    def recalibrate(self, images: int = 1024) -> None:
+        """Measure the network's statistics anew, on so many photos of train as inference sees them.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
+        context = self.context
+        if is_measurable(context.network):
+            paths = [context.loader.paths[i] for i in context.loader.sample(images)]
+            size = context.recipe.batch_size
+            batches = calibration_batches(paths, context.preprocessing, batch_size=size, device=context.device)
+            try:
+                recalibrate(context.network, batches)
+            except ValueError as error:
+                if "not finite" not in str(error):
+                    raise
+                raise DivergedError(f"recalibration met {error}", "take a lower learning rate") from None
+
+
+def train(
+    job: JobContext, recipe: Recipe, *, probe: Probe | None = None, make: MakeNetwork | None = None
+) -> TrainedNetwork:
+    """Train a network by the recipe, on the sides that the place's seed gave the photos.
+
+    Judged as the recipe has it, by statistics measured anew, on val and on test: of each judgement a row of the table
+    "accuracy" has the accuracies (0..1). A training that diverges is written down as guessing from there on, its last
+    row with the step at which it did.
+    """
+    probe = probe or Probe()
+    recipe = recipe.model_copy(update={"seed": job.seed})
+    dataset = open_recorded_data(job.split)
+    network = make(recipe, len(dataset.classes)) if make else new_network(recipe, classes=len(dataset.classes))[0]
+    network = move_network(network, job.device)
+    cache = decoded(job.split, "train", str(shrunk_side(recipe)), len(dataset.side("train")))
+    context = make_context(recipe, network, dataset, job.device, cache)
+    held_out = HeldOut(job, context, dataset)
+    run = Run(job.folder)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if not run.split.exists():
+        run.split.write_bytes(job.split.read_bytes())
+    parts: dict[str, checkpoint.Stateful] = {"network": network, "optimizer": context.optimizer, "witness": probe}
+    state = checkpoint.load_state(run, recipe, parts)
+    job.tell(state.step)
+
+    @contextmanager
+    def watched(step: int) -> Iterator[None]:
+        probe.before(step, context)
+        yield
+        probe.after(step, context)
+        job.tell(1)
+
+    def validate() -> ValidationResult:
+        validation = held_out(network)
+        probe.write("accuracy", held_out.row(state, validation))
+        return validation
+
+    def save(state: TrainState) -> None:
+        if state.total_seconds > _WORTH_SAVING:
+            checkpoint.save_state(run, state, recipe, parts)
+
+    diverged = False
+    with exact(job.device), batch_errors(context):
+        if not state.plan.steps:
+            init_on_first_batch(context)
+            state.plan = Plan.of(recipe, context.loader.batches)
+        probe.begin(context)
+        hooks = loop.Callbacks(judge=validate, save=save, epoch_done=lambda *_: None, watched=watched)
+        try:
+            loop.fit(context, state, hooks, progress=NullProgress())
+        except DivergedError:
+            diverged = True
+            for step in validation_steps(state.plan, recipe, state.step):
+                probe.write("accuracy", guessing(step, dataset))
+            probe.tables["accuracy"][-1]["diverged_at"] = state.step
+    return TrainedNetwork(context=context, dataset=dataset, tables=probe.tables, diverged=diverged)
+
+
+def with_norm(norm: MakeNorm) -> MakeNetwork:
+    """Makes the recipe's network with a normalisation of the study's own, from the same initial weights."""
+
+    def make(recipe: Recipe, classes: int) -> TableNetwork:
+        options: dict[str, Any] = {
+            key: getattr(recipe, key) for key in (*ARCHITECTURE_KEYS, "dropout", "initialisation", "seed")
+        }
+        return build(recipe.network, classes=classes, **options | {"norm": norm})
+
+    return make
+
+
+def accuracy(job: JobContext, recipe: Recipe) -> Tables:
+    """The cell that most studies need: a training, and its accuracies on the way."""
+    return {"accuracy": train(job, recipe).tables["accuracy"]}
+
+
+def validation_steps(plan: Plan, recipe: Recipe, after: int) -> list[int]:
+    """The steps at which a training is still to be judged."""
+    ends = [
+        min(plan.steps, (epoch + 1) * plan.batches) for epoch in range(plan.epochs) if plan.validates(recipe, epoch)
+    ]
+    return [step for step in ends if step > after] or [plan.steps]
+
+
+def use_batch_statistics(network: TableNetwork) -> None:
+    """Have it normalise by the batch in evaluation too, which moves nothing; `preserving_state` undoes it."""
+    for layer in network.modules():
+        if isinstance(layer, StatisticsMode):
+            layer.statistics = "batch"
+
+
+@contextmanager
+def preserving_state(network: TableNetwork) -> Iterator[None]:
+    """Whatever is done to the network's weights, statistics and flags is undone."""
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    training = {module: module.training for module in network.modules()}
+    kinds = {layer: layer.statistics for layer in network.modules() if isinstance(layer, StatisticsMode)}
+    try:
+        yield
+    finally:
+        for layer, kind in kinds.items():
+            layer.statistics = kind
+        with torch.no_grad():
+            network.load_state_dict(before)
+        for module, mode in training.items():
+            module.training = mode

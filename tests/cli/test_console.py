@@ -1,0 +1,57 @@
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from bnlab import console
+from bnlab.cli.console import ScreenProgress
+
+
+def test_a_terminal_gets_bars_with_rate_and_end() -> None:
+    file = io.StringIO()
+    progress = ScreenProgress(Console(file=file, force_terminal=True, width=160))
+    with progress.task("training", 200, "images", done=100) as task:
+        for _ in range(5):
+            task.advance(10, epoch=3, loss=1.23456)
+            time.sleep(0.03)
+            with progress.task("validating", 10, "photos") as inner:
+                inner.advance(3)
+        progress.bars.refresh()
+    text = file.getvalue()
+    for word in ("training", "150/200", "epoch 3", "loss 1.235", "images/s", "left, done at", "validating", "/10"):
+        assert word in text
+    assert not progress.bars.tasks
+
+
+def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    file = io.StringIO()
+    progress = ScreenProgress(Console(file=file, width=160))
+    with progress.task("training", 1000, "images", done=500) as task:
+        for _ in range(4):
+            now[0] += 20
+            task.advance(100, loss=0.5)
+    with progress.task("quick", 1, "images") as task:
+        task.advance()
+    lines = file.getvalue().splitlines()
+    assert lines[0].startswith("training 700/1000  loss 0.5  5 images/s  1m00s left, done at ")
+    assert lines[1].startswith("training 900/1000  loss 0.5  5 images/s  20s left, done at ")
+    assert lines[2:] == ["training: 400 images in 80 s"]
+
+
+def test_an_error_closes_its_bar() -> None:
+    progress = ScreenProgress(Console(file=io.StringIO(), force_terminal=True))
+    with pytest.raises(ValueError, match="x"), progress.task("a", 1, "photos"):
+        raise ValueError("x")
+    assert not progress.bars.tasks
+    assert not progress.open
+
+
+def test_notes_are_not_markup() -> None:
+    file = io.StringIO()
+    progress = ScreenProgress(Console(file=file, width=20))
+    progress.note("a [red]name[/red] that is longer than the line")
+    progress.warn("[b]")
+    assert file.getvalue() == "a [red]name[/red] that is longer than the line\nwarning: [b]\n"

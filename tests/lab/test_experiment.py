@@ -1,0 +1,77 @@
+from collections.abc import Callable
+
+import pytest
+
+from bnlab.errors import RecipeError
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.measurements import JobContext
+from bnlab.lab.records import Tables, where
+from bnlab.lab.tuning import chosen, remarks
+from bnlab.recipe import Recipe
+
+MakeBench = Callable[..., Experiment]
+
+
+def pretended(job: JobContext, recipe: Recipe, best: float) -> Tables:
+    """An accuracy that is highest at a rate, and at the next on the second seed; test says otherwise."""
+    off = abs(recipe.learning_rate - best * (1 + job.seed)) / best
+    row = {"step": recipe.steps, "val_top1": 1 / (1 + off), "test_top1": off / 10, "seed_seen": recipe.seed}
+    return {"accuracy": [row | {"diverged_at": 3 if recipe.learning_rate > 0.35 else None}]}
+
+
+def test_each_arm_and_seed_has_the_rate_that_suits_it_on_val(make_experiment: MakeBench) -> None:
+    experiment = make_experiment()
+    arms = {name: experiment.recipe(network) for name, network in experiment.twins().items()}
+    tables = experiment.tuned(arms, (0.1, 0.2, 0.4), pretended, best=0.1)
+    assert len(tables["accuracy"]) == 12
+    best = {(row["arm"], row["seed"]): row["learning_rate"] for row in chosen(tables)}
+    assert best == {(WITH_BN, 0): 0.1, (WITH_BN, 1): 0.2, (WITHOUT_BN, 0): 0.1, (WITHOUT_BN, 1): 0.2}
+    assert all(row["seed_seen"] == row["seed"] for row in tables["accuracy"])
+    assert remarks(tables) == tuple(
+        sentence
+        for arm in (WITH_BN, WITHOUT_BN)
+        for sentence in (
+            f"{arm}: the best learning rate was the lowest tried (0.1) for 1 seed of 2; a better one may lie outside",
+            f"{arm}: 2 trainings diverged, at learning rates of 0.4; one that does counts as guessing",
+        )
+    )
+
+
+def test_cells_are_arms_times_seeds_and_carry_their_labels(make_experiment: MakeBench) -> None:
+    experiment = make_experiment(seeds=3)
+    recipe = experiment.recipe("bn_mlp", learning_rate=0.1)
+    measurements = experiment.measurements({"a": recipe, "b": recipe}, pretended, labels={"size": 8}, best=0.1)
+    assert [cell.labels for cell in measurements] == [
+        {"arm": arm, "size": 8, "seed": seed} for arm in "ab" for seed in range(3)
+    ]
+    assert {cell.steps for cell in measurements} == {6}
+    rows = experiment.run(measurements)["accuracy"]
+    assert [(row["arm"], row["seed"]) for row in rows] == [(arm, seed) for arm in "ab" for seed in range(3)]
+    assert where(rows, arm="a", seed=2)[0]["val_top1"] == where(rows, arm="b", seed=2)[0]["val_top1"]
+    assert experiment.seconds > 0
+
+
+def test_a_users_keys_rule_and_digits_are_not_mirrored(make_experiment: MakeBench) -> None:
+    experiment = make_experiment(size=48)
+    for base in (None, "bn-x5"):
+        recipe = experiment.recipe("bn_small_inception", base=base, steps=99, dropout=0.5)
+        assert (recipe.size, recipe.steps, recipe.dropout, recipe.flip) == (48, 6, 0.5, 0.0)
+        assert (recipe.precision, recipe.label_smoothing, recipe.start_size) == ("float32", 0.0, 1.0)
+    assert experiment.recipe("bn_small_inception", base="bn-x5").weight_decay == 0.00004
+    experiment.options = {"epochs": 3}
+    assert (experiment.recipe("bn_mlp", steps=99).steps, experiment.recipe("bn_mlp", steps=99).epochs) == (0, 3)
+    photos = make_experiment(kind="photos")
+    assert photos.recipe("bn_small_inception").flip == 0.5
+    with pytest.raises(RecipeError, match="a recipe has no key 'stpes'"):
+        experiment.recipe("bn_mlp", stpes=3)
+
+
+def test_the_budget_picks(make_experiment: MakeBench) -> None:
+    experiment = make_experiment(kind="photos")
+    assert experiment.pick(1, 2) == 1
+    assert experiment.twins()[WITH_BN] == "bn_small_inception"
+    experiment.budget = "full"
+    assert experiment.pick(1, 2) == 2
+    assert experiment.twins() == {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
+    experiment.splits.kind = "digits"
+    assert experiment.twins()[WITH_BN] == "bn_small_inception"

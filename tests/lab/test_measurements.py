@@ -1,0 +1,142 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab.errors import Interrupted, RunError, StorageError
+from bnlab.lab import measurements as module
+from bnlab.lab.measurements import Done, JobContext, Measurement, alone, measure_all
+from bnlab.lab.records import Tables
+from bnlab.progress import NullProgress
+from bnlab.recipe import Recipe
+
+CALLS: list[int] = []
+
+
+def squared(job: JobContext, *, x: int) -> Tables:
+    CALLS.append(x)
+    job.tell(1)
+    return {"t": [{"x": x, "square": x * x / 3, "threads": torch.get_num_threads()}]}
+
+
+def other(job: JobContext, *, x: int) -> Tables:
+    return squared(job, x=x)
+
+
+def interrupted(job: JobContext, *, x: int) -> Tables:
+    if x == 2 and not (job.folder / "state").exists():
+        (job.folder / "state").write_text("half")
+        raise KeyboardInterrupt
+    return squared(job, x=x)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., list[Measurement]]:
+    split = tmp_path / "split.csv"
+    split.write_text("path,class,split,sha256\na,b,train,1\n")
+    CALLS.clear()
+
+    def measurements(*xs: int, do: Callable[..., Tables] = squared, **more: object) -> list[Measurement]:
+        return [Measurement(do=do, split=split, seed=0, settings={"x": x, **more}, steps=x) for x in xs]
+
+    return measurements
+
+
+def run(measurements: list[Measurement], folder: Path, processes: int = 0) -> list[Done]:
+    return measure_all(
+        measurements, folder=folder, device="cpu", processes=processes, title="test", progress=NullProgress()
+    )
+
+
+def test_what_was_measured_is_kept(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+    folder = tmp_path / "measured"
+    first = run(make(1, 2), folder)
+    assert [done.tables["t"][0]["square"] for done in first] == [1 / 3, 4 / 3]
+    assert first[0].tables["t"][0]["threads"] == 1
+    assert run(make(2, 1), folder) == first[::-1]
+    assert [done.tables["t"][0]["x"] for done in run(make(3, 2, 3), folder)] == [3, 2, 3]  # the same twice: once
+    assert CALLS == [1, 2, 3]
+    assert len(list(folder.glob("*.json"))) == 3
+
+
+def test_a_key_follows_from_all_that_a_result_does(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+    cell = make(1)[0]
+    keys = {cell.key("cpu"), make(2)[0].key("cpu"), cell.key("cuda"), make(1, do=other)[0].key("cpu")}
+    keys |= {Measurement(do=squared, split=cell.split, seed=1, settings={"x": 1}).key("cpu")}
+    keys |= {make(1, recipe=Recipe(size=size))[0].key("cpu") for size in (32, 64)}
+    assert len(keys) == 7
+    assert Measurement(do=squared, split=cell.split, seed=0, settings={"x": 1}, labels={"arm": "a"}).key("cpu") in keys
+    cell.split.write_text("path,class,split,sha256\nmoved/a,b,train,1\n")
+    assert cell.key("cpu") in keys  # the same photo elsewhere
+    cell.split.write_text("path,class,split,sha256\na,b,test,1\n")
+    assert cell.key("cpu") not in keys
+
+
+def test_other_code_measures_anew(make: Callable[..., list[Measurement]], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make(1)[0].key("cpu")
+    monkeypatch.setattr(module, "_code", lambda of: f"other {of}")
+    assert make(1)[0].key("cpu") != before
+
+
+def test_the_code_is_that_of_its_own_study_and_of_all_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    contents = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), contents(path))[1])
+    codes = {name: module._code.__wrapped__(f"bnlab.lab.studies.{name}") for name in ("bias", "seven_changes")}
+    assert codes["bias"] != codes["seven_changes"]
+    assert (read.count("bias.py"), read.count("seven_changes.py"), read.count("smoothness.py")) == (1, 1, 0)
+    assert (read.count("course.py"), read.count("judge.py"), read.count("verdict.py")) == (2, 2, 0)
+
+
+def test_no_study_takes_from_another() -> None:
+    for path in Path(module.__file__).parent.glob("studies/*.py"):
+        assert "lab.studies" not in path.read_text(encoding="utf-8"), path
+
+
+def test_processes_give_the_same(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+    done = run(make(1, 2, 4), tmp_path / "a", processes=2)
+    assert [one.tables["t"][0]["square"] for one in done] == [1 / 3, 4 / 3, 16 / 3]
+    assert {one.tables["t"][0]["threads"] for one in done} == {1}
+
+
+def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+    measurements = make(1, 2, 3, do=interrupted)
+    with pytest.raises(Interrupted, match="the study was interrupted; the same command goes on where it stood"):
+        run(measurements, tmp_path)
+    assert CALLS == [1]
+    done = run(measurements, tmp_path)
+    assert CALLS == [1, 2, 3]
+    assert [one.tables["t"][0]["x"] for one in done] == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_two_studies_do_not_measure_in_one_place(tmp_path: Path) -> None:
+    problem = r"another study measures in .*: wait for it"
+    with alone(tmp_path / "measured"), pytest.raises(RunError, match=problem), alone(tmp_path / "measured"):
+        pass
+    with alone(tmp_path / "measured"):
+        pass
+
+
+def test_a_result_that_cannot_be_read_again_is_told(
+    make: Callable[..., list[Measurement]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "read_json", lambda path: {})
+    with pytest.raises(StorageError, match=r"\.json, just written, cannot be read: see to the disk"):
+        run(make(1), tmp_path)
+
+
+def test_the_time_of_all_sittings_counts(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+    cell = make(2, do=interrupted)[0]
+    with pytest.raises(Interrupted):
+        run([cell], tmp_path)
+    spent = tmp_path / cell.key("cpu") / "seconds.json"
+    spent.write_text(json.dumps({"seconds": 100.0}))
+    assert 100 < run([cell], tmp_path)[0].seconds < 150
+
+
+def test_settings_that_are_no_json_are_a_defect(make: Callable[..., list[Measurement]]) -> None:
+    with pytest.raises(TypeError, match="a cell's settings hold a PosixPath"):
+        make(1, path=Path("x").absolute())[0].key("cpu")

@@ -1,0 +1,69 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bnlab.lab.experiment import Experiment
+from bnlab.lab.measurements import JobContext
+from bnlab.lab.replay import batch_of, gradients, is_look, put, replaying
+from bnlab.lab.trained_network import Probe, train
+from bnlab.training.loop import TrainingContext
+
+
+class Watched(Probe):
+    """Compares what the loop does with what can be seen again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[Tensor] = []
+        self.moves: list[float] = []
+
+    def before(self, step: int, context: TrainingContext) -> None:
+        network = context.network
+        batch = batch_of(step, context)
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        generator = torch.get_rng_state()
+        parameters = dict(network.named_parameters())
+        with replaying(context):
+            put(parameters, {name: p + 1 for name, p in parameters.items()})
+            put(parameters, state)
+            _, self.gradients = gradients(context, batch, list(parameters.values()), step)
+            network.eval()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+        assert all(p.grad is None for p in parameters.values())
+        assert all(module.training for module in network.modules())
+        assert torch.equal(torch.get_rng_state(), generator)
+        self.batch, self.start = batch, [p.detach().clone() for p in parameters.values()]
+        self.hook = network.register_forward_pre_hook(lambda _, inputs: self.images.append(inputs[0]))
+
+    def after(self, step: int, context: TrainingContext) -> None:
+        self.hook.remove()
+        assert torch.equal(self.images[-1], self.batch.images)
+        rate = context.optimizer.param_groups[0]["lr"]
+        for parameter, start, gradient in zip(context.network.parameters(), self.start, self.gradients, strict=True):
+            assert torch.allclose(parameter, start - rate * gradient, atol=1e-6)
+            self.moves.append(float((parameter.detach() - start).abs().max()))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_a_step_seen_again_is_the_step_that_the_loop_takes(
+    make_experiment: Callable[..., Experiment], tmp_path: Path, mixup: float
+) -> None:
+    experiment = make_experiment(momentum=0.0, weight_decay=0.0, dropout=0.3, mixup=mixup, schedule="constant")
+    probe = Watched()
+    job = JobContext(split=experiment.splits.of(1), folder=tmp_path, device="cpu", seed=1)
+    train(job, experiment.recipe("bn_small_inception", size=16), probe=probe)
+    assert len(probe.images) == 6  # more than one epoch
+    assert max(probe.moves) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"steps": 12}, {"steps": 0, "epochs": 3}])
+def test_looks_are_so_many_however_long_is_said(
+    make_experiment: Callable[..., Experiment], job: JobContext, options: dict[str, int]
+) -> None:
+    trained = train(job, make_experiment(**options).recipe("bn_mlp", size=28))
+    context, steps = trained.context, options["steps"] or 3 * trained.context.loader.batches
+    looks = [step for step in range(steps) if is_look(step, context, 3)]
+    assert looks == [(2 * i + 1) * (steps // 3) // 2 for i in range(3)]

@@ -1,0 +1,156 @@
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bnlab.data.split_csv import read_split_csv
+from bnlab.errors import DataError
+from bnlab.lab import splits as module
+from bnlab.lab.splits import StudySplits, open_study_splits
+from bnlab.progress import NullProgress
+
+
+def opened(data: Path | None, folder: Path, *, quick: bool = True, least: int = 10) -> StudySplits:
+    return open_study_splits(data, quick=quick, least=least, folder=folder, progress=NullProgress())
+
+
+def counts(splits: StudySplits, seed: int) -> Counter[str]:
+    return Counter(photo.split for photo in read_split_csv(splits.of(seed)))
+
+
+def test_each_seed_splits_anew_and_always_alike(photos: Path, tmp_path: Path) -> None:
+    splits = opened(photos, tmp_path / "a")
+    assert (len(splits), splits.classes, splits.kind, splits.name) == (72, 3, "photos", photos.name)
+    first = {photo.path: photo.split for photo in read_split_csv(splits.of(0))}
+    other = {photo.path: photo.split for photo in read_split_csv(splits.of(1))}
+    assert set(first.values()) == {"train", "val", "test"}
+    assert first != other
+    again = {photo.path: photo.split for photo in read_split_csv(opened(photos, tmp_path / "b").of(0))}
+    assert again == first
+    assert 8 <= counts(splits, 0)["test"] <= 36
+
+
+def test_one_photo_is_no_data(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    shutil.copy(next(photos.glob("*/*")), tmp_path / "one" / "a")
+    problem = "one has 1 usable photo of 1 class: this study needs 10 photos of 2 classes or more"
+    with pytest.raises(DataError, match=problem):
+        opened(tmp_path / "one", tmp_path / "a")
+
+
+def test_other_labels_and_sides_are_other_lists(photos: Path, tmp_path: Path) -> None:
+    """Else a corrected label, or a photo moved out of test, would be overlooked."""
+    splits = opened(photos, tmp_path / "a")
+    before = splits.of(0)
+    text = before.read_text()
+    corrected = [replace(photo, label="ring") if i == 0 else photo for i, photo in enumerate(splits.photos)]
+    other = StudySplits(splits.name, splits.kind, tmp_path / "a", corrected, len(corrected))
+    assert other.of(0) != before
+    assert Counter(p.label for p in read_split_csv(other.of(0)))["ring"] == 25
+    assert splits.of(0).read_text() == text
+
+
+def test_quick_keeps_of_each_side(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    for i, photo in enumerate(sorted(photos.glob("*/*.png"))):
+        job = data / ("test" if i % 6 == 0 else "train") / photo.parent.name
+        job.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, job / photo.name)
+    monkeypatch.setattr(module, "QUICK_PHOTOS", 30)
+    splits = opened(data, tmp_path / "a")
+    assert Counter(photo.given for photo in splits.photos) == {"train": 30, "test": 12}
+    assert (splits.is_drawn, splits.overlap) == (False, 0.0)
+    assert opened(photos, tmp_path / "b").overlap == pytest.approx(0.3 / 0.55)
+
+
+def test_duplicates_share_a_side(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    originals = sorted((data / "disc").glob("*.png"))
+    for photo in originals:
+        shutil.copy(photo, photo.with_name(f"copy-{photo.name}"))
+    side = {photo.path: photo.split for photo in read_split_csv(opened(data, tmp_path / "a").of(0))}
+    assert len(side) == 72 + 24
+    for photo in originals:
+        assert side[str(photo)] == side[str(photo.with_name(f"copy-{photo.name}"))]
+
+
+@pytest.mark.parametrize(
+    ("given", "there"),
+    [(("train", "val"), {"val": "test"}), (("train", "val", "test"), {"val": "val", "test": "test"})],
+)
+def test_sides_of_data_stay(photos: Path, tmp_path: Path, given: tuple[str, ...], there: dict[str, str]) -> None:
+    data = tmp_path / "data"
+    for i, photo in enumerate(sorted(photos.glob("*/*.png"))):
+        job = data / given[i % len(given)] / photo.parent.name
+        job.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, job / photo.name)
+    listed = list(read_split_csv(opened(data, tmp_path / "a").of(0)))
+    for photo in listed:
+        was = Path(photo.path).parent.parent.name
+        assert photo.split == there.get(was, photo.split)
+        if was == "train":
+            assert photo.split in (("train",) if "test" in given else ("train", "val"))
+    assert {photo.split for photo in listed} == {"train", "val", "test"}
+
+
+def test_quick_takes_a_part_of_many_and_full_takes_all(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUICK_PHOTOS", 30)
+    few = opened(photos, tmp_path / "a")
+    assert Counter(photo.label for photo in few.photos) == {"disc": 10, "ring": 10, "stripes": 10}
+    assert [p.path for p in opened(photos, tmp_path / "b").photos] == [p.path for p in few.photos]
+    assert len(opened(photos, tmp_path / "a", quick=False)) == 72
+
+
+def test_the_bundled_digits_are_the_default(tmp_path: Path) -> None:
+    splits = opened(None, tmp_path)
+    assert (len(splits), splits.classes, splits.kind, splits.name) == (1797, 10, "digits", "scikit-learn's digits")
+    assert counts(splits, 0) == {"train": 972, "test": 539, "val": 286}
+
+
+def test_photos_are_looked_at_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    first = opened(data, tmp_path / "a")
+    looked: list[str] = []
+    fingerprint = module.duplicates.fingerprint
+    monkeypatch.setattr(module.duplicates, "fingerprint", lambda path: looked.append(path) or fingerprint(path))
+    assert opened(data, tmp_path / "a").photos == first.photos
+    assert not looked
+    changed = next((data / "disc").iterdir())
+    changed.write_bytes(next((data / "ring").iterdir()).read_bytes())
+    assert opened(data, tmp_path / "a").photos != first.photos
+    assert len(looked) == 72
+
+
+def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError,
+        match=rf"{photos.name} has 72 usable photos of 3 classes: this study needs 400 photos of 2 classes or more",
+    ):
+        opened(photos, tmp_path / "a", least=400)
+    few = tmp_path / "few"
+    for label in ("disc", "ring"):
+        (few / label).mkdir(parents=True)
+        for photo in sorted((photos / label).iterdir())[: 20 if label == "disc" else 2]:
+            shutil.copy(photo, few / label)
+    problem = "few has too few photos of class 'ring': none fell to "
+    with pytest.raises(DataError, match=re.escape(problem) + r"\w+: .* give 20 or more of each class"):
+        for seed in range(20):
+            opened(few, tmp_path / "b").of(seed)
+
+
+def test_what_cannot_be_used_is_told(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    (data / "disc" / "broken.jpg").write_bytes(b"no picture")
+    for _ in range(2):  # each time
+        progress = NullProgress()
+        splits = open_study_splits(data, quick=True, least=10, folder=tmp_path / "a", progress=progress)
+        assert len(splits) == 72
+        assert any("broken.jpg" in warning for warning in progress.warnings)

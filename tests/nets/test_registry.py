@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+
+from bnlab.errors import UsageError
+from bnlab.nets import registry, tables
+from bnlab.nets.options import ACTIVATIONS, NORMS
+from bnlab.nets.registry import ARCHITECTURE_KEYS, CATALOGUE
+
+PAGE = (Path(__file__).parents[2] / "docs" / "nets.md").read_text("utf-8")
+
+
+def test_the_page_names_every_network_and_every_choice() -> None:
+    for name, network in CATALOGUE.items():
+        for word in (name, *(v for v in network.variants if v != "table"), *network.stems):
+            assert f"`{word}`" in PAGE, word
+    for word in (
+        *ACTIVATIONS,
+        *ARCHITECTURE_KEYS,
+        *(n for n in NORMS if n not in ("ghost", "whitening")),
+        "ghost:SIZE",
+    ):
+        assert f"`{word}`" in PAGE, word
+
+
+def test_twins_differ_in_their_normalisation_alone() -> None:
+    for name in ("googlenet", "inception", "small_inception", "mlp"):
+        with_bn, without = registry.find(f"bn_{name}"), registry.find(name)
+        assert (with_bn.norm, without.norm) == ("batch", "none")
+        assert with_bn.variants == without.variants
+        assert (with_bn.stems, with_bn.activation) == (without.stems, without.activation)
+
+
+def test_which_networks_have_heads() -> None:
+    with_heads = {name for name in CATALOGUE if registry.has_row(name, tables.Auxiliary)}
+    assert with_heads == {"bn_googlenet", "googlenet", "bn_inception", "inception"}
+
+
+def test_stem_and_width_together() -> None:
+    table = registry.table_of("inception", variant="literal", stem="separable", width=0.5)
+    assert table[0] == tables.Conv("conv1", 32, 7, stride=2, multiplier=8)
+    with pytest.raises(UsageError, match=r"no network is called 'x': there are bn_googlenet, "):
+        registry.find("x")
