@@ -124,7 +124,7 @@ def one(data: Path) -> Found:
     from bnlab.nets.build import build, move_network
 
     loader = TrainingLoader(
-        dataset.side("train"),
+        dataset.in_split("train"),
         dataset.classes,
         size=PIXELS,
         area=(0.35, 1.0),
@@ -134,7 +134,7 @@ def one(data: Path) -> Found:
         seed=0,
         workers=0,
     )
-    val = dataset.side("val")
+    val = dataset.in_split("val")
     network = move_network(build("bn_googlenet", classes=len(dataset.classes)), "cpu")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     batches, seconds = loader.epoch(0), []

@@ -1,4 +1,4 @@
-"""The house's rules: imports go down only, packages on one layer do not know each other, light packages know no torch."""
+"""Rules of structure: imports go down only, packages on one layer do not import each other, light ones import no torch."""
 
 import ast
 import subprocess

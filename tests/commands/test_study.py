@@ -17,14 +17,14 @@ from bnlab.lab import catalogue
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import caption, over_seeds
-from bnlab.lab.records import Tables, by_seed, last
+from bnlab.lab.records import Results, by_seed, last
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.progress import NullProgress
 from bnlab.report.plots import Plot
 
 
-def pretended(job: JobContext, *, gain: float) -> Tables:
+def pretended(job: JobContext, *, gain: float) -> Results:
     return {
         "accuracy": [
             {"step": step, "test_top1": 0.5 + gain * step / 100 + job.seed / 100, "n_test": 100} for step in (1, 10)
@@ -32,7 +32,7 @@ def pretended(job: JobContext, *, gain: float) -> Tables:
     }
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     gain = float(experiment.options.get("flip", 0.9))  # any key will do to plant an answer
     return experiment.run(
         [
@@ -43,8 +43,8 @@ def measure(experiment: Experiment) -> Tables:
     )
 
 
-def judge(tables: Tables) -> Findings:
-    rows = tables["accuracy"]
+def judge(results: Results) -> Findings:
+    rows = results["accuracy"]
     ours, theirs = (by_seed(rows, last("test_top1"), arm=arm) for arm in ("with <b>", "without"))
     values = tuple(a - b for a, b in zip(ours, theirs, strict=True))
     return Findings(
@@ -161,7 +161,7 @@ def test_a_folder_may_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_all_studies_those_done_are_there_when_one_is_interrupted(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(experiment: Experiment) -> Tables:
+    def interrupted(experiment: Experiment) -> Results:
         raise KeyboardInterrupt
 
     studies = {"planted": PLANTED, "other": Study(**{**vars(PLANTED), "name": "other", "measure": interrupted})}

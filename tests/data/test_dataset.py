@@ -39,7 +39,7 @@ def test_all_three_kinds_give_the_same(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
 def test_the_names_of_val(data: Path, name: str) -> None:
     (data / "val").rename(data / name)
-    assert len(opened(data).side("val")) == 12
+    assert len(opened(data).in_split("val")) == 12
 
 
 def test_a_photo_listed_is_not_read_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +62,10 @@ def test_a_photo_listed_is_not_read_again(photos: Path, tmp_path: Path, monkeypa
 def test_without_a_val_side_part_of_train_is_held_out(tmp_path: Path) -> None:
     write_photos(tmp_path / "data" / "train", each=12)
     dataset = opened(tmp_path / "data")
-    assert 3 < len(dataset.side("val")) < 20
+    assert 3 < len(dataset.in_split("val")) < 20
     write_photos(tmp_path / "data" / "test", each=2, first=50)
-    assert {p.path for p in opened(tmp_path / "data").side("val")} == {p.path for p in dataset.side("val")}
-    assert len(opened(tmp_path / "data").side("test")) == 6
+    assert {p.path for p in opened(tmp_path / "data").in_split("val")} == {p.path for p in dataset.in_split("val")}
+    assert len(opened(tmp_path / "data").in_split("test")) == 6
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_class_missing_in_val_shifts_no_label(data: Path) -> None:
     shutil.rmtree(data / "val" / "disc")
     dataset = opened(data)
     assert dataset.classes == ("disc", "ring", "stripes")
-    assert {p.label for p in dataset.side("val")} == {"ring", "stripes"}
+    assert {p.label for p in dataset.in_split("val")} == {"ring", "stripes"}
 
 
 def test_a_class_unknown_to_train_is_named(data: Path) -> None:

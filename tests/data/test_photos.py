@@ -74,7 +74,7 @@ def test_choices_are_those_of_a_list(listed: list[Photo], data: st.DataObject) -
     taken = photos.take(np.array(positions, dtype=np.int64))
     assert list(taken) == [listed[i] for i in positions]
     for split in ("train", "val", "test", "other"):
-        assert list(taken.side(split)) == [listed[i] for i in positions if listed[i].split == split]
+        assert list(taken.in_split(split)) == [listed[i] for i in positions if listed[i].split == split]
     some = data.draw(st.slices(len(listed)))
     assert list(photos[some]) == listed[some]
     assert list(photos.paths[some]) == [photo.path for photo in listed[some]]
@@ -142,7 +142,7 @@ def test_a_photo_takes_few_bytes() -> None:
         kept, peak = tracemalloc.get_traced_memory()
         assert kept / number < BYTES_EACH
         assert peak / number < BYTES_EACH + 25  # an array that grows may move, and is then there twice
-        sides = [photos.side("train"), photos.side("val")]
+        sides = [photos.in_split("train"), photos.in_split("val")]
         loader = TrainingLoader(
             sides[0],
             photos.labels,

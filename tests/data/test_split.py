@@ -10,7 +10,7 @@ from tests.conftest import picture, write_photos
 
 from bnlab.data.duplicates import Fingerprint, groups
 from bnlab.data.scan import Found
-from bnlab.data.split import Split, assign, side, split_folder
+from bnlab.data.split import Split, assign, assign_split, split_folder
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
 
@@ -75,14 +75,16 @@ def test_near_duplicates_share_a_side_and_move_nobody_else(some: set[int], data:
 def test_a_split_is_the_same_for_ever() -> None:
     """Worked out once: a later version that moved these would move everyone's photos."""
     hashes = [hashlib.sha256(bytes([i])).hexdigest() for i in range(12)]
-    assert " ".join(side(h, val=0.3, test=0.3, seed=7) for h in hashes) == GOLDEN
+    assert " ".join(assign_split(h, val=0.3, test=0.3, seed=7) for h in hashes) == GOLDEN
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.floats(0, 0.4))
 @settings(max_examples=20)
 def test_shares_are_as_asked_for(seed: int, val: float, test: float) -> None:
     n = 2000
-    counts = Counter(side(hashlib.sha256(str(i).encode()).hexdigest(), val=val, test=test, seed=seed) for i in range(n))
+    counts = Counter(
+        assign_split(hashlib.sha256(str(i).encode()).hexdigest(), val=val, test=test, seed=seed) for i in range(n)
+    )
     for share, name in ((val, "val"), (test, "test")):
         assert abs(counts[name] - share * n) < 5 * (n * share * (1 - share)) ** 0.5 + 1
 

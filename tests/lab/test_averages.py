@@ -66,7 +66,7 @@ def test_the_averages_are_those_that_training_keeps(
     assert torch.equal(again.averages[0.5], probe.inner.averages[0.5])
     again.begin(replace(of_batches.context, device="meta"))  # what was kept on the CPU goes on where training does
     assert {kept.device.type for kept in (again.initial, *again.averages.values())} == {"meta"}
-    assert again.tables["probes"]
+    assert again.results["probes"]
 
 
 def test_counts_are_powers_of_two_and_all() -> None:

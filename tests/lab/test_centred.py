@@ -66,7 +66,7 @@ def test_growth_by_hand_leaves_the_network_alone() -> None:
     for step in range(3):
         probe.before(step, context)
         probe.after(step, context)
-    rows = probe.tables["growth"]
+    rows = probe.results["growth"]
     assert [row["step"] for row in rows] == [0, 2]
     assert {row["norm"] for row in rows} == {13.0}
     assert [row["loss"] for row in rows] == pytest.approx([0.6931472] * 2)

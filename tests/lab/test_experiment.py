@@ -5,14 +5,14 @@ import pytest
 from bnlab.errors import RecipeError
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables, where
+from bnlab.lab.records import Results, where
 from bnlab.lab.tuning import chosen, remarks
 from bnlab.recipe import Recipe
 
 MakeBench = Callable[..., Experiment]
 
 
-def pretended(job: JobContext, recipe: Recipe, best: float) -> Tables:
+def pretended(job: JobContext, recipe: Recipe, best: float) -> Results:
     """An accuracy that is highest at a rate, and at the next on the second seed; test says otherwise."""
     off = abs(recipe.learning_rate - best * (1 + job.seed)) / best
     row = {"step": recipe.steps, "val_top1": 1 / (1 + off), "test_top1": off / 10, "seed_seen": recipe.seed}
@@ -22,12 +22,12 @@ def pretended(job: JobContext, recipe: Recipe, best: float) -> Tables:
 def test_each_arm_and_seed_has_the_rate_that_suits_it_on_val(make_experiment: MakeBench) -> None:
     experiment = make_experiment()
     arms = {name: experiment.recipe(network) for name, network in experiment.twins().items()}
-    tables = experiment.tuned(arms, (0.1, 0.2, 0.4), pretended, best=0.1)
-    assert len(tables["accuracy"]) == 12
-    best = {(row["arm"], row["seed"]): row["learning_rate"] for row in chosen(tables)}
+    results = experiment.tuned(arms, (0.1, 0.2, 0.4), pretended, best=0.1)
+    assert len(results["accuracy"]) == 12
+    best = {(row["arm"], row["seed"]): row["learning_rate"] for row in chosen(results)}
     assert best == {(WITH_BN, 0): 0.1, (WITH_BN, 1): 0.2, (WITHOUT_BN, 0): 0.1, (WITHOUT_BN, 1): 0.2}
-    assert all(row["seed_seen"] == row["seed"] for row in tables["accuracy"])
-    assert remarks(tables) == tuple(
+    assert all(row["seed_seen"] == row["seed"] for row in results["accuracy"])
+    assert remarks(results) == tuple(
         sentence
         for arm in (WITH_BN, WITHOUT_BN)
         for sentence in (

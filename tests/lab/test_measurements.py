@@ -8,24 +8,24 @@ import torch
 from bnlab.errors import Interrupted, RunError, StorageError
 from bnlab.lab import measurements as module
 from bnlab.lab.measurements import Done, JobContext, Measurement, alone, measure_all
-from bnlab.lab.records import Tables
+from bnlab.lab.records import Results
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 
 CALLS: list[int] = []
 
 
-def squared(job: JobContext, *, x: int) -> Tables:
+def squared(job: JobContext, *, x: int) -> Results:
     CALLS.append(x)
     job.tell(1)
     return {"t": [{"x": x, "square": x * x / 3, "threads": torch.get_num_threads()}]}
 
 
-def other(job: JobContext, *, x: int) -> Tables:
+def other(job: JobContext, *, x: int) -> Results:
     return squared(job, x=x)
 
 
-def interrupted(job: JobContext, *, x: int) -> Tables:
+def interrupted(job: JobContext, *, x: int) -> Results:
     if x == 2 and not (job.folder / "state").exists():
         (job.folder / "state").write_text("half")
         raise KeyboardInterrupt
@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Callable[..., list[Measurement]]:
     split.write_text("path,class,split,sha256\na,b,train,1\n")
     CALLS.clear()
 
-    def measurements(*xs: int, do: Callable[..., Tables] = squared, **more: object) -> list[Measurement]:
+    def measurements(*xs: int, do: Callable[..., Results] = squared, **more: object) -> list[Measurement]:
         return [Measurement(do=do, split=split, seed=0, settings={"x": x, **more}, steps=x) for x in xs]
 
     return measurements
@@ -53,10 +53,10 @@ def run(measurements: list[Measurement], folder: Path, processes: int = 0) -> li
 def test_what_was_measured_is_kept(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
     folder = tmp_path / "measured"
     first = run(make(1, 2), folder)
-    assert [done.tables["t"][0]["square"] for done in first] == [1 / 3, 4 / 3]
-    assert first[0].tables["t"][0]["threads"] == 1
+    assert [done.results["t"][0]["square"] for done in first] == [1 / 3, 4 / 3]
+    assert first[0].results["t"][0]["threads"] == 1
     assert run(make(2, 1), folder) == first[::-1]
-    assert [done.tables["t"][0]["x"] for done in run(make(3, 2, 3), folder)] == [3, 2, 3]  # the same twice: once
+    assert [done.results["t"][0]["x"] for done in run(make(3, 2, 3), folder)] == [3, 2, 3]  # the same twice: once
     assert CALLS == [1, 2, 3]
     assert len(list(folder.glob("*.json"))) == 3
 
@@ -97,8 +97,8 @@ def test_no_study_takes_from_another() -> None:
 
 def test_processes_give_the_same(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
     done = run(make(1, 2, 4), tmp_path / "a", processes=2)
-    assert [one.tables["t"][0]["square"] for one in done] == [1 / 3, 4 / 3, 16 / 3]
-    assert {one.tables["t"][0]["threads"] for one in done} == {1}
+    assert [one.results["t"][0]["square"] for one in done] == [1 / 3, 4 / 3, 16 / 3]
+    assert {one.results["t"][0]["threads"] for one in done} == {1}
 
 
 def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list
     assert CALLS == [1]
     done = run(measurements, tmp_path)
     assert CALLS == [1, 2, 3]
-    assert [one.tables["t"][0]["x"] for one in done] == [1, 2, 3]
+    assert [one.results["t"][0]["x"] for one in done] == [1, 2, 3]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 

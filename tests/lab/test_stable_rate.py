@@ -35,11 +35,11 @@ def test_it_is_measured(make_experiment: Callable[..., Experiment], job: JobCont
         .recipe("bn_small_inception", schedule="constant")
         .model_copy(update={"learning_rate": 0.1})
     )
-    tables = max_stable_lr(job, recipe)
-    rate = number(tables["highest"][0], "rate")
-    assert number(where(tables["tried"], rate=rate)[0], "stable") == 1
-    assert all(number(row, "rate") > rate for row in where(tables["tried"], stable=0))
-    assert all(number(row, "rate") <= rate for row in where(tables["tried"], stable=1))
+    results = max_stable_lr(job, recipe)
+    rate = number(results["highest"][0], "rate")
+    assert number(where(results["tried"], rate=rate)[0], "stable") == 1
+    assert all(number(row, "rate") > rate for row in where(results["tried"], stable=0))
+    assert all(number(row, "rate") <= rate for row in where(results["tried"], stable=1))
 
 
 def test_a_network_that_has_blown_up_is_not_stable(make_experiment: Callable[..., Experiment], job: JobContext) -> None:
@@ -48,9 +48,9 @@ def test_a_network_that_has_blown_up_is_not_stable(make_experiment: Callable[...
         .recipe("small_inception", schedule="constant")
         .model_copy(update={"learning_rate": 1e6})
     )
-    tables = max_stable_lr(job, recipe)
-    assert tables["tried"][0]["stable"] == 0
-    assert where(tables["tried"], rate=1e6)[0]["loss"] is None
+    results = max_stable_lr(job, recipe)
+    assert results["tried"][0]["stable"] == 0
+    assert where(results["tried"], rate=1e6)[0]["loss"] is None
 
 
 def test_nor_is_one_whose_statistics_have(make_experiment: Callable[..., Experiment], job: JobContext) -> None:

@@ -44,14 +44,14 @@ def test_a_network_is_trained_judged_and_looked_at(job: JobContext, recipe: Reci
     told: list[int] = []
     trained = train(replace(job, tell=told.append), recipe, probe=Looker())
     assert sum(told) == 6
-    assert [row["step"] for row in trained.tables["before"]] == list(range(6))
-    assert trained.tables["after"][0]["weight"] == trained.tables["before"][1]["weight"]
-    assert trained.tables["after"][0]["weight"] != trained.tables["before"][0]["weight"]
-    rows = trained.tables["accuracy"]
+    assert [row["step"] for row in trained.results["before"]] == list(range(6))
+    assert trained.results["after"][0]["weight"] == trained.results["before"][1]["weight"]
+    assert trained.results["after"][0]["weight"] != trained.results["before"][0]["weight"]
+    rows = trained.results["accuracy"]
     assert rows[-1]["step"] == 6
     assert not trained.diverged
     test = trained.evaluation("test")
-    assert rows[-1]["n_test"] == test.n == len(trained.dataset.side("test"))
+    assert rows[-1]["n_test"] == test.n == len(trained.dataset.in_split("test"))
     recalibrated = trained.evaluation("test", "recalibrated", images=24)
     assert rows[-1]["test_top1"] == pytest.approx(recalibrated.top1, abs=1e-9)
     assert rows[-1]["test_loss"] == pytest.approx(recalibrated.loss, rel=1e-4)
@@ -61,7 +61,7 @@ def test_a_network_is_trained_judged_and_looked_at(job: JobContext, recipe: Reci
 def test_looking_on_changes_nothing(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
     plain = train(replace(job, folder=tmp_path / "a"), recipe)
     looked = train(replace(job, folder=tmp_path / "b"), recipe, probe=Looker())
-    assert plain.tables["accuracy"] == looked.tables["accuracy"]
+    assert plain.results["accuracy"] == looked.results["accuracy"]
     for a, b in zip(
         plain.context.network.state_dict().values(), looked.context.network.state_dict().values(), strict=True
     ):
@@ -79,14 +79,14 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(
     halves = train(replace(job, tell=told.append), recipe, probe=Looker())
     assert 0 < told[0] <= 4  # what was saved need not be made again
     assert sum(told) == 6
-    assert halves.tables == whole.tables
+    assert halves.results == whole.results
 
 
 def test_the_seed_of_the_place_rules(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
     first = train(replace(job, folder=tmp_path / "a"), recipe.model_copy(update={"seed": 5}), probe=Looker())
     other = train(replace(job, folder=tmp_path / "b", seed=1), recipe, probe=Looker())
     assert first.context.recipe.seed == 0
-    assert first.tables["before"][0] != other.tables["before"][0]
+    assert first.results["before"][0] != other.results["before"][0]
 
 
 def test_a_training_that_diverges_counts_as_guessing(job: JobContext, recipe: Recipe) -> None:
@@ -95,15 +95,15 @@ def test_a_training_that_diverges_counts_as_guessing(job: JobContext, recipe: Re
     )
     trained = train(job, wild)
     assert trained.diverged
-    last = trained.tables["accuracy"][-1]
+    last = trained.results["accuracy"][-1]
     assert (last["step"], last["guess"]) == (20, trained.guess)
     assert last["test_top1"] == last["val_top1"] == trained.guess
     assert 0 < last["diverged_at"] < 20
-    steps = [row["step"] for row in trained.tables["accuracy"]]
+    steps = [row["step"] for row in trained.results["accuracy"]]
     assert steps == sorted(set(steps))
-    assert all(row["diverged_at"] is None for row in trained.tables["accuracy"][:-1])
+    assert all(row["diverged_at"] is None for row in trained.results["accuracy"][:-1])
     assert len(steps) == -(-20 // trained.context.loader.batches)  # each epoch is judged
-    assert set(last) == set(train(replace(job, folder=job.folder / "b"), recipe).tables["accuracy"][0])
+    assert set(last) == set(train(replace(job, folder=job.folder / "b"), recipe).results["accuracy"][0])
 
 
 def test_a_network_of_ones_own_is_trained(job: JobContext, recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from bnlab.cli.app import app
 from bnlab.cli.console import err, run_command, show_result
-from bnlab.cli.options import BatchSize, ClassifierFile, Crops, Device, Json, Side, Strict, Workers
+from bnlab.cli.options import BatchSize, ClassifierFile, Crops, Device, Json, SplitName, Strict, Workers
 from bnlab.errors import plural, printable, quoted
 
 if TYPE_CHECKING:
@@ -190,7 +190,9 @@ def evaluate_verb(
             "split.csv, or a folder of classes.",
         ),
     ],
-    split: Annotated[Side | None, typer.Option(help="The side to read; else the first of test, val and all.")] = None,
+    split: Annotated[
+        SplitName | None, typer.Option(help="The side to read; else the first of test, val and all.")
+    ] = None,
     crops: Annotated[
         Crops,
         typer.Option(

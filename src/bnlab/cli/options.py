@@ -24,7 +24,7 @@ class Crops(StrEnum):
     many = "144"
 
 
-class Side(StrEnum):
+class SplitName(StrEnum):
     """The sides of a split that can be evaluated."""
 
     train = "train"

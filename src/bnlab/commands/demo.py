@@ -136,6 +136,6 @@ def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> T
     test = None
     if run.best.exists():
         classifier = Classifier.load(run.best)
-        photos = open_recorded_data(run.split).side("test")
+        photos = open_recorded_data(run.split).in_split("test")
         test = evaluate(classifier, photos, "test")
     return Twin(run=run, rows=rows, test=test, diverged=diverged)

@@ -138,7 +138,7 @@ def _seen_in_training(files: Sequence[Path], cards: Sequence[Card], evaluation: 
 def _trained_on(file: Path, card: Card) -> Photos | None:
     listed = Run(file.parent).split
     try:
-        return read_split_csv(listed).side("train") if file_sha256(listed) == card.split_sha256 else None
+        return read_split_csv(listed).in_split("train") if file_sha256(listed) == card.split_sha256 else None
     except OSError:
         return None
 

@@ -104,10 +104,10 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
         if settings.study == ALL:
             return _all(studies, settings, splits, device, about, progress)
         experiment = _bench(studies[0], settings, splits, device, progress)
-        tables = studies[0].measure(experiment)
-    report = judged(studies[0], experiment, tables)
+        results = studies[0].measure(experiment)
+    report = judged(studies[0], experiment, results)
     folder = _seen(report, settings) or new_run(settings.root, settings.name, stem=f"study-{settings.study}").folder
-    return StudyResult(reports=(write_report(report, experiment, tables, folder, about),), folder=folder, is_all=False)
+    return StudyResult(reports=(write_report(report, experiment, results, folder, about),), folder=folder, is_all=False)
 
 
 def _all(
@@ -123,11 +123,11 @@ def _all(
     reports: list[Report] = []
     for study in studies:
         experiment = _bench(study, settings, splits, device, progress)
-        tables = study.measure(experiment)
+        results = study.measure(experiment)
         folder = folder or new_run(settings.root, settings.name, stem=f"study-{ALL}").folder
         (folder / study.name).mkdir()
-        report = judged(study, experiment, tables)
-        reports.append(write_report(report, experiment, tables, folder / study.name, about, index=f"../{PAGE}"))
+        report = judged(study, experiment, results)
+        reports.append(write_report(report, experiment, results, folder / study.name, about, index=f"../{PAGE}"))
         progress.note(f"{study.name}: {report.findings.verdict} ({len(reports)} of {len(studies)}; {folder / PAGE})")
         write_index(
             reports,

@@ -22,7 +22,7 @@ from bnlab.data.scan import (
     photos_below,
     report_oddities,
     scan,
-    split_sides,
+    split_folders,
 )
 from bnlab.data.split import split_folder, split_found
 from bnlab.data.split_csv import SPLIT_CSV, as_label, check_classes, read_split_csv
@@ -42,9 +42,9 @@ class Dataset:
     own_val: bool = True
     """whether DATA has a val side of its own, or a share was held out"""
 
-    def side(self, split: str) -> Photos:
+    def in_split(self, split: str) -> Photos:
         """The photos of train, val or test."""
-        return self.photos.side(split)
+        return self.photos.in_split(split)
 
 
 def open_training_data(data: Path, *, val: float, seed: int, progress: Progress) -> Dataset:
@@ -58,7 +58,7 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     """
     if listed := _list_in(data):
         photos, refused = _usable(read_split_csv(listed), progress)
-    elif sides := split_sides(data):
+    elif sides := split_folders(data):
         photos, refused = _usable(_of_sides(data, sides, progress), progress)
     else:
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
@@ -67,9 +67,9 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     own_val = "val" in photos.splits
     if not own_val:
         progress.note(f"{printable(data)} has no val side: {val:.0%} of train is held out")
-        train = [Found(photo.path, photo.label) for photo in photos.side("train")]
+        train = [Found(photo.path, photo.label) for photo in photos.in_split("train")]
         split = split_found(data, train, val=val, test=0.0, seed=seed, progress=progress)
-        photos = Photos.of(chain(split.photos, photos.take(np.flatnonzero(~photos.on_side("train")))))
+        photos = Photos.of(chain(split.photos, photos.take(np.flatnonzero(~photos.is_in_split("train")))))
         refused += split.refused
     _tell_leaks(photos, progress)
     return _checked(data, photos, refused, own_val=own_val)
@@ -82,7 +82,7 @@ def open_recorded_data(path: Path) -> Dataset:
         DataError: the list cannot be read, or a photo that is trained or judged on is no longer there.
     """
     photos = read_split_csv(path)
-    for photo in photos.take(np.flatnonzero(~photos.on_side("test"))).paths:
+    for photo in photos.take(np.flatnonzero(~photos.is_in_split("test"))).paths:
         if not os.path.isfile(photo):  # noqa: PTH113 (a Path for each of a million files is slow)
             raise DataError(f"{printable(photo)} is gone, and the run was trained on it", "put it back to resume")
     return _checked(path, photos, [])
@@ -98,7 +98,7 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
     """
     if listed := _list_in(data):
         photos = read_split_csv(listed)
-    elif sides := split_sides(data):
+    elif sides := split_folders(data):
         photos = Photos.of(_listed(sides))
     else:
         photos = Photos.of(Photo(found.path, found.label, "all", "") for found in scan(data))
@@ -112,7 +112,7 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
         raise DataError(
             f"{printable(data)} has no {printable(chosen)} side", f"say --split {' or '.join(sorted(there | {'all'}))}"
         )
-    return chosen, photos.side(chosen)
+    return chosen, photos.in_split(chosen)
 
 
 def _list_in(data: Path) -> Path | None:
@@ -137,7 +137,7 @@ def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress)
     """The photos of a split folder, with the SHA-256 that its split.csv knows."""
     photos = Photos.of(_listed(sides))
     train = next(folder for name, folder in sides if name == "train")
-    filled = photos.side("train").labels
+    filled = photos.in_split("train").labels
     for label, path in class_folders(train).items():
         if as_label(label) not in filled:
             raise DataError(
@@ -183,7 +183,7 @@ def _usable_sha256(path: str) -> str:
 
 
 def _tell_leaks(photos: Photos, progress: Progress) -> None:
-    train = photos.on_side("train")
+    train = photos.is_in_split("train")
     leaked = photos.take(np.flatnonzero(~train)).number_among(photos.take(np.flatnonzero(train)))
     if leaked:
         progress.warn(f"val and test share {plural(leaked, 'photo')} with train, to the byte: accuracy will flatter")
@@ -203,16 +203,16 @@ def _checked(data: Path, listed: Iterable[Photo], refused: Iterable[Refusal], *,
     twice = photos.first_repeated()
     if twice is not None:
         raise DataError(f"{name} lists {printable(twice)} more than once", "a photo has one class and one side")
-    classes = photos.side("train").labels
+    classes = photos.in_split("train").labels
     check_classes(classes, f"train of {name}" if classes else name)
     for split in ("val", "test"):
-        unknown = sorted(set(photos.side(split).labels) - set(classes))
+        unknown = sorted(set(photos.in_split(split).labels) - set(classes))
         if unknown:
             raise DataError(
                 f"{split} of {name} has the class '{printable(unknown[0])}', which train has not",
                 f"add photos of it to train or take it out of {split}",
             )
     dataset = Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val)
-    if not dataset.side("val"):
+    if not dataset.in_split("val"):
         raise DataError(f"{name} has no photo left for val", "add photos or hold out more")
     return dataset

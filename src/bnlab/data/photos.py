@@ -74,11 +74,11 @@ class Photos(Sequence[Photo]):
         """The photos at these positions, in their order; nothing but the positions is copied."""
         return Photos(self._table, self._rows[indices])
 
-    def side(self, split: str) -> "Photos":
+    def in_split(self, split: str) -> "Photos":
         """The photos of train, val or test."""
-        return self.take(np.flatnonzero(self.on_side(split)))
+        return self.take(np.flatnonzero(self.is_in_split(split)))
 
-    def on_side(self, split: str) -> NDArray[np.bool_]:
+    def is_in_split(self, split: str) -> NDArray[np.bool_]:
         """Of each photo whether it is on that side."""
         table = self._table
         if split not in table.splits:

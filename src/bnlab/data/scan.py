@@ -21,7 +21,7 @@ SUFFIXES = frozenset(
 )
 
 
-_SIDE_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 T = TypeVar("T")
 
 
@@ -80,7 +80,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
         raise DataError(f"{printable(folder)} cannot be read ({error.strerror})", "give a folder of photos") from None
 
 
-def split_sides(folder: Path) -> list[tuple[str, Path]]:
+def split_folders(folder: Path) -> list[tuple[str, Path]]:
     """The train, val and test folders of a split folder; empty for a plain folder of classes.
 
     A class may be called `train`: a side is known by the classes below it, and by another side beside it.
@@ -89,7 +89,9 @@ def split_sides(folder: Path) -> list[tuple[str, Path]]:
         DataError: there is no such folder, or two of its folders are the same side.
     """
     folders = class_folders(folder)
-    sides = [(_SIDE_OF_FOLDER[name.lower()], path) for name, path in folders.items() if name.lower() in _SIDE_OF_FOLDER]
+    sides = [
+        (_SPLIT_OF_FOLDER[name.lower()], path) for name, path in folders.items() if name.lower() in _SPLIT_OF_FOLDER
+    ]
     if not any(name == "train" and class_folders(path) for name, path in sides):
         return []
     if len(sides) == 1 and len(folders) > 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Found, Refusal, map_usable_photos, report_oddities, scan, split_sides
+from bnlab.data.scan import Found, Refusal, map_usable_photos, report_oddities, scan, split_folders
 from bnlab.data.split_csv import check_classes, count_photos
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.progress import Progress
@@ -39,7 +39,7 @@ class Split:
         return count_photos(self.photos)
 
 
-def side(sha256: str, *, val: float, test: float, seed: int) -> str:
+def assign_split(sha256: str, *, val: float, test: float, seed: int) -> str:
     """The side of a photo with this content: a number in [0, 1) hashed from it, held against `val` and `val + test`."""
     digest = hashlib.sha256(f"{seed}:{sha256}".encode()).digest()
     draw = int.from_bytes(digest[:8], "big") / 2**64
@@ -56,7 +56,7 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
         raise DataError(
             f"val {val} and test {test} leave nothing to split", "give shares that add up to between 0 and 1"
         )
-    if split_sides(folder):
+    if split_folders(folder):
         raise DataError(f"{printable(folder)} is split already", f"train on it: bnlab train {quoted(folder)}")
     found = scan(folder)
     report_oddities(folder, progress)
@@ -90,7 +90,7 @@ def assign(
         for i in group.members:
             primary[i] = smallest
     return [
-        Photo(found.path, found.label, side(key, val=val, test=test, seed=seed), fingerprint.sha256)
+        Photo(found.path, found.label, assign_split(key, val=val, test=test, seed=seed), fingerprint.sha256)
         for (found, fingerprint), key in zip(examined, primary, strict=True)
     ]
 

@@ -80,7 +80,7 @@ class EmaStatistics(Probe):
 
     def guess(self, steps: list[int]) -> None:
         """Rows for a training that diverged before these steps."""
-        guessed, photos = majority_baseline(self.dataset), min(ALL, len(self.dataset.side("train")))
+        guessed, photos = majority_baseline(self.dataset), min(ALL, len(self.dataset.in_split("train")))
         kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in USUAL]
         for step in steps:
             for statistics in (*kinds, POPULATION, BATCH):
@@ -99,10 +99,10 @@ class EmaStatistics(Probe):
         self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
 
     def _course(self, context: TrainingContext) -> TrainedNetwork:
-        return TrainedNetwork(context=context, dataset=self.dataset, tables={}, diverged=False)
+        return TrainedNetwork(context=context, dataset=self.dataset, results={}, diverged=False)
 
     def _add(self, table: str, row: Row, top1: float) -> None:
-        self.write(table, row | {"top1": top1, "n_test": len(self.dataset.side("test"))})
+        self.write(table, row | {"top1": top1, "n_test": len(self.dataset.in_split("test"))})
 
 
 def counts(photos: int) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables
+from bnlab.lab.records import Results
 from bnlab.lab.trained_network import Probe, preserving_state, train
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.build import build
@@ -46,12 +46,12 @@ class DetachedMean(nn.Module):
         return x
 
 
-def detached(job: JobContext, recipe: Recipe, how: dict[str, Any]) -> Tables:
+def detached(job: JobContext, recipe: Recipe, how: dict[str, Any]) -> Results:
     """A network of such layers: of it the biases alone are trained, or everything."""
     probe = Growth(how["every"])
     make = partial(make_network, arm=how["arm"], alone=how["learned"] == ALONE)
     trained = train(job, recipe, probe=probe, make=make)
-    return {"growth": trained.tables["growth"], "trained": trained.tables["accuracy"]}
+    return {"growth": trained.results["growth"], "trained": trained.results["accuracy"]}
 
 
 def make_network(recipe: Recipe, classes: int, arm: str, *, alone: bool) -> TableNetwork:

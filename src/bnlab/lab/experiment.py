@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from bnlab.config import load_settings
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.lab.measurements import Measurement, measure_all
-from bnlab.lab.records import Tables, Value, joined, labelled
+from bnlab.lab.records import Results, Value, joined, labelled
 from bnlab.lab.splits import StudySplits
 from bnlab.lab.trained_network import accuracy
 from bnlab.lab.tuning import mark_chosen
@@ -130,7 +130,7 @@ class Experiment:
     def measurements(
         self,
         arms: Mapping[str, Recipe],
-        do: Callable[..., Tables] = accuracy,
+        do: Callable[..., Results] = accuracy,
         *,
         column: str = "arm",
         labels: Mapping[str, Value] | None = None,
@@ -145,7 +145,7 @@ class Experiment:
 
     def cell(
         self,
-        do: Callable[..., Tables],
+        do: Callable[..., Results],
         seed: int,
         *,
         labels: Mapping[str, Value] | None = None,
@@ -166,7 +166,7 @@ class Experiment:
             steps=max(1, steps),
         )
 
-    def run(self, measurements: Sequence[Measurement], *, alone: bool = False) -> Tables:
+    def run(self, measurements: Sequence[Measurement], *, alone: bool = False) -> Results:
         """Measure, or take what was measured before; the cells' rows, each with its labels in front.
 
         `alone`: one after the other, for what is timed is slower beside others.
@@ -180,15 +180,15 @@ class Experiment:
             progress=self.progress,
         )
         self.seconds += sum(one.seconds for one in done)
-        return joined(labelled(one.tables, cell.labels) for one, cell in zip(done, measurements, strict=True))
+        return joined(labelled(one.results, cell.labels) for one, cell in zip(done, measurements, strict=True))
 
     def tuned(
         self,
         arms: Mapping[str, Recipe],
         rates: Iterable[float],
-        do: Callable[..., Tables] = accuracy,
+        do: Callable[..., Results] = accuracy,
         **settings: Any,
-    ) -> Tables:
+    ) -> Results:
         """Each arm at each learning rate; rows of the best one have `chosen` 1.
 
         The best is chosen for each arm and seed by its last accuracy on val, so what these rows say of test was not

@@ -26,7 +26,7 @@ class HeldOut:
     """Judges a network on val and test in one go."""
 
     def __init__(self, job: JobContext, context: TrainingContext, dataset: Dataset) -> None:
-        val, test = dataset.side("val"), dataset.side("test")
+        val, test = dataset.in_split("val"), dataset.in_split("test")
         recipe = context.recipe
         self.val, self.guess = len(val), majority_baseline(dataset)
         photos = Photos.of([*val, *test])
@@ -70,14 +70,14 @@ class HeldOut:
 
 def majority_baseline(dataset: Dataset) -> float:
     """The share of test that guessing gets right: who names its commonest class each time."""
-    targets = dataset.side("test").class_indices(dataset.classes)
+    targets = dataset.in_split("test").class_indices(dataset.classes)
     return float(np.bincount(targets).max() / len(targets))
 
 
 def guessing(step: int, dataset: Dataset) -> Row:
     """What a network that diverged comes to: as good as guessing."""
     row: Row = dict.fromkeys(_ACCURACY)
-    guess, n = majority_baseline(dataset), len(dataset.side("test"))
+    guess, n = majority_baseline(dataset), len(dataset.in_split("test"))
     return row | {"step": step, "val_top1": guess, "test_top1": guess, "guess": guess, "n_test": n}
 
 

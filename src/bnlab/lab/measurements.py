@@ -24,7 +24,7 @@ from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import Interrupted, RunError, StorageError, printable
 from bnlab.files import read_json, storage_errors, write_json
 from bnlab.lab.processes import Job, run_jobs
-from bnlab.lab.records import Records, Tables, Value
+from bnlab.lab.records import Records, Results, Value
 from bnlab.machine import versions
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
@@ -64,7 +64,7 @@ class JobContext:
 class Measurement:
     """One measurement."""
 
-    do: Callable[..., Tables]
+    do: Callable[..., Results]
     """a function of a module, called with a Place and the settings"""
     split: Path
     seed: int
@@ -94,7 +94,7 @@ class Measurement:
 class Done:
     """A cell's result."""
 
-    tables: Tables
+    results: Results
     seconds: float
     """that measuring it took, whenever that was"""
 
@@ -159,18 +159,18 @@ def _measure(key: str, cell: Measurement, folder: Path, device: str, tell: Calla
     began = time.monotonic()
     try:
         with _one_thread(device):
-            tables = cell.do(job, **cell.settings)
+            results = cell.do(job, **cell.settings)
     except KeyboardInterrupt:
         write_json(spent, {"seconds": before + time.monotonic() - began})
         raise
-    write_json(folder / f"{key}.json", {"tables": tables, "seconds": before + time.monotonic() - began})
+    write_json(folder / f"{key}.json", {"tables": results, "seconds": before + time.monotonic() - began})
     shutil.rmtree(own, ignore_errors=True)
 
 
 def _kept(folder: Path, key: str) -> Done | None:
     document = read_json(folder / f"{key}.json")
-    tables: dict[str, Records] | None = document.get("tables")
-    return None if tables is None else Done(tables=tables, seconds=float(document["seconds"]))
+    results: dict[str, Records] | None = document.get("tables")
+    return None if results is None else Done(results=results, seconds=float(document["seconds"]))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 Value = float | int | str | None
 Row = dict[str, Value]
 Records = list[Row]
-Tables = dict[str, Records]
+Results = dict[str, Records]
 """by name; the name is that of the CSV file too"""
 
 
@@ -84,16 +84,16 @@ def mean(column: str) -> Callable[[Records], float]:
     return lambda rows: average(rows, column)
 
 
-def labelled(tables: Tables, labels: Mapping[str, Value]) -> Tables:
+def labelled(results: Results, labels: Mapping[str, Value]) -> Results:
     """The same tables, with columns in front that say whose they are."""
-    return {name: [{**labels, **row} for row in rows] for name, rows in tables.items()}
+    return {name: [{**labels, **row} for row in rows] for name, rows in results.items()}
 
 
-def joined(parts: Iterable[Tables]) -> Tables:
+def joined(parts: Iterable[Results]) -> Results:
     """All rows of the tables of a name, one below the other."""
-    whole: Tables = {}
-    for tables in parts:
-        for name, rows in tables.items():
+    whole: Results = {}
+    for results in parts:
+        for name, rows in results.items():
             whole.setdefault(name, []).extend(rows)
     return whole
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bnlab.files import write_atomic, write_csv, write_json
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.records import Records, Row, Tables
+from bnlab.lab.records import Records, Results, Row
 from bnlab.lab.study import Findings, Study
 from bnlab.report.html import render
 from bnlab.report.plots import Plot, plot_png, plot_svg
@@ -48,11 +48,11 @@ class Report:
         }
 
 
-def judged(study: Study, experiment: Experiment, tables: Tables) -> Report:
+def judged(study: Study, experiment: Experiment, results: Results) -> Report:
     """What the tables say, before it is written."""
     return Report(
         study=study,
-        findings=study.judge(tables).overlapping(experiment.splits.overlap),
+        findings=study.judge(results).overlapping(experiment.splits.overlap),
         folder=Path(),
         budget=experiment.budget,
         data=experiment.splits.name,
@@ -65,7 +65,7 @@ def judged(study: Study, experiment: Experiment, tables: Tables) -> Report:
 def write_report(
     report: Report,
     experiment: Experiment,
-    tables: Tables,
+    results: Results,
     folder: Path,
     environment: Mapping[str, Any],
     *,
@@ -78,11 +78,11 @@ def write_report(
     """
     report = replace(report, folder=folder)
     study, findings = report.study, report.findings
-    for name, rows in tables.items():
+    for name, rows in results.items():
         write_table(folder / f"{name}.csv", rows)
     plots = {name.replace(" ", "-"): plot for name, plot in findings.plots.items()}
     for name, plot in plots.items():
-        assert plot.table in tables, f"{name} is of no table"
+        assert plot.table in results, f"{name} is of no table"
         write_atomic(folder / f"{name}.png", plot_png(plot))
         write_table(folder / f"{name}-drawn.csv", drawn(plot))
     write_json(folder / "study.json", report.to_json() | {"environment": dict(environment)})
@@ -95,7 +95,7 @@ def write_report(
         remarks=findings.remarks,
         numbers=findings.numbers,
         plots=[(name, plot, plot_svg(plot)) for name, plot in plots.items()],
-        tables=list(tables),
+        results=list(results),
         seeds=len(experiment.seeds),
         data=experiment.splits.name,
         photos=len(experiment.splits),

@@ -14,8 +14,8 @@ from bnlab.data import duplicates, mnist_idx
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import write_digits
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Found, Refusal, map_usable_photos, report_refused, scan, split_sides
-from bnlab.data.split import side
+from bnlab.data.scan import Found, Refusal, map_usable_photos, report_refused, scan, split_folders
+from bnlab.data.split import assign_split
 from bnlab.data.split_csv import write_split_csv
 from bnlab.errors import DataError, plural, printable
 from bnlab.files import file_sha256, read_csv, write_csv
@@ -68,7 +68,7 @@ class StudySplits:
         name = hashlib.sha256(repr((VAL, TEST, where, self.photos)).encode()).hexdigest()[:16]
         path = self._folder / f"{name}-{seed}.csv"
         if not path.exists():
-            photos = [Photo(p.path, p.label, _side(p, given, seed), p.sha256) for p in self.photos]
+            photos = [Photo(p.path, p.label, _assign_split(p, given, seed), p.sha256) for p in self.photos]
             for wanted in ("train", "val", "test"):
                 missing = {p.label for p in photos} - {p.label for p in photos if p.split == wanted}
                 if missing and (wanted != "val" or len(missing) == self.classes):
@@ -116,7 +116,7 @@ def open_study_splits(data: Path | None, *, quick: bool, least: int, folder: Pat
 
 def _found(data: Path) -> list[tuple[Found, str]]:
     """Photos with the side that DATA gives them."""
-    if data.is_file() or split_sides(data) or (data / "split.csv").is_file():
+    if data.is_file() or split_folders(data) or (data / "split.csv").is_file():
         _, photos = open_evaluation_data(data, "all")
         return [(Found(photo.path, photo.label), photo.split) for photo in photos]
     return [(one, "") for one in scan(data)]
@@ -177,11 +177,11 @@ def _examined(
     return known, refused
 
 
-def _side(photo: _Known, given: Iterable[str], seed: int) -> str:
+def _assign_split(photo: _Known, given: Iterable[str], seed: int) -> str:
     """Where DATA has no sides all three are drawn; else what it did not give is drawn from its train."""
     if not photo.given:
-        return side(photo.group, val=VAL, test=TEST, seed=seed)
+        return assign_split(photo.group, val=VAL, test=TEST, seed=seed)
     if photo.given == "train":
         both = "test" in given and "val" in given
-        return "train" if both else side(photo.group, val=VAL, test=0.0, seed=seed)
+        return "train" if both else assign_split(photo.group, val=VAL, test=0.0, seed=seed)
     return "test" if "test" not in given else photo.given

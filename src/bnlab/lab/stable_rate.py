@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bnlab.errors import DivergedError
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Records, Tables
+from bnlab.lab.records import Records, Results
 from bnlab.lab.trained_network import train
 from bnlab.recipe import Recipe
 
@@ -17,7 +17,7 @@ _FACTOR = 4.0
 _ALIKE = 1e-6  # of probabilities
 
 
-def max_stable_lr(job: JobContext, recipe: Recipe) -> Tables:
+def max_stable_lr(job: JobContext, recipe: Recipe) -> Results:
     """The highest constant rate at which a training is stable: by bisection, from the recipe's own.
 
     Stable: no step's loss was without a number, the loss on val at the end (statistics measured anew) is at most 1.1

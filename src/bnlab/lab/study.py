@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.records import Tables
+from bnlab.lab.records import Results
 from bnlab.lab.verdict import Evidence, Verdict, together
 from bnlab.report.plots import Plot
 
@@ -59,8 +59,8 @@ class Study:
     """what is trained on what, and what is held equal"""
     rule: str
     """when the claim holds, and when it does not"""
-    measure: Callable[[Experiment], Tables]
-    judge: Callable[[Tables], Findings]
+    measure: Callable[[Experiment], Results]
+    judge: Callable[[Results], Findings]
     least: int = 100
     """photos that DATA has to have"""
     owns: tuple[str, ...] = ()

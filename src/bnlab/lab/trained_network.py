@@ -14,7 +14,7 @@ from bnlab.data.dataset import Dataset, open_recorded_data
 from bnlab.errors import DivergedError
 from bnlab.lab.held_out import HeldOut, card_of, decoded, guessing, is_measurable, majority_baseline
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Row, Tables
+from bnlab.lab.records import Results, Row
 from bnlab.nets.build import build, move_network
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import MakeNorm
@@ -46,11 +46,11 @@ class Probe:
     """
 
     def __init__(self) -> None:
-        self.tables: Tables = {}
+        self.results: Results = {}
 
     def write(self, table: str, row: Row) -> None:
         """A row for a table."""
-        self.tables.setdefault(table, []).append(row)
+        self.results.setdefault(table, []).append(row)
 
     def begin(self, context: TrainingContext) -> None:
         """The training is about to begin, or to go on."""
@@ -63,11 +63,11 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive."""
-        return {"tables": self.tables}
+        return {"tables": self.results}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Stand where it stood."""
-        self.tables = state["tables"]
+        self.results = state["tables"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +77,17 @@ class TrainedNetwork:
     context: TrainingContext
     """the network as the last step left it; where it diverged, of no use"""
     dataset: Dataset
-    tables: Tables
+    results: Results
     """what the witness wrote, and "accuracy": a row for each judgement"""
     diverged: bool
 
-    def evaluation(self, side: str, statistics: str = "running", *, images: int = 1024) -> Evaluation:
+    def evaluation(self, split: str, statistics: str = "running", *, images: int = 1024) -> Evaluation:
         """The network on train, val or test, by running, recalibrated (on so many photos) or batch statistics.
 
         Batches are shuffled, for a batch of one class has other statistics. The network is as it was, afterwards.
         """
         network, recipe = self.context.network, self.context.recipe
-        photos = self.dataset.side(side)
+        photos = self.dataset.in_split(split)
         photos = photos.take(np.random.default_rng(recipe.seed).permutation(len(photos)))
         with preserving_state(network):
             if statistics == "recalibrated":
@@ -95,7 +95,7 @@ class TrainedNetwork:
             elif statistics == "batch":
                 use_batch_statistics(network)
             classifier = Classifier(network, card_of(recipe, network, self.dataset), self.context.device)
-            return evaluate(classifier, photos, side, batch_size=recipe.batch_size, workers=0)
+            return evaluate(classifier, photos, split, batch_size=recipe.batch_size, workers=0)
 
     @property
     def guess(self) -> float:
@@ -135,7 +135,7 @@ def train(
     dataset = open_recorded_data(job.split)
     network = make(recipe, len(dataset.classes)) if make else new_network(recipe, classes=len(dataset.classes))[0]
     network = move_network(network, job.device)
-    cache = decoded(job.split, "train", str(shrunk_side(recipe)), len(dataset.side("train")))
+    cache = decoded(job.split, "train", str(shrunk_side(recipe)), len(dataset.in_split("train")))
     context = make_context(recipe, network, dataset, job.device, cache)
     held_out = HeldOut(job, context, dataset)
     run = Run(job.folder)
@@ -175,8 +175,8 @@ def train(
             diverged = True
             for step in validation_steps(state.plan, recipe, state.step):
                 probe.write("accuracy", guessing(step, dataset))
-            probe.tables["accuracy"][-1]["diverged_at"] = state.step
-    return TrainedNetwork(context=context, dataset=dataset, tables=probe.tables, diverged=diverged)
+            probe.results["accuracy"][-1]["diverged_at"] = state.step
+    return TrainedNetwork(context=context, dataset=dataset, results=probe.results, diverged=diverged)
 
 
 def with_norm(norm: MakeNorm) -> MakeNetwork:
@@ -191,9 +191,9 @@ def with_norm(norm: MakeNorm) -> MakeNetwork:
     return make
 
 
-def accuracy(job: JobContext, recipe: Recipe) -> Tables:
+def accuracy(job: JobContext, recipe: Recipe) -> Results:
     """The cell that most studies need: a training, and its accuracies on the way."""
-    return {"accuracy": train(job, recipe).tables["accuracy"]}
+    return {"accuracy": train(job, recipe).results["accuracy"]}
 
 
 def validation_steps(plan: Plan, recipe: Recipe, after: int) -> list[int]:

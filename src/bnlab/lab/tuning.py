@@ -4,24 +4,24 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bnlab.errors import plural
-from bnlab.lab.records import Records, Row, Tables, Value, distinct, learnt_threshold, number, numbers, seeds, where
+from bnlab.lab.records import Records, Results, Row, Value, distinct, learnt_threshold, number, numbers, seeds, where
 
 
-def mark_chosen(tables: Tables) -> Tables:
+def mark_chosen(results: Results) -> Results:
     """The tables with a column `chosen`: 1 where the learning rate is its arm's and seed's best by val, else 0."""
     best: dict[tuple[Value, int], Value] = {}
-    accuracies = tables["accuracy"]
+    accuracies = results["accuracy"]
     for arm in distinct(accuracies, "arm"):
         for seed in seeds(accuracies):
             rows = where(accuracies, arm=arm, seed=seed)
             last = {row["learning_rate"]: number(row, "val_top1") for row in rows}
             best[arm, seed] = max(last, key=lambda rate: last[rate])
-    return {name: [_with_choice(row, best) for row in rows] for name, rows in tables.items()}
+    return {name: [_with_choice(row, best) for row in rows] for name, rows in results.items()}
 
 
-def chosen(tables: Tables, name: str = "accuracy") -> Records:
+def chosen(results: Results, name: str = "accuracy") -> Records:
     """The rows of a table that are of the chosen learning rates."""
-    return where(tables[name], chosen=1)
+    return where(results[name], chosen=1)
 
 
 def _with_choice(row: Row, best: Mapping[tuple[Value, int], Value]) -> Row:
@@ -29,9 +29,9 @@ def _with_choice(row: Row, best: Mapping[tuple[Value, int], Value]) -> Row:
     return {"arm": row["arm"], "learning_rate": row["learning_rate"], "chosen": int(mine), **row}
 
 
-def remarks(tables: Tables) -> tuple[str, ...]:
+def remarks(results: Results) -> tuple[str, ...]:
     """What has to be known of the choice: rates at an end of what was tried, and trainings that diverged."""
-    accuracies = tables["accuracy"]
+    accuracies = results["accuracy"]
     rates = sorted(set(numbers(accuracies, "learning_rate")))
     sentences = []
     for arm in distinct(accuracies, "arm"):

@@ -54,7 +54,7 @@ def make_caches(run: Run, recipe: Recipe, dataset: Dataset) -> Caches:
     limit = int(recipe.cache_gigabytes * 2**30)
     memory = limit or int(0.4 * free_memory())
     disk = limit or shutil.disk_usage(run.folder).free // 2
-    train, val = len(dataset.side("train")), len(dataset.side("val"))
+    train, val = len(dataset.in_split("train")), len(dataset.in_split("val"))
     sample = min(recipe.recalibration_images, train)
     mode, side, preprocessing = recipe.cache, shrunk_side(recipe), recipe.size**2 * 3
     if mode == "none":
@@ -86,7 +86,7 @@ def make_context(
         optimizer=make_optimizer(network, recipe),
         ema=EMA(network, recipe.ema) if recipe.ema else None,
         loader=TrainingLoader(
-            dataset.side("train"),
+            dataset.in_split("train"),
             dataset.classes,
             side=shrunk_side(recipe),
             area=recipe.crop_area,

@@ -46,7 +46,7 @@ def report_start(
     if plan.steps and (state.epoch >= plan.epochs or loop.out_of_patience(state, recipe)):
         progress.note(f"run {name} is complete: {state.epoch} of {plan.epochs} epochs")
         return
-    sides = ", ".join(f"{len(dataset.side(split))} {split}" for split in ("train", "val"))
+    sides = ", ".join(f"{len(dataset.in_split(split))} {split}" for split in ("train", "val"))
     doing = f"resuming {name} at step {state.step}" if state.step else f"training {name}"
     progress.note(
         f"{doing}: {recipe.network}, {len(dataset.classes)} classes, {sides}, {recipe.size} px, "

@@ -126,7 +126,7 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
         _card(run, recipe, network, dataset),
         device,
         loader=context.loader,
-        val=dataset.side("val"),
+        val=dataset.in_split("val"),
         recalibrate=recipe.recalibration_images if is_normalised(network) and not recipe.freeze_bn else 0,
         caches=(caches.sample, caches.val),
     )
@@ -249,7 +249,7 @@ def _result(run: Run, state: TrainState, frozen: Frozen, dataset: Dataset, devic
         epochs=state.epoch,
         val_top1=float(state.best["val_top1"] or 0.0),
         seconds=state.total_seconds,
-        evaluation=evaluate(best, dataset.side("val"), "val", workers=workers, progress=NullProgress()),
+        evaluation=evaluate(best, dataset.in_split("val"), "val", workers=workers, progress=NullProgress()),
         rows=state.rows,
         frozen=frozen,
     )

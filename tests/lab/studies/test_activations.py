@@ -5,7 +5,7 @@ import torch
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables, where
+from bnlab.lab.records import Results, where
 from bnlab.lab.studies.activations import RATES, STUDY, Percentiles
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
@@ -14,20 +14,20 @@ from bnlab.report.plots import plot_svg
 MakeBench = Callable[..., Experiment]
 
 
-def planted(gain: float, moved: float) -> Tables:
+def planted(gain: float, moved: float) -> Results:
     """With BN `gain` more are right from the first judgement on, and the inputs move `moved` times as far."""
-    tables: Tables = {"accuracy": [], "movement": [], "percentiles": []}
+    results: Results = {"accuracy": [], "movement": [], "percentiles": []}
     for seed, noise in enumerate((0.97, 1.0, 1.03)):
         for arm in (WITH_BN, WITHOUT_BN):
             labels = {"arm": arm, "learning_rate": 1.0, "chosen": 1, "seed": seed}
             top1 = 0.5 + gain * noise * (arm == WITH_BN)
             for step in (10, 20):
                 row = {"step": step, "test_top1": top1, "val_top1": top1, "n_test": 500, "diverged_at": None}
-                tables["accuracy"].append(labels | row)
-            tables["movement"].append(labels | {"movement": 2 * (moved * noise if arm == WITH_BN else 1.0)})
+                results["accuracy"].append(labels | row)
+            results["movement"].append(labels | {"movement": 2 * (moved * noise if arm == WITH_BN else 1.0)})
             for percentile in (15, 50, 85):
-                tables["percentiles"].append(labels | {"step": 0, "percentile": percentile, "value": percentile / 50})
-    return tables
+                results["percentiles"].append(labels | {"step": 0, "percentile": percentile, "value": percentile / 50})
+    return results
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_percentiles_and_movement_are_those_of_the_units() -> None:
     for step, at in enumerate((0.0, 3.0, 4.0)):
         still, moving = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]) + at
         probe.seen.append((step, torch.stack([still, moving], 1)))
-    tables = probe.summary()
-    assert tables["movement"] == [{"movement": 0.0, "units": 2}]  # torch's median is the lower of two
-    assert [row["value"] for row in where(tables["percentiles"], percentile=85)] == [1.0, 4.0, 5.0]
-    assert [row["step"] for row in where(tables["percentiles"], percentile=15)] == [0, 1, 2]
+    results = probe.summary()
+    assert results["movement"] == [{"movement": 0.0, "units": 2}]  # torch's median is the lower of two
+    assert [row["value"] for row in where(results["percentiles"], percentile=85)] == [1.0, 4.0, 5.0]
+    assert [row["step"] for row in where(results["percentiles"], percentile=15)] == [0, 1, 2]
 
 
 def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_experiment: MakeBench, job: JobContext) -> None:
@@ -82,7 +82,7 @@ def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_experiment
 
 @pytest.mark.slow
 def test_it_is_measured(make_experiment: MakeBench) -> None:
-    tables = STUDY.measure(make_experiment(width=1.0))
-    assert {row["learning_rate"] for row in tables["accuracy"]} == set(RATES)
-    for plot in STUDY.judge(tables).plots.values():
+    results = STUDY.measure(make_experiment(width=1.0))
+    assert {row["learning_rate"] for row in results["accuracy"]} == set(RATES)
+    for plot in STUDY.judge(results).plots.values():
         assert "<svg" in plot_svg(plot)

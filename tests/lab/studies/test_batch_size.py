@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.records import Records, Tables
+from bnlab.lab.records import Records, Results
 from bnlab.lab.studies import batch_size
 from bnlab.lab.studies.batch_size import BATCH, RECALIBRATED, RUNNING, WHOLE, judge, sizes, whole_batches
 from bnlab.lab.verdict import Verdict
@@ -16,7 +16,7 @@ SEEDS = range(4)
 NOISE = (0.0, 0.004, -0.004, 0.002)
 
 
-def tables(recalibrated: dict[str, float], whole: dict[str, float], *, noise: float = 1.0) -> Tables:
+def results(recalibrated: dict[str, float], whole: dict[str, float], *, noise: float = 1.0) -> Results:
     """Accuracies by size at the rate that was chosen (0.3); at the other one all sizes are at 0.1."""
     statistics: Records = []
     accuracies: Records = []
@@ -38,27 +38,27 @@ GOOD = {"2": 0.7, "8": 0.8, "32": 0.9, "64": 0.8}
 
 
 def test_two_are_too_few_where_both_recalibrations_leave_them_behind() -> None:
-    findings = judge(tables(GOOD, GOOD))
+    findings = judge(results(GOOD, GOOD))
     assert findings.verdict is Verdict.HOLDS
     assert [round(each.mean) for each in findings.evidence if each.primary] == [20, 20]
 
 
 def test_they_are_not_where_whole_batches_repair_them() -> None:
-    findings = judge(tables(GOOD, GOOD | {"2": 0.92}))
+    findings = judge(results(GOOD, GOOD | {"2": 0.92}))
     assert [each.verdict for each in findings.evidence if each.primary] == [Verdict.HOLDS, Verdict.DOES_NOT_HOLD]
     assert findings.verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_nor_where_they_are_as_accurate() -> None:
-    assert judge(tables(GOOD | {"2": 0.95}, GOOD)).verdict is Verdict.DOES_NOT_HOLD
+    assert judge(results(GOOD | {"2": 0.95}, GOOD)).verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_noise_shows_nothing() -> None:
-    assert judge(tables(GOOD | {"2": 0.899}, GOOD, noise=10)).verdict is Verdict.NOT_SHOWN
+    assert judge(results(GOOD | {"2": 0.899}, GOOD, noise=10)).verdict is Verdict.NOT_SHOWN
 
 
 def test_beside_the_whole_batch_and_one_rate_for_all() -> None:
-    planted = tables(GOOD, GOOD)
+    planted = results(GOOD, GOOD)
     for row in planted["statistics"]:
         if row["arm"] == "32":  # took the lower rate, at which parts of 2 are at 0.1
             row["chosen"] = 1 - int(row["chosen"] or 0)

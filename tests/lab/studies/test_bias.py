@@ -8,7 +8,7 @@ import torch
 
 from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, WITHIN
 from bnlab.lab.experiment import WITH_BN, Experiment
-from bnlab.lab.records import Records, Tables, where
+from bnlab.lab.records import Records, Results, where
 from bnlab.lab.studies.bias import INCEPTION, SIGMOIDS, STUDY, WITH_BIAS, WITHOUT_BIAS, Biases, judge, make_precise
 from bnlab.lab.verdict import Evidence, Verdict
 from bnlab.nets.blocks import conv_norm_acts
@@ -24,7 +24,7 @@ def planted(
     outside: float = 1.0,
     late: float = 1.0,
     loss: float = 2.3,
-) -> Tables:
+) -> Results:
     biases: Records = []
     twins: Records = []
     growth: Records = []
@@ -106,15 +106,15 @@ def nan_of(evidence: Evidence) -> list[bool]:
 
 
 def test_a_seed_whose_training_diverged_shows_nothing() -> None:
-    tables = planted()
+    results = planted()
     gone: list[dict[str, Any]] = [
         {"pair": INCEPTION, "arm": WITHOUT_BIAS, "seed": 0},
         {"learned": ALONE, "arm": OUTSIDE, "seed": 1},
     ]
     for name, which in zip(("twins", "trained"), gone, strict=True):
-        where(tables[name], **which)[0]["diverged_at"] = 3
-    tables["growth"] = [row for row in tables["growth"] if not (gone[1].items() <= row.items() and row["step"])]
-    findings = judge(tables)
+        where(results[name], **which)[0]["diverged_at"] = 3
+    results["growth"] = [row for row in results["growth"] if not (gone[1].items() <= row.items() and row["step"])]
+    findings = judge(results)
     gradient, distance, accuracy, grow, go_on, fixed, real = map(nan_of, findings.evidence)
     assert gradient == accuracy == [True, False, False]
     assert grow == go_on == fixed == [False, True, False]
@@ -127,14 +127,14 @@ def test_a_seed_whose_training_diverged_shows_nothing() -> None:
 
 
 def test_what_was_not_seen_or_is_not_finite_shows_nothing() -> None:
-    tables = planted()
-    tables["biases"] = [row for row in tables["biases"] if (row["pair"], row["seed"]) != (SIGMOIDS, 2)]
-    for row in where(tables["biases"], pair=INCEPTION, seed=0):
+    results = planted()
+    results["biases"] = [row for row in results["biases"] if (row["pair"], row["seed"]) != (SIGMOIDS, 2)]
+    for row in where(results["biases"], pair=INCEPTION, seed=0):
         row |= {"of_weights": math.nan, "of_beta": math.nan, "distance": math.inf}
-    for row in where(tables["growth"], learned=ALONE, arm=OUTSIDE):
+    for row in where(results["growth"], learned=ALONE, arm=OUTSIDE):
         row |= {"norm": 0.0 if row["seed"] == 1 else row["norm"], "loss": 0.0 if row["seed"] == 1 else row["loss"]}
-    where(tables["twins"], pair=INCEPTION, arm=WITH_BIAS, seed=1)[0]["test_top1"] = 0.15
-    findings = judge(tables)
+    where(results["twins"], pair=INCEPTION, arm=WITH_BIAS, seed=1)[0]["test_top1"] = 0.15
+    findings = judge(results)
     gradient, distance, accuracy, _, go_on, fixed, _ = map(nan_of, findings.evidence)
     assert gradient == [True, False, False]
     assert distance == [False, False, True]
@@ -147,7 +147,7 @@ def test_steps_that_the_other_did_not_come_to_are_left_out() -> None:
     probe = Biases(1, Biases(1, None))
     probe.before(0, context)
     probe.after(0, context)
-    assert not probe.tables
+    assert not probe.results
 
 
 def test_gradients_and_distance_by_hand() -> None:
@@ -173,7 +173,7 @@ def test_gradients_and_distance_by_hand() -> None:
     plain.kept[3] = plain.kept[1]
     probe.before(2, context)
     probe.after(2, context)  # nothing has a gradient
-    first, second, third = probe.tables["biases"]
+    first, second, third = probe.results["biases"]
     assert math.isnan(float(third["of_weights"] or 0)) and math.isnan(float(third["of_beta"] or 0))
     assert first == {"step": 1, "distance": 0.0, "of_weights": 2.5, "of_beta": 5.0}
     length = sum(float(p.square().sum()) for p in plain.kept[1].values()) ** 0.5
@@ -184,9 +184,9 @@ def test_gradients_and_distance_by_hand() -> None:
 
 def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp"})
-    tables = STUDY.measure(make_experiment(steps=4))
-    findings = judge(tables)
-    assert max(float(row["distance"] or 0) for row in where(tables["biases"], pair=SIGMOIDS)) < 1e-9
+    results = STUDY.measure(make_experiment(steps=4))
+    findings = judge(results)
+    assert max(float(row["distance"] or 0) for row in where(results["biases"], pair=SIGMOIDS)) < 1e-9
     assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS] * 2
     for plot in findings.plots.values():
         assert plot_svg(plot).startswith("<svg")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables, number, numbers
+from bnlab.lab.records import Results, number, numbers
 from bnlab.lab.replay import Batch
 from bnlab.lab.studies import covariate_shift as study
 from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, Shift, batch_norm_layers, compared, judge
@@ -19,7 +19,9 @@ from bnlab.report.plots import plot_svg
 from bnlab.training.loop import TrainingContext
 
 
-def planted(cosine: dict[str, float], relative: dict[str, float], top1: dict[str, float], scatter: float = 0) -> Tables:
+def planted(
+    cosine: dict[str, float], relative: dict[str, float], top1: dict[str, float], scatter: float = 0
+) -> Results:
     shift, accuracy = [], []
     for arm in ARMS:
         for seed in range(3):
@@ -112,7 +114,7 @@ class Checked(Shift):
         batch = study.batch_of(step, context)
         new = {name: p.detach().double() for name, p in network.named_parameters()}
         old, moved = (self._gradient(batch, self.old, earlier) for earlier in (self.old, new))
-        row = self.tables["shift"][-1]
+        row = self.results["shift"][-1]
         assert row["layer"] == "hidden3"
         for column, value in compared(old, moved).items():
             assert row[column] == pytest.approx(value, rel=1e-2)
@@ -136,7 +138,7 @@ def test_the_shift_is_that_of_the_definition_and_looking_changes_nothing(
     job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
     probe = Checked(looks=6, layers=1)
     map_photos = train(job, experiment.recipe("mlp", size=28), probe=probe)
-    assert len(probe.tables["shift"]) == 6
+    assert len(probe.results["shift"]) == 6
     plain = train(job, experiment.recipe("mlp", size=28))
     for ours, theirs in zip(map_photos.context.network.parameters(), plain.context.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -158,10 +160,10 @@ def test_where_nothing_is_learnt_the_noise_drawn_anew_is_all_that_shifts(
 
 def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (EQUAL,))
-    tables = study.measure(make_experiment(steps=4))
-    assert len(tables["shift"]) == 3 * 2 * 4 * 3
-    assert max(numbers(tables["shift"], "cosine")) <= 1
-    findings = judge(tables)
+    results = study.measure(make_experiment(steps=4))
+    assert len(results["shift"]) == 3 * 2 * 4 * 3
+    assert max(numbers(results["shift"], "cosine")) <= 1
+    findings = judge(results)
     assert len(findings.plots) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -9,7 +9,7 @@ from bnlab.classifier.predict import Classifier
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.held_out import card_of
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables, where
+from bnlab.lab.records import Results, where
 from bnlab.lab.studies.ensemble import ALL, CROPS, ONE, STUDY, answers
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
@@ -18,7 +18,7 @@ from bnlab.report.plots import plot_svg
 MakeBench = Callable[..., Experiment]
 
 
-def planted(crops: float, ensemble: float) -> Tables:
+def planted(crops: float, ensemble: float) -> Results:
     """144 crops gain `crops`, and the ensemble `ensemble` over its members."""
     rows = []
     for seed, noise in enumerate((0.95, 1.0, 1.05)):
@@ -51,11 +51,11 @@ def test_the_verdict_follows_from_the_numbers(crops: float, ensemble: float, ver
 
 @pytest.mark.parametrize("seeds", [(1,), (0, 1, 2)])
 def test_a_seed_with_a_member_that_diverged_shows_nothing(seeds: tuple[int, ...]) -> None:
-    tables = planted(0.05, 0.05)
-    for row in tables["accuracy"]:
+    results = planted(0.05, 0.05)
+    for row in results["accuracy"]:
         if row["seed"] in seeds and row["member"] != 0:
             row["test_top1"] = math.nan
-    findings = STUDY.judge(tables)
+    findings = STUDY.judge(results)
     for evidence in findings.evidence:
         assert [math.isnan(value) for value in evidence.values] == [seed in seeds for seed in range(3)]
     assert findings.verdict is Verdict.NOT_SHOWN
@@ -65,9 +65,9 @@ def test_a_seed_with_a_member_that_diverged_shows_nothing(seeds: tuple[int, ...]
 
 
 def test_networks_that_learnt_nothing_show_nothing() -> None:
-    tables = planted(0.05, 0.05)
-    tables["accuracy"] = [row | {"guess": 0.55} if row["seed"] == 2 else row for row in tables["accuracy"]]
-    findings = STUDY.judge(tables)
+    results = planted(0.05, 0.05)
+    results["accuracy"] = [row | {"guess": 0.55} if row["seed"] == 2 else row for row in results["accuracy"]]
+    findings = STUDY.judge(results)
     assert [math.isnan(value) for value in findings.evidence[0].values] == [False, False, True]
     assert findings.remarks == ("seed 2: no member learnt anything, so it shows nothing",)
 
@@ -92,7 +92,7 @@ def test_members_differ_and_are_averaged(make_experiment: MakeBench, job: JobCon
         trained.recalibrate()
         network = trained.context.network
         classifier = Classifier(network, card_of(recipe, network, trained.dataset))
-        photos = trained.dataset.side("test")
+        photos = trained.dataset.in_split("test")
         found.append(classifier.classify(photos.paths, workers=0)[0])
     targets = photos.class_indices(trained.dataset.classes)
     assert not np.allclose(*found)

@@ -6,7 +6,7 @@ import pytest
 from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, counts
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables, where
+from bnlab.lab.records import Results, where
 from bnlab.lab.studies import inference_statistics
 from bnlab.lab.studies.inference_statistics import judge, probed
 from bnlab.lab.verdict import Verdict
@@ -17,9 +17,9 @@ STEPS = (5, 20, 50)
 KINDS = (*(f"average {m:g}" for m in MOMENTA), "average 0.1, corrected", "average 0.01, corrected", BATCH)
 
 
-def tables(
+def results(
     behind: tuple[float, float, float] = (0.3, 0.1, 0.0), fewer: float = 0.0, noise: float = 0.0, photos: int = 4096
-) -> Tables:
+) -> Results:
     """Averages that are so much behind population at each step; few photos that are so much behind all."""
     probes, images = [], []
     for seed in SEEDS:
@@ -36,48 +36,48 @@ def tables(
     return {"accuracy": accuracy, "probes": probes, "images": images}  # type: ignore[dict-item]
 
 
-def verdicts(found: Tables) -> list[Verdict]:
+def verdicts(found: Results) -> list[Verdict]:
     return [each.verdict for each in judge(found).evidence if each.primary]
 
 
 def test_averages_that_are_behind_on_the_way_and_level_at_the_end() -> None:
-    findings = judge(tables())
+    findings = judge(results())
     assert findings.verdict is Verdict.HOLDS
     assert [round(each.mean, 6) for each in findings.evidence if each.primary] == [0, 20, 0, 20, 0]
     assert "1024 photos" in findings.evidence[-1].what
 
 
 def test_averages_that_are_better_at_one_step() -> None:
-    assert verdicts(tables((0.3, -0.05, 0.0)))[0] is Verdict.DOES_NOT_HOLD
+    assert verdicts(results((0.3, -0.05, 0.0)))[0] is Verdict.DOES_NOT_HOLD
 
 
 def test_where_population_is_ahead_at_every_step_it_is_behind_by_nothing() -> None:
-    worst = judge(tables((0.3, 0.2, 0.1), noise=0.05)).evidence[0]
+    worst = judge(results((0.3, 0.2, 0.1), noise=0.05)).evidence[0]
     assert worst.values == (0.0,) * 4
     assert worst.verdict is Verdict.HOLDS
 
 
 def test_averages_that_are_better_on_the_way() -> None:
     holds, does_not = Verdict.HOLDS, Verdict.DOES_NOT_HOLD
-    assert verdicts(tables((-0.005, 0.0, 0.0))) == [holds, does_not, holds, does_not, holds]
+    assert verdicts(results((-0.005, 0.0, 0.0))) == [holds, does_not, holds, does_not, holds]
 
 
 def test_few_photos_that_lose_two_points() -> None:
-    assert verdicts(tables(fewer=0.02))[-1] is Verdict.DOES_NOT_HOLD
+    assert verdicts(results(fewer=0.02))[-1] is Verdict.DOES_NOT_HOLD
 
 
 def test_noise_shows_nothing() -> None:
-    assert judge(tables((0.01, 0.01, 0.0), noise=0.03)).verdict is Verdict.NOT_SHOWN
+    assert judge(results((0.01, 0.01, 0.0), noise=0.03)).verdict is Verdict.NOT_SHOWN
 
 
 def test_where_train_is_small_its_half_is_tried() -> None:
-    findings = judge(tables(photos=1500))
+    findings = judge(results(photos=1500))
     assert "statistics of 512 photos" in findings.evidence[-1].what
     assert any("512 were" in remark for remark in findings.remarks)
 
 
 def test_a_seed_that_learnt_nothing_shows_nothing() -> None:
-    found = tables()
+    found = results()
     found["accuracy"][1]["test_top1"] = 0.15
     found["images"] = [row | {"against_all": None} if row["seed"] == 1 else row for row in found["images"]]
     findings = judge(found)
@@ -89,7 +89,7 @@ def test_a_seed_that_learnt_nothing_shows_nothing() -> None:
 
 
 def test_pairs_are_of_one_step_and_ends_of_one_seed() -> None:
-    found = tables()
+    found = results()
     late = [row | {"step": 60, "top1": 0.5} for row in where(found["probes"], seed=0, step=50)]  # a longer training
     usual = {"seed": 1, "step": 5, "statistics": "average 0.1"}
     found["probes"] = [row for row in found["probes"] if not usual.items() <= row.items()] + late
@@ -99,14 +99,14 @@ def test_pairs_are_of_one_step_and_ends_of_one_seed() -> None:
 
 
 def test_one_probe_has_no_way_to_it() -> None:
-    found = tables()
+    found = results()
     found["probes"] = where(found["probes"], step=50)
     assert all(math.isnan(value) for value in judge(found).evidence[1].values)
 
 
 @pytest.mark.parametrize("photos", [8, 9])
 def test_hardly_any_photos(photos: int) -> None:
-    found = tables()
+    found = results()
     row = {**where(found["images"], images=8)[0], "of": photos}
     found["images"] = [row | {"seed": seed, "images": n} for seed in SEEDS for n in counts(photos)]
     findings = judge(found)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
-from bnlab.lab.records import Records, Tables
+from bnlab.lab.records import Records, Results
 from bnlab.lab.studies.initialisation import RATES, STUDY, judge
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
@@ -18,7 +18,7 @@ def row(network: str, scale: float, seed: int, top1: float, rate: float = 0.01, 
     return [{**named, **result, "guess": 0.1, "n_test": 500}]
 
 
-def planted(with_bn: str, without: str, seeds: int = 3) -> Tables:
+def planted(with_bn: str, without: str, seeds: int = 3) -> Results:
     """For each scale a letter: o trains, x does not."""
     rows: Records = []
     for network, letters in ((WITH_BN, with_bn), (WITHOUT_BN, without)):
@@ -58,30 +58,30 @@ def test_halfway_is_from_guessing_to_the_best_of_both() -> None:
 
 
 def test_a_seed_that_learnt_nothing_shows_nothing() -> None:
-    tables = planted("oooooo", "xxxoox")
-    tables["accuracy"] = [r | {"test_top1": 0.15} if r["seed"] == 1 else r for r in tables["accuracy"]]
-    findings = judge(tables)
+    results = planted("oooooo", "xxxoox")
+    results["accuracy"] = [r | {"test_top1": 0.15} if r["seed"] == 1 else r for r in results["accuracy"]]
+    findings = judge(results)
     assert [math.isnan(value) for value in findings.evidence[0].values] == [False, True, False]
     assert findings.verdict is Verdict.NOT_SHOWN
     assert findings.remarks[-1].startswith("seed 1: neither network learnt")
 
 
 def test_a_seed_without_one_of_the_networks_shows_nothing() -> None:
-    tables = planted("oooooo", "xxxoox")
+    results = planted("oooooo", "xxxoox")
     gone = {"network": WITHOUT_BN, "seed": 0}
-    tables["accuracy"] = [r for r in tables["accuracy"] if {key: r[key] for key in gone} != gone]
-    findings = judge(tables)
+    results["accuracy"] = [r for r in results["accuracy"] if {key: r[key] for key in gone} != gone]
+    findings = judge(results)
     assert [math.isnan(value) for value in findings.evidence[0].values] == [True, False, False]
     assert all(plot_svg(plot) for plot in findings.plots.values())
 
 
 def test_last_judgement_counts_and_ends_of_the_rates_are_told() -> None:
-    tables = planted("oooooo", "xxxoox", 2)
-    early = [{**r, "step": 50, "test_top1": 0.0} for r in tables["accuracy"]]
-    tables["accuracy"] = early + tables["accuracy"]
+    results = planted("oooooo", "xxxoox", 2)
+    early = [{**r, "step": 50, "test_top1": 0.0} for r in results["accuracy"]]
+    results["accuracy"] = early + results["accuracy"]
     lost = row(WITHOUT_BN, 10.0, 0, 0.1, rate=RATES[-1], chosen=0)[0] | {"diverged_at": 3}
     best = row(WITHOUT_BN, 10.0, 1, 0.1, rate=RATES[0])[0]
-    findings = judge({"accuracy": [*tables["accuracy"], lost, best]})
+    findings = judge({"accuracy": [*results["accuracy"], lost, best]})
     assert findings.numbers["decades that train, with BN, mean"] == 5
     assert findings.remarks == (
         "with BN: 0 trainings of 24 diverged",
@@ -92,9 +92,9 @@ def test_last_judgement_counts_and_ends_of_the_rates_are_told() -> None:
 
 def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.lab.studies.initialisation.RATES", (0.1,))
-    tables = STUDY.measure(make_experiment(steps=2, size=16))
-    assert len(tables["accuracy"]) == 2 * len(SCALES) * 2
-    assert {row["scale"] for row in tables["accuracy"]} == set(SCALES)
-    findings = judge(tables)
+    results = STUDY.measure(make_experiment(steps=2, size=16))
+    assert len(results["accuracy"]) == 2 * len(SCALES) * 2
+    assert {row["scale"] for row in results["accuracy"]} == set(SCALES)
+    findings = judge(results)
     for plot in findings.plots.values():
         assert plot_svg(plot).startswith("<svg")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.records import Records, Tables, where
+from bnlab.lab.records import Records, Results, where
 from bnlab.lab.studies.learning_rate import BASELINE, PROBED, STUDY, SUCCESSORS
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
@@ -25,22 +25,22 @@ def curve(arm: str, seed: int, reached: float, best: float, steps: int = 1000) -
     ]  # fmt: skip
 
 
-def planted(faster: float, better: float, highest: float) -> Tables:
+def planted(faster: float, better: float, highest: float) -> Results:
     """BN-x5 `faster` times as fast, BN-x30 `better` in the end, BN bearing `highest` times the rate; noise by seed."""
-    tables: Tables = {"accuracy": [], "highest": [], "tried": []}
+    results: Results = {"accuracy": [], "highest": [], "tried": []}
     for seed, noise in enumerate((0.98, 1.0, 1.02)):
-        tables["accuracy"] += curve(BASELINE, seed, 1000, 0.5)
+        results["accuracy"] += curve(BASELINE, seed, 1000, 0.5)
         for arm in SUCCESSORS:
             best = 0.5 + (better * noise if arm == "BN-x30" else 0.1)
-            tables["accuracy"] += curve(arm, seed, 1000 / (faster * noise), best)
+            results["accuracy"] += curve(arm, seed, 1000 / (faster * noise), best)
         for arm in PROBED:
             rate = 0.1 * (1 if arm == BASELINE else highest * noise)
-            tables["highest"].append({"arm": arm, "seed": seed, "rate": rate, "at_least": 0})
-    return tables
+            results["highest"].append({"arm": arm, "seed": seed, "rate": rate, "at_least": 0})
+    return results
 
 
 @pytest.mark.parametrize(
-    ("tables", "verdict"),
+    ("results", "verdict"),
     [
         (planted(20, 0.1, 8), Verdict.HOLDS),
         (planted(5, 0.1, 8), Verdict.DOES_NOT_HOLD),  # faster, but not 14 times
@@ -49,38 +49,38 @@ def planted(faster: float, better: float, highest: float) -> Tables:
         (planted(14, 0.1, 8), Verdict.NOT_SHOWN),
     ],
 )
-def test_the_verdict_follows_from_the_numbers(tables: Tables, verdict: Verdict) -> None:
-    assert STUDY.judge(tables).verdict == verdict
+def test_the_verdict_follows_from_the_numbers(results: Results, verdict: Verdict) -> None:
+    assert STUDY.judge(results).verdict == verdict
 
 
 def test_who_never_gets_there_counts_as_if_with_the_last_step() -> None:
-    tables = planted(20, 0.1, 8)
-    for row in where(tables["accuracy"], arm="BN-x5", seed=1):
+    results = planted(20, 0.1, 8)
+    for row in where(results["accuracy"], arm="BN-x5", seed=1):
         row["test_top1"] = 0.3
-    findings = STUDY.judge(tables)
+    findings = STUDY.judge(results)
     assert findings.evidence[0].values[1] == 1.0
     assert any("BN-x5 did not reach the best accuracy of Inception in 1 of 3" in remark for remark in findings.remarks)
 
 
 def test_14_times_is_not_told_by_judgements_too_far_apart() -> None:
-    tables = planted(20, 0.1, 8)
-    for row in tables["accuracy"]:  # as if judged at the end alone
+    results = planted(20, 0.1, 8)
+    for row in results["accuracy"]:  # as if judged at the end alone
         row["step"] = 1000 if row["arm"] == BASELINE else row["step"]
         row["test_top1"] = 0.9 if row["arm"] == "BN-x5" else row["test_top1"]
     for seed in range(3):  # Inception's 1000 steps / 14 = 71 lie within BN-x5's first interval
-        where(tables["accuracy"], arm="BN-x5", seed=seed)[0]["step"] = 100
-    findings = STUDY.judge(tables)
+        where(results["accuracy"], arm="BN-x5", seed=seed)[0]["step"] = 100
+    findings = STUDY.judge(results)
     assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS, Verdict.NOT_SHOWN]
     assert findings.verdict == Verdict.NOT_SHOWN
     assert any("14 times fewer steps is not told in 3 of 3 seeds" in remark for remark in findings.remarks)
 
 
 def test_without_a_stable_rate_there_is_no_ratio() -> None:
-    tables = planted(20, 0.1, 8)
-    tables["highest"][0]["rate"] = None
-    for row in where(tables["highest"], arm="BN-x5"):
+    results = planted(20, 0.1, 8)
+    results["highest"][0]["rate"] = None
+    for row in where(results["highest"], arm="BN-x5"):
         row["at_least"] = 1
-    findings = STUDY.judge(tables)
+    findings = STUDY.judge(results)
     assert math.isnan(findings.evidence[3].values[0])
     assert findings.verdict == Verdict.NOT_SHOWN
     assert "highest stable rate of Inception: no rate was stable in 1 of 3 seeds" in findings.remarks
@@ -94,34 +94,34 @@ def test_rates_are_known_to_a_factor_of_two_each() -> None:
 
 
 def test_nothing_is_better_than_an_inception_that_guesses() -> None:
-    tables = planted(20, 0.1, 8)
-    for row in where(tables["accuracy"], arm=BASELINE):
+    results = planted(20, 0.1, 8)
+    for row in where(results["accuracy"], arm=BASELINE):
         row["test_top1"] = row["val_top1"] = 0.12
-    evidence = STUDY.judge(tables).evidence
+    evidence = STUDY.judge(results).evidence
     assert all(math.isnan(value) for i in (0, 1, 2, 6) for value in evidence[i].values)
 
 
 def test_trainings_that_diverged_are_told_of_every_arm() -> None:
-    tables = planted(20, 0.1, 8)
-    where(tables["accuracy"], arm="BN-x30", seed=1)[-1]["diverged_at"] = 7
-    assert any(remark.startswith("BN-x30: 1 training diverged") for remark in STUDY.judge(tables).remarks)
+    results = planted(20, 0.1, 8)
+    where(results["accuracy"], arm="BN-x30", seed=1)[-1]["diverged_at"] = 7
+    assert any(remark.startswith("BN-x30: 1 training diverged") for remark in STUDY.judge(results).remarks)
 
 
 def test_the_search_is_drawn_by_multiples_of_what_suits_inception() -> None:
-    tables = planted(20, 0.1, 8)
-    for row in where(tables["accuracy"], seed=2):
+    results = planted(20, 0.1, 8)
+    for row in where(results["accuracy"], seed=2):
         row["learning_rate"] = 7.0
-    assert {x for series in STUDY.judge(tables).plots["search"].series for x in series.x} == {1.0}
+    assert {x for series in STUDY.judge(results).plots["search"].series for x in series.x} == {1.0}
 
 
 @pytest.mark.slow
 def test_it_is_measured(make_experiment: MakeBench) -> None:
-    tables = STUDY.measure(make_experiment())
-    arms = {row["arm"] for row in where(tables["accuracy"], chosen=1)}
+    results = STUDY.measure(make_experiment())
+    arms = {row["arm"] for row in where(results["accuracy"], chosen=1)}
     assert arms == {BASELINE, *SUCCESSORS}
     for seed in (0, 1):
-        rate = where(tables["accuracy"], arm=BASELINE, seed=seed, chosen=1)[0]["learning_rate"]
+        rate = where(results["accuracy"], arm=BASELINE, seed=seed, chosen=1)[0]["learning_rate"]
         for arm, (_, factor) in SUCCESSORS.items():
-            assert where(tables["accuracy"], arm=arm, seed=seed)[0]["learning_rate"] == pytest.approx(factor * rate)
-    for plot in STUDY.judge(tables).plots.values():
+            assert where(results["accuracy"], arm=arm, seed=seed)[0]["learning_rate"] == pytest.approx(factor * rate)
+    for plot in STUDY.judge(results).plots.values():
         assert "<svg" in plot_svg(plot)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.records import Records, Tables
+from bnlab.lab.records import Records, Results
 from bnlab.lab.studies import placement
 from bnlab.lab.studies.placement import AFTER, BEFORE, arm, judge
 from bnlab.lab.verdict import Verdict
@@ -12,7 +12,7 @@ from bnlab.report.plots import plot_svg
 SEEDS = range(4)
 
 
-def tables(gains: dict[str, float], noise: float = 0.001) -> Tables:
+def results(gains: dict[str, float], noise: float = 0.001) -> Results:
     """Networks that gain so much by being normalised before; at the rate not chosen it is the other way round."""
     rows: Records = []
     for network, gain in gains.items():
@@ -35,19 +35,19 @@ def tables(gains: dict[str, float], noise: float = 0.001) -> Tables:
     ],
 )
 def test_one_network_that_does_otherwise_is_enough(gains: dict[str, float], noise: float, verdict: Verdict) -> None:
-    findings = judge(tables(gains, noise))
+    findings = judge(results(gains, noise))
     assert findings.verdict is verdict
     assert [each.mean for each in findings.evidence] == pytest.approx([100 * gain for gain in gains.values()])
 
 
 def test_intervals_are_wider_the_more_networks_there_are() -> None:
-    one, both = (judge(tables(gains, 0.01)).evidence[0] for gains in ({"A": 0.05}, {"A": 0.05, "B": 0.05}))
+    one, both = (judge(results(gains, 0.01)).evidence[0] for gains in ({"A": 0.05}, {"A": 0.05, "B": 0.05}))
     assert (one.level, both.level) == (0.95, 0.975)
     assert both.interval[0] < one.interval[0]
 
 
 def test_the_intervals_drawn_are_those_that_decide() -> None:
-    findings = judge(tables({"A": 0.05}, 0.01))
+    findings = judge(results({"A": 0.05}, 0.01))
     wider = findings.overlapping(0.5)
     low, high = wider.evidence[0].interval
     assert low < findings.evidence[0].interval[0]
@@ -55,7 +55,7 @@ def test_the_intervals_drawn_are_those_that_decide() -> None:
 
 
 def test_one_seed_draws_no_interval() -> None:
-    rows = [row for row in tables({"A": 0.05})["accuracy"] if row["seed"] == 0]
+    rows = [row for row in results({"A": 0.05})["accuracy"] if row["seed"] == 0]
     series = judge({"accuracy": rows}).plots["differences"].series[0]
     assert series.low == series.high == series.y
 

@@ -10,14 +10,14 @@ from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import UsageError
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment, check_options
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables
+from bnlab.lab.records import Results
 from bnlab.lab.studies import regularisation as study
 from bnlab.lab.studies.regularisation import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, fewer, judge
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
 
-def planted(test: dict[str, float], *, dropout_gains: float = 0.0, scatter: float = 0.0) -> Tables:
+def planted(test: dict[str, float], *, dropout_gains: float = 0.0, scatter: float = 0.0) -> Results:
     """Networks that know all of train, and so much of test; at the usual batch dropout gains so many points."""
     gaps, accuracies = [], []
     for kind in KINDS:
@@ -50,40 +50,40 @@ def test_it_does_not_where_the_gap_is_wider_with_bn_or_narrower_without_the_nois
 
 
 def test_it_does_not_where_bn_needs_dropout_still() -> None:
-    tables = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85}, dropout_gains=5)
-    assert judge(tables).verdict is Verdict.DOES_NOT_HOLD
+    results = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85}, dropout_gains=5)
+    assert judge(results).verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_it_is_not_shown_where_seeds_disagree() -> None:
-    tables = planted({WITHOUT_BN: 0.8, WITH_BN: 0.85, RENORMALISED: 0.82}, scatter=0.1)
-    assert judge(tables).verdict is Verdict.NOT_SHOWN
+    results = planted({WITHOUT_BN: 0.8, WITH_BN: 0.85, RENORMALISED: 0.82}, scatter=0.1)
+    assert judge(results).verdict is Verdict.NOT_SHOWN
 
 
-def nan_seeds(tables: Tables) -> list[list[bool]]:
-    return [[math.isnan(value) for value in evidence.values] for evidence in judge(tables).evidence]
+def nan_seeds(results: Results) -> list[list[bool]]:
+    return [[math.isnan(value) for value in evidence.values] for evidence in judge(results).evidence]
 
 
 def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
-    tables = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})
-    for row in tables["gap"]:
+    results = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})
+    for row in results["gap"]:
         if row["seed"] == 1 and row["kind"] == WITHOUT_BN:
             row |= {"train_top1": 0.15, "test_top1": 0.1, "test_loss": math.nan}
-    findings = judge(tables)
+    findings = judge(results)
     no, second = [False] * 3, [False, True, False]
-    assert nan_seeds(tables) == [second, second, no, no, no, no, no, second, no]
+    assert nan_seeds(results) == [second, second, no, no, no, no, no, second, no]
     assert findings.verdict is Verdict.NOT_SHOWN
     assert f"{WITHOUT_BN} 32 0.0: learnt nothing with 1 seed, which show nothing" in findings.remarks
     assert all(map(math.isfinite, findings.plots["gap in loss"].series[0].y))  # of the seeds that have one
-    for row in tables["gap"]:
+    for row in results["gap"]:
         row["train_top1"] = 0.15
-    assert all(plot_svg(plot) for plot in judge(tables).plots.values())
+    assert all(plot_svg(plot) for plot in judge(results).plots.values())
 
 
 def test_pairs_are_of_one_seed() -> None:
-    tables = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})
+    results = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})
     gone = {"kind": RENORMALISED, "batch": BATCHES[0], "seed": 0}
-    tables["gap"] = [row for row in tables["gap"] if not gone.items() <= row.items()]
-    assert nan_seeds(tables)[2] == [True, False, False]
+    results["gap"] = [row for row in results["gap"] if not gone.items() <= row.items()]
+    assert nan_seeds(results)[2] == [True, False, False]
 
 
 def test_fewer_takes_of_train_alone_and_of_each_class_alike(
@@ -116,20 +116,20 @@ def test_a_training_that_diverged_is_guessing_without_a_gap(
 ) -> None:
     experiment = make_experiment(learning_rate=1e30)
     job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
-    tables = study.gap(job, experiment.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
-    assert tables["accuracy"][-1]["diverged_at"] is not None
-    (row,) = tables["gap"]
+    results = study.gap(job, experiment.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
+    assert results["accuracy"][-1]["diverged_at"] is not None
+    (row,) = results["gap"]
     assert row["train_top1"] == row["test_top1"] == row["guess"]
     assert row["train_loss"] == row["test_loss"] == math.log(3)
 
 
 def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (EQUAL,))
-    tables = study.measure(make_experiment(steps=3))
-    gaps = tables["gap"]
+    results = study.measure(make_experiment(steps=3))
+    gaps = results["gap"]
     assert len(gaps) == 2 * len(BATCHES) * 5
     assert all(row["n_train"] + row["n_test"] < 72 for row in gaps)
-    findings = judge(tables)
+    findings = judge(results)
     assert len(findings.plots) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")

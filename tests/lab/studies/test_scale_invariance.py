@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
-from bnlab.lab.records import Records, Tables, numbers
+from bnlab.lab.records import Records, Results, numbers
 from bnlab.lab.studies.scale_invariance import EXACT, FACTORS, STUDY, USUAL, Norms, judge, normalised_layers, scaled
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
@@ -16,7 +16,7 @@ from bnlab.norm import BatchNorm1d
 from bnlab.report.plots import plot_svg
 
 
-def planted(output: float = 1e-14, cosine: float = 1e-6, end: float = 1.2) -> Tables:
+def planted(output: float = 1e-14, cosine: float = 1e-6, end: float = 1.2) -> Results:
     noise = (0.99, 1.0, 1.01)
     seeds = list(enumerate(noise))
     change = {"output": output, "input_gradient": 1e-14, "weight_gradient": 1e-14, "predicted": output}
@@ -130,7 +130,7 @@ def test_norms_of_a_weight_by_hand() -> None:
     probe.before(0, context)
     context.step(2.0)
     probe.after(0, context)
-    first, second = (row for row in probe.tables["training"] if row["layer"] == "hidden2")
+    first, second = (row for row in probe.results["training"] if row["layer"] == "hidden2")
     assert first == {"step": 0, "layer": "hidden2", "relative_norm": 1.0, "predicted_norm": 1.0, "cosine": None}
     assert second["relative_norm"] == pytest.approx(2 / 3)  # 3 - 0.5 * 2
     assert second["predicted_norm"] == pytest.approx(math.sqrt(9 + 1) / 3)
@@ -143,8 +143,8 @@ def test_norms_of_a_weight_by_hand() -> None:
 
 def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"})
-    tables = STUDY.measure(make_experiment(steps=4))
-    findings = judge(tables)
+    results = STUDY.measure(make_experiment(steps=4))
+    findings = judge(results)
     assert all(each.verdict == Verdict.HOLDS for each in findings.evidence[:3])
     assert findings.evidence[5].mean == pytest.approx(1, abs=1e-2)  # the norms are what right angles predict
     for plot in findings.plots.values():

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.records import Tables
+from bnlab.lab.records import Results
 from bnlab.lab.studies.seven_changes import CHANGES, NONE, SEVEN, STUDY
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
@@ -11,7 +11,7 @@ from bnlab.report.plots import plot_svg
 MakeBench = Callable[..., Experiment]
 
 
-def planted(together: float, alone: float = 0.0) -> Tables:
+def planted(together: float, alone: float = 0.0) -> Results:
     """All changes gain `together`, and each alone `alone`."""
     rows = []
     for seed, noise in enumerate((0.9, 1.0, 1.1)):
@@ -43,15 +43,15 @@ def test_each_change_has_an_interval_that_allows_for_their_number() -> None:
 
 
 def test_a_diverged_training_is_told() -> None:
-    tables = planted(0.1)
-    tables["accuracy"][0]["diverged_at"] = 7
-    assert STUDY.judge(tables).remarks == ("none of them: 1 training diverged; one that does counts as guessing",)
+    results = planted(0.1)
+    results["accuracy"][0]["diverged_at"] = 7
+    assert STUDY.judge(results).remarks == ("none of them: 1 training diverged; one that does counts as guessing",)
 
 
 @pytest.mark.slow
 def test_each_arm_is_one_change_away(make_experiment: MakeBench) -> None:
-    tables = STUDY.measure(make_experiment())
-    arms = {str(row["arm"]) for row in tables["accuracy"]}
+    results = STUDY.measure(make_experiment())
+    arms = {str(row["arm"]) for row in results["accuracy"]}
     changes = set(CHANGES.values()) - {CHANGES["local_response"]}  # which the small network has no place for
     assert arms == {NONE, SEVEN} | {f"{kind} {change}" for kind in ("only", "all but") for change in changes}
-    STUDY.judge(tables)
+    STUDY.judge(results)

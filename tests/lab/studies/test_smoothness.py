@@ -9,7 +9,7 @@ from torch import nn
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Tables, where
+from bnlab.lab.records import Results, where
 from bnlab.lab.replay import batch_of, gradients, replaying
 from bnlab.lab.studies import smoothness as study
 from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, LossAlongGradient, along, judge
@@ -22,7 +22,9 @@ ROUGH = {"range": 3.0, "change": 2.0, "beta": 5.0, "relative": 1.0}
 SMOOTH = {name: value / 10 for name, value in ROUGH.items()}
 
 
-def planted(with_bn: dict[str, float], without: dict[str, float], *, scatter: float = 1.0, top1: float = 0.5) -> Tables:
+def planted(
+    with_bn: dict[str, float], without: dict[str, float], *, scatter: float = 1.0, top1: float = 0.5
+) -> Results:
     smoothness, accuracy = [], []
     for arm, measures in ((WITHOUT_BN, without), (WITH_BN, with_bn)):
         for seed in range(3):
@@ -56,10 +58,10 @@ def test_networks_that_guess_tell_nothing() -> None:
 
 
 def test_a_step_whose_way_ends_in_no_number_is_not_all_that_counts() -> None:
-    tables = planted(SMOOTH, ROUGH)
-    for row in where(tables["smoothness"], step=10):
+    results = planted(SMOOTH, ROUGH)
+    for row in where(results["smoothness"], step=10):
         row.update(dict.fromkeys(ROUGH, math.inf))
-    findings = judge(tables)
+    findings = judge(results)
     assert findings.verdict is Verdict.HOLDS
     for plot in findings.plots.values():
         assert all(math.isfinite(value) for series in plot.series for value in series.high)
@@ -115,7 +117,7 @@ def test_along_the_gradient_step_by_step(make_experiment: Callable[..., Experime
     trained = train(
         place_of(experiment, tmp_path), experiment.recipe("mlp", size=28, activation="relu"), probe=Looked()
     )
-    assert len(trained.tables["looked"]) == 2
+    assert len(trained.results["looked"]) == 2
 
 
 class Careful(LossAlongGradient):
@@ -138,7 +140,7 @@ def test_a_probe_changes_nothing_and_has_both_lengths(
     experiment = make_experiment(learning_rate=0.07, schedule="constant")
     recipe = experiment.recipe("bn_small_inception", size=16)
     probed = train(place_of(experiment, tmp_path), recipe, probe=Careful(3))
-    rows = probed.tables["smoothness"]
+    rows = probed.results["smoothness"]
     assert [(row["step"], row["lengths"]) for row in rows] == [(s, each) for s in (1, 3, 5) for each in LENGTHS]
     assert [row["rate"] for row in rows] == [COMMON, 0.07] * 3
     common, own = rows[:2]
@@ -152,9 +154,9 @@ def test_a_probe_changes_nothing_and_has_both_lengths(
 def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (0.003, 0.01))
     monkeypatch.setattr(study, "MULTIPLES", MULTIPLES[::3])
-    tables = study.measure(make_experiment(steps=2))
-    assert len(tables["smoothness"]) == 2 * 2 * 2 * 2 * len(LENGTHS)
-    findings = judge(tables)
+    results = study.measure(make_experiment(steps=2))
+    assert len(results["smoothness"]) == 2 * 2 * 2 * 2 * len(LENGTHS)
+    findings = judge(results)
     assert len(findings.plots) == 6
     with warnings.catch_warnings():
         warnings.simplefilter("error")

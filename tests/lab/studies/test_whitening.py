@@ -6,13 +6,15 @@ import torch
 
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext, Measurement
-from bnlab.lab.records import Records, Tables, number, numbers, where
+from bnlab.lab.records import Records, Results, number, numbers, where
 from bnlab.lab.studies.whitening import BN, STUDY, WHITENING, costs, judge
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
 
-def planted(cost: tuple[float, ...] = (1.9, 2.0, 2.1), tops: tuple[float, ...] = (0.5, 0.9), bn: float = 0.9) -> Tables:
+def planted(
+    cost: tuple[float, ...] = (1.9, 2.0, 2.1), tops: tuple[float, ...] = (0.5, 0.9), bn: float = 0.9
+) -> Results:
     """Whitening costs so many times as much and reaches `tops` after 50 and 100 steps; BN reaches `bn` at once."""
     costs_: Records = []
     rows: Records = []
@@ -27,7 +29,7 @@ def planted(cost: tuple[float, ...] = (1.9, 2.0, 2.1), tops: tuple[float, ...] =
 
 
 @pytest.mark.parametrize(
-    ("tables", "verdict"),
+    ("results", "verdict"),
     [
         (planted(), Verdict.HOLDS),
         (planted(cost=(0.5, 0.51, 0.52)), Verdict.DOES_NOT_HOLD),
@@ -36,8 +38,8 @@ def planted(cost: tuple[float, ...] = (1.9, 2.0, 2.1), tops: tuple[float, ...] =
         (planted(tops=(0.9, 0.95), bn=0.7), Verdict.DOES_NOT_HOLD),
     ],
 )
-def test_verdict(tables: Tables, verdict: Verdict) -> None:
-    assert judge(tables).verdict == verdict
+def test_verdict(results: Results, verdict: Verdict) -> None:
+    assert judge(results).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -61,9 +63,9 @@ def test_per_step_is_told_beside() -> None:
 
 
 def test_untrained_networks_do_not_compare() -> None:
-    tables = planted()
-    tables["accuracy"] = [row | {"test_top1": 0.15} if row["seed"] == 1 else row for row in tables["accuracy"]]
-    findings = judge(tables)
+    results = planted()
+    results["accuracy"] = [row | {"test_top1": 0.15} if row["seed"] == 1 else row for row in results["accuracy"]]
+    findings = judge(results)
     for evidence in findings.evidence[1:]:
         assert [math.isnan(value) for value in evidence.values] == [False, True, False]
     assert findings.verdict is Verdict.NOT_SHOWN
@@ -71,10 +73,10 @@ def test_untrained_networks_do_not_compare() -> None:
 
 
 def test_a_seed_without_one_of_them_shows_nothing() -> None:
-    tables = {
+    results = {
         name: [row for row in rows if (row["arm"], row["seed"]) != (WHITENING, 0)] for name, rows in planted().items()
     }
-    findings = judge(tables)
+    findings = judge(results)
     for evidence in findings.evidence:
         assert [math.isnan(value) for value in evidence.values] == [True, False, False]
     assert all(plot_svg(plot) for plot in findings.plots.values())
@@ -115,7 +117,7 @@ def test_timing_is_alone_and_of_this_machine(
     kept: list[tuple[bool, set[str]]] = []
     there = {"processor": "", "threads": 1, "gpu": None}
 
-    def keep(measurements: Sequence[Measurement], *, alone: bool = False) -> Tables:
+    def keep(measurements: Sequence[Measurement], *, alone: bool = False) -> Results:
         kept.append((alone, {cell.key("cpu") for cell in measurements}))
         return {}
 
@@ -133,10 +135,10 @@ def test_timing_is_alone_and_of_this_machine(
 def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.lab.studies.whitening.RATES", (0.1,))
     monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp"})
-    tables = STUDY.measure(make_experiment(steps=6))
-    for row in tables["accuracy"]:
-        of_arm = numbers(where(tables["cost"], arm=row["arm"]), "milliseconds")
+    results = STUDY.measure(make_experiment(steps=6))
+    for row in results["accuracy"]:
+        of_arm = numbers(where(results["cost"], arm=row["arm"]), "milliseconds")
         assert number(row, "seconds") == pytest.approx(number(row, "step") * sum(of_arm) / len(of_arm) / 1000)
-    findings = judge(tables)
+    findings = judge(results)
     for plot in findings.plots.values():
         assert plot_svg(plot).startswith("<svg")

@@ -8,7 +8,7 @@ from torch import Tensor
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, over_seeds
-from bnlab.lab.records import Records, Tables, by_seed, gained, last, mean, number, ratios, resolution, where
+from bnlab.lab.records import Records, Results, by_seed, gained, last, mean, number, ratios, resolution, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.trained_network import Probe, preserving_state, train, use_batch_statistics
 from bnlab.lab.tuning import chosen, remarks
@@ -24,7 +24,7 @@ PERCENTILES = (15, 50, 85)
 _LOOKED_AT = 512  # photos
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Both networks at each rate; of the last hidden layer the percentiles of each unit's input on the way."""
     same: dict[str, Any] = {
         "batch_size": 60,
@@ -44,11 +44,11 @@ def measure(experiment: Experiment) -> Tables:
     return experiment.tuned(arms, RATES, watched, every=experiment.pick(25, 250))
 
 
-def watched(job: JobContext, recipe: Recipe, every: int) -> Tables:
+def watched(job: JobContext, recipe: Recipe, every: int) -> Results:
     """One training, looked at `every` so many steps."""
     probe = Percentiles(every)
     trained = train(job, recipe, probe=probe)
-    return {"accuracy": trained.tables["accuracy"]} | probe.summary()
+    return {"accuracy": trained.results["accuracy"]} | probe.summary()
 
 
 class Percentiles(Probe):
@@ -87,7 +87,7 @@ class Percentiles(Probe):
         shares = torch.tensor(PERCENTILES, device=found[0].device) / 100
         self.seen.append((step, found[0].float().quantile(shares, dim=0).cpu()))  # 3 x units
 
-    def summary(self) -> Tables:
+    def summary(self) -> Results:
         """What is worth a table: how far all units' percentiles went, and those of the unit that went the median way.
 
         A unit's movement is the range (highest less lowest over the training) of each percentile, averaged over the
@@ -116,9 +116,9 @@ class Percentiles(Probe):
         self.seen = state["seen"]
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """Accuracy on the way and at the end, and how far the percentiles moved."""
-    accuracies, moves = chosen(tables), chosen(tables, "movement")
+    accuracies, moves = chosen(results), chosen(results, "movement")
     points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(accuracies)}
     return Findings(
         evidence=(
@@ -142,11 +142,11 @@ def judge(tables: Tables) -> Findings:
         ),
         plots={"accuracy": _accuracy(accuracies)}
         | {
-            f"percentiles {arm}": _percentiles(where(chosen(tables, "percentiles"), arm=arm, seed=0), arm)
+            f"percentiles {arm}": _percentiles(where(chosen(results, "percentiles"), arm=arm, seed=0), arm)
             for arm in (WITH_BN, WITHOUT_BN)
         },
         numbers={f"learning rate {arm}, mean": _mean_rate(where(accuracies, arm=arm)) for arm in (WITH_BN, WITHOUT_BN)},
-        remarks=remarks(tables),
+        remarks=remarks(results),
     )
 
 

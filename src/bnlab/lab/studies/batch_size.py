@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, by_category, caption
-from bnlab.lab.records import Records, Row, Tables, distinct, gained, last, number, numbers, resolution, where
+from bnlab.lab.records import Records, Results, Row, distinct, gained, last, number, numbers, resolution, where
 from bnlab.lab.statistics import or_guess
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.trained_network import TrainedNetwork, train
@@ -22,7 +22,7 @@ WHOLE = "recalibrated by whole batches"
 _ENOUGH = 32  # photos normalised together, which Wu & Johnson find enough
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """A network for each size of the parts that are normalised together, each at each rate."""
     recipe = experiment.recipe(
         experiment.twins()[WITH_BN],
@@ -44,28 +44,28 @@ def sizes(experiment: Experiment, whole: int) -> list[int]:
     return [*(size for size in of_budget if size < whole), whole]
 
 
-def by_all_statistics(job: JobContext, recipe: Recipe) -> Tables:
+def by_all_statistics(job: JobContext, recipe: Recipe) -> Results:
     """One training; at its end the accuracy on train and test by each kind of statistics."""
     trained = train(job, recipe)
     rows = [
-        _row(trained, side, statistics)
+        _row(trained, split, statistics)
         for statistics in (RUNNING, RECALIBRATED, WHOLE, BATCH)
-        for side in (("train", "test") if statistics in (RECALIBRATED, BATCH) else ("test",))
+        for split in (("train", "test") if statistics in (RECALIBRATED, BATCH) else ("test",))
     ]
-    return {"accuracy": trained.tables["accuracy"], "statistics": rows}
+    return {"accuracy": trained.results["accuracy"], "statistics": rows}
 
 
-def _row(trained: TrainedNetwork, side: str, statistics: str) -> Row:
+def _row(trained: TrainedNetwork, split: str, statistics: str) -> Row:
     recipe, dataset = trained.context.recipe, trained.dataset
 
     def measured() -> float:
         if statistics != WHOLE:
-            return trained.evaluation(side, statistics, images=recipe.recalibration_images).top1
+            return trained.evaluation(split, statistics, images=recipe.recalibration_images).top1
         with whole_batches(trained.context.network, recipe.batch_size):
-            return trained.evaluation(side, RECALIBRATED, images=recipe.recalibration_images).top1
+            return trained.evaluation(split, RECALIBRATED, images=recipe.recalibration_images).top1
 
     top1 = trained.guess if trained.diverged else or_guess(measured, trained.guess)
-    return {"side": side, "statistics": statistics, "top1": top1, "n_test": len(dataset.side(side))}
+    return {"side": split, "statistics": statistics, "top1": top1, "n_test": len(dataset.in_split(split))}
 
 
 @contextmanager
@@ -81,10 +81,10 @@ def whole_batches(network: TableNetwork, size: int) -> Iterator[None]:
             layer.ghost_size = before
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """Two photos normalised together against 32, after recalibration of either kind."""
-    rows = chosen(tables, "statistics")
-    test = where(rows, side="test")
+    rows = chosen(results, "statistics")
+    test = where(rows, split="test")
     least, whole = (str(f(map(_size, test))) for f in (min, max))
     enough = str(max(size for size in map(_size, test) if size <= _ENOUGH))
 
@@ -122,7 +122,7 @@ def judge(tables: Tables) -> Findings:
     evidence.append(
         Evidence(
             what=f"recalibrated as trained, parts of {enough} are ahead of parts of {least} at the rate of the former",
-            values=_at_one_rate(tables, enough, least),
+            values=_at_one_rate(results, enough, least),
             above=0.0,
             unit="points",
             resolution=finest,
@@ -145,13 +145,13 @@ def judge(tables: Tables) -> Findings:
         plots={
             "accuracy": _by_statistics(test),
             "train and test": _by_side(rows),
-            "learning rates": _by_rate(where(tables["statistics"], side="test", statistics=RECALIBRATED)),
+            "learning rates": _by_rate(where(results["statistics"], split="test", statistics=RECALIBRATED)),
         },
         numbers={
             f"test accuracy recalibrated, parts of {arm}, %": _mean(where(test, arm=arm, statistics=RECALIBRATED))
             for arm in distinct(test, "arm")
         },
-        remarks=tuple(f"parts of {remark}" for remark in remarks(tables)),
+        remarks=tuple(f"parts of {remark}" for remark in remarks(results)),
     )
 
 
@@ -163,9 +163,9 @@ def _gap(test: Records, arm: str, first: str, second: str) -> tuple[float, ...]:
     return gained(where(test, arm=arm), first, second, last("top1"), column="statistics")
 
 
-def _at_one_rate(tables: Tables, first: str, second: str) -> tuple[float, ...]:
+def _at_one_rate(results: Results, first: str, second: str) -> tuple[float, ...]:
     """By how many points `first` is ahead where both have the rate that was chosen for it, seed by seed."""
-    rows = where(tables["statistics"], side="test", statistics=RECALIBRATED)
+    rows = where(results["statistics"], split="test", statistics=RECALIBRATED)
     ours = where(rows, arm=first, chosen=1)
     theirs = [where(rows, arm=second, seed=row["seed"], learning_rate=row["learning_rate"])[0] for row in ours]
     return tuple(100 * (number(a, "top1") - number(b, "top1")) for a, b in zip(ours, theirs, strict=True))
@@ -214,15 +214,15 @@ def _by_rate(rows: Records) -> Plot:
 
 
 def _by_side(rows: Records) -> Plot:
-    test, order = where(rows, side="test"), distinct(rows, "arm")
+    test, order = where(rows, split="test"), distinct(rows, "arm")
     names = {BATCH: "the parts' own statistics", RECALIBRATED: "recalibrated as trained"}
     return Plot(
         title="Train and test, as in training and as in inference",
         x="photos normalised together in training",
         y="right, %",
         series=tuple(
-            by_category(f"{side}, {name}", where(rows, side=side, statistics=statistics), "arm", "top1", order, 100)
-            for side in ("train", "test")
+            by_category(f"{split}, {name}", where(rows, split=split, statistics=statistics), "arm", "top1", order, 100)
+            for split in ("train", "test")
             for statistics, name in names.items()
         ),
         categories=[str(arm) for arm in order],

@@ -17,7 +17,7 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, over_seeds
 from bnlab.lab.records import (
     Records,
-    Tables,
+    Results,
     Value,
     average,
     last,
@@ -46,7 +46,7 @@ INCEPTION, SIGMOIDS = "Inception, float32", "sigmoids, float64"
 _ROUNDING, _SAME, _MARGIN, _FIXED, _TIMES = 1e-4, 1e-6, 2.0, 1e-4, 1000.0
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Twins with and without bias in both precisions; then the paper's example, with either gradient."""
     quiet = 100_000  # epochs to a judgement: one, at the end
     same: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
@@ -67,20 +67,20 @@ def measure(experiment: Experiment) -> Tables:
     return experiment.run(measurements)
 
 
-def twins(job: JobContext, recipe: Recipe, precision: str, every: int) -> Tables:
+def twins(job: JobContext, recipe: Recipe, precision: str, every: int) -> Results:
     """Two trainings that differ in the bias alone, the second compared with the first on the way."""
     make = partial(make_precise, dtype=getattr(torch, precision))
     if job.device == "mps":  # which has no float64
         job = dataclasses.replace(job, device="cpu")
-    tables: Tables = {"twins": [], "biases": []}
+    results: Results = {"twins": [], "biases": []}
     plain = Biases(every, None)
     for arm, probe in ((WITHOUT_BIAS, plain), (WITH_BIAS, Biases(every, plain))):
         folder = job.folder / arm.replace(" ", "-")  # each resumes from its own
         own = recipe.model_copy(update={"conv_bias": arm == WITH_BIAS})
         trained = train(dataclasses.replace(job, folder=folder), own, probe=probe, make=make)
-        tables["twins"] += [{"arm": arm, **row} for row in trained.tables["accuracy"]]
-        tables["biases"] += trained.tables.get("biases", [])
-    return tables
+        results["twins"] += [{"arm": arm, **row} for row in trained.results["accuracy"]]
+        results["biases"] += trained.results.get("biases", [])
+    return results
 
 
 def make_precise(recipe: Recipe, classes: int, dtype: torch.dtype) -> TableNetwork:
@@ -152,21 +152,21 @@ class Biases(Probe):
         self.squares[kind] += float(gradient.detach().double().square().sum())
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """The gradients, the twins' distance and accuracies, and the growth of the biases."""
 
     def of_twins(pair: str, pick: Pick, **arm: Value) -> list[float]:
-        return _ended(tables, "twins" if arm else "biases", "twins", pick, pair=pair, **arm)
+        return _ended(results, "twins" if arm else "biases", "twins", pick, pair=pair, **arm)
 
     def times(learned: str) -> tuple[float, ...]:
         ours, theirs = (
-            _ended(tables, "growth", "trained", last("norm"), learned=learned, arm=arm) for arm in (OUTSIDE, WITHIN)
+            _ended(results, "growth", "trained", last("norm"), learned=learned, arm=arm) for arm in (OUTSIDE, WITHIN)
         )
         return tuple(a / b if b else math.inf for a, b in zip(ours, theirs, strict=True))
 
-    alone = partial(_ended, tables, "growth", "trained", learned=ALONE, arm=OUTSIDE)
+    alone = partial(_ended, results, "growth", "trained", learned=ALONE, arm=OUTSIDE)
     top1s = (of_twins(INCEPTION, _learnt, arm=arm) for arm in (WITH_BIAS, WITHOUT_BIAS))
-    trained, everything = (where(tables[name], learned=ALL) for name in ("trained", "growth"))
+    trained, everything = (where(results[name], learned=ALL) for name in ("trained", "growth"))
     ratio: dict[str, Any] = {"unit": "times", "ratio": True}
     gradient = Evidence(
         what="the gradient of biases before BN is rounding beside that of the weights (Inception, float32)",
@@ -184,7 +184,7 @@ def judge(tables: Tables) -> Findings:
         above=-_MARGIN,
         below=_MARGIN,
         unit="points",
-        resolution=resolution(tables["twins"]),
+        resolution=resolution(results["twins"]),
         primary=False,
     )
     grow = Evidence(
@@ -215,10 +215,10 @@ def judge(tables: Tables) -> Findings:
         evidence=(gradient, distance, accuracy, grow, go_on, fixed, real),
         plots={
             "distance": _plot(
-                tables["biases"], "pair", "distance", "Networks with and without biases before BN", "biases"
+                results["biases"], "pair", "distance", "Networks with and without biases before BN", "biases"
             ),
             "growth": _plot(
-                where(tables["growth"], learned=ALONE), "arm", "norm", "Biases before a mean, trained alone", "growth"
+                where(results["growth"], learned=ALONE), "arm", "norm", "Biases before a mean, trained alone", "growth"
             ),
             "growth-everything": _plot(everything, "arm", "norm", "Biases before a mean, everything trained", "growth"),
         },
@@ -230,15 +230,15 @@ def judge(tables: Tables) -> Findings:
             f"test accuracy, {arm}, everything trained, %": 100 * average(where(trained, arm=arm), "test_top1")
             for arm in ARMS
         },
-        remarks=_remarks(tables),
+        remarks=_remarks(results),
     )
 
 
-def _ended(tables: Tables, name: str, trainings: str, pick: Pick, **which: Value) -> list[float]:
+def _ended(results: Results, name: str, trainings: str, pick: Pick, **which: Value) -> list[float]:
     """A number of each seed; NaN where one of these trainings diverged, so that there is no end, or none was seen."""
     values = []
-    for seed in seeds(tables[trainings]):
-        rows, ran = (where(tables[table], seed=seed, **which) for table in (name, trainings))
+    for seed in seeds(results[trainings]):
+        rows, ran = (where(results[table], seed=seed, **which) for table in (name, trainings))
         ended = all(row["diverged_at"] is None for row in ran)
         values.append(pick(rows) if rows and ended else math.nan)
     return values
@@ -260,9 +260,9 @@ def _change(rows: Records) -> float:
     return max(abs(loss / losses[0] - 1) for loss in losses) if losses[0] else math.nan
 
 
-def _remarks(tables: Tables) -> tuple[str, ...]:
-    whose = [(f"{row['pair']}, {row['arm']}", row) for row in tables["twins"]]
-    whose += [(f"{row['arm']}, {row['learned']} trained", row) for row in tables["trained"]]
+def _remarks(results: Results) -> tuple[str, ...]:
+    whose = [(f"{row['pair']}, {row['arm']}", row) for row in results["twins"]]
+    whose += [(f"{row['arm']}, {row['learned']} trained", row) for row in results["trained"]]
     return tuple(f"{who}: seed {row['seed']} diverged" for who, row in whose if row["diverged_at"] is not None)
 
 

@@ -13,8 +13,8 @@ from bnlab.lab.noise import SCALE, SHIFT, NoisyBatchNorm, other_noise
 from bnlab.lab.plots import BAND, caption, over_seeds
 from bnlab.lab.records import (
     Records,
+    Results,
     Row,
-    Tables,
     by_seed,
     distinct,
     gained,
@@ -47,7 +47,7 @@ _LOOKS = 10  # in each training
 _HELPED = 2.0  # points of accuracy: from here on a network counts as helped
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Three networks at each rate; the shift on the way."""
     networks = experiment.twins()
     same: dict[str, Any] = {
@@ -74,7 +74,7 @@ def measure(experiment: Experiment) -> Tables:
     return mark_chosen(experiment.run(measurements))
 
 
-def shifted(job: JobContext, recipe: Recipe, noisy: bool) -> Tables:
+def shifted(job: JobContext, recipe: Recipe, noisy: bool) -> Results:
     """One training, with the shift of some layers on the way."""
 
     def layer(channels: int) -> nn.Module:
@@ -82,7 +82,7 @@ def shifted(job: JobContext, recipe: Recipe, noisy: bool) -> Tables:
 
     probe = Shift(looks=_LOOKS, layers=_LAYERS)
     train(job, recipe, probe=probe, make=with_norm(layer) if noisy else None)
-    return {"accuracy": probe.tables["accuracy"], "shift": probe.tables.get("shift", [])}
+    return {"accuracy": probe.results["accuracy"], "shift": probe.results.get("shift", [])}
 
 
 class Shift(Probe):
@@ -148,11 +148,11 @@ def compared(old: Tensor, new: Tensor) -> Row:
     return {"gradient": length, "distance": distance, "relative": distance / max(length, 1e-300), "cosine": cosine}
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """The shift of three networks, and how well they train."""
-    accuracies, shifts = chosen(tables), chosen(tables, "shift")
-    equal = where(tables["shift"], learning_rate=EQUAL)
-    learnt, learnt_so = LearntFilter(accuracies), LearntFilter(where(tables["accuracy"], learning_rate=EQUAL))
+    accuracies, shifts = chosen(results), chosen(results, "shift")
+    equal = where(results["shift"], learning_rate=EQUAL)
+    learnt, learnt_so = LearntFilter(accuracies), LearntFilter(where(results["accuracy"], learning_rate=EQUAL))
     points: dict[str, Any] = {"unit": "points", "resolution": resolution(accuracies)}
 
     def better(first: str, second: str) -> tuple[float, ...]:
@@ -213,7 +213,7 @@ def judge(tables: Tables) -> Findings:
                 else ["in some seeds BN does not help, or noisy BN has no more shift than none: they tell nothing"]
             ),
             *learnt.remarks,
-            *remarks(tables),
+            *remarks(results),
         ),
     )
 

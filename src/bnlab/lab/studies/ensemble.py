@@ -17,8 +17,8 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, by_category, caption
 from bnlab.lab.records import (
     Records,
+    Results,
     Row,
-    Tables,
     average,
     by_seed,
     distinct,
@@ -41,7 +41,7 @@ ONE, ALL = "one network", "ensemble"
 DROPOUTS = (0.0, 0.05, 0.1)
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """For each seed a few networks on one split, alone and together, at each number of crops."""
     members = experiment.pick(3, 6)
     recipe = experiment.recipe(experiment.twins()[WITH_BN], steps=experiment.pick(200, 0), validate_every=10**6)
@@ -60,14 +60,14 @@ def measure(experiment: Experiment) -> Tables:
     return experiment.run(measurements)
 
 
-def answers(job: JobContext, recipe: Recipe, members: int, mirrored: bool) -> Tables:
+def answers(job: JobContext, recipe: Recipe, members: int, mirrored: bool) -> Results:
     """Train the members one after the other; how often each is right, and all together."""
     each: dict[Crops, list[Probabilities]] = {number: [] for number in CROPS}
     rows: Records = []
     for member in range(members):
         own = replace(job, folder=job.folder / str(member), seed=1000 * (job.seed + 1) + member)
         trained = train(own, recipe.model_copy(update={"dropout": DROPOUTS[member % len(DROPOUTS)]}))
-        photos = trained.dataset.side("test")
+        photos = trained.dataset.in_split("test")
         targets = photos.class_indices(trained.dataset.classes)
         if not trained.diverged:
             trained.recalibrate()
@@ -99,9 +99,9 @@ def _row(arm: str, member: int | None, number: Crops, found: Probabilities, targ
     return {"arm": arm, "member": member, "crops": number, "test_top1": top1, "n_test": len(targets)}
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """Each gain against the one network, which is the mean of the members."""
-    rows = tables["accuracy"]
+    rows = results["accuracy"]
     lost = {seed: why for seed in seeds(rows) if (why := _lost(where(rows, seed=seed)))}
     known = [row for row in rows if row["seed"] not in lost]
     paired: Records = [row | {"test_top1": math.nan} if row["seed"] in lost else row for row in rows]

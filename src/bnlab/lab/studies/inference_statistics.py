@@ -11,7 +11,7 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, over_seeds, series_of
 from bnlab.lab.records import (
     Records,
-    Tables,
+    Results,
     by_seed,
     last,
     learnt_threshold,
@@ -32,7 +32,7 @@ _SUFFICE = 1024  # photos that are claimed to
 _AT_WORST, _OF_FEWER = -2.0, -1.0  # points: margins, see the rule
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """One training a seed: statistics do not change how a network trains, so all kinds are compared on the same."""
     # What the layers keep at a momentum of 1 is the last batch's statistics, as they are.
     recipe = experiment.recipe(
@@ -42,24 +42,24 @@ def measure(experiment: Experiment) -> Tables:
     return experiment.run(experiment.measurements({"one": recipe}, probed, probes=list(probes)))
 
 
-def probed(job: JobContext, recipe: Recipe, probes: list[int]) -> Tables:
+def probed(job: JobContext, recipe: Recipe, probes: list[int]) -> Results:
     """One training, its network evaluated after so many steps and at its end."""
     probe = EmaStatistics(open_recorded_data(job.split), probes)
     trained = train(job, recipe, probe=probe)
-    end = int(number(trained.tables["accuracy"][-1], "step"))
+    end = int(number(trained.results["accuracy"][-1], "step"))
     if trained.diverged:
         probe.guess([step for step in (*probes, end) if step not in probe.probed and step <= end])
     else:
         if end not in probe.probed:
             probe.probe(end, trained.context)
         probe.count(trained.context)
-    return {name: trained.tables[name] for name in ("accuracy", "probes", "images")}
+    return {name: trained.results[name] for name in ("accuracy", "probes", "images")}
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """Population statistics against the usual averages, and few photos against all."""
-    probes, images = tables["probes"], tables["images"]
-    lost = _lost(tables)
+    probes, images = results["probes"], results["images"]
+    lost = _lost(results)
     learnt: Records = [row | {"top1": math.nan} if row["seed"] in lost else row for row in probes]
     points: dict[str, Any] = {"unit": "points", "resolution": resolution(probes)}
     clauses = []
@@ -117,9 +117,9 @@ def judge(tables: Tables) -> Findings:
     )
 
 
-def _lost(tables: Tables) -> list[int]:
+def _lost(results: Results) -> list[int]:
     """The seeds whose network ends no better than guessing: all statistics are as good to it."""
-    ends = [row for row in _ends(tables["accuracy"]) if number(row, "test_top1") <= learnt_threshold(row)]
+    ends = [row for row in _ends(results["accuracy"]) if number(row, "test_top1") <= learnt_threshold(row)]
     return seeds(ends)
 
 

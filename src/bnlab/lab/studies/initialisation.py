@@ -7,7 +7,7 @@ from typing import Any
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.plots import BAND, caption, over_seeds
-from bnlab.lab.records import Records, Tables, learnt_threshold, number, numbers, seeds, where
+from bnlab.lab.records import Records, Results, learnt_threshold, number, numbers, seeds, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen
 from bnlab.lab.verdict import Evidence
@@ -17,7 +17,7 @@ RATES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 _SMALLEST, _LARGEST = -4, 1  # powers of 10
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Both networks from each scale, at each learning rate."""
     each = experiment.pick(1, 2)  # scales to a decade
     scales = [10 ** (i / each) for i in range(each * _SMALLEST, each * _LARGEST + 1)]
@@ -35,16 +35,16 @@ def measure(experiment: Experiment) -> Tables:
         for arm, network in networks.items()
         for scale in scales
     }
-    tables = experiment.tuned(arms, RATES)
-    for row in tables["accuracy"]:
+    results = experiment.tuned(arms, RATES)
+    for row in results["accuracy"]:
         network, scale = str(row["arm"]).split(", ")
         row |= {"network": network, "scale": float(scale)}
-    return tables
+    return results
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """How many decades of scale train."""
-    ends = _ends(chosen(tables))
+    ends = _ends(chosen(results))
     bars = {seed: _bar(where(ends, seed=seed)) for seed in seeds(ends)}
     widths = {arm: [_width(where(ends, network=arm, seed=seed), bar) for seed, bar in bars.items()] for arm in _ARMS}
     spacing = math.log10(_scales(ends)[1] / _scales(ends)[0])
@@ -63,7 +63,7 @@ def judge(tables: Tables) -> Findings:
             "learning-rate": _plot(ends, "learning_rate", "The learning rate that suits it best", "learning rate"),
         },
         numbers={f"decades that train, {arm}, mean": sum(width) / len(width) for arm, width in widths.items()},
-        remarks=_remarks(_ends(tables["accuracy"]))
+        remarks=_remarks(_ends(results["accuracy"]))
         + tuple(
             f"seed {seed}: neither network learnt from any scale, so it shows nothing"
             for seed, bar in bars.items()

@@ -7,7 +7,7 @@ from typing import Any
 from bnlab.errors import plural
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.plots import BAND, BARS, by_category, caption, over_seeds
-from bnlab.lab.records import Records, Row, Tables, distinct, joined, number, ratios, resolution, seeds, where
+from bnlab.lab.records import Records, Results, Row, distinct, joined, number, ratios, resolution, seeds, where
 from bnlab.lab.stable_rate import BLOWN_UP, PROBES, max_stable_lr
 from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best
 from bnlab.lab.study import Findings, Study
@@ -43,7 +43,7 @@ PROBED = {BASELINE: "inception", "BN-Baseline": "bn-baseline", "BN-x5": "bn-x5",
 CLAIMED_SPEED = 14.0
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Inception at each rate of the search; the others at multiples of the rate that suited it; the highest rates."""
     rates = experiment.pick((0.003, 0.01, 0.03), (0.0015, 0.005, 0.015, 0.05))
     found = experiment.tuned({BASELINE: _recipe(experiment, "inception")}, rates)
@@ -103,9 +103,9 @@ def _recipe(experiment: Experiment, name: str) -> Recipe:
     return experiment.recipe(network, base=name, **options)
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """Steps to the baseline's best accuracy, the best accuracies, the highest rates."""
-    accuracies = where(tables["accuracy"], chosen=1)
+    accuracies = where(results["accuracy"], chosen=1)
     race = StepsToAccuracy(accuracies, BASELINE)
     points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(accuracies)}
     times: dict[str, Any] = {"unit": "times", "ratio": True}
@@ -117,7 +117,7 @@ def judge(tables: Tables) -> Findings:
     reach = "reaches the best accuracy of Inception"
     bn5, bn30 = "BN-x5", "BN-x30"
     claimed = race.told_from(CLAIMED_SPEED, bn5)
-    raised = ratios(tables["highest"], bn5, BASELINE, _rate)
+    raised = ratios(results["highest"], bn5, BASELINE, _rate)
     beside = {"above": 1.0, "decides": False} | times
     return Findings(
         evidence=(
@@ -137,14 +137,14 @@ def judge(tables: Tables) -> Findings:
                 what=f"{bn5} reaches a higher accuracy than Inception", values=better(bn5), primary=False, **points
             ),
         ),
-        plots=_plots(tables),
+        plots=_plots(results),
         numbers={f"best accuracy of {arm}, %": 100 * sum(of) / len(of) for arm, of in race.best.items()}
         | {f"steps of {arm} to the best accuracy of {BASELINE}": race.mean_steps(arm) for arm in race.best},
         remarks=(
             *race.remarks,
-            *_remarks(claimed, tables["highest"]),
-            *remarks({"accuracy": where(tables["accuracy"], arm=BASELINE)}),
-            *diverged([row for row in tables["accuracy"] if row["arm"] != BASELINE], "counts by its best before"),
+            *_remarks(claimed, results["highest"]),
+            *remarks({"accuracy": where(results["accuracy"], arm=BASELINE)}),
+            *diverged([row for row in results["accuracy"] if row["arm"] != BASELINE], "counts by its best before"),
         ),
     )
 
@@ -170,11 +170,11 @@ def _remarks(claimed: Sequence[float], highest: Records) -> list[str]:
     return sentences
 
 
-def _plots(tables: Tables) -> dict[str, Plot]:
-    everything = tables["accuracy"]
+def _plots(results: Results) -> dict[str, Plot]:
+    everything = results["accuracy"]
     shown = where(everything, chosen=1)
     suited = _suited(everything)
-    highest = [row for row in tables["highest"] if row["rate"] is not None]
+    highest = [row for row in results["highest"] if row["rate"] is not None]
     tops: Records = [
         {
             "family": row["family"],
@@ -184,7 +184,7 @@ def _plots(tables: Tables) -> dict[str, Plot]:
         }
         for row in _trainings(everything)
     ]
-    arms = [str(arm) for arm in distinct(tables["highest"], "arm")]
+    arms = [str(arm) for arm in distinct(results["highest"], "arm")]
     return {
         "accuracy": Plot(
             title="Accuracy on the way",

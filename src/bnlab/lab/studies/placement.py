@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.plots import BARS, by_category, caption, of_intervals
-from bnlab.lab.records import Records, Row, Tables, distinct, gained, last, number, resolution, where
+from bnlab.lab.records import Records, Results, Row, distinct, gained, last, number, resolution, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
@@ -34,7 +34,7 @@ _QUICK = {
 _FULL = {GOOGLENET: _Network("bn_googlenet", "relu"), INCEPTION: _Network("bn_inception", "relu")}
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Every network with either placement, at each rate."""
     networks = experiment.pick(_QUICK, _QUICK | _FULL)
     arms = {
@@ -58,9 +58,9 @@ def arm(network: str, placement: str) -> str:
     return f"{network}{_NOTE}{placement}"
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """Before against after, for each network."""
-    rows = [row | _parts(row) for row in chosen(tables)]
+    rows = [row | _parts(row) for row in chosen(results)]
     networks = [str(name) for name in distinct(rows, "network")]
     evidence = tuple(
         Evidence(
@@ -78,7 +78,7 @@ def judge(tables: Tables) -> Findings:
         plots={"accuracy": _accuracy(rows, networks)},
         intervals=lambda evidence: {"differences": _differences(evidence, rows, networks)},
         numbers={f"learning rate, {name}, mean": _rate(where(rows, arm=name)) for name in distinct(rows, "arm")},
-        remarks=remarks(tables),
+        remarks=remarks(results),
     )
 
 

@@ -16,8 +16,8 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, by_category, caption
 from bnlab.lab.records import (
     Records,
+    Results,
     Row,
-    Tables,
     average,
     by_seed,
     distinct,
@@ -46,7 +46,7 @@ EQUAL = 0.03  # the rate at which the noise is judged too
 _MARGIN = 2.0  # points of accuracy that dropout may be worth and still be called dispensable
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Every kind of network at every batch, with and without dropout, at each rate."""
     same: dict[str, Any] = {
         "epochs": experiment.pick(40, 200),
@@ -83,7 +83,7 @@ def measure(experiment: Experiment) -> Tables:
     return mark_chosen(experiment.run(measurements))
 
 
-def gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Tables:
+def gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Results:
     """A network trained on so many photos, and what it makes of them and of test's, both seen as inference does."""
 
     def layer(channels: int) -> nn.Module:
@@ -91,16 +91,16 @@ def gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Tables:
 
     job = replace(job, split=fewer(job, photos))
     trained = train(job, recipe, make=with_norm(layer) if kind == RENORMALISED else None)
-    classes, n_test, guess = len(trained.dataset.classes), len(trained.dataset.side("test")), trained.guess
+    classes, n_test, guess = len(trained.dataset.classes), len(trained.dataset.in_split("test")), trained.guess
     row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout, "guess": guess}
     if trained.diverged:
         of_guessing = {"train_top1": guess, "test_top1": guess}
         row |= of_guessing | {"train_loss": math.log(classes), "test_loss": math.log(classes), "n_test": n_test}
     else:
-        for side in ("train", "test"):
-            found = trained.evaluation(side, "recalibrated", images=recipe.recalibration_images)
-            row |= {f"{side}_top1": found.top1, f"{side}_loss": found.loss, f"n_{side}": found.n}
-    return {"accuracy": trained.tables["accuracy"], "gap": [row]}
+        for split in ("train", "test"):
+            found = trained.evaluation(split, "recalibrated", images=recipe.recalibration_images)
+            row |= {f"{split}_top1": found.top1, f"{split}_loss": found.loss, f"n_{split}": found.n}
+    return {"accuracy": trained.results["accuracy"], "gap": [row]}
 
 
 def fewer(job: JobContext, photos: int) -> Path:
@@ -121,13 +121,13 @@ def fewer(job: JobContext, photos: int) -> Path:
     return path
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """How much worse test is than train, by kind of network, and what dropout is worth."""
-    rows = [row | _gaps(row) for row in chosen(tables, "gap")]
+    rows = [row | _gaps(row) for row in chosen(results, "gap")]
     small, usual, large = BATCHES
     bare: dict[str, Any] = {"dropout": 0.0}
     with_bn, without, silent = ({"kind": kind, **bare} for kind in (WITH_BN, WITHOUT_BN, RENORMALISED))
-    equal = [row | _gaps(row) for row in where(tables["gap"], learning_rate=EQUAL)]
+    equal = [row | _gaps(row) for row in where(results["gap"], learning_rate=EQUAL)]
 
     def less(column: str, first: dict[str, Any], second: dict[str, Any], rows: Records = rows) -> tuple[float, ...]:
         ours, theirs = (by_seed(rows, last(column), **which) for which in (first, second))
@@ -189,13 +189,13 @@ def judge(tables: Tables) -> Findings:
             for kind in KINDS
             for batch in BATCHES
         },
-        remarks=remarks(tables) + _untaught(rows),
+        remarks=remarks(results) + _untaught(rows),
     )
 
 
 def _gaps(row: Row) -> Row:
     """Percentages and gaps; of a network that learnt nothing of train only those that do not compare it."""
-    train, test = (100 * number(row, f"{side}_top1") for side in ("train", "test"))
+    train, test = (100 * number(row, f"{split}_top1") for split in ("train", "test"))
     learnt = number(row, "train_top1") > learnt_threshold(row)
     return {
         "train_points": train,

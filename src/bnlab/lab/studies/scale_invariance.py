@@ -13,7 +13,7 @@ from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import over_seeds, series_of
-from bnlab.lab.records import Records, Row, Tables, by_seed, mean, number, numbers, seeds, where
+from bnlab.lab.records import Records, Results, Row, by_seed, mean, number, numbers, seeds, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
@@ -31,7 +31,7 @@ _DEAD = 1e-12  # variance of a channel that nothing reaches: no eps is negligibl
 _TOLERANCE, _ORTHOGONAL = 1e-9, 1e-3
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Twins trained by plain gradient descent; each layer of the one with BN is then tried at other scales."""
     same: dict[str, Any] = {"steps": experiment.pick(200, 5000), "schedule": "constant", "validate_every": 100_000}
     same |= {"momentum": 0.0, "weight_decay": 0.0}
@@ -40,7 +40,7 @@ def measure(experiment: Experiment) -> Tables:
     return experiment.run(experiment.measurements(arms, map_photos, every=every))
 
 
-def map_photos(job: JobContext, recipe: Recipe, every: int) -> Tables:
+def map_photos(job: JobContext, recipe: Recipe, every: int) -> Results:
     """One training with its weights' norms, and what scaling the weights does to the network that comes of it."""
     trained = train(job, recipe, probe=Norms(every))
     pixels, _ = next(trained.context.loader.epoch(0, recipe.size))
@@ -49,7 +49,7 @@ def map_photos(job: JobContext, recipe: Recipe, every: int) -> Tables:
     for name, layer, bn, u in normalised_layers(trained.context.network, images):
         rows += scaled(name, layer, bn, u, torch.float64, _NO_EPS, kind=EXACT, seed=job.seed)
         rows += scaled(name, layer, bn, u, torch.float32, recipe.norm_eps, kind=USUAL, seed=job.seed)
-    return {"training": trained.tables["training"], "scaled": rows}
+    return {"training": trained.results["training"], "scaled": rows}
 
 
 def normalised_layers(network: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, nn.Module, Tensor]]:
@@ -188,11 +188,11 @@ def _weights(context: TrainingContext) -> Iterator[tuple[str, nn.Parameter]]:
         yield names[unit], weight_of(unit.layer)
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """The largest deviations, the angles and the growth of the norms."""
-    exact, usual = (where(tables["scaled"], kind=kind) for kind in (EXACT, USUAL))
+    exact, usual = (where(results["scaled"], kind=kind) for kind in (EXACT, USUAL))
     smallest = where(usual, factor=min(FACTORS))
-    training = tables["training"]
+    training = results["training"]
     angles = [row for row in training if row["cosine"] is not None]
     ends = where(training, step=max(numbers(training, "step")))
     with_bn = _geometric("relative_norm")(where(ends, arm=WITH_BN))

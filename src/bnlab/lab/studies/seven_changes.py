@@ -6,7 +6,7 @@ from typing import Any
 from bnlab.config import load_settings
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.plots import caption, of_intervals
-from bnlab.lab.records import Tables, average, distinct, gained, last, resolution, where
+from bnlab.lab.records import Results, average, distinct, gained, last, resolution, where
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.tuning import diverged
 from bnlab.lab.verdict import Evidence
@@ -28,7 +28,7 @@ CHANGES: Mapping[str, str] = {
 }
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """BN-Baseline, BN-x5, and what lies one change from either, at equal steps."""
     before, after = (_recipe(experiment, name) for name in ("bn-baseline", "bn-x5"))
     differing = [key for key in CHANGES if getattr(before, key) != getattr(after, key)]
@@ -51,9 +51,9 @@ def _recipe(experiment: Experiment, name: str) -> Recipe:
     return experiment.recipe(network, base=name, **options)
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """All together decide; of each alone an interval that allows for how many there are."""
-    rows = tables["accuracy"]
+    rows = results["accuracy"]
     arms = [str(arm) for arm in distinct(rows, "arm")]
     changes = [change for change in CHANGES.values() if f"only {change}" in arms]
     points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(rows)}

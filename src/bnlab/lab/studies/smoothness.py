@@ -11,7 +11,7 @@ from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, over_seeds
-from bnlab.lab.records import Records, Row, Tables, mean, number, numbers, ratios, seeds, where
+from bnlab.lab.records import Records, Results, Row, mean, number, numbers, ratios, seeds, where
 from bnlab.lab.replay import Batch, batch_of, gradients, is_look, put, replaying
 from bnlab.lab.study import Findings, Study
 from bnlab.lab.trained_network import Probe, train
@@ -35,7 +35,7 @@ _MEASURES = {
 }
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """Both networks at each rate; on the way, the loss along the gradient."""
     same: dict[str, Any] = {"steps": experiment.pick(150, 10_000), "dropout": 0.0, "validate_every": 100_000}
     if experiment.budget == "quick" and experiment.splits.kind == "digits":
@@ -45,11 +45,11 @@ def measure(experiment: Experiment) -> Tables:
     return experiment.tuned(arms, RATES, probed)
 
 
-def probed(job: JobContext, recipe: Recipe) -> Tables:
+def probed(job: JobContext, recipe: Recipe) -> Results:
     """One training, probed on the way."""
     probe = LossAlongGradient(_LOOKS)
     train(job, recipe, probe=probe)
-    return {"accuracy": probe.tables["accuracy"], "smoothness": probe.tables.get("smoothness", [])}
+    return {"accuracy": probe.results["accuracy"], "smoothness": probe.results.get("smoothness", [])}
 
 
 class LossAlongGradient(Probe):
@@ -112,12 +112,12 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """How many times as rough the loss is with BN as without."""
-    rows = chosen(tables, "smoothness")
-    accuracies = chosen(tables)
-    equal = where(tables["smoothness"], learning_rate=EQUAL, lengths="common")
-    learnt, learnt_so = LearntFilter(accuracies), LearntFilter(where(tables["accuracy"], learning_rate=EQUAL))
+    rows = chosen(results, "smoothness")
+    accuracies = chosen(results)
+    equal = where(results["smoothness"], learning_rate=EQUAL, lengths="common")
+    learnt, learnt_so = LearntFilter(accuracies), LearntFilter(where(results["accuracy"], learning_rate=EQUAL))
     decisive = ("range", "change", "beta")
 
     def clause(measure: str, which: Records, said: str, *, primary: bool = False) -> Evidence:
@@ -151,7 +151,7 @@ def judge(tables: Tables) -> Findings:
             for name, column in (("learning rate", "learning_rate"), ("test accuracy", "test_top1"))
             for arm in (WITHOUT_BN, WITH_BN)
         },
-        remarks=(*learnt.remarks, *remarks(tables)),
+        remarks=(*learnt.remarks, *remarks(results)),
     )
 
 

@@ -12,8 +12,8 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, over_seeds
 from bnlab.lab.records import (
     Records,
+    Results,
     Row,
-    Tables,
     average,
     gained,
     last,
@@ -44,7 +44,7 @@ _WARM_UP, _MARGIN = 2, 1.0  # steps; points
 _DEARER = 1.1  # times: less is nothing to choose a normalisation by
 
 
-def measure(experiment: Experiment) -> Tables:
+def measure(experiment: Experiment) -> Results:
     """What a step of each costs, and both trained at each rate; of each judgement the time that its steps took."""
     same: dict[str, Any] = {"steps": experiment.pick(150, 6000), "schedule": "constant"}
     norms = {BN: "batch", WHITENING: experiment.pick("whitening:10000", "whitening:64")}
@@ -57,17 +57,17 @@ def measure(experiment: Experiment) -> Tables:
         "machine": {key: here[key] for key in ("processor", "threads", "gpu")},
         "steps": 2 * rounds,
     }
-    tables = experiment.run(
+    results = experiment.run(
         [experiment.cell(costs, seed, recipe=arms[BN], **timing) for seed in experiment.seeds], alone=True
     )
-    tables |= experiment.tuned(arms, RATES)
-    milliseconds = {arm: average(where(tables["cost"], arm=arm), "milliseconds") for arm in arms}
-    for row in tables["accuracy"]:
+    results |= experiment.tuned(arms, RATES)
+    milliseconds = {arm: average(where(results["cost"], arm=arm), "milliseconds") for arm in arms}
+    for row in results["accuracy"]:
         row["seconds"] = number(row, "step") * milliseconds[str(row["arm"])] / 1000
-    return tables
+    return results
 
 
-def costs(job: JobContext, recipe: Recipe, norms: dict[str, str], rounds: int, machine: Row) -> Tables:
+def costs(job: JobContext, recipe: Recipe, norms: dict[str, str], rounds: int, machine: Row) -> Results:
     """The median time of a training step with each normalisation, on the same batch, in turn.
 
     The networks are made for it and thrown away; at a learning rate of 0 none can diverge, and a step is no cheaper.
@@ -98,16 +98,16 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def judge(tables: Tables) -> Findings:
+def judge(results: Results) -> Findings:
     """What a step costs, and the accuracies at equal time and at equal steps."""
-    rows = chosen(tables)
+    rows = chosen(results)
     lost = _lost(rows)
     learnt: Records = [row | {"test_top1": math.nan} if row["seed"] in lost else row for row in rows]
     at_time = [_at_equal_time(where(learnt, seed=seed)) for seed in seeds(rows)]
     points: dict[str, Any] = {"above": -_MARGIN, "unit": "points", "resolution": resolution(rows)}
     cost = Evidence(
         what=f"a training step with whitening takes more than {_DEARER:g} times as long",
-        values=ratios(tables["cost"], WHITENING, BN, last("milliseconds")),
+        values=ratios(results["cost"], WHITENING, BN, last("milliseconds")),
         above=_DEARER,
         unit="times",
         ratio=True,
@@ -136,10 +136,10 @@ def judge(tables: Tables) -> Findings:
             "seconds": _plot(rows, "seconds", "Accuracy by time", "seconds of training steps"),
         },
         numbers={
-            f"milliseconds a step, {arm}, mean": average(where(tables["cost"], arm=arm), "milliseconds")
+            f"milliseconds a step, {arm}, mean": average(where(results["cost"], arm=arm), "milliseconds")
             for arm in (BN, WHITENING)
         },
-        remarks=(*remarks(tables), *(f"seed {seed}: neither network learnt, so they do not compare" for seed in lost)),
+        remarks=(*remarks(results), *(f"seed {seed}: neither network learnt, so they do not compare" for seed in lost)),
     )
 
 
