@@ -210,7 +210,8 @@ def test_dying_at_any_write_it_ends_the_same(data: Path, monkeypatch: pytest.Mon
 
 
 EVERYTHING: dict[str, object] = {
-    "size": 64, "start_size": 0.5, "ema": 0.9, "mixup": 0.5, "cutmix": 0.5, "color_jitter": 0.2, "recalibration_images": 10,
+    "size": 64, "start_size": 0.5, "ema": 0.9, "mixup": 0.5, "cutmix": 0.5, "color_jitter": 0.2,
+    "recalibration_images": 10,
     "precision": "bfloat16", "flip_tta": True, "epochs": 3, "batch_size": 12,
 }  # fmt: skip
 

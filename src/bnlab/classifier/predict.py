@@ -90,7 +90,7 @@ class Classifier:
     def probabilities(self, pixels: Pixels, *, flip_tta: bool | None = None) -> Probabilities:
         """Softmax of the logits: uint8 N x size x size x 3 (from `preprocess`) to float32 N x classes.
 
-        With `flip_tta`, the mean of that for the photos and that for their mirror images; unless given, as the card says.
+        With `flip_tta`, the mean of the photos' probabilities and their mirror images'. The card says so unless given.
         """
         flip_tta = self.card.preprocessing.flip_tta if flip_tta is None else flip_tta
         network = self._folded or self.network

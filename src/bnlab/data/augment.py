@@ -36,8 +36,8 @@ def augment(
 def resized(photo: Pixels, size: int, box: Box) -> Pixels:
     """A part of the photo as a square, by bilinear interpolation that averages over all it shrinks.
 
-    By torch, not by Pillow as in `preprocess`: it takes a third of the time, and a training crop need not be exact. To be
-    called from the thread that trains (loader.py says why).
+    By torch, not by Pillow as in `preprocess`: it takes a third of the time, and a training crop need not be exact.
+    To be called from the thread that trains (loader.py says why).
     """
     left, top, right, bottom = box
     if (right - left, bottom - top) == (size, size):

@@ -136,8 +136,8 @@ def preprocessed_batches(
     """Photos as evaluation sees them, in the order given: pixels of those that can be used, M x H x W x 3, and for each
     photo of the batch its error or None. `cache` is of these paths, this view and these crops alone.
 
-    Of M photos with K pictures each (`images_per_photo`) it is M*K x H x W x 3, a photo's pictures one after the other. A
-    batch has up to `batch_size` pictures, or one photo's.
+    Of M photos with K pictures each (`images_per_photo`) it is M*K x H x W x 3, a photo's pictures one after the other.
+    A batch has up to `batch_size` pictures, or one photo's.
     """
     kept = cache or Cache(len(paths), 0)
     photos_each = max(1, batch_size // images_per_photo(crops))

@@ -24,15 +24,15 @@ def how_to_resume(run: Run) -> str:
 
 def describe(row: Row, epochs: int, is_best: bool) -> str:
     """An epoch in one line."""
-    validate = ""
+    val = ""
     if row["val_top1"] is not None:
-        validate = f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  "
+        val = f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  "
         if row["running_top1"] is not None:
-            validate += f"by running statistics {row['running_top1']:.1%} "
-            validate += f"(recalibration {row['recalibration_seconds']:.1f} s)  "
+            val += f"by running statistics {row['running_top1']:.1%} "
+            val += f"(recalibration {row['recalibration_seconds']:.1f} s)  "
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  {validate}{row['images_per_second']:.0f} images/s"
+        f"loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  {val}{row['images_per_second']:.0f} images/s"
         + ("  best so far" if is_best else "")
     )
 

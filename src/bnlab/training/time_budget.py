@@ -56,8 +56,8 @@ class TimeBudget:
             steps = _steps_in(left - validation * -(-epochs // every), recipe, batches, step_times)
         if steps < 1:
             raise UsageError(
-                f"not one step fits into {recipe.time:.0f} s: one takes {max(step_times.steps.values()):.2f} s, and what "
-                f"goes before and after {(recipe.time or 0) - left:.0f} s",
+                f"not one step fits into {recipe.time:.0f} s: one takes {max(step_times.steps.values()):.2f} s, and "
+                f"what goes before and after {(recipe.time or 0) - left:.0f} s",
                 "give more --time, or a smaller --size",
             )
         mean = step_times.seconds(Plan(steps=steps, batches=batches), recipe) / steps
