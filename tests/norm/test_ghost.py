@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bnlab.norm import GhostBatchNorm1d, GhostBatchNorm2d, reference
+from bnlab.norm import GhostBatchNorm1d, GhostBatchNorm2d, TooFewValuesError, reference
 
 
 def batch(count: int, generator: int = 0) -> Tensor:
@@ -68,7 +68,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"^ghost_size is how many examples are normalised together, not 0$"):
         GhostBatchNorm2d(3, ghost_size=0)
     network = nn.Sequential(GhostBatchNorm1d(3, ghost_size=1))
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(TooFewValuesError) as refusal:
         network(torch.zeros(4, 3))
     assert str(refusal.value) == (
         "Expected more than 1 value per channel when training, got parts of size torch.Size([1, 3]) "

@@ -1,5 +1,6 @@
 """Recalibration: what is measured, what is restored, what is left alone."""
 
+import pickle
 import random
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bnlab import norm
 from bnlab.nets.build import build
 from bnlab.norm import BatchNorm1d, BatchNorm2d, Whitening2d, convert_sync, recalibrate, reference
 from bnlab.norm.layers import batch_norm_layers
@@ -336,6 +338,16 @@ def test_refusals(by_layer: bool, options: dict[str, object], complaint: str) ->
         )
     assert str(refusal.value) == complaint.format(first="bn1", single=single)
     assert_same(statistics(model), before)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_errors_have_a_type(by_layer: bool) -> None:
+    with pytest.raises(norm.NotFiniteError, match="bn1") as error:
+        recalibrate(Pair(), [images() * torch.nan], layer_by_layer=by_layer)
+    assert error.value.layer == "bn1"
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    with pytest.raises(norm.TooFewValuesError, match="bn2"):
+        recalibrate(Pair(), [images()[:1, :, :5, :5]], layer_by_layer=by_layer)
 
 
 def test_options_that_exclude_each_other() -> None:

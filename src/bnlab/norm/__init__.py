@@ -5,8 +5,9 @@ from bnlab.norm.accumulate import accumulate
 from bnlab.norm.fold import Folding, fold
 from bnlab.norm.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnlab.norm.modes import TooFewValuesError
 from bnlab.norm.norm_activation import NormActivation
-from bnlab.norm.recalibrate import Measured, Recalibration, recalibrate
+from bnlab.norm.recalibrate import Measured, NotFiniteError, Recalibration, recalibrate
 from bnlab.norm.save_memory import save_memory
 from bnlab.norm.sync import SyncBatchNorm, convert_sync, revert_sync
 from bnlab.norm.whitening import Whitening1d, Whitening2d
@@ -20,8 +21,10 @@ __all__ = [
     "GhostBatchNorm2d",
     "Measured",
     "NormActivation",
+    "NotFiniteError",
     "Recalibration",
     "SyncBatchNorm",
+    "TooFewValuesError",
     "Whitening1d",
     "Whitening2d",
     "accumulate",

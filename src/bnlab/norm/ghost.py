@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from bnlab.norm import kernels, moments
 from bnlab.norm.kernels import Running
 from bnlab.norm.layers import BatchNorm
+from bnlab.norm.modes import TooFewValuesError
 from bnlab.norm.naming import name_of
 
 
@@ -28,7 +29,8 @@ class GhostBatchNorm(BatchNorm):
     examples make ceil(N / ghost_size) parts, whose sizes differ by one at most.
 
     Raises:
-        ValueError: a ghost_size below 1; in training, a part with one value for each channel.
+        ValueError: ghost_size is below 1.
+        TooFewValuesError: in training, a part has one value for each channel.
     """
 
     def __init__(self, num_features: int, *args: Any, ghost_size: int = 32, **more: Any) -> None:
@@ -49,7 +51,7 @@ class GhostBatchNorm(BatchNorm):
         # not tensor_split, whose backward makes a tensor of the whole batch for each part, and loses channels_last
         ghosts = torch.split(input, [least + 1] * more + [least] * (parts - more))
         if ghosts[-1].numel() == self.num_features:
-            raise ValueError(
+            raise TooFewValuesError(
                 f"Expected more than 1 value per channel when training, got parts of size {ghosts[-1].size()} at "
                 f"{name_of(self)}: use a larger ghost_size"
             )

@@ -33,9 +33,9 @@ class BatchNorm(StatisticsMode, _BatchNorm):
     own statistics inference mixes into those (see `weighing.py`).
 
     Raises:
-        ValueError: in training, an empty batch or one with a single value for each channel; inference without
-            population statistics; an input of the wrong number of dimensions; an eps of 0 or less. Messages name the
-            layer.
+        TooFewValuesError: a training batch is empty or has a single value for each channel.
+        ValueError: inference lacks population statistics; the input has the wrong number of dimensions; eps is 0 or
+            less. Messages name the layer.
         RuntimeError: an input with another number of channels.
     """
 

@@ -10,6 +10,10 @@ from bnlab.norm.naming import name_of
 Statistics = Literal["running", "population", "batch"]
 
 
+class TooFewValuesError(ValueError):
+    """A training batch has one value for each channel, or none, so that it has no variance to normalise by."""
+
+
 class StatisticsMode(nn.Module):
     """Base of the layers that keep statistics: buffers `running_...` and `num_batches_tracked`, None where not tracked.
 
@@ -107,16 +111,16 @@ class StatisticsMode(nn.Module):
         """Refuse a batch that has no statistics.
 
         Raises:
-            ValueError: it is empty, or has one value a channel.
+            TooFewValuesError: it is empty, or has one value a channel.
         """
         values = input.numel() // self.num_features
         if values == 0:
-            raise ValueError(
+            raise TooFewValuesError(
                 f"{name_of(self)} got an empty batch, {list(input.shape)}: "
                 "statistics need values; leave the batch out, or call eval() for inference"
             )
         if values == 1:
-            raise ValueError(  # begins as torch's own, for those who look for its words
+            raise TooFewValuesError(  # the message begins as torch's own
                 f"Expected more than 1 value per channel when training, got input size {input.size()} "
                 f"at {name_of(self)}: use batches of two or more, larger images, or freeze() the layer; "
                 "for inference call eval()"

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.norm import moments
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.layers import BatchNorm
-from bnlab.norm.modes import StatisticsMode
+from bnlab.norm.modes import StatisticsMode, TooFewValuesError
 from bnlab.norm.moments import Moments
 from bnlab.norm.whitening import Whitening
 
@@ -137,7 +137,7 @@ def measure(
         if name == only and now[name] == uses:
             raise StopForward
         if found.count == 1:
-            raise ValueError(
+            raise TooFewValuesError(
                 f"a batch has one value for each channel at {name}, and cannot be normalised by itself: leave it out "
                 "(drop_last=True), give larger batches, or measure layer_by_layer"
             )

@@ -24,10 +24,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import moments, passes
 from bnlab.norm.models import unwrap_model
-from bnlab.norm.modes import StatisticsMode
+from bnlab.norm.modes import StatisticsMode, TooFewValuesError
 from bnlab.norm.moments import Moments
 from bnlab.norm.passes import BatchStream, Layer, Layers, Measurements
 from bnlab.norm.whitening import Whitening
+
+
+class NotFiniteError(ValueError):
+    """`recalibrate` met values that are not finite, at the layer of this name."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.layer = layer
+
+    def __str__(self) -> str:
+        return f"values that are not finite reach {self.layer}: nothing was changed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +102,9 @@ def recalibrate(
         group: the processes to measure with; None is all.
 
     Raises:
-        ValueError: there is no batch; batches or options that do not fit together; values that are not finite.
+        NotFiniteError: values that are not finite reach a layer.
+        TooFewValuesError: a layer gets a single value for each channel.
+        ValueError: there is no batch; batches or options do not fit together; statistics do not fit into a buffer.
     """
     if layer_by_layer and as_paper:
         raise ValueError("Alg. 2 measures all layers in one pass: choose layer_by_layer or as_paper")
@@ -221,13 +234,14 @@ def _checked(name: str, layer: Layer, found: Moments) -> Moments:
     """The same, where the layer can hold it.
 
     Raises:
-        ValueError: it is not finite, or of one value.
+        TooFewValuesError: it has one value for each channel.
+        NotFiniteError: it is not finite.
     """
     if found.count < 2:
-        raise ValueError(f"{name} got a single value for each channel: measure more images; nothing was changed")
+        raise TooFewValuesError(f"{name} got a single value for each channel: measure more images; nothing was changed")
     variance = found.variance(unbiased=True)
     if not (found.mean.isfinite().all() and variance.isfinite().all()):
-        raise ValueError(f"values that are not finite reach {name}: nothing was changed")
+        raise NotFiniteError(name)
     assert layer.running_mean is not None  # or `_choose` would have left it
     held = layer.running_mean.dtype
     if max(found.mean.abs().max(), variance.abs().max()) > torch.finfo(held).max:

@@ -24,6 +24,7 @@ from bnlab.norm import kernels, moments
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.kernels import Running
 from bnlab.norm.layers import BatchNorm, is_plain
+from bnlab.norm.modes import TooFewValuesError
 from bnlab.norm.moments import Moments
 from bnlab.norm.naming import name_of
 
@@ -37,7 +38,7 @@ class SyncBatchNorm(BatchNorm):
     its backward, equally often.
 
     Raises:
-        ValueError: all processes together have one value for each channel, or none.
+        TooFewValuesError: all processes together have one value for each channel, or none.
     """
 
     process_group: dist.ProcessGroup | None = None
@@ -80,7 +81,7 @@ class SyncBatchNorm(BatchNorm):
             return super()._transform(input, running, relu=relu)
         everyone = _merged(moments.measure(input), self.process_group)
         if everyone.count < 2:
-            raise ValueError(
+            raise TooFewValuesError(
                 f"Expected more than 1 value per channel when training, got {everyone.count} in all processes at "
                 f"{name_of(self)}: use batches of two or more, larger images, or freeze() the layer"
             )
