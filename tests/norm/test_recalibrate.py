@@ -1,5 +1,6 @@
 """Recalibration: what is measured, what is restored, what is left alone."""
 
+import math
 import pickle
 import random
 from collections.abc import Iterator
@@ -123,7 +124,20 @@ def test_how_far_off_the_statistics_were() -> None:
     measured = recalibrate(bn, [x]).layers[""]
     assert measured.mean_off == pytest.approx(3 / 2**0.5)
     assert measured.variance_off == pytest.approx(5)
+    assert measured.off_share == 1
     assert recalibrate(bn, [x]).layers[""].variance_off == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "share"),
+    [(0.09, 2.4, 0.0), (0.2, 2.0, 0.5), (-0.2, 2.0, 0.5), (0.0, 2.6, 0.5), (0.0, 1.5, 0.5), (math.nan, 2.0, 0.5)],
+)
+def test_a_channel_is_off_by_its_mean_or_its_variance(mean: float, variance: float, share: float) -> None:
+    bn = BatchNorm1d(2, eps=1e-12).double()
+    bn.running_mean.copy_(torch.tensor([mean, 0.0]))
+    bn.running_var.copy_(torch.tensor([variance, 2.0]))
+    x = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)  # mean 0, unbiased variance 2
+    assert recalibrate(bn, [x]).layers[""].off_share == share
 
 
 def test_images_is_a_limit_that_a_whole_batch_may_pass() -> None:

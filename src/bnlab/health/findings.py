@@ -1,73 +1,125 @@
-"""What the BN watch found, in rows, in numbers for a chart, and in sentences.
+"""What the monitor measured: a row for each layer, totals for a chart, and findings.
 
-A layer crosses a rule of BN_CHECKS.md only by an effect that matters, over enough batches; see `GATES`.
+A finding is reported only where the effect matters and enough was measured; see `Thresholds` and docs/checks.md.
 """
 
 import statistics
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bnlab.errors import plural
+from bnlab.norm.recalibrate import MEAN_OFF, VARIANCE_OFF
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gates:
-    """From where on a finding is worth a sentence."""
+class Thresholds:
+    """Where a check begins to report."""
 
-    mean_off: float = 0.1
-    """BN102: a channel's running mean is off by so many standard deviations"""
-    variance_off: float = 1.25
-    """BN102: or its running variance by this factor"""
-    effective_batch: float = 32.0
-    """BN103: 95% sure to be fewer independent values than this"""
     off_share: float = 0.5
-    """BN102: in more than this share of a layer's channels; some lag at a high learning rate is everyone's"""
-    share: float = 0.05
-    """BN109, BN110: in more than this share of a layer's channels"""
+    """BN102: more than this fraction of a layer's channels is off"""
+    accuracy_lost: float = 0.01
+    """BN102: the running statistics cost at least this much accuracy, in 0..1"""
+    p_value: float = 0.01
+    """BN102: and chance alone would do so with a probability below this"""
+    initial: float = 0.01
+    """BN102: above this weight of the initial statistics, norm_momentum is the likely cause"""
+    effective_batch: float = 32.0
+    """BN103: the batch is worth fewer independent values than this, with 95% confidence"""
     batches: int = 8
-    """BN102, BN103: seen in at least so many sampled batches"""
+    """BN103: at least this many sampled batches"""
+    channels: float = 0.05
+    """BN109, BN110: more than this fraction of a layer's channels"""
 
 
-GATES = Gates()
+THRESHOLDS = Thresholds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check reports. docs/checks.md has a section on each code."""
+
+    code: str
+    name: str
+    """names the fault, as stale-statistics"""
+    message: str
+    """one line: what was measured, where, the likely cause and the remedy"""
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.name}: {self.message} (docs/checks.md)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerHealth:
-    """One normalisation layer over a window; None: not measured."""
+    """One normalisation layer over an epoch; None: not measured."""
 
     name: str
     channels: int
     trained: bool
-    """whether gamma is"""
+    """whether gamma is trained"""
     momentum: float | None
     batches: int = 0
     """sampled steps; 0: its running statistics did not move, or no step was sampled"""
     initial: float = 0.0
-    """what the initial statistics (0, 1) still weigh in the running ones"""
+    """weight of the initial statistics (0, 1) in the running ones"""
     mean_off: float | None = None
-    """the worst channel's running mean from the batches', in standard deviations, beyond what is noise"""
+    """the largest distance of a channel's running mean from the population mean, in standard deviations"""
     variance_off: float | None = None
-    """the worst channel's ratio of running variance and batches', or its inverse, beyond what is noise: 1 is none"""
+    """the largest ratio of a channel's running and population variance, or its inverse: 1 means equal"""
     off_share: float | None = None
-    """channels beyond noise and BN102's gate, of all"""
+    """fraction of channels that are off by more than 0.1 standard deviations or a variance factor of 1.25"""
     effective_batch: float | None = None
-    """N_eff, pooled over channels: how many independent values the batch's statistics are worth"""
+    """N_eff, pooled over channels: how many independent values the batch statistics are worth"""
     effective_batch_at_most: float | None = None
     """upper end of its 95% interval"""
     dead: int
-    """channels that the ReLU behind the layer all but never passes"""
+    """channels of which the ReLU after the layer passes less than 0.1%"""
     gamma_near_zero: int
     """channels whose |gamma| is below 1% of the layer's median"""
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatisticsCost:
+    """Accuracy of the same network on the same photos by running and by population statistics, in 0..1."""
+
+    photos: int
+    running_top1: float
+    population_top1: float
+    p_value: float
+    """exact McNemar test, two-sided: the probability of so large a difference if neither was better"""
+
+    @classmethod
+    def measure(cls, by_running: NDArray[np.bool_], by_population: NDArray[np.bool_]) -> "StatisticsCost":
+        """From whether each photo was classified correctly."""
+        from scipy.stats import binomtest
+
+        better, worse = int((by_running & ~by_population).sum()), int((by_population & ~by_running).sum())
+        return cls(
+            photos=len(by_running),
+            running_top1=float(by_running.mean()),
+            population_top1=float(by_population.mean()),
+            p_value=float(binomtest(worse, better + worse).pvalue) if better + worse else 1.0,
+        )
+
+    @property
+    def matters(self) -> bool:
+        """Whether the running statistics are worse by as much as the thresholds ask."""
+        lost = self.population_top1 - self.running_top1
+        return lost >= THRESHOLDS.accuracy_lost and self.p_value < THRESHOLDS.p_value
+
+
+@dataclass(frozen=True, kw_only=True)
 class Health:
-    """All layers of a network, in its order; none without normalisation."""
+    """All layers of a network, in its order; without normalisation it has none."""
 
     layers: tuple[LayerHealth, ...] = ()
+    cost: StatisticsCost | None = None
+    """None: this epoch was not validated by both statistics"""
 
     def table(self) -> tuple[list[str], list[list[object]]]:
-        """Columns and rows, one a layer."""
+        """Columns and rows, one row a layer."""
         return [field.name for field in fields(LayerHealth)], [list(astuple(row)) for row in self.layers]
 
     def scalars(self) -> dict[str, float]:
@@ -91,82 +143,100 @@ class Health:
             found["norm_gamma_near_zero_share"] = sum(row.gamma_near_zero for row in self.layers) / channels
         return found
 
-    def warnings(self) -> list[str]:
-        """A sentence for each rule that layers cross, with the likely cause and the recipe's keys to turn."""
-        return [sentence for rule in (_stale, _small, _dead, _near_zero) if (sentence := rule(self.layers))]
+    def findings(self) -> list[Finding]:
+        """One finding for each check that layers fail, with the likely cause and the recipe keys that change it."""
+        checks = (_stale_statistics, _small_effective_batch, _dead_channels, _gamma_near_zero)
+        return [finding for check in checks if (finding := check(self))]
 
 
-Rows = tuple[LayerHealth, ...]
-
-
-def _stale(rows: Rows) -> str:
-    seen = [row for row in rows if row.off_share is not None and row.batches >= GATES.batches]
-    crossing = [row for row in seen if (row.off_share or 0) > GATES.off_share]
-    if not crossing:
-        return ""
-    worst = max(crossing, key=lambda row: row.off_share or 0)
-    cause = (
-        "the weights move faster than the statistics follow, which goes as the learning rate falls; if it lasts, lower "
-        "learning_rate or raise norm_momentum"
-    )
-    if worst.initial > 0.01:
+def _stale_statistics(health: Health) -> Finding | None:
+    failing = [row for row in health.layers if (row.off_share or 0) > THRESHOLDS.off_share]
+    cost = health.cost
+    if not failing or cost is None or not cost.matters:
+        return None
+    worst = max(failing, key=lambda row: row.off_share or 0)
+    cause = "the statistics lag behind the weights: raise norm_momentum or lower learning_rate"
+    if worst.initial > THRESHOLDS.initial:
         cause = (
-            f"they still hold {worst.initial:.0%} of the values they began with, for norm_momentum {worst.momentum:g} "
-            "is small for so few steps: raise it"
+            f"the initial statistics still weigh {worst.initial:.0%}, since norm_momentum {worst.momentum:g} is small "
+            "for so few steps: raise norm_momentum"
         )
-    return (
-        f"BN102: the running statistics of {_of(crossing, rows)} are not those of the batches, so that evaluation sees "
-        f"another network than training. Worst {worst.name}: {worst.off_share or 0:.0%} of its channels are off by "
-        f"more than {GATES.mean_off:g} standard deviations or a variance of x{GATES.variance_off:g}, at most by "
-        f"{worst.mean_off:.2g} and x{worst.variance_off:.3g}. Likely {cause}"
+    return Finding(
+        code="BN102",
+        name="stale-statistics",
+        message=(
+            f"the running statistics of {_of(failing, health)} differ from the population statistics and cost "
+            f"accuracy: {cost.running_top1:.1%} instead of {cost.population_top1:.1%} on {cost.photos:,} photos "
+            f"(p = {cost.p_value:.1g}). Worst layer {worst.name}: {worst.off_share or 0:.0%} of its channels are off "
+            f"by more than {MEAN_OFF:g} standard deviations or a variance factor of {VARIANCE_OFF:g} (at most "
+            f"{worst.mean_off:.2g} and {worst.variance_off:.3g}). best.safetensors and last.safetensors hold the "
+            f"population statistics and lose nothing. Likely {cause}"
+        ),
     )
 
 
-def _small(rows: Rows) -> str:
-    crossing = [
+def _small_effective_batch(health: Health) -> Finding | None:
+    failing = [
         row
-        for row in rows
-        if row.batches >= GATES.batches
+        for row in health.layers
+        if row.batches >= THRESHOLDS.batches
         and row.effective_batch_at_most is not None
-        and row.effective_batch_at_most < GATES.effective_batch
+        and row.effective_batch_at_most < THRESHOLDS.effective_batch
     ]
-    if not crossing:
+    if not failing:
+        return None
+    worst = min(failing, key=lambda row: row.effective_batch or 0)
+    return Finding(
+        code="BN103",
+        name="small-effective-batch",
+        message=(
+            f"a batch is worth fewer than {THRESHOLDS.effective_batch:g} independent values in "
+            f"{_of(failing, health)}, so the batch statistics are noisy. Worst layer {worst.name}: "
+            f"{worst.effective_batch:.1f}, at most {worst.effective_batch_at_most:.1f}, over {worst.batches} sampled "
+            "batches. Likely the batches are small or their photos are alike: raise batch_size, use norm=sync where "
+            "several processes train, or freeze_bn=true with init"
+        ),
+    )
+
+
+def _dead_channels(health: Health) -> Finding | None:
+    where = _channels(health, lambda row: row.dead)
+    if not where:
+        return None
+    return Finding(
+        code="BN109",
+        name="dead-channels",
+        message=(
+            f"the ReLU after the layer passes fewer than 1 in 1,000 values of some channels in {where}. Likely a step "
+            "was too large: use a third of learning_rate, or a longer warmup; activation=leaky_relu keeps channels "
+            "alive"
+        ),
+    )
+
+
+def _gamma_near_zero(health: Health) -> Finding | None:
+    where = _channels(health, lambda row: row.gamma_near_zero)
+    if not where:
+        return None
+    return Finding(
+        code="BN110",
+        name="gamma-near-zero",
+        message=(
+            f"some channels carry almost nothing, since their gamma is below 1% of their layer's median, in {where}. "
+            "Likely the network is wider than it needs to be, or learning_rate too high: try a smaller width"
+        ),
+    )
+
+
+def _channels(health: Health, count: Callable[[LayerHealth], int]) -> str:
+    """The trained layers with too many such channels, and the worst; empty if no layer has."""
+    failing = [row for row in health.layers if row.trained and count(row) > THRESHOLDS.channels * row.channels]
+    if not failing:
         return ""
-    worst = min(crossing, key=lambda row: row.effective_batch or 0)
-    return (
-        f"BN103: a batch is worth fewer than {GATES.effective_batch:g} independent values to {_of(crossing, rows)}, so "
-        f"that their statistics are noisy. Worst {worst.name}: {worst.effective_batch:.1f}, at most "
-        f"{worst.effective_batch_at_most:.1f}, over {worst.batches} sampled batches. Likely the batches are small, or "
-        "their images alike: raise batch_size, take norm=sync where several processes train, or with init "
-        "freeze_bn=true"
-    )
+    worst = max(failing, key=lambda row: count(row) / row.channels)
+    total = sum(count(row) for row in failing)
+    return f"{_of(failing, health)} ({total:,} in all; worst layer {worst.name}: {count(worst)} of {worst.channels})"
 
 
-def _dead(rows: Rows) -> str:
-    found = _channels(rows, lambda row: row.dead)
-    return found and (
-        f"BN109: dead channels, whose ReLU passes fewer than 1 value in 1,000, in {found}. Likely a step was too "
-        "large: take learning_rate at a third, or a longer warmup; activation=leaky_relu keeps them alive"
-    )
-
-
-def _near_zero(rows: Rows) -> str:
-    found = _channels(rows, lambda row: row.gamma_near_zero)
-    return found and (
-        f"BN110: channels with a gamma below 1% of their layer's median, which carry next to nothing, in {found}. "
-        "Likely the network is wider than it needs to be, or learning_rate too high: a smaller width may do as well"
-    )
-
-
-def _channels(rows: Rows, count: Callable[[LayerHealth], int]) -> str:
-    """The layers in training with too large a share of such channels, and the worst."""
-    crossing = [row for row in rows if row.trained and count(row) > GATES.share * row.channels]
-    if not crossing:
-        return ""
-    worst = max(crossing, key=lambda row: count(row) / row.channels)
-    total = sum(count(row) for row in crossing)
-    return f"{_of(crossing, rows)}, {total:,} in all. Worst {worst.name}: {count(worst)} of {worst.channels}"
-
-
-def _of(crossing: list[LayerHealth], rows: Rows) -> str:
-    return f"{len(crossing)} of {plural(len(rows), 'layer')}"
+def _of(failing: list[LayerHealth], health: Health) -> str:
+    return f"{len(failing)} of {plural(len(health.layers), 'layer')}"

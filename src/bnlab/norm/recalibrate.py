@@ -29,6 +29,8 @@ from bnlab.norm.moments import Moments
 from bnlab.norm.passes import BatchStream, Layer, Layers, Measurements
 from bnlab.norm.whitening import Whitening
 
+MEAN_OFF, VARIANCE_OFF = 0.1, 1.25  # standard deviations, and a factor: a channel beyond either counts as off
+
 
 class NotFiniteError(ValueError):
     """`recalibrate` met values that are not finite, at the layer of this name."""
@@ -53,6 +55,8 @@ class Measured:
     """the largest distance of a channel's old mean from the new one, in new standard deviations"""
     variance_off: float
     """the largest ratio of a channel's old variance to the new one, or the inverse where that is larger: 1 is none"""
+    off_share: float
+    """fraction of channels that were off by more than 0.1 standard deviations or a variance factor of 1.25"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,13 +265,16 @@ def _store(layer: Layer, found: Moments, share: Measurements, uses: int) -> Meas
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked.fill_(len(share.sizes))
     new_mean, new_variance = _stored(layer)
-    mean_off = ((mean - new_mean).abs() / new_variance.sqrt()).max()
+    mean_off = (mean - new_mean).abs() / new_variance.sqrt()  # C
     ratio = variance / new_variance
+    variance_off = torch.maximum(ratio, 1 / ratio)  # C
+    near = (mean_off <= MEAN_OFF) & (variance_off <= VARIANCE_OFF)  # False for NaN
     return Measured(
         values=found.count,
         uses=uses,
-        mean_off=float(mean_off),
-        variance_off=float(torch.maximum(ratio, 1 / ratio).max()),
+        mean_off=float(mean_off.max()),
+        variance_off=float(variance_off.max()),
+        off_share=1 - float(near.double().mean()),
     )
 
 

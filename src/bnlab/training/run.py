@@ -18,7 +18,7 @@ from bnlab.data.split_csv import write_split_csv
 from bnlab.errors import Interrupted, PhotoError
 from bnlab.files import file_sha256, remove_drafts, write_atomic, write_csv, write_json
 from bnlab.health.bn_monitor import BNMonitor
-from bnlab.health.findings import Health
+from bnlab.health.findings import Finding, Health
 from bnlab.machine import choose_device, environment, versions
 from bnlab.nets.blocks import is_normalised
 from bnlab.nets.build import move_network
@@ -162,11 +162,11 @@ def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingRe
             judge=sitting.validate,
             save=sitting.save,
             epoch_done=sitting.epoch_done,
-            watched=sitting.watch.watched,
+            watched=sitting.watch.step,
         )
         loop.fit(context, state, hooks, progress=progress)
-        if sitting.lagging:
-            progress.warn(sitting.lagging)
+        if sitting.stale:
+            progress.warn(str(sitting.stale))
     return _result(run, state, ready.frozen, dataset, device, recipe.workers)
 
 
@@ -183,12 +183,15 @@ class _Sitting:
     log: Callable[[Row, Health], None]
     progress: Progress
     warned: set[str] = field(default_factory=set)
-    lagging: str = ""
-    """what BN102 had to say when it was last measured"""
+    stale: Finding | None = None
+    """BN102 of the last validation: reported at the end, since statistics lag while the learning rate is high"""
+    validation: ValidationResult | None = None
+    """of the epoch that is ending"""
 
     def validate(self) -> ValidationResult:
         ema = self.context.ema
-        return self.judge(ema.network if ema else self.context.network, self.progress)
+        self.validation = self.judge(ema.network if ema else self.context.network, self.progress)
+        return self.validation
 
     def save(self, state: TrainState) -> None:
         recipe = self.context.recipe
@@ -204,20 +207,21 @@ class _Sitting:
             if is_best:
                 save_classifier(run.best, self.judge.network, card)
             save_classifier(run.last, self.judge.network, card)
-        health = self.watch.report()
+        validation, self.validation = self.validation, None
+        measured = (validation.recalibration, validation.statistics_cost) if validation else ()
+        health = self.watch.report(*measured)
         write_csv(run.metrics, row, (r.values() for r in state.rows))
         write_csv(run.health, *health.table())
         self.log(row, health)
         self.progress.note(describe(row, state.plan.epochs, is_best))
-        for sentence in health.warnings():
-            check = sentence.partition(":")[0]
-            if check == "BN102":  # they always lag at the height of the learning rate: told at the end
-                self.lagging = sentence
-            elif check not in self.warned:
-                self.progress.warn(sentence)
-                self.warned.add(check)
-        if health.scalars().get("norm_off_share") is not None and "BN102" not in " ".join(health.warnings()):
-            self.lagging = ""
+        if validation:
+            self.stale = None
+        for finding in health.findings():
+            if finding.code == "BN102":
+                self.stale = finding
+            elif finding.code not in self.warned:
+                self.progress.warn(str(finding))
+                self.warned.add(finding.code)
 
 
 def _parts(context: loop.TrainingContext) -> dict[str, checkpoint.Stateful]:

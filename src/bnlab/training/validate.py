@@ -18,9 +18,11 @@ from bnlab.data.loader import TrainingLoader, preprocessed_batches
 from bnlab.data.photos import Photo
 from bnlab.data.preprocess import Preprocessing, normalise
 from bnlab.errors import DivergedError, PhotoError, UsageError
+from bnlab.health.findings import StatisticsCost
 from bnlab.machine import release_memory
 from bnlab.nets.network import TableNetwork
 from bnlab.norm import recalibrate
+from bnlab.norm.recalibrate import Recalibration
 from bnlab.progress import NullProgress, Progress
 
 
@@ -30,10 +32,24 @@ class ValidationResult:
 
     evaluation: Evaluation
     """by the statistics that inference will have"""
-    running_top1: float | None
-    """accuracy by the running statistics, in 0..1; None where they are those"""
+    running: Evaluation | None = None
+    """by the running statistics of training, on the same photos; None if not measured"""
+    recalibration: Recalibration | None = None
+    """what measuring the population statistics gave; None if inference uses the running statistics"""
     seconds: float
-    """that this measuring took"""
+    """time that recalibration took"""
+
+    @property
+    def running_top1(self) -> float | None:
+        return self.running.top1 if self.running else None
+
+    @property
+    def statistics_cost(self) -> StatisticsCost | None:
+        """What the running statistics cost in accuracy, compared with the population statistics."""
+        if self.running is None:
+            return None
+        correct = [evaluation.predicted == evaluation.targets for evaluation in (self.running, self.evaluation)]
+        return StatisticsCost.measure(*correct)
 
 
 class Validator:
@@ -74,10 +90,10 @@ class Validator:
         """
         release_memory()  # what training needs for a step, which is not needed now
         self.network.load_state_dict(network.state_dict())
-        running, seconds = None, 0.0
+        running, recalibration, seconds = None, None, 0.0
         if self.sample:
             with suppress(DivergedError):  # of statistics it is not judged by
-                running = self._evaluate(NullProgress()).top1 if self.beside else None
+                running = self._evaluate(NullProgress()) if self.beside else None
             began = time.monotonic()
             batches = calibration_batches(
                 self.sample,
@@ -88,13 +104,15 @@ class Validator:
                 cache=self.sample_cache,
             )
             try:
-                recalibrate(self.network, batches)
+                recalibration = recalibrate(self.network, batches)
             except ValueError as error:
                 if "not finite" in str(error):
                     raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
                 raise UsageError(f"recalibration on {len(self.sample)} photos: {error}", "raise recalibrate") from None
             seconds = time.monotonic() - began
-        return ValidationResult(evaluation=self._evaluate(progress), running_top1=running, seconds=seconds)
+        return ValidationResult(
+            evaluation=self._evaluate(progress), running=running, recalibration=recalibration, seconds=seconds
+        )
 
     def _evaluate(self, progress: Progress) -> Evaluation:
         self.classifier.refresh()
