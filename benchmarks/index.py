@@ -27,7 +27,7 @@ from PIL import Image
 
 from bnlab.data.dataset import open_training_data
 from bnlab.data.photos import Photo
-from bnlab.data.split_csv import report_missing, write_rows, write_split_csv
+from bnlab.data.split_csv import report_missing_classes, write_rows, write_split_csv
 from bnlab.progress import NullProgress
 
 SIZES = (10_000, 1_000_000)
@@ -112,7 +112,7 @@ def one(data: Path) -> Found:
     """All figures of one list, in this process."""
     start = time.perf_counter()
     dataset = open_training_data(data, val=0.2, seed=0, progress=NullProgress())
-    report_missing(dataset.photos, "val", NullProgress())
+    report_missing_classes(dataset.photos, "val", NullProgress())
     opened = time.perf_counter()
     write_split_csv(data.with_suffix(".copy"), dataset.photos)
     found = {"open": opened - start, "write": time.perf_counter() - opened, "opened": _peak()}
@@ -126,7 +126,7 @@ def one(data: Path) -> Found:
     loader = TrainingLoader(
         dataset.in_split("train"),
         dataset.classes,
-        size=PIXELS,
+        short_side=0,
         area=(0.35, 1.0),
         aspect=(0.75, 4 / 3),
         flip=0.5,
@@ -137,7 +137,7 @@ def one(data: Path) -> Found:
     val = dataset.in_split("val")
     network = move_network(build("bn_googlenet", classes=len(dataset.classes)), "cpu")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    batches, seconds = loader.epoch(0), []
+    batches, seconds = loader.epoch(0, PIXELS), []
     for _ in range(WARM_UP + STEPS):
         start = time.perf_counter()
         pixels, labels = next(batches)

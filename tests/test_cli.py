@@ -111,7 +111,7 @@ def test_the_documents(bnlab: Command, data: Path, trained: Path) -> None:
     assert document[0]["top"][0] == {"label": document[0]["label"], "probability": document[0]["probability"]}
     assert document[1] == {
         "path": str(data / "x.jpg"), "label": None, "probability": None, "top": [],
-        "error": "it is no picture Pillow can read",
+        "error": "it is not an image that Pillow can read",
     }  # fmt: skip
 
     write_photos(data / "photos", each=6)
@@ -121,7 +121,7 @@ def test_the_documents(bnlab: Command, data: Path, trained: Path) -> None:
     assert list(document) == ["into", "written", "counts", "refused", "duplicates", "label_conflicts"]
     assert sum(sum(sides.values()) for sides in document["counts"].values()) == 19
     assert document["refused"] == [
-        {"path": str(data / "photos/disc/bad.jpg"), "reason": "it is no picture Pillow can read"}
+        {"path": str(data / "photos/disc/bad.jpg"), "reason": "it is not an image that Pillow can read"}
     ]
     (conflict,) = document["label_conflicts"]
     assert {photo["class"] for photo in conflict["photos"]} == {"ring", "disc"}
@@ -284,7 +284,7 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
     (("predict", "BEST", "none.jpg"), "there is no photo none.jpg: check the path"),
     (
         ("predict", "BEST", "text.jpg"),
-        "text.jpg cannot be used, it is no picture Pillow can read: replace the photo or",
+        "text.jpg cannot be used, it is not an image that Pillow can read: replace the photo or",
     ),
     (("predict", "BEST", "empty"), "empty has no photos: give photos, or a folder of them"),
     (("predict", "PICKLE", "text.jpg"), "pickle.pth is a pickle, which can run code when it is loaded: give a"),
@@ -330,12 +330,12 @@ def test_broken_photos_are_named_and_strict_refuses_them(bnlab: Command, photos:
         (photos / "disc" / f"bad{number}.jpg").write_text("text")
     done = bnlab("split", photos, "--into", "data", "--val", 0.3)
     assert done.status == 0
-    assert f"warning: left out {photos}/disc/bad0.jpg: it is no picture Pillow can read" in done.err
+    assert f"warning: left out {photos}/disc/bad0.jpg: it is not an image that Pillow can read" in done.err
     assert "warning: and 2 more photos that cannot be used" in done.err
     assert "7 photos cannot be used and are left out" in done.out
     done = bnlab("split", photos, "--into", "other", "--strict")
     assert done.status == 2
-    assert done.complaint.startswith(f"7 photos cannot be used (the first: {photos}/disc/bad0.jpg, it is no picture")
+    assert done.complaint.startswith(f"7 photos cannot be used (the first: {photos}/disc/bad0.jpg, it is not an image")
     assert not Path("other").exists()
 
 
@@ -486,7 +486,7 @@ def test_broken_weights_give_no_answer(bnlab: Command, trained: Path, data: Path
 def test_a_pipe_among_photos_is_refused_and_not_read(bnlab: Command, trained: Path, data: Path) -> None:
     os.mkfifo(data / "val" / "ring" / "z.jpg")
     done = bnlab("evaluate", trained / "best.safetensors", data, "--json")
-    assert json.loads(done.out)["refused"][0]["reason"] == "it is no regular file"
+    assert json.loads(done.out)["refused"][0]["reason"] == "it is not a regular file"
 
 
 def test_photos_it_was_trained_on_are_told(bnlab: Command, trained: Path) -> None:

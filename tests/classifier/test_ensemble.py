@@ -111,7 +111,7 @@ def test_broken_photos_are_told_once(classifier: Classifier, trained: Path, tmp_
     for crops in (1, 10, 144):
         found, errors = Ensemble([classifier, changed(classifier, size=40)]).classify(paths, crops=crops)  # type: ignore[arg-type]
         assert [error.reason if error else None for error in errors] == [
-            "it is no picture Pillow can read", None, None,
+            "it is not an image that Pillow can read", None, None,
         ]  # fmt: skip
         assert np.isnan(found[0]).all()
         np.testing.assert_allclose(found[1:].sum(1), 1, atol=1e-6)

@@ -118,7 +118,7 @@ def test_broken_photos_are_not_counted(classifier: Classifier, trained: Path, tm
     assert evaluation.n == 12
     assert len(evaluation.paths) == len(evaluation.targets) == len(evaluation.probabilities) == 12
     assert evaluation.refused[0].path == broken.path
-    with pytest.raises(DataError, match=r"not one of 1 photos could be used \(the first: it is no picture"):
+    with pytest.raises(DataError, match=r"not one of 1 photos could be used \(the first: it is not an image"):
         evaluate(classifier, [broken], "val")
 
 

@@ -12,8 +12,7 @@ import torch
 
 from bnlab import Classifier
 from bnlab.data.cache import Cache
-from bnlab.data.crops import crops
-from bnlab.data.preprocess import open_photo, preprocess
+from bnlab.data.preprocess import open_photo, preprocess, tta_crops
 from bnlab.errors import UsageError
 from bnlab.progress import NullProgress, Task, TaskContext
 
@@ -91,7 +90,7 @@ def test_the_answers_for_crops_are_averaged(classifier: Classifier, trained: Pat
     preprocessing = classifier.card.preprocessing
     network = copy.deepcopy(classifier.network).double().eval()
     for path, row in zip(paths, found, strict=True):
-        made = crops(open_photo(path), preprocessing, number)
+        made = tta_crops(open_photo(path), preprocessing, number)
         looks = [look for crop in made for look in (crop, np.fliplr(crop))]
         assert len(looks) == number
         total = np.zeros(3)
@@ -164,7 +163,7 @@ def test_progress_counts_photos(classifier: Classifier, trained: Path) -> None:
 
 
 def test_numbers_of_crops_that_no_paper_has(classifier: Classifier, trained: Path) -> None:
-    with pytest.raises(UsageError, match=r"^crops 5 cannot be: say 1, 10, 144$"):
+    with pytest.raises(UsageError, match=r"^crops 5 is not valid: use 1, 10, 144$"):
         classifier.classify(paths_of(trained), crops=5)  # type: ignore[arg-type]
 
 
@@ -186,7 +185,7 @@ def test_broken_photos_do_not_stop_the_others(classifier: Classifier, trained: P
     good = paths_of(trained)[:3]
     predictions = classifier.predict([good[0], tmp_path / "x.jpg", good[1], tmp_path / "none.jpg", good[2]])
     assert [p.error for p in predictions] == [
-        None, "it is no picture Pillow can read", None, "there is no such file", None,
+        None, "it is not an image that Pillow can read", None, "there is no such file", None,
     ]  # fmt: skip
     assert predictions[1].label is predictions[1].probability is None
     alone = classifier.predict(good)

@@ -161,7 +161,7 @@ def test_a_list_may_name_what_is_not_there(data: Path) -> None:
     (data / "bare.csv").write_text(bare)
     Path(dataset.photos[0].path).write_text("text")
     dataset = opened(data / "bare.csv")
-    assert [r.reason for r in dataset.refused] == ["it is no picture Pillow can read"]
+    assert [r.reason for r in dataset.refused] == ["it is not an image that Pillow can read"]
     assert all(p.sha256 for p in dataset.photos)
 
 

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from tests.conftest import picture
 
-from bnlab.data.duplicates import MAX_BITS, MAX_DIFFERENCE, Fingerprint, fingerprint, groups
+from bnlab.data.duplicates import MAX_BITS, MAX_DIFFERENCE, Fingerprint, find_groups, fingerprint
 
 
 def landscape(seed: int = 0) -> Image.Image:
@@ -24,7 +24,7 @@ def found(folder: Path, images: dict[str, Image.Image], **options: object) -> li
     for name, image in images.items():
         image.save(folder / name, **options)
     prints = [fingerprint(str(folder / name)) for name in names]
-    return [([names[i] for i in group.members], group.exact) for group in groups(prints)]
+    return [([names[i] for i in group.members], group.exact) for group in find_groups(prints)]
 
 
 def test_identical_files_are_exact(tmp_path: Path) -> None:
@@ -71,13 +71,13 @@ def test_the_quick_search_finds_what_the_obvious_one_finds(seed: int) -> None:
     pairs = np.array([[near(i, j) for j in range(60)] for i in range(60)])
     _, number = connected_components(csr_matrix(pairs))
     expected = [tuple(np.flatnonzero(number == n)) for n in np.unique(number) if (number == n).sum() > 1]
-    assert sorted(group.members for group in groups(prints)) == sorted(expected)
+    assert sorted(group.members for group in find_groups(prints)) == sorted(expected)
 
 
 def test_ten_thousand_frames_of_one_film_do_not_take_their_square() -> None:
     prints = [Fingerprint(str(i), 12345 + (i & 1), bytes(range(192))) for i in range(10_000)]
     began = time.perf_counter()
-    (group,) = groups(prints)
+    (group,) = find_groups(prints)
     assert len(group.members) == 10_000
     assert time.perf_counter() - began < 20
 
@@ -86,7 +86,7 @@ def test_chains_are_one_group() -> None:
     prints = [
         Fingerprint(str(i), (1 << (5 * i)) - 1, bytes(range(192))) for i in range(4)
     ]  # 5 bits apart, and 10, and 15
-    assert [group.members for group in groups(prints)] == [(0, 1, 2, 3)]
+    assert [group.members for group in find_groups(prints)] == [(0, 1, 2, 3)]
 
 
 def test_flat_pictures_are_alike_only_to_the_byte(tmp_path: Path) -> None:
@@ -95,4 +95,4 @@ def test_flat_pictures_are_alike_only_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_no_photos_have_no_duplicates() -> None:
-    assert groups([]) == []
+    assert find_groups([]) == []

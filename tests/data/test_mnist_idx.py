@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bnlab.data.mnist_idx import find, read, write_binary
+from bnlab.data.mnist_idx import find_pairs, read_idx, write_binary_digits
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
 
@@ -29,10 +29,10 @@ def mnist(tmp_path: Path) -> Path:
 
 
 def test_digits_become_black_and_white_pictures(mnist: Path, tmp_path: Path) -> None:
-    pairs = find(mnist)
+    pairs = find_pairs(mnist)
     assert [side for _, _, side in pairs] == ["test"]
-    assert find(mnist / "t10k-labels-idx1-ubyte.gz") == pairs
-    found = write_binary(pairs, tmp_path / "out", NullProgress())
+    assert find_pairs(mnist / "t10k-labels-idx1-ubyte.gz") == pairs
+    found = write_binary_digits(pairs, tmp_path / "out", NullProgress())
     assert [(Path(one.path).name, one.label, side) for one, side in found] == [
         ("00000.png", "3", ""), ("00002.png", "3", ""), ("00003.png", "3", ""),
         ("00001.png", "7", ""), ("00004.png", "7", ""), ("00005.png", "7", ""),
@@ -40,22 +40,22 @@ def test_digits_become_black_and_white_pictures(mnist: Path, tmp_path: Path) -> 
     pixels = np.asarray(Image.open(found[1][0].path))
     assert np.array_equal(pixels, np.where(IMAGES[2] > 127, 255, 0))
     before = Path(found[0][0].path).stat().st_mtime_ns
-    assert write_binary(pairs, tmp_path / "out", NullProgress()) == found
+    assert write_binary_digits(pairs, tmp_path / "out", NullProgress()) == found
     assert Path(found[0][0].path).stat().st_mtime_ns == before  # written once
 
 
 def test_both_halves_keep_their_sides(mnist: Path, tmp_path: Path) -> None:
     (mnist / "train-images.idx3-ubyte").write_bytes(idx(IMAGES[:2]))  # as some unpackers name them
     (mnist / "train-labels.idx1-ubyte").write_bytes(idx(LABELS[:2]))
-    sides = [side for _, side in write_binary(find(mnist), tmp_path / "out", NullProgress())]
+    sides = [side for _, side in write_binary_digits(find_pairs(mnist), tmp_path / "out", NullProgress())]
     assert sides == ["train"] * 2 + ["test"] * 6
 
 
 def test_a_folder_without_them_has_none(tmp_path: Path) -> None:
-    assert find(tmp_path) == []
+    assert find_pairs(tmp_path) == []
     (tmp_path / "a.csv").touch()
-    assert find(tmp_path / "a.csv") == []
-    assert find(tmp_path / "not there") == []
+    assert find_pairs(tmp_path / "a.csv") == []
+    assert find_pairs(tmp_path / "not there") == []
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, problem: str) 
     path = tmp_path / "images"
     path.write_bytes(content)
     with pytest.raises(DataError, match=re.escape(problem)):
-        read(path, 3)
+        read_idx(path, 3)
 
 
 def test_labels_have_to_be_there_and_of_these_images(mnist: Path, tmp_path: Path) -> None:
     (mnist / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(LABELS[:4]))
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz has 6 images and 4 labels: fetch both again"):
-        write_binary(find(mnist), tmp_path / "out", NullProgress())
+        write_binary_digits(find_pairs(mnist), tmp_path / "out", NullProgress())
     (mnist / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"has no labels beside it: put t10k-labels-idx1-ubyte.gz into the same folder"):
-        find(mnist)
+        find_pairs(mnist)

@@ -84,30 +84,30 @@ def test_choices_are_those_of_a_list(listed: list[Photo], data: st.DataObject) -
     assert taken.class_indices("cab").tolist() == ["cab".index(listed[i].label) for i in positions]
     assert taken.hashed.tolist() == [bool(listed[i].sha256) for i in positions]
     numbers = Counter(listed[i].path for i in positions)
-    assert taken.first_repeated() == next((listed[i].path for i in positions if numbers[listed[i].path] > 1), None)
+    assert taken.first_repeated_path() == next((listed[i].path for i in positions if numbers[listed[i].path] > 1), None)
 
 
 @given(PHOTOS, PHOTOS)
 def test_shared_content_is_counted(ours: list[Photo], theirs: list[Photo]) -> None:
     theirs += ours[::2]
     known = {photo.sha256 for photo in theirs} - {""}
-    assert Photos.of(ours).number_among(Photos.of(theirs)) == sum(photo.sha256 in known for photo in ours)
+    assert Photos.of(ours).count_shared(Photos.of(theirs)) == sum(photo.sha256 in known for photo in ours)
 
 
 def test_content_is_compared_whole() -> None:
     """Not by its first eight bytes alone, nor by its letters' case."""
     one, other = (Photos.of([Photo("a", "a", "val", "0" * 62 + end)]) for end in ("01", "02"))
-    assert one.number_among(other) == 0
+    assert one.count_shared(other) == 0
     photos = Photos.of(LISTED)
-    assert [photos.take(np.array([i])).number_among(photos[2:]) for i in range(4)] == [1, 0, 1, 1]
+    assert [photos.take(np.array([i])).count_shared(photos[2:]) for i in range(4)] == [1, 0, 1, 1]
 
 
 def test_paths_are_compared_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by their hashes alone."""
     monkeypatch.setattr(photos_module, "hash", lambda _: 7, raising=False)
     photos = Photos.of(LISTED)
-    assert photos.first_repeated() is None
-    assert Photos.of([*LISTED, LISTED[2]]).first_repeated() == "b/1"
+    assert photos.first_repeated_path() is None
+    assert Photos.of([*LISTED, LISTED[2]]).first_repeated_path() == "b/1"
     assert not photos[1:2].with_sha256_of(photos[:1]).hashed.any()
 
 
@@ -146,7 +146,7 @@ def test_a_photo_takes_few_bytes() -> None:
         loader = TrainingLoader(
             sides[0],
             photos.labels,
-            side=0,
+            short_side=0,
             area=(0.5, 1.0),
             aspect=(0.75, 1.33),
             flip=0.5,

@@ -2,29 +2,61 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bnlab.data.preprocess import Preprocessing, normalise, open_photo, preprocess
-from bnlab.errors import PhotoError
+from bnlab.data.preprocess import (
+    Pixels,
+    Preprocessing,
+    images_per_photo,
+    normalise,
+    open_photo,
+    pre_resize,
+    preprocess,
+    tta_crops,
+)
+from bnlab.errors import PhotoError, UsageError
 
 RED, GREEN = (250, 20, 10), (10, 200, 30)
 
 
-def preprocessing(size: int = 32, resize: str = "squash", crop_fraction: float = 1.0) -> Preprocessing:
+def preprocessing(size: int = 32, resize: Any = "crop", crop_fraction: float = 1.0, **changes: Any) -> Preprocessing:
     return Preprocessing(
-        size=size, resize=resize, crop_fraction=crop_fraction, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5)
+        size=size, resize=resize, crop_fraction=crop_fraction, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), **changes
     )
 
 
 def halves(width: int = 60, height: int = 40) -> Image.Image:
-    """Left red, right green."""
+    """The left half is red, the right one green."""
     image = Image.new("RGB", (width, height), RED)
     image.paste(GREEN, (width // 2, 0, width, height))
     return image
+
+
+def encoded(image: Image.Image, kind: str) -> bytearray:
+    content = io.BytesIO()
+    image.save(content, kind)
+    return bytearray(content.getvalue())
+
+
+def broken_png() -> bytes:
+    content = encoded(halves(), "PNG")
+    content[60] ^= 0xFF
+    return bytes(content)
+
+
+def decompression_bomb() -> bytes:
+    """A PNG of a few bytes whose header claims 50,000 x 50,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
 def reason(path: Path) -> str:
@@ -34,63 +66,41 @@ def reason(path: Path) -> str:
     return error.value.reason
 
 
-def test_a_text_file_is_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("not a picture, and long enough to be one")
-    assert reason(tmp_path / "a.jpg") == "it is no picture Pillow can read"
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jpg", b"not an image, and long enough to be one", "not an image"),
+        ("a.jpg", bytes(encoded(halves(200, 200), "JPEG")[:-200]), "truncated"),
+        ("a.jpg", b"", "empty"),
+        ("a.png", broken_png(), "broken"),
+        ("a.png", decompression_bomb(), "more than the 178 million"),
+        ("a.HEIC", b"\0\0\0\x18ftypheic" + bytes(50), "HEIC"),
+    ],
+)
+def test_a_file_that_is_not_usable_is_refused_with_the_reason(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert expected in reason(tmp_path / name)
 
 
-def test_a_truncated_jpeg_is_broken(tmp_path: Path) -> None:
-    content = io.BytesIO()
-    halves(200, 200).save(content, "JPEG")
-    (tmp_path / "a.jpg").write_bytes(content.getvalue()[:-200])
-    assert reason(tmp_path / "a.jpg") == "the file breaks off early (truncated)"
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert "no such file" in reason(tmp_path / "a.jpg")
+    assert "not a regular file" in reason(tmp_path)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").touch()
-    assert reason(tmp_path / "a.jpg") == "the file is empty (0 bytes)"
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
+    assert "floating-point" in reason(tmp_path / "a.tif")
 
 
-def test_a_broken_png(tmp_path: Path) -> None:
-    content = io.BytesIO()
-    halves().save(content, "PNG")
-    spoilt = bytearray(content.getvalue())
-    spoilt[60] ^= 0xFF
-    (tmp_path / "a.png").write_bytes(spoilt)
-    assert "broken" in reason(tmp_path / "a.png")
-
-
-def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path) -> None:
-    """50,000 x 50,000 pixels in a few bytes: its header alone is read."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    png = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    )
-    (tmp_path / "a.png").write_bytes(png)
-    assert reason(tmp_path / "a.png") == "its pixels are more than the 178 million that are safe to open"
-
-
-def test_no_file_and_no_regular_file(tmp_path: Path) -> None:
-    assert reason(tmp_path / "a.jpg") == "there is no such file"
-    assert reason(tmp_path) == "it is no regular file"
-
-
-def test_heic_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
-    assert reason(tmp_path / "a.HEIC") == "HEIC pictures are not read"
-
-
-def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (20, 20), RED), Image.new("RGB", (20, 20), GREEN)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert open_photo(tmp_path / "a.gif").getpixel((5, 5)) == RED
 
 
-def test_16_bit_grey_is_scaled_not_cut_off(tmp_path: Path) -> None:
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert np.asarray(open_photo(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 100, 255]
@@ -111,10 +121,9 @@ def test_grey_and_palette_become_rgb(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode).save(
-        tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {})
-    )
+def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
+    options: dict[str, Any] = {"transparency": 0} if mode == "P" else {}
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode).save(tmp_path / "a.png", **options)
     assert open_photo(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -123,14 +132,9 @@ def test_a_transparent_colour_becomes_white(tmp_path: Path) -> None:
     assert open_photo(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
-    assert reason(tmp_path / "a.tif") == "its floating-point pixels have no known range"
-
-
-def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side: turn by 90 degrees clockwise
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
     halves(60, 40).save(tmp_path / "a.jpg", exif=exif, quality=95)
     image = open_photo(tmp_path / "a.jpg")
     assert image.size == (40, 60)
@@ -139,7 +143,22 @@ def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
     assert bottom[0] < 60
 
 
-def test_squash_sees_all_and_crop_the_centre() -> None:
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path) -> None:
+    halves(640, 320).save(tmp_path / "a.jpg")
+    assert open_photo(tmp_path / "a.jpg").size == (640, 320)
+    assert open_photo(tmp_path / "a.jpg", at_least=80).size == (160, 80)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((60, 40), (20, 30, 3)), ((10, 15), (15, 10, 3))])
+def test_pre_resize_scales_the_short_side_down_and_never_up(
+    size: tuple[int, int], expected: tuple[int, int, int]
+) -> None:
+    pixels = pre_resize(halves(*size), 20)
+    assert pixels.shape == expected
+    assert pixels.flags.writeable
+
+
+def test_squash_keeps_everything_and_crop_the_centre() -> None:
     image = Image.new("RGB", (90, 30), RED)
     image.paste(GREEN, (30, 0, 60, 30))
     squashed = preprocess(image, preprocessing(30, "squash"))
@@ -147,14 +166,161 @@ def test_squash_sees_all_and_crop_the_centre() -> None:
     assert tuple(squashed[15, 2]) == RED
     assert tuple(squashed[15, 15]) == GREEN
     assert (preprocess(image, preprocessing(32, "crop")) == np.array(GREEN)).mean() > 0.9
-    inner = preprocess(image, preprocessing(32, "crop", 0.5))
-    assert (inner == np.array(GREEN)).all()
+    assert (preprocess(image, preprocessing(32, "crop", 0.5)) == np.array(GREEN)).all()
 
 
-def test_normalise() -> None:
+def test_normalise_subtracts_the_mean_and_divides_by_the_deviation() -> None:
     pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8)
     result = normalise(pixels, preprocessing())
     expected = (pixels.double() / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.5])
     assert result.shape == (2, 3, 5, 4)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result.double(), expected.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
+
+
+# Where the crops of a photo lie is worked out by hand, on images whose pixels hold their own coordinates.
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """Red is a pixel's x, green its y."""
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8))
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def corner(crop: Pixels) -> tuple[int, int]:
+    """x and y of the crop's first pixel in the photo."""
+    return int(crop[0, 0, 0]), int(crop[0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (24, 16, [(4, 0), (6, 0), (4, 2), (6, 2), (5, 1)]),  # 16 is 8/7 of 14: nothing is scaled
+        (16, 24, [(0, 4), (2, 4), (0, 6), (2, 6), (1, 5)]),
+        (16, 16, [(0, 0), (2, 0), (0, 2), (2, 2), (1, 1)]),
+    ],
+)
+def test_the_ten_crops_of_krizhevsky(width: int, height: int, expected: list[tuple[int, int]]) -> None:
+    found = tta_crops(coordinates(width, height), preprocessing(14), 10)
+    assert (found.shape, found.dtype) == ((5, 14, 14, 3), np.uint8)
+    assert [corner(crop) for crop in found] == expected
+    for crop, (x, y) in zip(found, expected, strict=True):
+        assert (crop[..., 0] == np.arange(x, x + 14)).all()
+        assert (crop[..., 1] == np.arange(y, y + 14)[:, None]).all()
+
+
+def test_the_squares_of_googlenet_by_hand() -> None:
+    """22 is 11/7 of 14, so the last short side is not scaled: its squares lie at 0, 11 and 22 of a width of 44."""
+    found = tta_crops(coordinates(44, 22), preprocessing(14), 144)[54:]
+    within = [(0, 0), (8, 0), (0, 8), (8, 8), (4, 4)]
+    for i, left in enumerate((0, 11, 22)):
+        of_square = found[6 * i : 6 * i + 6]
+        assert [corner(crop) for crop in of_square[:5]] == [(left + x, y) for x, y in within]
+        assert (of_square[5][-1, -1].astype(int) - of_square[5][0, 0])[0] in (20, 21)  # the complete square, scaled
+        assert of_square[5][..., 0].mean() == pytest.approx(left + 10.5, abs=0.5)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_each_of_the_72_crops_lies_where_the_paper_has_it(tall: bool) -> None:
+    """On ramps the mean of a crop is the position of its centre, and its range is how far it was scaled."""
+    found = tta_crops(coordinates(110, 220) if tall else coordinates(220, 110), preprocessing(14), 144)
+    assert found.shape == (72, 14, 14, 3)
+    along, across = (1, 0) if tall else (0, 1)
+    number = 0
+    for length in (16, 18, 20, 22):
+        for start in (0, 55, 110):
+            last = length - 14
+            if tall:
+                corners = [(0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)]  # (along, across)
+            else:
+                corners = [(0, 0), (last, 0), (0, last), (last, last), (last // 2, last // 2)]
+            pixel = 110 / length
+            for a, b in corners:
+                middle = found[number].mean((0, 1))
+                assert middle[along] == pytest.approx(start + (a + 7) * pixel - 0.5, abs=1), number
+                assert middle[across] == pytest.approx((b + 7) * pixel - 0.5, abs=1), number
+                assert np.ptp(found[number][..., along]) == pytest.approx(13 * pixel, abs=3), number
+                number += 1
+            middle = found[number].mean((0, 1))
+            assert middle[along] == pytest.approx(start + 54.5, abs=1)
+            assert middle[across] == pytest.approx(54.5, abs=1)
+            assert np.ptp(found[number][..., along]) == pytest.approx(13 * 110 / 14, abs=6)
+            number += 1
+    assert number == 72
+
+
+def test_crops_equal_scaling_the_photo_and_cutting_it() -> None:
+    """Against the plain way: the photo is scaled to each short side, and then sliced."""
+    image = noise(120, 60)
+    expected = []
+    for short_side in (64, 72, 80, 88):  # for 56
+        scaled = np.asarray(image.resize((2 * short_side, short_side), Image.Resampling.BILINEAR))
+        for left in (0, short_side // 2, short_side):
+            square = scaled[:, left : left + short_side]
+            end = short_side - 56
+            for y, x in ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2)):
+                expected.append(square[y : y + 56, x : x + 56])
+            expected.append(np.asarray(Image.fromarray(square).resize((56, 56), Image.Resampling.BILINEAR)))
+    found = tta_crops(image, preprocessing(56), 144)
+    assert (found == np.stack(expected)).all()
+    assert (tta_crops(image, preprocessing(56), 10) == found[6:11]).all()  # the centre square at 8/7
+
+
+def test_crops_and_their_mirror_images_all_differ() -> None:
+    for number in (10, 144):
+        found = tta_crops(noise(90, 60), preprocessing(28), number)  # type: ignore[arg-type]
+        assert len({crop.tobytes() for crop in [*found, *found[:, :, ::-1]]}) == number
+
+
+def test_the_three_squares_of_a_square_photo_are_the_same() -> None:
+    found = tta_crops(noise(50, 50), preprocessing(28), 144).reshape(4, 3, 6, 28, 28, 3)
+    assert (found == found[:, :1]).all()
+    assert len({crop.tobytes() for crop in found.reshape(72, 28, 28, 3)}) == 24
+
+
+@pytest.mark.parametrize("number", [10, 144])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (2, 3), (5000, 1), (1, 5000)])
+def test_photos_smaller_than_a_crop_are_enlarged(number: Any, width: int, height: int) -> None:
+    found = tta_crops(Image.new("RGB", (width, height), (9, 99, 199)), preprocessing(32), number)
+    assert found.shape == (number // 2, 32, 32, 3)
+    assert (found == (9, 99, 199)).all()
+
+
+def test_crops_of_an_enlarged_photo_keep_their_positions() -> None:
+    """Of a black and a white pixel the left square is black, the right one white, and the centre has both."""
+    two = Image.fromarray(np.array([[[0] * 3, [255] * 3]], dtype=np.uint8))
+    means = tta_crops(two, preprocessing(28), 144).reshape(4, 3, 6, -1).mean((0, 2, 3))
+    assert means[0] < 60
+    assert means[1] == pytest.approx(127.5, abs=2)
+    assert means[2] > 195
+
+
+def test_a_very_wide_photo_and_a_network_of_one_pixel() -> None:
+    """At a short side of 44 the wide photo would be 4.4 million pixels wide, if it were scaled before it is cut."""
+    assert tta_crops(noise(100_000, 1), preprocessing(28), 144).shape == (72, 28, 28, 3)
+    assert tta_crops(noise(5, 4), preprocessing(1), 144).shape == (72, 1, 1, 3)
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_one_crop_is_what_preprocess_makes(resize: str) -> None:
+    image, how = noise(50, 30), preprocessing(28, resize, 0.9)
+    found = tta_crops(image, how, 1)
+    assert found.shape == (1, 28, 28, 3)
+    assert (found[0] == preprocess(image, how)).all()
+
+
+def test_the_papers_crops_ignore_the_settings_of_one_crop() -> None:
+    image, squash = noise(50, 30), preprocessing(28, "squash", 0.9, flip_tta=True)
+    assert (tta_crops(image, squash, 10) == tta_crops(image, preprocessing(28), 10)).all()
+
+
+def test_a_number_of_crops_that_no_paper_has_is_refused() -> None:
+    wrong: Any = 12
+    assert [images_per_photo(number) for number in (1, 10, 144)] == [1, 5, 72]  # type: ignore[arg-type]
+    for call in (lambda: images_per_photo(wrong), lambda: tta_crops(noise(5, 5), preprocessing(4), wrong)):
+        with pytest.raises(UsageError, match=r"crops 12 .*1, 10, 144"):
+            call()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.conftest import picture, write_photos
 
-from bnlab.data.duplicates import Fingerprint, groups
-from bnlab.data.scan import Found
+from bnlab.data.duplicates import Fingerprint, find_groups
+from bnlab.data.scan import PhotoFile
 from bnlab.data.split import Split, assign, assign_split, split_folder
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
@@ -19,17 +19,17 @@ GOLDEN = "val train train test train val train train test train test val"
 names = st.sets(st.integers(0, 10_000), min_size=1, max_size=40)
 
 
-def prints(numbers: list[int]) -> list[tuple[Found, Fingerprint]]:
+def prints(numbers: list[int]) -> list[tuple[PhotoFile, Fingerprint]]:
     """Photos with these contents, none near another."""
     hashes = [hashlib.sha256(str(n).encode()).digest() for n in numbers]
     return [
-        (Found(f"{n}.jpg", "a"), Fingerprint(h.hex(), int.from_bytes(h[:8], "big"), h * 6))
+        (PhotoFile(f"{n}.jpg", "a"), Fingerprint(h.hex(), int.from_bytes(h[:8], "big"), h * 6))
         for n, h in zip(numbers, hashes, strict=True)
     ]
 
 
-def sides(examined: list[tuple[Found, Fingerprint]], seed: int = 0) -> dict[str, str]:
-    found = groups([fingerprint for _, fingerprint in examined])
+def sides(examined: list[tuple[PhotoFile, Fingerprint]], seed: int = 0) -> dict[str, str]:
+    found = find_groups([fingerprint for _, fingerprint in examined])
     return {p.path: p.split for p in assign(examined, found, val=0.3, test=0.2, seed=seed)}
 
 
@@ -54,7 +54,7 @@ def test_the_order_of_photos_does_not_matter(some: set[int], random: object) -> 
 def test_duplicates_share_a_side_and_move_nobody_else(some: set[int], data: st.DataObject) -> None:
     examined = prints(sorted(some))
     twin = data.draw(st.sampled_from(examined))
-    copy = (Found("copy.jpg", "b"), twin[1])
+    copy = (PhotoFile("copy.jpg", "b"), twin[1])
     after = sides([*examined, copy])
     assert after == sides(examined) | {"copy.jpg": after[twin[0].path]}
 
@@ -64,7 +64,7 @@ def test_near_duplicates_share_a_side_and_move_nobody_else(some: set[int], data:
     examined = prints(sorted(some))
     found, original = data.draw(st.sampled_from(examined))
     edited = Fingerprint(hashlib.sha256(b"edited").hexdigest(), original.phash ^ 1, original.miniature)
-    after = sides([*examined, (Found("edited.jpg", "a"), edited)])
+    after = sides([*examined, (PhotoFile("edited.jpg", "a"), edited)])
     assert after["edited.jpg"] == after[found.path]
     before = sides(examined)
     assert {path: side for path, side in after.items() if path not in (found.path, "edited.jpg")} == {
@@ -124,7 +124,7 @@ def test_a_class_of_broken_photos_is_named(photos: Path) -> None:
     (photos / "broken").mkdir()
     (photos / "broken" / "a.jpg").write_text("text")
     with pytest.raises(
-        DataError, match=r"class 'broken' in .* has no photo that can be used \(the first: it is no pict"
+        DataError, match=r"class 'broken' in .* has no photo that can be used \(the first: it is not an im"
     ):
         do(photos)
 

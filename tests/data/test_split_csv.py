@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bnlab.data.photos import Photo
 from bnlab.data.split import split_folder
-from bnlab.data.split_csv import _within, as_label, read_split_csv, report_missing, write_split_csv
+from bnlab.data.split_csv import _within, as_label, read_split_csv, report_missing_classes, write_split_csv
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
 
@@ -50,7 +50,7 @@ def test_a_class_has_one_name_on_every_system(tmp_path: Path) -> None:
 
 def test_a_class_that_a_side_lacks_is_told() -> None:
     progress = NullProgress()
-    report_missing(
+    report_missing_classes(
         [Photo("1", "a", "train", ""), Photo("2", "a", "val", ""), Photo("3", "b", "train", "")], "val", progress
     )
     assert progress.warnings == [

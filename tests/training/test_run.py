@@ -367,7 +367,7 @@ def test_a_val_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.Monk
     with pytest.raises(PhotoError) as error:
         trained_on(data, cache="none")
     assert str(error.value) == (
-        f"{data}/val/ring/ring100.png cannot be used, it is no picture Pillow can read: put it back as it was, "
+        f"{data}/val/ring/ring100.png cannot be used, it is not an image that Pillow can read: put it back as it was, "
         f"and go on with: bnlab.resume('run', runs='{data.parent}/runs')"
     )
 
@@ -557,7 +557,8 @@ def test_a_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(run, "new_run", spoil)
     with pytest.raises(
-        PhotoError, match=r"disc000.png cannot be used, it is no picture Pillow can read: put it back as it was, and"
+        PhotoError,
+        match=r"disc000.png cannot be used, it is not an image that Pillow can read: put it back as it was, and",
     ):
         trained_on(data)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from bnlab.classifier.predict import Classifier, Probabilities, classify_alike
 from bnlab.data.cache import Cache
-from bnlab.data.crops import Crops
+from bnlab.data.preprocess import Crops
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
 from bnlab.progress import Progress
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from bnlab.classifier.ensemble import Ensemble, mean_of
 from bnlab.classifier.predict import Classifier, Probabilities
 from bnlab.data.cache import Cache
-from bnlab.data.crops import Crops
 from bnlab.data.photos import Photo, Photos
+from bnlab.data.preprocess import Crops
 from bnlab.data.scan import Refusal
 from bnlab.errors import ClassifierError, DataError, DivergedError, printable
 from bnlab.progress import Progress

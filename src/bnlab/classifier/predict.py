@@ -13,9 +13,8 @@ from torch import nn
 from bnlab.classifier.card import Card
 from bnlab.classifier.file import load_network
 from bnlab.data.cache import Cache
-from bnlab.data.crops import Crops, images_per_photo
 from bnlab.data.loader import preprocessed_batches
-from bnlab.data.preprocess import Pixels, normalise
+from bnlab.data.preprocess import Crops, Pixels, images_per_photo, normalise
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
 from bnlab.machine import choose_device, memory_errors
 from bnlab.nets.build import move_network
@@ -120,7 +119,7 @@ class Classifier:
         """Probabilities of photos by path, len(paths) x classes, and each photo's error or None.
 
         The row of a photo with an error is NaN. `cache` is of these paths, this view and these crops alone. With 10 or
-        144 `crops`, the mean of those of each (bnlab.data.crops); they have their mirror images among them, whatever
+        144 `crops`, the mean of those of each (see `tta_crops`); they have their mirror images among them, whatever
         the card says of `flip_tta`.
 
         Raises:

@@ -10,9 +10,9 @@ from bnlab.classifier.card import Card
 from bnlab.classifier.ensemble import Ensemble
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
-from bnlab.data.crops import Crops
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photos import Photo, Photos
+from bnlab.data.preprocess import Crops
 from bnlab.data.scan import report_refused
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import printable
@@ -131,7 +131,7 @@ def _seen_in_training(files: Sequence[Path], cards: Sequence[Card], evaluation: 
         judged_on = Photos.of(Photo(path, "", "", file_sha256(path)) for path in evaluation.paths)
     except OSError:
         return None
-    seen = judged_on.number_among(known[0] if len(known) == 1 else Photos.of(chain(*known)))
+    seen = judged_on.count_shared(known[0] if len(known) == 1 else Photos.of(chain(*known)))
     return seen if seen or len(known) == len(lists) else None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from bnlab.data.scan import report_refused
 from bnlab.data.split import Split, split_folder
-from bnlab.data.split_csv import report_missing
+from bnlab.data.split_csv import report_missing_classes
 from bnlab.data.write_split import LinkMode, write_split
 from bnlab.progress import Progress
 
@@ -70,6 +70,6 @@ def run(settings: SplitSettings, progress: Progress) -> SplitResult:
     report_refused(split.refused, strict=settings.strict, progress=progress)
     for name, share in (("val", settings.val), ("test", settings.test)):
         if share:
-            report_missing(split.photos, name, progress)
+            report_missing_classes(split.photos, name, progress)
     written = write_split(split, settings.into, settings.how, progress)
     return SplitResult(split=split, into=settings.into, written=written)

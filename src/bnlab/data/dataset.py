@@ -15,12 +15,12 @@ import numpy as np
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import open_photo
 from bnlab.data.scan import (
-    Found,
+    PhotoFile,
     Refusal,
     class_folders,
     map_photos,
     photos_below,
-    report_oddities,
+    report_ignored_files,
     scan,
     split_folders,
 )
@@ -67,7 +67,7 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     own_val = "val" in photos.splits
     if not own_val:
         progress.note(f"{printable(data)} has no val side: {val:.0%} of train is held out")
-        train = [Found(photo.path, photo.label) for photo in photos.in_split("train")]
+        train = [PhotoFile(photo.path, photo.label) for photo in photos.in_split("train")]
         split = split_found(data, train, val=val, test=0.0, seed=seed, progress=progress)
         photos = Photos.of(chain(split.photos, photos.take(np.flatnonzero(~photos.is_in_split("train")))))
         refused += split.refused
@@ -144,7 +144,7 @@ def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress)
                 f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
             )
     for _, folder in sides:
-        report_oddities(folder, progress)
+        report_ignored_files(folder, progress)
     others = sorted(class_folders(data).keys() - {folder.name for _, folder in sides})
     if others:
         names = ", ".join(map(printable, others[:5]))
@@ -159,7 +159,7 @@ def _usable(photos: Photos, progress: Progress) -> tuple[Photos, list[Refusal]]:
     unknown, listed = np.flatnonzero(~hashed), photos.take(np.flatnonzero(hashed))
 
     def read() -> Iterator[tuple[int, str]]:
-        found = (Found(photo.path, photo.label) for photo in photos.take(unknown))
+        found = (PhotoFile(photo.path, photo.label) for photo in photos.take(unknown))
         looks = map_photos(found, _usable_sha256, title="reading photos", total=len(unknown), progress=progress)
         for i, (one, result) in zip(unknown.tolist(), looks, strict=True):
             if isinstance(result, PhotoError):
@@ -184,7 +184,7 @@ def _usable_sha256(path: str) -> str:
 
 def _tell_leaks(photos: Photos, progress: Progress) -> None:
     train = photos.is_in_split("train")
-    leaked = photos.take(np.flatnonzero(~train)).number_among(photos.take(np.flatnonzero(train)))
+    leaked = photos.take(np.flatnonzero(~train)).count_shared(photos.take(np.flatnonzero(train)))
     if leaked:
         progress.warn(f"val and test share {plural(leaked, 'photo')} with train, to the byte: accuracy will flatter")
 
@@ -200,7 +200,7 @@ def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
 def _checked(data: Path, listed: Iterable[Photo], refused: Iterable[Refusal], *, own_val: bool = True) -> Dataset:
     photos = Photos.of(listed)
     name = printable(data)
-    twice = photos.first_repeated()
+    twice = photos.first_repeated_path()
     if twice is not None:
         raise DataError(f"{name} lists {printable(twice)} more than once", "a photo has one class and one side")
     classes = photos.in_split("train").labels

@@ -55,7 +55,7 @@ def fingerprint(path: str) -> Fingerprint:
     return Fingerprint(file_sha256(path), int.from_bytes(np.packbits(bits).tobytes(), "big"), miniature)
 
 
-def groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
+def find_groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
     """The sets of photos that are duplicates, directly or by a chain, in the order of their first member."""
     numbers: dict[str, int] = {}
     exact = np.array([numbers.setdefault(one.sha256, len(numbers)) for one in fingerprints], dtype=np.intp)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bnlab.data.scan import Found
+from bnlab.data.scan import PhotoFile
 from bnlab.errors import DataError, printable
 from bnlab.files import file_sha256, new_folder
 from bnlab.progress import Progress
@@ -26,7 +26,7 @@ _STEMS = {"train": ("train", "train"), "t10k": ("t10k", "test")}
 _MOST = 2**31  # bytes
 
 
-def find(data: Path) -> list[tuple[Path, Path, str]]:
+def find_pairs(data: Path) -> list[tuple[Path, Path, str]]:
     """MNIST's files in a folder (or beside one of them), each of both halves that is there with its labels.
 
     Raises:
@@ -45,7 +45,7 @@ def find(data: Path) -> list[tuple[Path, Path, str]]:
     return pairs
 
 
-def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array of a file, gzipped or not.
 
     Raises:
@@ -68,7 +68,7 @@ def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
-def write_binary(pairs: Pairs, folder: Path, progress: Progress) -> list[tuple[Found, str]]:
+def write_binary_digits(pairs: Pairs, folder: Path, progress: Progress) -> list[tuple[PhotoFile, str]]:
     """Write the digits as black and white PNGs below `folder`, once; where they are, and the side of each.
 
     Black and white, for the paper's input is "a 28x28 binary image" (sec. 4.1): a pixel of 128 or more is white. Where
@@ -80,7 +80,7 @@ def write_binary(pairs: Pairs, folder: Path, progress: Progress) -> list[tuple[F
     digest = hashlib.sha256("".join(file_sha256(path) for pair in pairs for path in pair[:2]).encode()).hexdigest()
     target = folder / f"idx-{digest[:16]}"
     if not target.is_dir():
-        arrays = [(read(images, 3), read(labels, 1), side) for images, labels, side in pairs]
+        arrays = [(read_idx(images, 3), read_idx(labels, 1), side) for images, labels, side in pairs]
         for (images, labels, _), (path, _, _) in zip(arrays, pairs, strict=True):
             if len(images) != len(labels):
                 raise DataError(
@@ -97,7 +97,7 @@ def write_binary(pairs: Pairs, folder: Path, progress: Progress) -> list[tuple[F
                     task.advance()
     only = len(pairs) == 1
     return [
-        (Found(str(path), path.parent.name), "" if only else side)
+        (PhotoFile(str(path), path.parent.name), "" if only else side)
         for _, _, side in pairs
         for path in sorted((target / side).glob("*/*.png"))
     ]

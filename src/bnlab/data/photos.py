@@ -144,7 +144,7 @@ class Photos(Sequence[Photo]):
         pairs = enumerate(zip(self.paths, known.take(last), strict=True))
         return self.with_sha256((i, photo.sha256) for i, (path, photo) in pairs if photo.path == path)
 
-    def number_among(self, others: "Photos") -> int:
+    def count_shared(self, others: "Photos") -> int:
         """How many have a SHA-256 that one of the others has."""
         ours, theirs = self.take(np.flatnonzero(self.hashed)), others.take(np.flatnonzero(others.hashed))
         our_keys, their_keys = ours._digest_keys(), theirs._digest_keys()
@@ -153,7 +153,7 @@ class Photos(Sequence[Photo]):
         known = {photo.sha256 for photo in suspects}
         return sum(photo.sha256 in known for photo in ours.take(np.flatnonzero(_among(our_keys, their_keys))))
 
-    def first_repeated(self) -> str | None:
+    def first_repeated_path(self) -> str | None:
         """The first path that is there more than once."""
         keys = self._path_keys()
         ordered = np.sort(keys)

@@ -1,6 +1,12 @@
-"""From a file to the pixels a network sees. Training's evaluation, `evaluate` and `predict` share `preprocess`."""
+"""From a photo to the pixels that a network sees in evaluation.
+
+There is one preprocessing. Training's validation, recalibration, `evaluate` and `predict` all read their photos through
+`loader.preprocessed_batches`, which calls `open_photo` and `tta_crops` (one crop: `preprocess`), and the classifier
+then calls `normalise` on the device. The settings (`Preprocessing`) travel in the classifier file.
+"""
 
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,55 +17,62 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
-from bnlab.errors import PhotoError
+from bnlab.errors import PhotoError, UsageError
 from bnlab.recipe import Colour, Positive
 
 if TYPE_CHECKING:
     import torch
 
 Pixels = NDArray[np.uint8]
+Crops = Literal[1, 10, 144]
+"""Number of crops of a photo in test-time augmentation, mirror images counted."""
 
 # Twice Pillow's own warning limit, where it raises: a file of a few kilobytes can claim gigabytes of pixels.
 MAX_PIXELS = 178_956_970
 
+_IMAGES_PER_PHOTO = {1: 1, 10: 5, 144: 72}
+_SEVENTHS = (8, 9, 10, 11)  # of the network's size: short sides of 256, 288, 320 and 352 for 224
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a network sees a photo in evaluation. It travels in the classifier file, which is held to its bounds."""
+    """How evaluation turns a photo into the network's input. A classifier file is checked against these bounds."""
 
     size: Annotated[int, Field(ge=1, le=8192)]
-    """side of the square, in pixels"""
+    """width and height of the network's input, in pixels"""
     resize: Literal["squash", "crop"]
-    """"squash": both sides to `size`; "crop": the short side, then the centre"""
+    """"squash" scales width and height to `size`; "crop" takes the centre square and scales that"""
     crop_fraction: Annotated[float, Field(gt=0, le=1)]
-    """"crop": share of the short side that is kept"""
+    """"crop": length of the centre square, as a fraction of the photo's short side"""
     mean: tuple[float, float, float]
-    """of each channel (RGB, in 0..1), subtracted"""
+    """subtracted from each channel (RGB, in 0..1)"""
     std: tuple[Positive, Positive, Positive]
-    """of each channel, divided by"""
+    """divides each channel after that"""
     interpolation: Literal["bilinear"] = "bilinear"
-    """Pillow's filter, which averages over all it shrinks"""
+    """Pillow's filter, which averages over all pixels when it scales down"""
     flip_tta: bool = False
-    """whether the answers for the photo and its mirror image are averaged"""
+    """whether the probabilities for the photo and its mirror image are averaged"""
 
 
 def open_photo(path: str | Path, at_least: int = 0) -> Image.Image:
-    """The photo as upright 8-bit RGB.
+    """Open a photo as upright 8-bit RGB.
 
-    A JPEG may be decoded at a half, a quarter or an eighth of its size, which is quick, where `at_least` says that no
-    side needs more pixels than that.
+    EXIF orientation is honoured; 16-bit pixels are scaled to 8 bits; palette, grey and CMYK images are converted;
+    transparent pixels become white; the first frame of an animation is used.
 
-    EXIF orientation is honoured; 16-bit pixels are scaled to 8 bits; palette, grey and CMYK are converted; what is
-    transparent becomes white; of an animation the first frame counts.
+    Args:
+        path: file of the photo
+        at_least: short side in pixels that the caller needs. A larger JPEG may then be decoded at a half, a quarter or
+            an eighth of its size, which is faster. 0 decodes all pixels.
 
     Raises:
-        PhotoError: the file is empty, broken, no picture, too large, or may not be read.
+        PhotoError: the file is missing, empty, broken, not an image, too large, or not readable.
     """
     name = str(path)
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
-            raise PhotoError(name, "it is no regular file")
+            raise PhotoError(name, "it is not a regular file")
         if status.st_size == 0:
             raise PhotoError(name, "the file is empty (0 bytes)")
         with Image.open(path) as image:
@@ -79,54 +92,114 @@ def open_photo(path: str | Path, at_least: int = 0) -> Image.Image:
         raise _too_large(name, "its pixels") from None
     except UnidentifiedImageError:
         if Path(name).suffix.lower() in (".heic", ".heif"):
-            raise PhotoError(name, "HEIC pictures are not read", "save it as JPEG") from None
-        raise PhotoError(name, "it is no picture Pillow can read") from None
-    except (
-        Exception
-    ) as error:  # decoders raise whatever they please at broken files: OSError, SyntaxError, zlib.error, ...
+            raise PhotoError(name, "HEIC images are not supported", "save it as JPEG") from None
+        raise PhotoError(name, "it is not an image that Pillow can read") from None
+    except Exception as error:  # decoders raise anything at broken files: OSError, SyntaxError, zlib.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         if "truncated" in reason:
-            raise PhotoError(name, "the file breaks off early (truncated)") from None
-        raise PhotoError(name, f"the picture is broken ({reason})") from None
+            raise PhotoError(name, "the file ends early (truncated)") from None
+        raise PhotoError(name, f"the image is broken ({reason})") from None
 
 
-def shrunk(image: Image.Image, side: int) -> Pixels:
-    """The photo with a short side of at most `side`, H x W x 3; one that is smaller stays as it is."""
-    scale = side / min(image.width, image.height)
+def pre_resize(image: Image.Image, short_side: int) -> Pixels:
+    """Scale a photo down to a short side of `short_side` pixels, H x W x 3. A smaller photo keeps its size."""
+    scale = short_side / min(image.width, image.height)
     if scale < 1:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-    return np.array(image)  # a copy: Pillow's own may not be written to, and torch warns of such
+    return np.array(image)  # a copy: Pillow's own pixels are read-only, and torch warns of such
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """The square a network sees in evaluation: `preprocessing.size` x `preprocessing.size` x 3."""
+    """The square that a network sees in evaluation: `size` x `size` x 3."""
     if preprocessing.resize == "squash":
-        box = (0.0, 0.0, float(image.width), float(image.height))
-    else:
-        side = min(image.width, image.height) * preprocessing.crop_fraction
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-    return square(image, preprocessing.size, box)
+        return _resize(image, preprocessing.size)
+    length = min(image.width, image.height) * preprocessing.crop_fraction
+    left, top = (image.width - length) / 2, (image.height - length) / 2
+    return _resize(image, preprocessing.size, (left, top, left + length, top + length))
 
 
-def square(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Pixels:
-    """What is in the box (left, top, right, bottom, in pixels) as `size` x `size` x 3, averaged over all it shrinks."""
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+def images_per_photo(crops: Crops) -> int:
+    """Number of images that `tta_crops` makes of a photo: mirror images are not made, so 10 gives 5 and 144 gives 72.
+
+    Raises:
+        UsageError: the papers use no such number of crops.
+    """
+    if crops not in _IMAGES_PER_PHOTO:
+        raise UsageError(f"crops {crops} is not valid", f"use {', '.join(map(str, _IMAGES_PER_PHOTO))}")
+    return _IMAGES_PER_PHOTO[crops]
+
+
+def tta_crops(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> Pixels:
+    """The crops of a photo for test-time augmentation: uint8 K x `size` x `size` x 3, K = `images_per_photo(crops)`.
+
+    - 1: `preprocess`.
+    - 10 (Krizhevsky et al. 2012, sec. 4.1): the centre square of the photo, scaled to 8/7 of the size (256 pixels for
+      224); of it the four corners and the centre; and their mirror images.
+    - 144 (Szegedy et al. 2015, Going Deeper with Convolutions, sec. 7): the photo scaled to short sides of 8, 9, 10 and
+      11 sevenths of the size; of each the left, centre and right square (of a tall photo the top, centre and bottom
+      one); of each square the four corners, the centre and the square itself scaled to the size; and their mirror
+      images: 4 x 3 x 6 x 2. The three squares of a square photo are the same.
+
+    Mirror images are not made here: the classifier flips the network's input. With 10 and 144 the photo keeps its
+    proportions, as in the papers, whatever `resize` and `crop_fraction` are. A photo that is too small is enlarged.
+
+    Raises:
+        UsageError: the papers use no such number of crops.
+    """
+    images_per_photo(crops)
+    size = preprocessing.size
+    if crops == 1:
+        return preprocess(image, preprocessing)[None]  # 1 x size x size x 3
+    if crops == 10:
+        return np.stack(list(_corners_and_centre(_square_of(image, 0.5, _SEVENTHS[0], size), size)))  # 5 x size x ...
+    images: list[Pixels] = []
+    for sevenths in _SEVENTHS:
+        for position in (0.0, 0.5, 1.0):
+            square = _square_of(image, position, sevenths, size)  # length x length x 3
+            images += _corners_and_centre(square, size)
+            images.append(_resize(Image.fromarray(square), size))
+    return np.stack(images)  # 72 x size x size x 3
 
 
 def normalise(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
-    """uint8 N x H x W x 3 to float32 N x 3 x H x W, (x / 255 - mean) / std by channel, channels last in memory."""
-    mean, std = _colours(preprocessing.mean, preprocessing.std, str(images.device))
+    """Subtract the mean and divide by the standard deviation: (x / 255 - mean) / std for each channel.
+
+    `images` is uint8 N x H x W x 3; the result is float32 N x 3 x H x W, channels last in memory, on the same device.
+    """
+    mean, std = _mean_and_std(preprocessing.mean, preprocessing.std, str(images.device))
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)  # N x 3 x H x W
 
 
 @lru_cache(maxsize=64)
-def _colours(mean: Colour, std: Colour, device: str) -> "tuple[torch.Tensor, torch.Tensor]":
-    """On the device, where they stay: to bring them there, a GPU would have to be waited for."""
+def _mean_and_std(mean: Colour, std: Colour, device: str) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Both times 255, kept on the device: to copy them there for each batch would wait for a GPU."""
     import torch
 
     with torch.inference_mode(False):
         return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
+
+
+def _resize(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Pixels:
+    """The part within the box (left, top, right, bottom, in pixels; default: all), scaled to `size` x `size` x 3."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _square_of(image: Image.Image, position: float, sevenths: int, size: int) -> Pixels:
+    """A square over the photo's short side, scaled to `sevenths` / 7 of the size.
+
+    `position` is where the square lies along the long side: 0 at its start, 1 at its end. It is cut before it is
+    scaled. The result is the same, and a photo that is a thousand times as wide as high needs no more memory.
+    """
+    short = min(image.width, image.height)
+    left, top = (image.width - short) * position, (image.height - short) * position
+    return _resize(image, round(size * sevenths / 7), (left, top, left + short, top + short))
+
+
+def _corners_and_centre(pixels: Pixels, size: int) -> Iterator[Pixels]:
+    end = len(pixels) - size
+    middle = end // 2
+    for top, left in ((0, 0), (0, end), (end, 0), (end, end), (middle, middle)):
+        yield pixels[top : top + size, left : left + size]  # size x size x 3
 
 
 def _too_large(name: str, what: str) -> PhotoError:
@@ -156,7 +229,7 @@ def _to_rgb(name: str, image: Image.Image) -> Image.Image:
 
 
 def _from_integers(name: str, values: NDArray[Any]) -> Image.Image:
-    """Pillow's own conversion would cut 16-bit values off at 255."""
+    """Scale 16-bit values to 8 bits; Pillow's own conversion would clip them at 255."""
     if values.min() < 0 or values.max() > 65535:
         raise PhotoError(name, "its 32-bit pixels have no known range", "save it with 8 or 16 bits")
     return Image.fromarray((values / 257 + 0.5).astype(np.uint8)).convert("RGB")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PhotoFile:
     """A file that looks like a photo: where it is, and the class its folder names."""
 
     path: str
@@ -42,7 +42,7 @@ class Refusal:
     label: str = ""
 
 
-def scan(folder: Path) -> list[Found]:
+def scan(folder: Path) -> list[PhotoFile]:
     """The photos of a folder of classes, by class and path.
 
     Each sub-folder is a class, with all that lies below it; hidden ones are none. Links are followed, once.
@@ -57,7 +57,7 @@ def scan(folder: Path) -> list[Found]:
         raise DataError(f"{printable(folder)} has {what}", "put the photos of each class into a sub-folder of its name")
     found = []
     for label, path in classes.items():
-        photos = [Found(photo, as_label(label)) for photo in photos_below(path)]
+        photos = [PhotoFile(photo, as_label(label)) for photo in photos_below(path)]
         if not photos:
             raise DataError(
                 f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
@@ -128,10 +128,10 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 
 def map_usable_photos(
-    found: Iterable[Found], look: Callable[[str], T], *, title: str, total: int, progress: Progress
-) -> tuple[list[tuple[Found, T]], list[Refusal]]:
+    found: Iterable[PhotoFile], look: Callable[[str], T], *, title: str, total: int, progress: Progress
+) -> tuple[list[tuple[PhotoFile, T]], list[Refusal]]:
     """`look` at every photo with all cores; those at which it raises PhotoError are refused. Order is kept."""
-    good: list[tuple[Found, T]] = []
+    good: list[tuple[PhotoFile, T]] = []
     refused: list[Refusal] = []
     for one, result in map_photos(found, look, title=title, total=total, progress=progress):
         if isinstance(result, PhotoError):
@@ -142,12 +142,12 @@ def map_usable_photos(
 
 
 def map_photos(
-    found: Iterable[Found], look: Callable[[str], T], *, title: str, total: int, progress: Progress
-) -> Iterator[tuple[Found, T | PhotoError]]:
+    found: Iterable[PhotoFile], look: Callable[[str], T], *, title: str, total: int, progress: Progress
+) -> Iterator[tuple[PhotoFile, T | PhotoError]]:
     """`map_usable_photos` as a stream: each photo with what `look` gave or the PhotoError that it raised."""
     with ThreadPoolExecutor(usable_cores()) as pool, progress.task(title, total, "photos") as task:
 
-        def attempt(one: Found) -> T | PhotoError:
+        def attempt(one: PhotoFile) -> T | PhotoError:
             try:
                 return look(one.path)
             except PhotoError as error:
@@ -179,7 +179,7 @@ def report_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progre
         progress.warn(f"and {len(refused) - shown} more photos that cannot be used")
 
 
-def report_oddities(folder: Path, progress: Progress) -> None:
+def report_ignored_files(folder: Path, progress: Progress) -> None:
     """Say what a folder of classes holds beside its classes' photos, so that nothing is passed over in silence."""
     loose = sum(is_photo(path.name) for path in folder.iterdir() if path.is_file())
     if loose:

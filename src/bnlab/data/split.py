@@ -12,7 +12,7 @@ from pathlib import Path
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Found, Refusal, map_usable_photos, report_oddities, scan, split_folders
+from bnlab.data.scan import PhotoFile, Refusal, map_usable_photos, report_ignored_files, scan, split_folders
 from bnlab.data.split_csv import check_classes, count_photos
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.progress import Progress
@@ -59,12 +59,12 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
     if split_folders(folder):
         raise DataError(f"{printable(folder)} is split already", f"train on it: bnlab train {quoted(folder)}")
     found = scan(folder)
-    report_oddities(folder, progress)
+    report_ignored_files(folder, progress)
     return split_found(folder, found, val=val, test=test, seed=seed, progress=progress)
 
 
 def split_found(
-    folder: Path, found: Sequence[Found], *, val: float, test: float, seed: int, progress: Progress
+    folder: Path, found: Sequence[PhotoFile], *, val: float, test: float, seed: int, progress: Progress
 ) -> Split:
     """Decide the sides of photos that were found in a folder.
 
@@ -74,14 +74,14 @@ def split_found(
     examined, refused = map_usable_photos(
         found, duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
     )
-    groups = duplicates.groups([fingerprint for _, fingerprint in examined])
+    groups = duplicates.find_groups([fingerprint for _, fingerprint in examined])
     photos = assign(examined, groups, val=val, test=test, seed=seed)
     _check(folder, found, photos, refused, val=val, test=test)
     return Split(folder=folder, photos=photos, refused=refused, groups=groups)
 
 
 def assign(
-    examined: Sequence[tuple[Found, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
+    examined: Sequence[tuple[PhotoFile, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
 ) -> list[Photo]:
     """The photos with their sides, each group of duplicates on one."""
     primary = [fingerprint.sha256 for _, fingerprint in examined]
@@ -96,7 +96,7 @@ def assign(
 
 
 def _check(
-    folder: Path, found: Iterable[Found], photos: list[Photo], refused: list[Refusal], *, val: float, test: float
+    folder: Path, found: Iterable[PhotoFile], photos: list[Photo], refused: list[Refusal], *, val: float, test: float
 ) -> None:
     name = printable(folder)
     counts = count_photos(photos)

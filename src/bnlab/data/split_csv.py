@@ -40,7 +40,7 @@ def check_classes(labels: Sequence[str], where: str) -> None:
         raise DataError(f"{where} has {only}", "a classifier tells at least two apart; add another sub-folder")
 
 
-def report_missing(photos: Iterable[Photo], split: str, progress: Progress) -> None:
+def report_missing_classes(photos: Iterable[Photo], split: str, progress: Progress) -> None:
     """Warn of each class that has no photo on a side."""
     for label, sides in count_photos(photos).items():
         if not sides[split]:

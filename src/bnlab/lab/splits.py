@@ -14,7 +14,7 @@ from bnlab.data import duplicates, mnist_idx
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import write_digits
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Found, Refusal, map_usable_photos, report_refused, scan, split_folders
+from bnlab.data.scan import PhotoFile, Refusal, map_usable_photos, report_refused, scan, split_folders
 from bnlab.data.split import assign_split
 from bnlab.data.split_csv import write_split_csv
 from bnlab.errors import DataError, plural, printable
@@ -96,9 +96,9 @@ def open_study_splits(data: Path | None, *, quick: bool, least: int, folder: Pat
         name, kind, found = "scikit-learn's digits", "digits", [(one, "") for one in scan(digits)]
         refused: list[Refusal] = []
         known = [_of_content(one, given) for one, given in found]
-    elif files := mnist_idx.find(data):
+    elif files := mnist_idx.find_pairs(data):
         name, kind = f"{printable(data.name)} (IDX, made binary)", "digits"
-        found = mnist_idx.write_binary(files, folder, progress)
+        found = mnist_idx.write_binary_digits(files, folder, progress)
         refused, known = [], [_of_content(one, given) for one, given in _part(found, quick)]
     else:
         name, kind = printable(data.name or data), "photos"
@@ -114,19 +114,19 @@ def open_study_splits(data: Path | None, *, quick: bool, least: int, folder: Pat
     return StudySplits(name, kind, folder, known, len(found))
 
 
-def _found(data: Path) -> list[tuple[Found, str]]:
+def _found(data: Path) -> list[tuple[PhotoFile, str]]:
     """Photos with the side that DATA gives them."""
     if data.is_file() or split_folders(data) or (data / "split.csv").is_file():
         _, photos = open_evaluation_data(data, "all")
-        return [(Found(photo.path, photo.label), photo.split) for photo in photos]
+        return [(PhotoFile(photo.path, photo.label), photo.split) for photo in photos]
     return [(one, "") for one in scan(data)]
 
 
-def _part(found: Sequence[tuple[Found, str]], quick: bool) -> list[tuple[Found, str]]:
+def _part(found: Sequence[tuple[PhotoFile, str]], quick: bool) -> list[tuple[PhotoFile, str]]:
     """Of each side as many of each class, those whose names' digests are smallest; or all."""
     if not quick:
         return list(found)
-    chosen: list[tuple[Found, str]] = []
+    chosen: list[tuple[PhotoFile, str]] = []
     for side_given in dict.fromkeys(given for _, given in found):
         of_side = [pair for pair in found if pair[1] == side_given]
         if len(of_side) > QUICK_PHOTOS:
@@ -135,7 +135,7 @@ def _part(found: Sequence[tuple[Found, str]], quick: bool) -> list[tuple[Found, 
     return sorted(chosen, key=lambda pair: pair[0].path)
 
 
-def _of_each_class(found: Sequence[tuple[Found, str]], number: int) -> list[tuple[Found, str]]:
+def _of_each_class(found: Sequence[tuple[PhotoFile, str]], number: int) -> list[tuple[PhotoFile, str]]:
     left = dict.fromkeys((one.label for one, _ in found), max(1, number))
     chosen = []
     for pair in sorted(found, key=lambda pair: hashlib.sha256(Path(pair[0].path).name.encode()).digest()):
@@ -145,13 +145,13 @@ def _of_each_class(found: Sequence[tuple[Found, str]], number: int) -> list[tupl
     return chosen
 
 
-def _of_content(one: Found, given: str) -> _Known:
+def _of_content(one: PhotoFile, given: str) -> _Known:
     sha256 = file_sha256(one.path)
     return _Known(one.path, one.label, given, sha256, sha256)
 
 
 def _examined(
-    found: Sequence[tuple[Found, str]], folder: Path, progress: Progress
+    found: Sequence[tuple[PhotoFile, str]], folder: Path, progress: Progress
 ) -> tuple[list[_Known], list[Refusal]]:
     """Photos that can be used, duplicates in groups; looked at once, and again when a file has changed."""
     stats = [(one.path, one.label, given, Path(one.path).stat()) for one, given in found]
@@ -163,7 +163,7 @@ def _examined(
         [one for one, _ in found], duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
     )
     primary = [fingerprint.sha256 for _, fingerprint in examined]
-    for group in duplicates.groups([fingerprint for _, fingerprint in examined]):
+    for group in duplicates.find_groups([fingerprint for _, fingerprint in examined]):
         smallest = min(primary[i] for i in group.members)
         for i in group.members:
             primary[i] = smallest

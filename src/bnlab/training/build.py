@@ -88,7 +88,7 @@ def make_context(
         loader=TrainingLoader(
             dataset.in_split("train"),
             dataset.classes,
-            side=shrunk_side(recipe),
+            short_side=shrunk_side(recipe),
             area=recipe.crop_area,
             aspect=recipe.crop_aspect,
             flip=recipe.flip,

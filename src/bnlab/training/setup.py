@@ -12,7 +12,7 @@ from bnlab.config import Settings, with_changes
 from bnlab.data.dataset import Dataset, open_training_data
 from bnlab.data.preprocess import normalise
 from bnlab.data.scan import report_refused
-from bnlab.data.split_csv import report_missing
+from bnlab.data.split_csv import report_missing_classes
 from bnlab.errors import UsageError
 from bnlab.machine import choose_device, fast_precision, memory_errors
 from bnlab.nets import lsuv_init
@@ -52,7 +52,7 @@ def set_up(data: Path, settings: Settings, *, strict: bool, progress: Progress) 
     check_network(recipe)
     dataset = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
     report_refused(dataset.refused, strict=strict, progress=progress)
-    report_missing(dataset.photos, "val", progress)
+    report_missing_classes(dataset.photos, "val", progress)
     network, frozen = new_network(recipe, classes=len(dataset.classes))
     warn_without_effect(settings, dataset, network, progress)
     if recipe.init is not None:

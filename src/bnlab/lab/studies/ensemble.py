@@ -8,9 +8,8 @@ import numpy as np
 
 from bnlab.classifier.ensemble import mean_of
 from bnlab.classifier.predict import Classifier, Probabilities
-from bnlab.data.crops import Crops, crops
 from bnlab.data.photos import Photos
-from bnlab.data.preprocess import open_photo
+from bnlab.data.preprocess import Crops, open_photo, tta_crops
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.held_out import card_of
 from bnlab.lab.measurements import JobContext
@@ -87,7 +86,7 @@ def _probabilities(trained: TrainedNetwork, photos: Photos, number: Crops, mirro
     classifier = Classifier(network, card, trained.context.device)
     found = [
         classifier.probabilities(
-            crops(open_photo(path), preprocessing, number).copy(), flip_tta=mirrored and number > 1
+            tta_crops(open_photo(path), preprocessing, number).copy(), flip_tta=mirrored and number > 1
         ).mean(0)
         for path in photos.paths
     ]
