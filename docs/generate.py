@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bnlab.config import load_settings
-from bnlab.lab import catalogue
 from bnlab.lab.experiment import SETTABLE
 from bnlab.lab.splits import QUICK_PHOTOS
+from bnlab.lab.study import STUDY_NAMES, find_study
 from bnlab.recipe import Recipe
 from bnlab.report.html import format_number
 
@@ -78,7 +78,8 @@ def _studies() -> str:
         f"`--set` takes {', '.join(SETTABLE)}; a study that sets one of them itself says so.\n",
         "[What came out here](results/README.md).\n",
     ]
-    for name, study in catalogue.studies().items():
+    for name in STUDY_NAMES:
+        study = find_study(name)
         parts.append(
             f"## {study.title}: `bnlab study {name}`\n\n{study.claim} ({study.source})\n\n"
             f"*Protocol.* {study.protocol}\n\n*Rule.* {study.rule}\n"

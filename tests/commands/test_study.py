@@ -13,12 +13,11 @@ from bnlab.commands.study import StudySettings
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import UsageError
 from bnlab.files import read_csv
-from bnlab.lab import catalogue
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import caption, over_seeds
+from bnlab.lab.plots import caption, series_by_arm
 from bnlab.lab.records import Results, by_seed, last
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.progress import NullProgress
 from bnlab.report.plots import Plot
@@ -36,25 +35,25 @@ def measure(experiment: Experiment) -> Results:
     gain = float(experiment.options.get("flip", 0.9))  # any key will do to plant an answer
     return experiment.run(
         [
-            experiment.cell(pretended, seed, labels={"arm": arm}, gain=gain * (arm == "with <b>"))
+            experiment.measurement(pretended, seed, labels={"arm": arm}, gain=gain * (arm == "with <b>"))
             for arm in ("with <b>", "without")
             for seed in experiment.seeds
         ]
     )
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     rows = results["accuracy"]
     ours, theirs = (by_seed(rows, last("test_top1"), arm=arm) for arm in ("with <b>", "without"))
     values = tuple(a - b for a, b in zip(ours, theirs, strict=True))
-    return Findings(
+    return Conclusion(
         evidence=(Evidence(what="it is higher", values=values, above=0.0, unit="points", resolution=1e-3),),
         plots={
             "two words": Plot(
                 title="t",
                 x="x",
                 y="y",
-                series=over_seeds(rows, "step", "test_top1"),
+                series=series_by_arm(rows, "step", "test_top1"),
                 caption=caption(rows, "band"),
                 table="accuracy",
             )
@@ -72,15 +71,15 @@ PLANTED = Study(
     protocol="None.",
     rule="Above 0.",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )
 
 
 @pytest.fixture(autouse=True)
 def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     studies = {"planted": PLANTED, "other": Study(**{**vars(PLANTED), "name": "other"})}
-    monkeypatch.setattr(catalogue, "NAMES", tuple(studies))
-    monkeypatch.setattr(catalogue, "find", lambda name: studies[name])
+    monkeypatch.setattr(command, "STUDY_NAMES", tuple(studies))
+    monkeypatch.setattr(command, "find_study", lambda name: studies[name])
     monkeypatch.chdir(tmp_path)
     yield
 
@@ -165,7 +164,7 @@ def test_of_all_studies_those_done_are_there_when_one_is_interrupted(
         raise KeyboardInterrupt
 
     studies = {"planted": PLANTED, "other": Study(**{**vars(PLANTED), "name": "other", "measure": interrupted})}
-    monkeypatch.setattr(catalogue, "find", lambda name: studies[name])
+    monkeypatch.setattr(command, "find_study", lambda name: studies[name])
     with pytest.raises(KeyboardInterrupt):
         command.run(settings(data, study="all"), NullProgress())
     assert 'href="planted/report.html"' in Path("runs/study-all/report.html").read_text()

@@ -21,7 +21,9 @@ def make_experiment(tmp_path: Path, photos: Path) -> Callable[..., Experiment]:
     """A bench on the tiny pictures, in this process; options are recipe keys for all its trainings."""
 
     def make(*, seeds: int = 2, kind: str = "digits", **options: object) -> Experiment:
-        splits = open_study_splits(photos, quick=True, least=10, folder=tmp_path / "sides", progress=NullProgress())
+        splits = open_study_splits(
+            photos, quick=True, min_photos=10, folder=tmp_path / "sides", progress=NullProgress()
+        )
         splits.kind = kind
         return Experiment(
             name="test",
@@ -41,4 +43,4 @@ def make_experiment(tmp_path: Path, photos: Path) -> Callable[..., Experiment]:
 @pytest.fixture
 def job(make_experiment: Callable[..., Experiment], tmp_path: Path) -> JobContext:
     """Where a cell of seed 0 is measured."""
-    return JobContext(split=make_experiment().splits.of(0), folder=tmp_path / "cell", device="cpu", seed=0)
+    return JobContext(split=make_experiment().splits.for_seed(0), folder=tmp_path / "cell", device="cpu", seed=0)

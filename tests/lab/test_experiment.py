@@ -4,9 +4,9 @@ import pytest
 
 from bnlab.errors import RecipeError
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
-from bnlab.lab.tuning import chosen, remarks
 from bnlab.recipe import Recipe
 
 MakeBench = Callable[..., Experiment]
@@ -21,13 +21,13 @@ def pretended(job: JobContext, recipe: Recipe, best: float) -> Results:
 
 def test_each_arm_and_seed_has_the_rate_that_suits_it_on_val(make_experiment: MakeBench) -> None:
     experiment = make_experiment()
-    arms = {name: experiment.recipe(network) for name, network in experiment.twins().items()}
-    results = experiment.tuned(arms, (0.1, 0.2, 0.4), pretended, best=0.1)
+    arms = {name: experiment.recipe(network) for name, network in experiment.network_pair().items()}
+    results = experiment.run_learning_rates(arms, (0.1, 0.2, 0.4), pretended, best=0.1)
     assert len(results["accuracy"]) == 12
     best = {(row["arm"], row["seed"]): row["learning_rate"] for row in chosen(results)}
     assert best == {(WITH_BN, 0): 0.1, (WITH_BN, 1): 0.2, (WITHOUT_BN, 0): 0.1, (WITHOUT_BN, 1): 0.2}
     assert all(row["seed_seen"] == row["seed"] for row in results["accuracy"])
-    assert remarks(results) == tuple(
+    assert lr_remarks(results) == tuple(
         sentence
         for arm in (WITH_BN, WITHOUT_BN)
         for sentence in (
@@ -68,10 +68,10 @@ def test_a_users_keys_rule_and_digits_are_not_mirrored(make_experiment: MakeBenc
 
 def test_the_budget_picks(make_experiment: MakeBench) -> None:
     experiment = make_experiment(kind="photos")
-    assert experiment.pick(1, 2) == 1
-    assert experiment.twins()[WITH_BN] == "bn_small_inception"
+    assert experiment.by_budget(1, 2) == 1
+    assert experiment.network_pair()[WITH_BN] == "bn_small_inception"
     experiment.budget = "full"
-    assert experiment.pick(1, 2) == 2
-    assert experiment.twins() == {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
+    assert experiment.by_budget(1, 2) == 2
+    assert experiment.network_pair() == {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
     experiment.splits.kind = "digits"
-    assert experiment.twins()[WITH_BN] == "bn_small_inception"
+    assert experiment.network_pair()[WITH_BN] == "bn_small_inception"

@@ -7,7 +7,7 @@ import torch
 
 from bnlab.errors import Interrupted, RunError, StorageError
 from bnlab.lab import measurements as module
-from bnlab.lab.measurements import Done, JobContext, Measurement, alone, measure_all
+from bnlab.lab.measurements import JobContext, Measurement, MeasurementResult, exclusive, measure_all
 from bnlab.lab.records import Results
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
@@ -17,7 +17,7 @@ CALLS: list[int] = []
 
 def squared(job: JobContext, *, x: int) -> Results:
     CALLS.append(x)
-    job.tell(1)
+    job.report_steps(1)
     return {"t": [{"x": x, "square": x * x / 3, "threads": torch.get_num_threads()}]}
 
 
@@ -44,7 +44,7 @@ def make(tmp_path: Path) -> Callable[..., list[Measurement]]:
     return measurements
 
 
-def run(measurements: list[Measurement], folder: Path, processes: int = 0) -> list[Done]:
+def run(measurements: list[Measurement], folder: Path, processes: int = 0) -> list[MeasurementResult]:
     return measure_all(
         measurements, folder=folder, device="cpu", processes=processes, title="test", progress=NullProgress()
     )
@@ -114,9 +114,9 @@ def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list
 
 def test_two_studies_do_not_measure_in_one_place(tmp_path: Path) -> None:
     problem = r"another study measures in .*: wait for it"
-    with alone(tmp_path / "measured"), pytest.raises(RunError, match=problem), alone(tmp_path / "measured"):
+    with exclusive(tmp_path / "measured"), pytest.raises(RunError, match=problem), exclusive(tmp_path / "measured"):
         pass
-    with alone(tmp_path / "measured"):
+    with exclusive(tmp_path / "measured"):
         pass
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bnlab.lab.plots import by_category, caption, of_intervals, over_seeds, series_of
+from bnlab.lab.plots import caption, category_series, interval_series, series_by_arm, series_over_seeds
 from bnlab.lab.verdict import Evidence
 
 
@@ -10,7 +10,7 @@ def row(seed: int, step: int | None, top1: float | None, arm: str = "a") -> dict
 
 def test_a_line_is_the_mean_over_seeds_and_a_band_their_range() -> None:
     rows = [row(0, 1, 0.2), row(0, 2, 0.4), row(1, 1, 0.4), row(1, 2, 0.8), row(1, 3, None), row(0, 1, 0.5, "b")]
-    a, b = over_seeds(rows, "step", "top1", times=100)
+    a, b = series_by_arm(rows, "step", "top1", times=100)
     assert (a.name, a.x) == ("a", (1.0, 2.0))
     assert a.y == pytest.approx((30, 60))
     assert a.low == pytest.approx((20, 40))
@@ -21,7 +21,7 @@ def test_a_line_is_the_mean_over_seeds_and_a_band_their_range() -> None:
 def test_seeds_judged_at_other_steps_are_compared_at_the_same() -> None:
     """Else each point would be of one seed alone, and the line would go to and fro between them."""
     rows = [row(0, 30, 0.3), row(0, 60, 0.6), row(1, 32, 0.3), row(1, 64, 0.6)]
-    line = series_of("a", rows, "step", "top1")
+    line = series_over_seeds("a", rows, "step", "top1")
     assert line.x == (32.0, 60.0)
     assert line.y == pytest.approx(((0.32 + 0.3) / 2, (0.6 + 0.3 + 0.3 * 28 / 32) / 2))
     assert all(low < high for low, high in zip(line.low, line.high, strict=True))
@@ -29,7 +29,7 @@ def test_seeds_judged_at_other_steps_are_compared_at_the_same() -> None:
 
 def test_categories_keep_their_places() -> None:
     rows = [row(0, 1, 0.2, "b"), row(1, 1, 0.4, "b")]
-    points = by_category("p", rows, "arm", "top1", ["a", "b"], times=100)
+    points = category_series("p", rows, "arm", "top1", ["a", "b"], times=100)
     assert (points.x, points.low, points.high) == ((1.0,), (20.0,), (40.0,))
     assert points.y == pytest.approx((30,))
     assert caption(rows, "x") == "2 seeds, about 100 test photos each; x"
@@ -37,7 +37,7 @@ def test_categories_keep_their_places() -> None:
 
 def test_intervals_are_drawn_where_there_are_any() -> None:
     many, one, none = (Evidence(what="x", values=values) for values in ((1.0, 2.0, 3.0), (4.0,), (1.0, float("nan"))))
-    series = of_intervals("gain", [many, none, one])
+    series = interval_series("gain", [many, none, one])
     assert (series.x, series.y) == ((0.0, 2.0), (2.0, 4.0))
     assert (series.low[0], series.high[0]) == many.interval
     assert (series.low[1], series.high[1]) == (4.0, 4.0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.replay import batch_of, gradients, is_look, put, replaying
+from bnlab.lab.replay import batch_at, is_probe_step, loss_and_gradients, replaying, set_parameters
 from bnlab.lab.trained_network import Probe, train
 from bnlab.training.loop import TrainingContext
 
@@ -22,14 +22,14 @@ class Watched(Probe):
 
     def before(self, step: int, context: TrainingContext) -> None:
         network = context.network
-        batch = batch_of(step, context)
+        batch = batch_at(step, context)
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         generator = torch.get_rng_state()
         parameters = dict(network.named_parameters())
         with replaying(context):
-            put(parameters, {name: p + 1 for name, p in parameters.items()})
-            put(parameters, state)
-            _, self.gradients = gradients(context, batch, list(parameters.values()), step)
+            set_parameters(parameters, {name: p + 1 for name, p in parameters.items()})
+            set_parameters(parameters, state)
+            _, self.gradients = loss_and_gradients(context, batch, list(parameters.values()), step)
             network.eval()
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
         assert all(p.grad is None for p in parameters.values())
@@ -53,7 +53,7 @@ def test_a_step_seen_again_is_the_step_that_the_loop_takes(
 ) -> None:
     experiment = make_experiment(momentum=0.0, weight_decay=0.0, dropout=0.3, mixup=mixup, schedule="constant")
     probe = Watched()
-    job = JobContext(split=experiment.splits.of(1), folder=tmp_path, device="cpu", seed=1)
+    job = JobContext(split=experiment.splits.for_seed(1), folder=tmp_path, device="cpu", seed=1)
     train(job, experiment.recipe("bn_small_inception", size=16), probe=probe)
     assert len(probe.images) == 6  # more than one epoch
     assert max(probe.moves) > 1e-3
@@ -65,5 +65,5 @@ def test_looks_are_so_many_however_long_is_said(
 ) -> None:
     trained = train(job, make_experiment(**options).recipe("bn_mlp", size=28))
     context, steps = trained.context, options["steps"] or 3 * trained.context.loader.batches
-    looks = [step for step in range(steps) if is_look(step, context, 3)]
+    looks = [step for step in range(steps) if is_probe_step(step, context, 3)]
     assert looks == [(2 * i + 1) * (steps // 3) // 2 for i in range(3)]

@@ -13,22 +13,22 @@ from bnlab.lab.splits import StudySplits, open_study_splits
 from bnlab.progress import NullProgress
 
 
-def opened(data: Path | None, folder: Path, *, quick: bool = True, least: int = 10) -> StudySplits:
-    return open_study_splits(data, quick=quick, least=least, folder=folder, progress=NullProgress())
+def opened(data: Path | None, folder: Path, *, quick: bool = True, min_photos: int = 10) -> StudySplits:
+    return open_study_splits(data, quick=quick, min_photos=min_photos, folder=folder, progress=NullProgress())
 
 
 def counts(splits: StudySplits, seed: int) -> Counter[str]:
-    return Counter(photo.split for photo in read_split_csv(splits.of(seed)))
+    return Counter(photo.split for photo in read_split_csv(splits.for_seed(seed)))
 
 
 def test_each_seed_splits_anew_and_always_alike(photos: Path, tmp_path: Path) -> None:
     splits = opened(photos, tmp_path / "a")
     assert (len(splits), splits.classes, splits.kind, splits.name) == (72, 3, "photos", photos.name)
-    first = {photo.path: photo.split for photo in read_split_csv(splits.of(0))}
-    other = {photo.path: photo.split for photo in read_split_csv(splits.of(1))}
+    first = {photo.path: photo.split for photo in read_split_csv(splits.for_seed(0))}
+    other = {photo.path: photo.split for photo in read_split_csv(splits.for_seed(1))}
     assert set(first.values()) == {"train", "val", "test"}
     assert first != other
-    again = {photo.path: photo.split for photo in read_split_csv(opened(photos, tmp_path / "b").of(0))}
+    again = {photo.path: photo.split for photo in read_split_csv(opened(photos, tmp_path / "b").for_seed(0))}
     assert again == first
     assert 8 <= counts(splits, 0)["test"] <= 36
 
@@ -44,13 +44,13 @@ def test_one_photo_is_no_data(photos: Path, tmp_path: Path) -> None:
 def test_other_labels_and_sides_are_other_lists(photos: Path, tmp_path: Path) -> None:
     """Else a corrected label, or a photo moved out of test, would be overlooked."""
     splits = opened(photos, tmp_path / "a")
-    before = splits.of(0)
+    before = splits.for_seed(0)
     text = before.read_text()
     corrected = [replace(photo, label="ring") if i == 0 else photo for i, photo in enumerate(splits.photos)]
     other = StudySplits(splits.name, splits.kind, tmp_path / "a", corrected, len(corrected))
-    assert other.of(0) != before
-    assert Counter(p.label for p in read_split_csv(other.of(0)))["ring"] == 25
-    assert splits.of(0).read_text() == text
+    assert other.for_seed(0) != before
+    assert Counter(p.label for p in read_split_csv(other.for_seed(0)))["ring"] == 25
+    assert splits.for_seed(0).read_text() == text
 
 
 def test_quick_keeps_of_each_side(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_duplicates_share_a_side(photos: Path, tmp_path: Path) -> None:
     originals = sorted((data / "disc").glob("*.png"))
     for photo in originals:
         shutil.copy(photo, photo.with_name(f"copy-{photo.name}"))
-    side = {photo.path: photo.split for photo in read_split_csv(opened(data, tmp_path / "a").of(0))}
+    side = {photo.path: photo.split for photo in read_split_csv(opened(data, tmp_path / "a").for_seed(0))}
     assert len(side) == 72 + 24
     for photo in originals:
         assert side[str(photo)] == side[str(photo.with_name(f"copy-{photo.name}"))]
@@ -88,7 +88,7 @@ def test_sides_of_data_stay(photos: Path, tmp_path: Path, given: tuple[str, ...]
         job = data / given[i % len(given)] / photo.parent.name
         job.mkdir(parents=True, exist_ok=True)
         shutil.copy(photo, job / photo.name)
-    listed = list(read_split_csv(opened(data, tmp_path / "a").of(0)))
+    listed = list(read_split_csv(opened(data, tmp_path / "a").for_seed(0)))
     for photo in listed:
         was = Path(photo.path).parent.parent.name
         assert photo.split == there.get(was, photo.split)
@@ -133,7 +133,7 @@ def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> Non
         DataError,
         match=rf"{photos.name} has 72 usable photos of 3 classes: this study needs 400 photos of 2 classes or more",
     ):
-        opened(photos, tmp_path / "a", least=400)
+        opened(photos, tmp_path / "a", min_photos=400)
     few = tmp_path / "few"
     for label in ("disc", "ring"):
         (few / label).mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> Non
     problem = "few has too few photos of class 'ring': none fell to "
     with pytest.raises(DataError, match=re.escape(problem) + r"\w+: .* give 20 or more of each class"):
         for seed in range(20):
-            opened(few, tmp_path / "b").of(seed)
+            opened(few, tmp_path / "b").for_seed(seed)
 
 
 def test_what_cannot_be_used_is_told(photos: Path, tmp_path: Path) -> None:
@@ -151,6 +151,6 @@ def test_what_cannot_be_used_is_told(photos: Path, tmp_path: Path) -> None:
     (data / "disc" / "broken.jpg").write_bytes(b"no picture")
     for _ in range(2):  # each time
         progress = NullProgress()
-        splits = open_study_splits(data, quick=True, least=10, folder=tmp_path / "a", progress=progress)
+        splits = open_study_splits(data, quick=True, min_photos=10, folder=tmp_path / "a", progress=progress)
         assert len(splits) == 72
         assert any("broken.jpg" in warning for warning in progress.warnings)

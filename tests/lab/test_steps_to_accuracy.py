@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bnlab.lab.records import Records
-from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best, steps_to
+from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best_test_top1, steps_to
 
 
 def trained(arm: str, *points: tuple[int, float], seed: int = 0, val: dict[int, float] | None = None) -> Records:
@@ -15,8 +15,8 @@ def trained(arm: str, *points: tuple[int, float], seed: int = 0, val: dict[int, 
 
 
 def test_the_best_is_chosen_by_val_and_told_of_test() -> None:
-    assert best(trained("a", (10, 0.5), (20, 0.9), (30, 0.6), val={10: 0.1, 20: 0.2, 30: 0.3})) == 0.6
-    assert best(trained("a", (10, 0.5), (20, 0.9), val={10: 0.3, 20: 0.3})) == 0.5
+    assert best_test_top1(trained("a", (10, 0.5), (20, 0.9), (30, 0.6), val={10: 0.1, 20: 0.2, 30: 0.3})) == 0.6
+    assert best_test_top1(trained("a", (10, 0.5), (20, 0.9), val={10: 0.3, 20: 0.3})) == 0.5
 
 
 def test_steps_are_read_off_straight_lines() -> None:
@@ -31,15 +31,15 @@ def test_steps_are_read_off_straight_lines() -> None:
 
 def test_arms_race_to_the_best_of_the_baseline() -> None:
     race = StepsToAccuracy(trained("slow", (100, 0.4), (200, 0.6)) + trained("fast", (20, 0.6), (200, 0.9)), "slow")
-    assert race.faster("fast") == (pytest.approx(10),)
-    assert race.faster("slow") == (1,)
+    assert race.speedup("fast") == (pytest.approx(10),)
+    assert race.speedup("slow") == (1,)
     assert race.mean_steps("fast") == pytest.approx(20)
     assert race.remarks == []
 
 
 def test_who_never_gets_there_counts_as_with_its_last_step() -> None:
     race = StepsToAccuracy(trained("slow", (100, 0.4), (200, 0.6)) + trained("lame", (100, 0.5), (200, 0.5)), "slow")
-    assert race.faster("lame") == (1,)
+    assert race.speedup("lame") == (1,)
     assert race.remarks == [
         "lame did not reach the best accuracy of slow in 1 of 1 trainings, which count as if it had with their last "
         "step: what favours it"
@@ -48,7 +48,7 @@ def test_who_never_gets_there_counts_as_with_its_last_step() -> None:
 
 def test_where_the_baseline_guesses_there_is_no_race() -> None:
     race = StepsToAccuracy(trained("slow", (100, 0.2), (200, 0.23)) + trained("fast", (20, 0.6), (200, 0.9)), "slow")
-    assert math.isnan(race.faster("fast")[0])
+    assert math.isnan(race.speedup("fast")[0])
     assert math.isnan(race.mean_steps("fast"))
     assert race.remarks == ["slow did no better than guess in 1 of 1 trainings: no race there"]
 
@@ -59,10 +59,10 @@ def test_what_the_judgements_cannot_tell_is_not_told(factor: float, told: bool) 
     race = StepsToAccuracy(
         slow + trained("fast", (20, 0.4), (25, 0.7)), "slow"
     )  # between 20 and 25: from 4 to 10 times
-    assert math.isnan(race.told_from(factor, "fast")[0]) != told
+    assert math.isnan(race.speedup_if_resolved(factor, "fast")[0]) != told
 
 
 def test_within_the_first_judgement_there_is_no_most() -> None:
     race = StepsToAccuracy(trained("slow", (100, 0.3), (200, 0.6)) + trained("fast", (20, 0.6)), "slow")
-    assert math.isnan(race.told_from(1000, "fast")[0])
-    assert race.told_from(4, "fast") == (pytest.approx(10),)
+    assert math.isnan(race.speedup_if_resolved(1000, "fast")[0])
+    assert race.speedup_if_resolved(4, "fast") == (pytest.approx(10),)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.lab import trained as module
+from bnlab.lab import trained_network as module
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.trained_network import Probe, preserving_state, train, use_batch_statistics
@@ -42,7 +42,7 @@ def recipe(make_experiment: MakeBench) -> Recipe:
 
 def test_a_network_is_trained_judged_and_looked_at(job: JobContext, recipe: Recipe) -> None:
     told: list[int] = []
-    trained = train(replace(job, tell=told.append), recipe, probe=Looker())
+    trained = train(replace(job, report_steps=told.append), recipe, probe=Looker())
     assert sum(told) == 6
     assert [row["step"] for row in trained.results["before"]] == list(range(6))
     assert trained.results["after"][0]["weight"] == trained.results["before"][1]["weight"]
@@ -76,7 +76,7 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(
     with pytest.raises(KeyboardInterrupt):
         train(job, recipe, probe=Looker(stop_at=4))
     told: list[int] = []
-    halves = train(replace(job, tell=told.append), recipe, probe=Looker())
+    halves = train(replace(job, report_steps=told.append), recipe, probe=Looker())
     assert 0 < told[0] <= 4  # what was saved need not be made again
     assert sum(told) == 6
     assert halves.results == whole.results
@@ -96,8 +96,8 @@ def test_a_training_that_diverges_counts_as_guessing(job: JobContext, recipe: Re
     trained = train(job, wild)
     assert trained.diverged
     last = trained.results["accuracy"][-1]
-    assert (last["step"], last["guess"]) == (20, trained.guess)
-    assert last["test_top1"] == last["val_top1"] == trained.guess
+    assert (last["step"], last["guess"]) == (20, trained.majority_baseline)
+    assert last["test_top1"] == last["val_top1"] == trained.majority_baseline
     assert 0 < last["diverged_at"] < 20
     steps = [row["step"] for row in trained.results["accuracy"]]
     assert steps == sorted(set(steps))

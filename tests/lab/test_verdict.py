@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from bnlab.lab.verdict import Evidence, Verdict, together
+from bnlab.lab.verdict import Evidence, Verdict, combined_verdict
 
 HOLDS, NOT, UNSHOWN = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.NOT_SHOWN
 
@@ -66,8 +66,8 @@ def test_seeds_that_share_photos_count_for_less() -> None:
 def test_one_of_many_clauses_has_to_refute_with_more_certainty() -> None:
     weak = evidence(-1.0, -1.3, -0.55)
     assert weak.verdict == NOT
-    assert together([weak]) == NOT
-    assert together([weak, *[evidence(1.0, 1.1, 0.9)] * 4]) == UNSHOWN
+    assert combined_verdict([weak]) == NOT
+    assert combined_verdict([weak, *[evidence(1.0, 1.1, 0.9)] * 4]) == UNSHOWN
 
 
 def test_ratios_are_averaged_as_logarithms() -> None:
@@ -88,7 +88,7 @@ def test_the_range_in_words() -> None:
 )
 def test_a_claim_holds_if_all_its_clauses_do(means: tuple[object, ...], verdict: Verdict) -> None:
     values = {1: (1.0, 1.1, 0.9), -1: (-1.0, -1.1, -0.9), None: (1.0, -1.0, 0.2), "beside": (-1.0, -1.1, -0.9)}
-    assert together([evidence(*values[mean], primary=mean != "beside") for mean in means]) == verdict
+    assert combined_verdict([evidence(*values[mean], primary=mean != "beside") for mean in means]) == verdict
 
 
 def test_json_has_no_infinity() -> None:

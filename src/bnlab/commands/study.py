@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 from bnlab.errors import UsageError
 from bnlab.files import read_json
-from bnlab.lab import catalogue
 from bnlab.lab.experiment import Experiment, check_options
-from bnlab.lab.measurements import alone
+from bnlab.lab.measurements import exclusive
 from bnlab.lab.report import PAGE, Report, judged, write_index, write_report
 from bnlab.lab.splits import StudySplits, open_study_splits
-from bnlab.lab.study import Study
+from bnlab.lab.study import STUDY_NAMES, Study, find_study
 from bnlab.machine import choose_device, environment, usable_cores
 from bnlab.progress import Progress
 from bnlab.runs import RUNS, check_free, new_run
@@ -69,7 +68,7 @@ def listing() -> list[dict[str, str]]:
     """The document of `bnlab study list --json`."""
     return [
         {"study": study.name} | {key: getattr(study, key) for key in ("title", "claim", "source", "protocol", "rule")}
-        for study in catalogue.studies().values()
+        for study in map(find_study, STUDY_NAMES)
     ]
 
 
@@ -80,8 +79,8 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
         BnlabError: there is no such study, DATA is nothing to study, a setting cannot be, the disk or memory is full.
         Interrupted: Ctrl-C; what is done is kept.
     """
-    names = catalogue.NAMES if settings.study == ALL else (settings.study,)
-    studies = [catalogue.find(name) for name in names]
+    names = STUDY_NAMES if settings.study == ALL else (settings.study,)
+    studies = [find_study(name) for name in names]
     if not 1 <= settings.seeds <= MOST_SEEDS:
         raise UsageError(f"seeds {settings.seeds} cannot be", f"give 1 to {MOST_SEEDS}; 3 is the least that says much")
     if settings.name == MEASURED:
@@ -89,15 +88,15 @@ def run(settings: StudySettings, progress: Progress) -> StudyResult:
     if settings.seeds == 1:
         progress.warn("one seed gives no interval, so what is measured over seeds will be not shown")
     for study in studies:
-        check_options(study.name, settings.options, study.owns)
+        check_options(study.name, settings.options, study.own_keys)
     check_free(settings.root, settings.name)
     device = choose_device(settings.device)
     about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
-    with alone(settings.root / MEASURED):
+    with exclusive(settings.root / MEASURED):
         splits = open_study_splits(
             settings.data,
             quick=settings.budget == "quick",
-            least=max(study.least for study in studies),
+            min_photos=max(study.min_photos for study in studies),
             folder=settings.root / MEASURED / "photos",
             progress=progress,
         )

@@ -59,7 +59,7 @@ class EmaStatistics(Probe):
         ways[POPULATION] = lambda: accuracy_by(population(trained, ALL), trained)
         ways[BATCH] = lambda: trained.evaluation("test", BATCH).top1
         for statistics, way in ways.items():
-            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, trained.guess))
+            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, trained.majority_baseline))
 
     def corrected(self, momentum: float, steps: int) -> Tensor:
         """An average without its share of what it began with, 2C (as Adam corrects its own, Kingma & Ba 2015)."""

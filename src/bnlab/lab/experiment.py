@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeVar
 
 from bnlab.config import load_settings
 from bnlab.errors import UsageError, did_you_mean, printable
+from bnlab.lab.lr_selection import mark_chosen
 from bnlab.lab.measurements import Measurement, measure_all
 from bnlab.lab.records import Results, Value, joined, labelled
 from bnlab.lab.splits import StudySplits
-from bnlab.lab.trained_network import accuracy
-from bnlab.lab.tuning import mark_chosen
+from bnlab.lab.trained_network import measure_accuracy
 from bnlab.nets import registry
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
@@ -84,16 +84,16 @@ class Experiment:
     seconds: float = 0.0
     """that all measurements of the study took, whenever they were made"""
 
-    def pick(self, quick: T, full: T) -> T:
+    def by_budget(self, quick: T, full: T) -> T:
         """The value for the budget."""
         return quick if self.budget == "quick" else full
 
     @property
-    def judged_on(self) -> int:
+    def recalibration_images(self) -> int:
         """How many photos of train statistics are measured on before a judgement."""
-        return self.pick(256, 1024)
+        return self.by_budget(256, 1024)
 
-    def twins(self) -> dict[str, str]:
+    def network_pair(self) -> dict[str, str]:
         """The names of one network with and without BN: small for grey digits and for what has to be quick."""
         return dict(_SMALL if self.budget == "quick" or self.splits.kind == "digits" else _LARGE)
 
@@ -110,11 +110,11 @@ class Experiment:
             "precision": "float32",
             "label_smoothing": 0.0,
             "start_size": 1.0,
-            "recalibration_images": self.judged_on,
+            "recalibration_images": self.recalibration_images,
             "bn_monitor": False,
             "workers": 0,
             "cache": "ram",
-            "size": 32 if digits else self.pick(32, 128),
+            "size": 32 if digits else self.by_budget(32, 128),
         }
         if registry.find(network).norm == "none" and "initialisation" not in options:
             common["lsuv_init"] = True  # else it trains from some first weights and not from others
@@ -130,7 +130,7 @@ class Experiment:
     def measurements(
         self,
         arms: Mapping[str, Recipe],
-        do: Callable[..., Results] = accuracy,
+        do: Callable[..., Results] = measure_accuracy,
         *,
         column: str = "arm",
         labels: Mapping[str, Value] | None = None,
@@ -138,12 +138,12 @@ class Experiment:
     ) -> list[Measurement]:
         """A cell for each arm and seed: `do(job, recipe=..., **settings)`; its rows say which in `column`."""
         return [
-            self.cell(do, seed, labels={column: arm, **(labels or {})}, recipe=recipe, **settings)
+            self.measurement(do, seed, labels={column: arm, **(labels or {})}, recipe=recipe, **settings)
             for arm, recipe in arms.items()
             for seed in self.seeds
         ]
 
-    def cell(
+    def measurement(
         self,
         do: Callable[..., Results],
         seed: int,
@@ -159,34 +159,34 @@ class Experiment:
             steps = steps or recipe.steps or recipe.epochs * -(-len(self.splits) // recipe.batch_size)
         return Measurement(
             do=do,
-            split=self.splits.of(seed),
+            split=self.splits.for_seed(seed),
             seed=seed,
             settings=settings,
             labels={**(labels or {}), "seed": seed},
             steps=max(1, steps),
         )
 
-    def run(self, measurements: Sequence[Measurement], *, alone: bool = False) -> Results:
+    def run(self, measurements: Sequence[Measurement], *, one_at_a_time: bool = False) -> Results:
         """Measure, or take what was measured before; the cells' rows, each with its labels in front.
 
-        `alone`: one after the other, for what is timed is slower beside others.
+        `one_at_a_time`: one after the other, for what is timed is slower beside others.
         """
         done = measure_all(
             measurements,
             folder=self.folder,
             device=self.device,
-            processes=0 if alone else self.processes,
+            processes=0 if one_at_a_time else self.processes,
             title=self.name,
             progress=self.progress,
         )
         self.seconds += sum(one.seconds for one in done)
         return joined(labelled(one.results, cell.labels) for one, cell in zip(done, measurements, strict=True))
 
-    def tuned(
+    def run_learning_rates(
         self,
         arms: Mapping[str, Recipe],
         rates: Iterable[float],
-        do: Callable[..., Results] = accuracy,
+        do: Callable[..., Results] = measure_accuracy,
         **settings: Any,
     ) -> Results:
         """Each arm at each learning rate; rows of the best one have `chosen` 1.
@@ -195,7 +195,7 @@ class Experiment:
         chosen by test, and an arm is not held back by a rate that suits another.
         """
         measurements = [
-            self.cell(
+            self.measurement(
                 do,
                 seed,
                 labels={"arm": arm, "learning_rate": rate},

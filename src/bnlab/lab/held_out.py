@@ -19,7 +19,7 @@ from bnlab.training.checkpoint import TrainState
 from bnlab.training.loop import TrainingContext
 from bnlab.training.validate import ValidationResult, Validator
 
-_CACHE = 2**31  # bytes of decoded photos in memory
+_CACHE = 2**31  # bytes of shared_cache photos in memory
 
 
 class HeldOut:
@@ -32,8 +32,8 @@ class HeldOut:
         photos = Photos.of([*val, *test])
         look = str(context.preprocessing)
         caches = (
-            decoded(job.split, f"sample {recipe.recalibration_images}", look, recipe.recalibration_images),
-            decoded(job.split, "held out", look, len(photos)),
+            shared_cache(job.split, f"sample {recipe.recalibration_images}", look, recipe.recalibration_images),
+            shared_cache(job.split, "held out", look, len(photos)),
         )
         self.judge = Validator(
             context.network,
@@ -74,7 +74,7 @@ def majority_baseline(dataset: Dataset) -> float:
     return float(np.bincount(targets).max() / len(targets))
 
 
-def guessing(step: int, dataset: Dataset) -> Row:
+def baseline_row(step: int, dataset: Dataset) -> Row:
     """What a network that diverged comes to: as good as guessing."""
     row: Row = dict.fromkeys(_ACCURACY)
     guess, n = majority_baseline(dataset), len(dataset.in_split("test"))
@@ -110,6 +110,6 @@ def is_measurable(network: TableNetwork) -> bool:
 
 
 @lru_cache(maxsize=6)
-def decoded(split: Path, side: str, look: str, photos: int) -> Cache:
+def shared_cache(split: Path, side: str, look: str, photos: int) -> Cache:
     """Decoded photos of a side, shared by the cells of a process; `look` is how they are looked at."""
     return Cache(photos, _CACHE)

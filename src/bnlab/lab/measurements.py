@@ -56,7 +56,7 @@ class JobContext:
     """of its own, for what it needs to go on; gone when it is done"""
     device: str
     seed: int
-    tell: Callable[[int], None] = lambda steps: None
+    report_steps: Callable[[int], None] = lambda steps: None
     """that so many steps are done"""
 
 
@@ -91,7 +91,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class MeasurementResult:
     """A cell's result."""
 
     results: Results
@@ -100,7 +100,7 @@ class Done:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Keep other studies out: two that measure the same would write over each other.
 
     Raises:
@@ -121,7 +121,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def measure_all(
     measurements: Sequence[Measurement], *, folder: Path, device: str, processes: int, title: str, progress: Progress
-) -> list[Done]:
+) -> list[MeasurementResult]:
     """The results of all cells, in their order; those not in `folder` yet are measured and put there.
 
     `processes` is how many at a time; 0 is none but this one.
@@ -153,7 +153,7 @@ def _measure(key: str, cell: Measurement, folder: Path, device: str, tell: Calla
     """Measure a cell and keep its result."""
     own = folder / key
     own.mkdir(parents=True, exist_ok=True)
-    job = JobContext(split=cell.split, folder=own, device=device, seed=cell.seed, tell=tell)
+    job = JobContext(split=cell.split, folder=own, device=device, seed=cell.seed, report_steps=tell)
     spent = own / "seconds.json"
     before = float(read_json(spent).get("seconds", 0.0))  # of sittings that were interrupted
     began = time.monotonic()
@@ -167,10 +167,10 @@ def _measure(key: str, cell: Measurement, folder: Path, device: str, tell: Calla
     shutil.rmtree(own, ignore_errors=True)
 
 
-def _kept(folder: Path, key: str) -> Done | None:
+def _kept(folder: Path, key: str) -> MeasurementResult | None:
     document = read_json(folder / f"{key}.json")
     results: dict[str, Records] | None = document.get("tables")
-    return None if results is None else Done(results=results, seconds=float(document["seconds"]))
+    return None if results is None else MeasurementResult(results=results, seconds=float(document["seconds"]))
 
 
 @contextmanager

@@ -24,14 +24,15 @@ def caption(records: Records, text: str) -> str:
     return f"{plural(len(seeds(records)), 'seed')}, about {n} test photos each; {text}"
 
 
-def over_seeds(records: Records, x: str, y: str, *, arm: str = "arm", times: float = 1.0) -> tuple[Series, ...]:
+def series_by_arm(records: Records, x: str, y: str, *, arm: str = "arm", times: float = 1.0) -> tuple[Series, ...]:
     """One series for each value of the column `arm`: the mean over seeds of `y` by `x`, and the range of the seeds."""
     return tuple(
-        series_of(str(name), where(records, **{arm: name}), x, y, times=times) for name in distinct(records, arm)
+        series_over_seeds(str(name), where(records, **{arm: name}), x, y, times=times)
+        for name in distinct(records, arm)
     )
 
 
-def series_of(name: str, records: Records, x: str, y: str, *, times: float = 1.0) -> Series:
+def series_over_seeds(name: str, records: Records, x: str, y: str, *, times: float = 1.0) -> Series:
     """The mean over seeds of `y` by `x`, of the rows that have both, with the range of the seeds.
 
     Seeds that were looked at in other places than one another (their epochs are not of equally many steps) are each
@@ -54,7 +55,7 @@ def series_of(name: str, records: Records, x: str, y: str, *, times: float = 1.0
     )
 
 
-def of_intervals(name: str, evidence: Sequence[Evidence]) -> Series:
+def interval_series(name: str, evidence: Sequence[Evidence]) -> Series:
     """Means with their intervals, at 0, 1, ...; a mean of one seed, which has none, stands alone. NaN is left out."""
     there = [(i, each) for i, each in enumerate(evidence) if isfinite(each.mean)]
     ends = [each.interval if all(map(isfinite, each.interval)) else (each.mean, each.mean) for _, each in there]
@@ -76,7 +77,9 @@ def _course(rows: Records, x: str, y: str) -> dict[float, float]:
     return {place: sum(values) / len(values) for place, values in found.items()}
 
 
-def by_category(name: str, records: Records, column: str, y: str, order: Sequence[Value], times: float = 1.0) -> Series:
+def category_series(
+    name: str, records: Records, column: str, y: str, order: Sequence[Value], times: float = 1.0
+) -> Series:
     """The mean of `y` at 0, 1, ... for each value of a column in this order, with the range over its rows."""
     found = [[times * number(row, y) for row in where(records, **{column: value})] for value in order]
     there = [(i, values) for i, values in enumerate(found) if values]

@@ -26,7 +26,7 @@ class Batch:
     targets: Targets
 
 
-def batch_of(step: int, context: TrainingContext) -> Batch:
+def batch_at(step: int, context: TrainingContext) -> Batch:
     """The batch of a step, counted from 0, as the loop has it."""
     recipe, loader = context.recipe, context.loader
     epoch, number = divmod(step, loader.batches)
@@ -46,7 +46,7 @@ def replaying(context: TrainingContext) -> Iterator[None]:
         yield
 
 
-def gradients(
+def loss_and_gradients(
     context: TrainingContext, batch: Batch, parameters: Sequence[nn.Parameter], step: int
 ) -> tuple[float, list[Tensor]]:
     """The loss of a batch at the present weights, and its gradients; random layers do as in that step."""
@@ -55,15 +55,15 @@ def gradients(
     return loss.item(), list(torch.autograd.grad(loss, parameters))
 
 
-def is_look(step: int, context: TrainingContext, looks: int) -> bool:
+def is_probe_step(step: int, context: TrainingContext, probe_steps: int) -> bool:
     """Whether it is time for one of so many looks in a training, evenly spread, the first not at step 0,
     where a one-cycle has not begun to learn."""
     steps = Plan.of(context.recipe, context.loader.batches).steps
-    every = max(1, steps // looks)
+    every = max(1, steps // probe_steps)
     return step % every == every // 2
 
 
-def put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+def set_parameters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Give parameters the values that are there for them."""
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -8,7 +8,7 @@ from typing import Any
 from bnlab.files import write_atomic, write_csv, write_json
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results, Row
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.report.html import render
 from bnlab.report.plots import Plot, plot_png, plot_svg
 
@@ -20,7 +20,7 @@ class Report:
     """One study that was measured, and where its page is."""
 
     study: Study
-    findings: Findings
+    findings: Conclusion
     folder: Path
     budget: str
     data: str
@@ -52,7 +52,7 @@ def judged(study: Study, experiment: Experiment, results: Results) -> Report:
     """What the tables say, before it is written."""
     return Report(
         study=study,
-        findings=study.judge(results).overlapping(experiment.splits.overlap),
+        findings=study.conclude(results).with_overlap(experiment.splits.overlap),
         folder=Path(),
         budget=experiment.budget,
         data=experiment.splits.name,
@@ -100,7 +100,7 @@ def write_report(
         data=experiment.splits.name,
         photos=len(experiment.splits),
         found=experiment.splits.found,
-        judged_on=experiment.judged_on,
+        recalibration_images=experiment.recalibration_images,
         classes=experiment.splits.classes,
         is_drawn=experiment.splits.is_drawn,
         budget=experiment.budget,

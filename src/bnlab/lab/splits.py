@@ -61,7 +61,7 @@ class StudySplits:
         """Test photos to each of train, where each seed draws them anew; else 0."""
         return TEST / (1 - VAL - TEST) if self.is_drawn else 0.0
 
-    def of(self, seed: int) -> Path:
+    def for_seed(self, seed: int) -> Path:
         """The list of photos with the sides that follow from the seed; written once."""
         given = {photo.given for photo in self.photos}
         where = str(self._folder.resolve())  # paths in a list hold for where it was written
@@ -80,10 +80,12 @@ class StudySplits:
         return path
 
 
-def open_study_splits(data: Path | None, *, quick: bool, least: int, folder: Path, progress: Progress) -> StudySplits:
+def open_study_splits(
+    data: Path | None, *, quick: bool, min_photos: int, folder: Path, progress: Progress
+) -> StudySplits:
     """The photos of DATA (IDX files, a split folder, a split.csv or a folder of classes), or the bundled digits.
 
-    `quick` takes a part of many, always the same; `least` is how many the study needs.
+    `quick` takes a part of many, always the same; `min_photos` is how many the study needs.
 
     Raises:
         DataError: DATA is nothing to study, or too little.
@@ -106,10 +108,10 @@ def open_study_splits(data: Path | None, *, quick: bool, least: int, folder: Pat
         known, refused = _examined(_part(found, quick), folder, progress)
     report_refused(refused, strict=False, progress=progress)
     classes = {photo.label for photo in known}
-    if len(classes) < 2 or len(known) < least:
+    if len(classes) < 2 or len(known) < min_photos:
         raise DataError(
             f"{name} has {plural(len(known), 'usable photo')} of {len(classes)} class{'es' * (len(classes) != 1)}",
-            f"this study needs {least} photos of 2 classes or more",
+            f"this study needs {min_photos} photos of 2 classes or more",
         )
     return StudySplits(name, kind, folder, known, len(found))
 

@@ -16,7 +16,7 @@ class Reached:
     by: float
 
 
-def best(rows: Records) -> float:
+def best_test_top1(rows: Records) -> float:
     """A training's accuracy on test at the judgement that was best on val, the first of equals."""
     return number(max(rows, key=lambda row: number(row, "val_top1")), "test_top1")
 
@@ -46,7 +46,7 @@ class StepsToAccuracy:
         self.baseline = baseline
         self.seeds = seeds(accuracies)
         self.arms = [str(arm) for arm in distinct(accuracies, "arm")]
-        self.best: Mapping[str, list[float]] = {arm: by_seed(accuracies, best, arm=arm) for arm in self.arms}
+        self.best: Mapping[str, list[float]] = {arm: by_seed(accuracies, best_test_top1, arm=arm) for arm in self.arms}
         """on test, by arm, for each seed"""
         self.reached: dict[str, list[Reached | None]] = {arm: [] for arm in self.arms}
         """None where there is nothing to get to"""
@@ -63,16 +63,16 @@ class StepsToAccuracy:
                     there = Reached(end, end, math.inf)
                 self.reached[arm].append(there)
 
-    def faster(self, arm: str) -> tuple[float, ...]:
+    def speedup(self, arm: str) -> tuple[float, ...]:
         """How many times fewer steps an arm takes than the baseline; NaN where a seed has no numbers."""
         pairs = zip(self.reached[self.baseline], self.reached[arm], strict=True)
         return tuple(slow.at / fast.at if slow and fast else math.nan for slow, fast in pairs)
 
-    def told_from(self, factor: float, arm: str) -> tuple[float, ...]:
+    def speedup_if_resolved(self, factor: float, arm: str) -> tuple[float, ...]:
         """The same; NaN also where `factor` lies between the least and the most that the judgements allow."""
         pairs = zip(self.reached[self.baseline], self.reached[arm], strict=True)
         told = [bool(slow and fast and not _may_be(slow, fast, factor)) for slow, fast in pairs]
-        return tuple(value if known else math.nan for value, known in zip(self.faster(arm), told, strict=True))
+        return tuple(value if known else math.nan for value, known in zip(self.speedup(arm), told, strict=True))
 
     def mean_steps(self, arm: str) -> float:
         """To the baseline's best, over the seeds that have numbers."""

@@ -12,7 +12,7 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
 from bnlab.data.dataset import Dataset, open_recorded_data
 from bnlab.errors import DivergedError
-from bnlab.lab.held_out import HeldOut, card_of, decoded, guessing, is_measurable, majority_baseline
+from bnlab.lab.held_out import HeldOut, baseline_row, card_of, is_measurable, majority_baseline, shared_cache
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, Row
 from bnlab.nets.build import build, move_network
@@ -98,7 +98,7 @@ class TrainedNetwork:
             return evaluate(classifier, photos, split, batch_size=recipe.batch_size, workers=0)
 
     @property
-    def guess(self) -> float:
+    def majority_baseline(self) -> float:
         """The share of test that guessing gets right."""
         return majority_baseline(self.dataset)
 
@@ -135,7 +135,7 @@ def train(
     dataset = open_recorded_data(job.split)
     network = make(recipe, len(dataset.classes)) if make else new_network(recipe, classes=len(dataset.classes))[0]
     network = move_network(network, job.device)
-    cache = decoded(job.split, "train", str(shrunk_side(recipe)), len(dataset.in_split("train")))
+    cache = shared_cache(job.split, "train", str(shrunk_side(recipe)), len(dataset.in_split("train")))
     context = make_context(recipe, network, dataset, job.device, cache)
     held_out = HeldOut(job, context, dataset)
     run = Run(job.folder)
@@ -144,14 +144,14 @@ def train(
         run.split.write_bytes(job.split.read_bytes())
     parts: dict[str, checkpoint.Stateful] = {"network": network, "optimizer": context.optimizer, "witness": probe}
     state = checkpoint.load_state(run, recipe, parts)
-    job.tell(state.step)
+    job.report_steps(state.step)
 
     @contextmanager
     def watched(step: int) -> Iterator[None]:
         probe.before(step, context)
         yield
         probe.after(step, context)
-        job.tell(1)
+        job.report_steps(1)
 
     def validate() -> ValidationResult:
         validation = held_out(network)
@@ -173,8 +173,8 @@ def train(
             loop.fit(context, state, hooks, progress=NullProgress())
         except DivergedError:
             diverged = True
-            for step in validation_steps(state.plan, recipe, state.step):
-                probe.write("accuracy", guessing(step, dataset))
+            for step in remaining_validation_steps(state.plan, recipe, state.step):
+                probe.write("accuracy", baseline_row(step, dataset))
             probe.results["accuracy"][-1]["diverged_at"] = state.step
     return TrainedNetwork(context=context, dataset=dataset, results=probe.results, diverged=diverged)
 
@@ -191,12 +191,12 @@ def with_norm(norm: MakeNorm) -> MakeNetwork:
     return make
 
 
-def accuracy(job: JobContext, recipe: Recipe) -> Results:
+def measure_accuracy(job: JobContext, recipe: Recipe) -> Results:
     """The cell that most studies need: a training, and its accuracies on the way."""
     return {"accuracy": train(job, recipe).results["accuracy"]}
 
 
-def validation_steps(plan: Plan, recipe: Recipe, after: int) -> list[int]:
+def remaining_validation_steps(plan: Plan, recipe: Recipe, after: int) -> list[int]:
     """The steps at which a training is still to be judged."""
     ends = [
         min(plan.steps, (epoch + 1) * plan.batches) for epoch in range(plan.epochs) if plan.validates(recipe, epoch)

@@ -114,7 +114,7 @@ class Evidence:
         return math.exp(value) if value < 700 or math.isnan(value) else math.inf
 
 
-def together(evidence: Sequence[Evidence]) -> Verdict:
+def combined_verdict(evidence: Sequence[Evidence]) -> Verdict:
     """Of a claim with several clauses, by the rule at the top of this file."""
     clauses = [each for each in evidence if each.primary]
     assert clauses, "a study has to decide by something"

@@ -41,7 +41,7 @@ def planted(gain: float, moved: float) -> Results:
     ],
 )
 def test_the_verdict_follows_from_the_numbers(gain: float, moved: float, verdict: Verdict) -> None:
-    findings = STUDY.judge(planted(gain, moved))
+    findings = STUDY.conclude(planted(gain, moved))
     assert findings.verdict == verdict
     assert findings.numbers == {f"learning rate {arm}, mean": 1.0 for arm in (WITH_BN, WITHOUT_BN)}
 
@@ -84,5 +84,5 @@ def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_experiment
 def test_it_is_measured(make_experiment: MakeBench) -> None:
     results = STUDY.measure(make_experiment(width=1.0))
     assert {row["learning_rate"] for row in results["accuracy"]} == set(RATES)
-    for plot in STUDY.judge(results).plots.values():
+    for plot in STUDY.conclude(results).plots.values():
         assert "<svg" in plot_svg(plot)

@@ -6,7 +6,7 @@ import torch
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results
 from bnlab.lab.studies import batch_size
-from bnlab.lab.studies.batch_size import BATCH, RECALIBRATED, RUNNING, WHOLE, judge, sizes, whole_batches
+from bnlab.lab.studies.batch_size import BATCH, RECALIBRATED, RUNNING, WHOLE, conclude, sizes, whole_batches
 from bnlab.lab.verdict import Verdict
 from bnlab.nets.build import build
 from bnlab.norm import recalibrate
@@ -38,23 +38,23 @@ GOOD = {"2": 0.7, "8": 0.8, "32": 0.9, "64": 0.8}
 
 
 def test_two_are_too_few_where_both_recalibrations_leave_them_behind() -> None:
-    findings = judge(results(GOOD, GOOD))
+    findings = conclude(results(GOOD, GOOD))
     assert findings.verdict is Verdict.HOLDS
     assert [round(each.mean) for each in findings.evidence if each.primary] == [20, 20]
 
 
 def test_they_are_not_where_whole_batches_repair_them() -> None:
-    findings = judge(results(GOOD, GOOD | {"2": 0.92}))
+    findings = conclude(results(GOOD, GOOD | {"2": 0.92}))
     assert [each.verdict for each in findings.evidence if each.primary] == [Verdict.HOLDS, Verdict.DOES_NOT_HOLD]
     assert findings.verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_nor_where_they_are_as_accurate() -> None:
-    assert judge(results(GOOD | {"2": 0.95}, GOOD)).verdict is Verdict.DOES_NOT_HOLD
+    assert conclude(results(GOOD | {"2": 0.95}, GOOD)).verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_noise_shows_nothing() -> None:
-    assert judge(results(GOOD | {"2": 0.899}, GOOD, noise=10)).verdict is Verdict.NOT_SHOWN
+    assert conclude(results(GOOD | {"2": 0.899}, GOOD, noise=10)).verdict is Verdict.NOT_SHOWN
 
 
 def test_beside_the_whole_batch_and_one_rate_for_all() -> None:
@@ -63,7 +63,7 @@ def test_beside_the_whole_batch_and_one_rate_for_all() -> None:
         if row["arm"] == "32":  # took the lower rate, at which parts of 2 are at 0.1
             row["chosen"] = 1 - int(row["chosen"] or 0)
             row["top1"] = 0.9 if row["chosen"] else 0.2
-    found = {each.what: each for each in judge(planted).evidence if not each.primary}
+    found = {each.what: each for each in conclude(planted).evidence if not each.primary}
     at_one_rate = next(each for what, each in found.items() if "at the rate of" in what)
     assert at_one_rate.mean == pytest.approx(80, abs=1)
     ghosts = next(each for what, each in found.items() if "whole batch of 64" in what)
@@ -99,5 +99,5 @@ def test_the_whole_of_it(make_experiment: Callable[..., Experiment], monkeypatch
     assert {row["arm"] for row in found["statistics"]} == {"2", "12"}
     assert len(found["statistics"]) == 2 * 2 * 2 * 6  # sizes, rates, seeds, kinds on their sides
     assert all(row["step"] == 3 for row in found["accuracy"])
-    for plot in judge(found).plots.values():
+    for plot in conclude(found).plots.values():
         assert "<svg" in plot_svg(plot)

@@ -9,7 +9,7 @@ import torch
 from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, WITHIN
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.records import Records, Results, where
-from bnlab.lab.studies.bias import INCEPTION, SIGMOIDS, STUDY, WITH_BIAS, WITHOUT_BIAS, Biases, judge, make_precise
+from bnlab.lab.studies.bias import INCEPTION, SIGMOIDS, STUDY, WITH_BIAS, WITHOUT_BIAS, Biases, conclude, make_precise
 from bnlab.lab.verdict import Evidence, Verdict
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
@@ -48,7 +48,7 @@ def planted(
 
 @pytest.mark.parametrize("late", [0.0, -0.2])
 def test_biases_that_stop_refute(late: float) -> None:
-    assert judge(planted(late=late)).verdict is Verdict.DOES_NOT_HOLD
+    assert conclude(planted(late=late)).verdict is Verdict.DOES_NOT_HOLD
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_biases_that_stop_refute(late: float) -> None:
     ],
 )
 def test_verdict(wrong: dict[str, Any], verdict: Verdict) -> None:
-    assert judge(planted(**wrong)).verdict == verdict
+    assert conclude(planted(**wrong)).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_verdict(wrong: dict[str, Any], verdict: Verdict) -> None:
     ],
 )
 def test_accuracy_beside(better: tuple[float, ...], verdict: Verdict) -> None:
-    findings = judge(planted(better=better))
+    findings = conclude(planted(better=better))
     assert findings.evidence[2].verdict == verdict
     assert findings.verdict == Verdict.HOLDS
 
@@ -114,7 +114,7 @@ def test_a_seed_whose_training_diverged_shows_nothing() -> None:
     for name, which in zip(("twins", "trained"), gone, strict=True):
         where(results[name], **which)[0]["diverged_at"] = 3
     results["growth"] = [row for row in results["growth"] if not (gone[1].items() <= row.items() and row["step"])]
-    findings = judge(results)
+    findings = conclude(results)
     gradient, distance, accuracy, grow, go_on, fixed, real = map(nan_of, findings.evidence)
     assert gradient == accuracy == [True, False, False]
     assert grow == go_on == fixed == [False, True, False]
@@ -134,7 +134,7 @@ def test_what_was_not_seen_or_is_not_finite_shows_nothing() -> None:
     for row in where(results["growth"], learned=ALONE, arm=OUTSIDE):
         row |= {"norm": 0.0 if row["seed"] == 1 else row["norm"], "loss": 0.0 if row["seed"] == 1 else row["loss"]}
     where(results["twins"], pair=INCEPTION, arm=WITH_BIAS, seed=1)[0]["test_top1"] = 0.15
-    findings = judge(results)
+    findings = conclude(results)
     gradient, distance, accuracy, _, go_on, fixed, _ = map(nan_of, findings.evidence)
     assert gradient == [True, False, False]
     assert distance == [False, False, True]
@@ -183,9 +183,9 @@ def test_gradients_and_distance_by_hand() -> None:
 
 
 def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp"})
+    monkeypatch.setattr(Experiment, "network_pair", lambda _: {WITH_BN: "bn_mlp"})
     results = STUDY.measure(make_experiment(steps=4))
-    findings = judge(results)
+    findings = conclude(results)
     assert max(float(row["distance"] or 0) for row in where(results["biases"], pair=SIGMOIDS)) < 1e-9
     assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS] * 2
     for plot in findings.plots.values():

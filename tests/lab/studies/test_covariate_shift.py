@@ -11,7 +11,7 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, number, numbers
 from bnlab.lab.replay import Batch
 from bnlab.lab.studies import covariate_shift as study
-from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, Shift, batch_norm_layers, compared, judge
+from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, Shift, batch_norm_layers, compared, conclude
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
@@ -46,7 +46,7 @@ NOTHING = "in some seeds BN does not help, or noisy BN has no more shift than no
 
 
 def test_it_holds_where_bn_has_less_shift_and_shift_put_back_hurts() -> None:
-    findings = judge(planted(*LESS, WORSE))
+    findings = conclude(planted(*LESS, WORSE))
     assert findings.verdict is Verdict.HOLDS
     assert NOTHING not in findings.remarks
 
@@ -55,28 +55,28 @@ def test_it_holds_where_bn_has_less_shift_and_shift_put_back_hurts() -> None:
 def test_it_does_not_where_bn_has_more_shift_or_shift_does_no_harm(
     shift: tuple[dict[str, float], dict[str, float]], top1: dict[str, float]
 ) -> None:
-    assert judge(planted(*shift, top1)).verdict is Verdict.DOES_NOT_HOLD
+    assert conclude(planted(*shift, top1)).verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_it_is_not_shown_where_seeds_disagree() -> None:
-    assert judge(planted(*LESS, WORSE, scatter=0.5)).verdict is Verdict.NOT_SHOWN
+    assert conclude(planted(*LESS, WORSE, scatter=0.5)).verdict is Verdict.NOT_SHOWN
 
 
 def test_noise_that_puts_no_shift_back_proves_nothing() -> None:
     cosine, relative = LESS
-    findings = judge(planted(cosine, relative | {NOISY: 0.2}, AS_WELL))
+    findings = conclude(planted(cosine, relative | {NOISY: 0.2}, AS_WELL))
     assert findings.verdict is Verdict.NOT_SHOWN
     assert NOTHING in findings.remarks
 
 
 def test_where_bn_does_not_help_nothing_explains_it() -> None:
-    findings = judge(planted(*LESS, {WITHOUT_BN: 0.9, WITH_BN: 0.91, NOISY: 0.9}))
+    findings = conclude(planted(*LESS, {WITHOUT_BN: 0.9, WITH_BN: 0.91, NOISY: 0.9}))
     assert findings.verdict is Verdict.NOT_SHOWN
     assert NOTHING in findings.remarks
 
 
 def test_an_arm_that_guesses_tells_nothing() -> None:
-    findings = judge(planted(*LESS, AS_WELL | {WITHOUT_BN: 0.12}))
+    findings = conclude(planted(*LESS, AS_WELL | {WITHOUT_BN: 0.12}))
     assert findings.verdict is Verdict.NOT_SHOWN
     assert any(remark.startswith("without BN: did no better than guess in 3 of 3") for remark in findings.remarks)
 
@@ -111,7 +111,7 @@ class Checked(Shift):
         assert all(p.grad is None and p.requires_grad for p in network.parameters())
         assert network.training
         assert torch.equal(torch.get_rng_state(), generator)
-        batch = study.batch_of(step, context)
+        batch = study.batch_at(step, context)
         new = {name: p.detach().double() for name, p in network.named_parameters()}
         old, moved = (self._gradient(batch, self.old, earlier) for earlier in (self.old, new))
         row = self.results["shift"][-1]
@@ -135,8 +135,8 @@ def test_the_shift_is_that_of_the_definition_and_looking_changes_nothing(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     experiment = make_experiment(learning_rate=1.0, schedule="constant", width=1.0)
-    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
-    probe = Checked(looks=6, layers=1)
+    job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
+    probe = Checked(probe_steps=6, layers=1)
     map_photos = train(job, experiment.recipe("mlp", size=28), probe=probe)
     assert len(probe.results["shift"]) == 6
     plain = train(job, experiment.recipe("mlp", size=28))
@@ -149,7 +149,7 @@ def test_where_nothing_is_learnt_the_noise_drawn_anew_is_all_that_shifts(
     make_experiment: Callable[..., Experiment], tmp_path: Path, noisy: bool
 ) -> None:
     experiment = make_experiment(learning_rate=1e-30, steps=1)
-    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
+    job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
     recipe = experiment.recipe("bn_mlp", size=28, activation="relu")
     rows = study.shifted(job, recipe, noisy=noisy)["shift"]
     assert len(rows) == 2
@@ -163,7 +163,7 @@ def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkey
     results = study.measure(make_experiment(steps=4))
     assert len(results["shift"]) == 3 * 2 * 4 * 3
     assert max(numbers(results["shift"], "cosine")) <= 1
-    findings = judge(results)
+    findings = conclude(results)
     assert len(findings.plots) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -42,7 +42,7 @@ def planted(crops: float, ensemble: float) -> Results:
     ],
 )
 def test_the_verdict_follows_from_the_numbers(crops: float, ensemble: float, verdict: Verdict) -> None:
-    findings = STUDY.judge(planted(crops, ensemble))
+    findings = STUDY.conclude(planted(crops, ensemble))
     assert findings.verdict == verdict
     assert findings.numbers["error of one network, 144 crops, %"] == pytest.approx(50 - 100 * crops)
     for plot in findings.plots.values():
@@ -55,7 +55,7 @@ def test_a_seed_with_a_member_that_diverged_shows_nothing(seeds: tuple[int, ...]
     for row in results["accuracy"]:
         if row["seed"] in seeds and row["member"] != 0:
             row["test_top1"] = math.nan
-    findings = STUDY.judge(results)
+    findings = STUDY.conclude(results)
     for evidence in findings.evidence:
         assert [math.isnan(value) for value in evidence.values] == [seed in seeds for seed in range(3)]
     assert findings.verdict is Verdict.NOT_SHOWN
@@ -67,7 +67,7 @@ def test_a_seed_with_a_member_that_diverged_shows_nothing(seeds: tuple[int, ...]
 def test_networks_that_learnt_nothing_show_nothing() -> None:
     results = planted(0.05, 0.05)
     results["accuracy"] = [row | {"guess": 0.55} if row["seed"] == 2 else row for row in results["accuracy"]]
-    findings = STUDY.judge(results)
+    findings = STUDY.conclude(results)
     assert [math.isnan(value) for value in findings.evidence[0].values] == [False, False, True]
     assert findings.remarks == ("seed 2: no member learnt anything, so it shows nothing",)
 

@@ -8,7 +8,7 @@ from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
 from bnlab.lab.studies import inference_statistics
-from bnlab.lab.studies.inference_statistics import judge, probed
+from bnlab.lab.studies.inference_statistics import conclude, probed
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
@@ -37,11 +37,11 @@ def results(
 
 
 def verdicts(found: Results) -> list[Verdict]:
-    return [each.verdict for each in judge(found).evidence if each.primary]
+    return [each.verdict for each in conclude(found).evidence if each.primary]
 
 
 def test_averages_that_are_behind_on_the_way_and_level_at_the_end() -> None:
-    findings = judge(results())
+    findings = conclude(results())
     assert findings.verdict is Verdict.HOLDS
     assert [round(each.mean, 6) for each in findings.evidence if each.primary] == [0, 20, 0, 20, 0]
     assert "1024 photos" in findings.evidence[-1].what
@@ -52,7 +52,7 @@ def test_averages_that_are_better_at_one_step() -> None:
 
 
 def test_where_population_is_ahead_at_every_step_it_is_behind_by_nothing() -> None:
-    worst = judge(results((0.3, 0.2, 0.1), noise=0.05)).evidence[0]
+    worst = conclude(results((0.3, 0.2, 0.1), noise=0.05)).evidence[0]
     assert worst.values == (0.0,) * 4
     assert worst.verdict is Verdict.HOLDS
 
@@ -67,11 +67,11 @@ def test_few_photos_that_lose_two_points() -> None:
 
 
 def test_noise_shows_nothing() -> None:
-    assert judge(results((0.01, 0.01, 0.0), noise=0.03)).verdict is Verdict.NOT_SHOWN
+    assert conclude(results((0.01, 0.01, 0.0), noise=0.03)).verdict is Verdict.NOT_SHOWN
 
 
 def test_where_train_is_small_its_half_is_tried() -> None:
-    findings = judge(results(photos=1500))
+    findings = conclude(results(photos=1500))
     assert "statistics of 512 photos" in findings.evidence[-1].what
     assert any("512 were" in remark for remark in findings.remarks)
 
@@ -80,7 +80,7 @@ def test_a_seed_that_learnt_nothing_shows_nothing() -> None:
     found = results()
     found["accuracy"][1]["test_top1"] = 0.15
     found["images"] = [row | {"against_all": None} if row["seed"] == 1 else row for row in found["images"]]
-    findings = judge(found)
+    findings = conclude(found)
     for evidence in findings.evidence:
         assert [math.isnan(value) for value in evidence.values] == [False, True, False, False]
     assert findings.verdict is Verdict.NOT_SHOWN
@@ -93,7 +93,7 @@ def test_pairs_are_of_one_step_and_ends_of_one_seed() -> None:
     late = [row | {"step": 60, "top1": 0.5} for row in where(found["probes"], seed=0, step=50)]  # a longer training
     usual = {"seed": 1, "step": 5, "statistics": "average 0.1"}
     found["probes"] = [row for row in found["probes"] if not usual.items() <= row.items()] + late
-    findings = judge(found)
+    findings = conclude(found)
     assert [math.isnan(value) for value in findings.evidence[0].values] == [False, True, False, False]
     assert findings.numbers["test accuracy at the end, population, %"] == pytest.approx((50 + 3 * 90) / 4)
 
@@ -101,7 +101,7 @@ def test_pairs_are_of_one_step_and_ends_of_one_seed() -> None:
 def test_one_probe_has_no_way_to_it() -> None:
     found = results()
     found["probes"] = where(found["probes"], step=50)
-    assert all(math.isnan(value) for value in judge(found).evidence[1].values)
+    assert all(math.isnan(value) for value in conclude(found).evidence[1].values)
 
 
 @pytest.mark.parametrize("photos", [8, 9])
@@ -109,7 +109,7 @@ def test_hardly_any_photos(photos: int) -> None:
     found = results()
     row = {**where(found["images"], images=8)[0], "of": photos}
     found["images"] = [row | {"seed": seed, "images": n} for seed in SEEDS for n in counts(photos)]
-    findings = judge(found)
+    findings = conclude(found)
     assert len(findings.evidence[-1].values) == (0 if photos == 8 else 4)  # all against all says nothing
     assert "statistics of 8 photos" in findings.evidence[-1].what
     assert all(plot_svg(plot) for plot in findings.plots.values())
@@ -118,7 +118,9 @@ def test_hardly_any_photos(photos: int) -> None:
 @pytest.fixture
 def job(make_experiment: Callable[..., Experiment]) -> Callable[[str], JobContext]:
     experiment = make_experiment()
-    return lambda name: JobContext(split=experiment.splits.of(0), folder=experiment.folder / name, device="cpu", seed=0)
+    return lambda name: JobContext(
+        split=experiment.splits.for_seed(0), folder=experiment.folder / name, device="cpu", seed=0
+    )
 
 
 def test_a_training_that_diverges_is_guessing_from_there_on(
@@ -141,5 +143,5 @@ def test_the_whole_of_it(make_experiment: Callable[..., Experiment], monkeypatch
     assert [row["images"] for row in images][:2] == [8, 16]
     assert images[-1]["images"] == images[-1]["of"]
     assert images[-1]["mean_off"] == images[-1]["against_all"] == 0
-    for plot in judge(found).plots.values():
+    for plot in conclude(found).plots.values():
         assert "<svg" in plot_svg(plot)

@@ -5,7 +5,7 @@ import pytest
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.records import Records, Results
-from bnlab.lab.studies.initialisation import RATES, STUDY, judge
+from bnlab.lab.studies.initialisation import RATES, STUDY, conclude
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
@@ -39,12 +39,12 @@ def planted(with_bn: str, without: str, seeds: int = 3) -> Results:
     ],
 )
 def test_verdict(with_bn: str, without: str, verdict: Verdict) -> None:
-    assert judge(planted(with_bn, without)).verdict == verdict
+    assert conclude(planted(with_bn, without)).verdict == verdict
 
 
 @pytest.mark.parametrize(("letters", "decades"), [("oooooo", 5), ("xxxoox", 2), ("xxxxxo", 0.5), ("oxxxxo", 1)])
 def test_decades_run_to_halfway_between_scales(letters: str, decades: float) -> None:
-    numbers = judge(planted("oooooo", letters)).numbers
+    numbers = conclude(planted("oooooo", letters)).numbers
     assert numbers["decades that train, without BN, mean"] == pytest.approx(decades)
 
 
@@ -53,14 +53,14 @@ def test_halfway_is_from_guessing_to_the_best_of_both() -> None:
     rows = [
         r for seed in range(2) for s, top1 in zip(SCALES, tops, strict=True) for r in row(WITHOUT_BN, s, seed, top1)
     ]
-    findings = judge({"accuracy": rows + planted("oooooo", "xxxxxx", 2)["accuracy"][: 4 * len(SCALES)]})
+    findings = conclude({"accuracy": rows + planted("oooooo", "xxxxxx", 2)["accuracy"][: 4 * len(SCALES)]})
     assert findings.numbers["decades that train, without BN, mean"] == pytest.approx(0.4)
 
 
 def test_a_seed_that_learnt_nothing_shows_nothing() -> None:
     results = planted("oooooo", "xxxoox")
     results["accuracy"] = [r | {"test_top1": 0.15} if r["seed"] == 1 else r for r in results["accuracy"]]
-    findings = judge(results)
+    findings = conclude(results)
     assert [math.isnan(value) for value in findings.evidence[0].values] == [False, True, False]
     assert findings.verdict is Verdict.NOT_SHOWN
     assert findings.remarks[-1].startswith("seed 1: neither network learnt")
@@ -70,7 +70,7 @@ def test_a_seed_without_one_of_the_networks_shows_nothing() -> None:
     results = planted("oooooo", "xxxoox")
     gone = {"network": WITHOUT_BN, "seed": 0}
     results["accuracy"] = [r for r in results["accuracy"] if {key: r[key] for key in gone} != gone]
-    findings = judge(results)
+    findings = conclude(results)
     assert [math.isnan(value) for value in findings.evidence[0].values] == [True, False, False]
     assert all(plot_svg(plot) for plot in findings.plots.values())
 
@@ -81,7 +81,7 @@ def test_last_judgement_counts_and_ends_of_the_rates_are_told() -> None:
     results["accuracy"] = early + results["accuracy"]
     lost = row(WITHOUT_BN, 10.0, 0, 0.1, rate=RATES[-1], chosen=0)[0] | {"diverged_at": 3}
     best = row(WITHOUT_BN, 10.0, 1, 0.1, rate=RATES[0])[0]
-    findings = judge({"accuracy": [*results["accuracy"], lost, best]})
+    findings = conclude({"accuracy": [*results["accuracy"], lost, best]})
     assert findings.numbers["decades that train, with BN, mean"] == 5
     assert findings.remarks == (
         "with BN: 0 trainings of 24 diverged",
@@ -95,6 +95,6 @@ def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeyp
     results = STUDY.measure(make_experiment(steps=2, size=16))
     assert len(results["accuracy"]) == 2 * len(SCALES) * 2
     assert {row["scale"] for row in results["accuracy"]} == set(SCALES)
-    findings = judge(results)
+    findings = conclude(results)
     for plot in findings.plots.values():
         assert plot_svg(plot).startswith("<svg")

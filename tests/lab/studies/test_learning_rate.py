@@ -50,14 +50,14 @@ def planted(faster: float, better: float, highest: float) -> Results:
     ],
 )
 def test_the_verdict_follows_from_the_numbers(results: Results, verdict: Verdict) -> None:
-    assert STUDY.judge(results).verdict == verdict
+    assert STUDY.conclude(results).verdict == verdict
 
 
 def test_who_never_gets_there_counts_as_if_with_the_last_step() -> None:
     results = planted(20, 0.1, 8)
     for row in where(results["accuracy"], arm="BN-x5", seed=1):
         row["test_top1"] = 0.3
-    findings = STUDY.judge(results)
+    findings = STUDY.conclude(results)
     assert findings.evidence[0].values[1] == 1.0
     assert any("BN-x5 did not reach the best accuracy of Inception in 1 of 3" in remark for remark in findings.remarks)
 
@@ -69,7 +69,7 @@ def test_14_times_is_not_told_by_judgements_too_far_apart() -> None:
         row["test_top1"] = 0.9 if row["arm"] == "BN-x5" else row["test_top1"]
     for seed in range(3):  # Inception's 1000 steps / 14 = 71 lie within BN-x5's first interval
         where(results["accuracy"], arm="BN-x5", seed=seed)[0]["step"] = 100
-    findings = STUDY.judge(results)
+    findings = STUDY.conclude(results)
     assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS, Verdict.NOT_SHOWN]
     assert findings.verdict == Verdict.NOT_SHOWN
     assert any("14 times fewer steps is not told in 3 of 3 seeds" in remark for remark in findings.remarks)
@@ -80,7 +80,7 @@ def test_without_a_stable_rate_there_is_no_ratio() -> None:
     results["highest"][0]["rate"] = None
     for row in where(results["highest"], arm="BN-x5"):
         row["at_least"] = 1
-    findings = STUDY.judge(results)
+    findings = STUDY.conclude(results)
     assert math.isnan(findings.evidence[3].values[0])
     assert findings.verdict == Verdict.NOT_SHOWN
     assert "highest stable rate of Inception: no rate was stable in 1 of 3 seeds" in findings.remarks
@@ -89,7 +89,7 @@ def test_without_a_stable_rate_there_is_no_ratio() -> None:
 
 
 def test_rates_are_known_to_a_factor_of_two_each() -> None:
-    level, twice, four = (STUDY.judge(planted(20, 0.1, times)).evidence[3] for times in (1, 2, 4))
+    level, twice, four = (STUDY.conclude(planted(20, 0.1, times)).evidence[3] for times in (1, 2, 4))
     assert [level.verdict, twice.verdict, four.verdict] == [Verdict.NOT_SHOWN, Verdict.NOT_SHOWN, Verdict.HOLDS]
 
 
@@ -97,21 +97,21 @@ def test_nothing_is_better_than_an_inception_that_guesses() -> None:
     results = planted(20, 0.1, 8)
     for row in where(results["accuracy"], arm=BASELINE):
         row["test_top1"] = row["val_top1"] = 0.12
-    evidence = STUDY.judge(results).evidence
+    evidence = STUDY.conclude(results).evidence
     assert all(math.isnan(value) for i in (0, 1, 2, 6) for value in evidence[i].values)
 
 
 def test_trainings_that_diverged_are_told_of_every_arm() -> None:
     results = planted(20, 0.1, 8)
     where(results["accuracy"], arm="BN-x30", seed=1)[-1]["diverged_at"] = 7
-    assert any(remark.startswith("BN-x30: 1 training diverged") for remark in STUDY.judge(results).remarks)
+    assert any(remark.startswith("BN-x30: 1 training diverged") for remark in STUDY.conclude(results).remarks)
 
 
 def test_the_search_is_drawn_by_multiples_of_what_suits_inception() -> None:
     results = planted(20, 0.1, 8)
     for row in where(results["accuracy"], seed=2):
         row["learning_rate"] = 7.0
-    assert {x for series in STUDY.judge(results).plots["search"].series for x in series.x} == {1.0}
+    assert {x for series in STUDY.conclude(results).plots["search"].series for x in series.x} == {1.0}
 
 
 @pytest.mark.slow
@@ -123,5 +123,5 @@ def test_it_is_measured(make_experiment: MakeBench) -> None:
         rate = where(results["accuracy"], arm=BASELINE, seed=seed, chosen=1)[0]["learning_rate"]
         for arm, (_, factor) in SUCCESSORS.items():
             assert where(results["accuracy"], arm=arm, seed=seed)[0]["learning_rate"] == pytest.approx(factor * rate)
-    for plot in STUDY.judge(results).plots.values():
+    for plot in STUDY.conclude(results).plots.values():
         assert "<svg" in plot_svg(plot)

@@ -5,7 +5,7 @@ import pytest
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results
 from bnlab.lab.studies import placement
-from bnlab.lab.studies.placement import AFTER, BEFORE, arm, judge
+from bnlab.lab.studies.placement import AFTER, BEFORE, arm, conclude
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
@@ -35,20 +35,20 @@ def results(gains: dict[str, float], noise: float = 0.001) -> Results:
     ],
 )
 def test_one_network_that_does_otherwise_is_enough(gains: dict[str, float], noise: float, verdict: Verdict) -> None:
-    findings = judge(results(gains, noise))
+    findings = conclude(results(gains, noise))
     assert findings.verdict is verdict
     assert [each.mean for each in findings.evidence] == pytest.approx([100 * gain for gain in gains.values()])
 
 
 def test_intervals_are_wider_the_more_networks_there_are() -> None:
-    one, both = (judge(results(gains, 0.01)).evidence[0] for gains in ({"A": 0.05}, {"A": 0.05, "B": 0.05}))
+    one, both = (conclude(results(gains, 0.01)).evidence[0] for gains in ({"A": 0.05}, {"A": 0.05, "B": 0.05}))
     assert (one.level, both.level) == (0.95, 0.975)
     assert both.interval[0] < one.interval[0]
 
 
 def test_the_intervals_drawn_are_those_that_decide() -> None:
-    findings = judge(results({"A": 0.05}, 0.01))
-    wider = findings.overlapping(0.5)
+    findings = conclude(results({"A": 0.05}, 0.01))
+    wider = findings.with_overlap(0.5)
     low, high = wider.evidence[0].interval
     assert low < findings.evidence[0].interval[0]
     assert (wider.plots["differences"].series[0].low, wider.plots["differences"].series[0].high) == ((low,), (high,))
@@ -56,7 +56,7 @@ def test_the_intervals_drawn_are_those_that_decide() -> None:
 
 def test_one_seed_draws_no_interval() -> None:
     rows = [row for row in results({"A": 0.05})["accuracy"] if row["seed"] == 0]
-    series = judge({"accuracy": rows}).plots["differences"].series[0]
+    series = conclude({"accuracy": rows}).plots["differences"].series[0]
     assert series.low == series.high == series.y
 
 
@@ -73,7 +73,7 @@ def test_the_whole_of_it(make_experiment: Callable[..., Experiment]) -> None:
     assert len(found["accuracy"]) == 6 * 4 * 2  # arms, rates, seeds
     chances = {(row["arm"], row["seed"]): row["chosen"] for row in found["accuracy"] if row["chosen"]}
     assert len(chances) == 12
-    findings = judge(found)
+    findings = conclude(found)
     assert len(findings.evidence) == 3
     for plot in findings.plots.values():
         assert "<svg" in plot_svg(plot)

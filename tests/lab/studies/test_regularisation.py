@@ -12,7 +12,7 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment, check_options
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results
 from bnlab.lab.studies import regularisation as study
-from bnlab.lab.studies.regularisation import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, fewer, judge
+from bnlab.lab.studies.regularisation import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, conclude, fewer
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
@@ -39,28 +39,28 @@ def planted(test: dict[str, float], *, dropout_gains: float = 0.0, scatter: floa
 
 
 def test_it_holds_where_bn_narrows_the_gap_and_its_noise_is_why() -> None:
-    assert judge(planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})).verdict is Verdict.HOLDS
+    assert conclude(planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85})).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize(
     "test", [{WITHOUT_BN: 0.95, WITH_BN: 0.9, RENORMALISED: 0.85}, {WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.95}]
 )
 def test_it_does_not_where_the_gap_is_wider_with_bn_or_narrower_without_the_noise(test: dict[str, float]) -> None:
-    assert judge(planted(test)).verdict is Verdict.DOES_NOT_HOLD
+    assert conclude(planted(test)).verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_it_does_not_where_bn_needs_dropout_still() -> None:
     results = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85}, dropout_gains=5)
-    assert judge(results).verdict is Verdict.DOES_NOT_HOLD
+    assert conclude(results).verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_it_is_not_shown_where_seeds_disagree() -> None:
     results = planted({WITHOUT_BN: 0.8, WITH_BN: 0.85, RENORMALISED: 0.82}, scatter=0.1)
-    assert judge(results).verdict is Verdict.NOT_SHOWN
+    assert conclude(results).verdict is Verdict.NOT_SHOWN
 
 
 def nan_seeds(results: Results) -> list[list[bool]]:
-    return [[math.isnan(value) for value in evidence.values] for evidence in judge(results).evidence]
+    return [[math.isnan(value) for value in evidence.values] for evidence in conclude(results).evidence]
 
 
 def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
@@ -68,7 +68,7 @@ def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
     for row in results["gap"]:
         if row["seed"] == 1 and row["kind"] == WITHOUT_BN:
             row |= {"train_top1": 0.15, "test_top1": 0.1, "test_loss": math.nan}
-    findings = judge(results)
+    findings = conclude(results)
     no, second = [False] * 3, [False, True, False]
     assert nan_seeds(results) == [second, second, no, no, no, no, no, second, no]
     assert findings.verdict is Verdict.NOT_SHOWN
@@ -76,7 +76,7 @@ def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
     assert all(map(math.isfinite, findings.plots["gap in loss"].series[0].y))  # of the seeds that have one
     for row in results["gap"]:
         row["train_top1"] = 0.15
-    assert all(plot_svg(plot) for plot in judge(results).plots.values())
+    assert all(plot_svg(plot) for plot in conclude(results).plots.values())
 
 
 def test_pairs_are_of_one_seed() -> None:
@@ -90,7 +90,7 @@ def test_fewer_takes_of_train_alone_and_of_each_class_alike(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     experiment = make_experiment()
-    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
+    job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
     all_photos, kept = read_split_csv(job.split), read_split_csv(fewer(job, 9))
     splits = {side: [p.label for p in kept if p.split == side] for side in ("train", "val", "test")}
     assert sorted(splits["train"]) == ["disc"] * 3 + ["ring"] * 3 + ["stripes"] * 3
@@ -108,14 +108,14 @@ def test_fewer_are_at_most_so_many_but_one_of_each_class(job: JobContext, most: 
 
 def test_the_batch_is_its_own() -> None:
     with pytest.raises(UsageError, match="batch_size"):
-        check_options("regularisation", {"batch_size": 16}, study.STUDY.owns)
+        check_options("regularisation", {"batch_size": 16}, study.STUDY.own_keys)
 
 
 def test_a_training_that_diverged_is_guessing_without_a_gap(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     experiment = make_experiment(learning_rate=1e30)
-    job = JobContext(split=experiment.splits.of(0), folder=tmp_path, device="cpu", seed=0)
+    job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
     results = study.gap(job, experiment.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
     assert results["accuracy"][-1]["diverged_at"] is not None
     (row,) = results["gap"]
@@ -129,7 +129,7 @@ def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkey
     gaps = results["gap"]
     assert len(gaps) == 2 * len(BATCHES) * 5
     assert all(row["n_train"] + row["n_test"] < 72 for row in gaps)
-    findings = judge(results)
+    findings = conclude(results)
     assert len(findings.plots) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")

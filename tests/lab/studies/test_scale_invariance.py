@@ -9,7 +9,7 @@ from torch import nn
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.records import Records, Results, numbers
-from bnlab.lab.studies.scale_invariance import EXACT, FACTORS, STUDY, USUAL, Norms, judge, normalised_layers, scaled
+from bnlab.lab.studies.scale_invariance import EXACT, FACTORS, STUDY, USUAL, Norms, conclude, normalised_layers, scaled
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
 from bnlab.norm import BatchNorm1d
@@ -48,7 +48,7 @@ def planted(output: float = 1e-14, cosine: float = 1e-6, end: float = 1.2) -> Re
     ],
 )
 def test_verdict(wrong: dict[str, float], verdict: Verdict) -> None:
-    assert judge(planted(**wrong)).verdict == verdict
+    assert conclude(planted(**wrong)).verdict == verdict
 
 
 def a_layer() -> tuple[nn.Linear, BatchNorm1d, torch.Tensor]:
@@ -142,9 +142,9 @@ def test_norms_of_a_weight_by_hand() -> None:
 
 
 def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"})
+    monkeypatch.setattr(Experiment, "network_pair", lambda _: {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"})
     results = STUDY.measure(make_experiment(steps=4))
-    findings = judge(results)
+    findings = conclude(results)
     assert all(each.verdict == Verdict.HOLDS for each in findings.evidence[:3])
     assert findings.evidence[5].mean == pytest.approx(1, abs=1e-2)  # the norms are what right angles predict
     for plot in findings.plots.values():

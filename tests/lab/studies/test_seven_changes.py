@@ -28,13 +28,13 @@ def planted(together: float, alone: float = 0.0) -> Results:
     ("together", "verdict"), [(0.1, Verdict.HOLDS), (-0.1, Verdict.DOES_NOT_HOLD), (0.001, Verdict.NOT_SHOWN)]
 )
 def test_all_changes_together_decide(together: float, verdict: Verdict) -> None:
-    findings = STUDY.judge(planted(together))
+    findings = STUDY.conclude(planted(together))
     assert findings.verdict == verdict
     assert [each.primary for each in findings.evidence] == [True] + [False] * 14
 
 
 def test_each_change_has_an_interval_that_allows_for_their_number() -> None:
-    findings = STUDY.judge(planted(0.1, 0.05))
+    findings = STUDY.conclude(planted(0.1, 0.05))
     alone = findings.evidence[1:]
     assert {each.level for each in alone} == {1 - 0.05 / 14}
     assert [each.mean for each in alone] == pytest.approx([5.0] * 14)
@@ -45,7 +45,7 @@ def test_each_change_has_an_interval_that_allows_for_their_number() -> None:
 def test_a_diverged_training_is_told() -> None:
     results = planted(0.1)
     results["accuracy"][0]["diverged_at"] = 7
-    assert STUDY.judge(results).remarks == ("none of them: 1 training diverged; one that does counts as guessing",)
+    assert STUDY.conclude(results).remarks == ("none of them: 1 training diverged; one that does counts as guessing",)
 
 
 @pytest.mark.slow
@@ -54,4 +54,4 @@ def test_each_arm_is_one_change_away(make_experiment: MakeBench) -> None:
     arms = {str(row["arm"]) for row in results["accuracy"]}
     changes = set(CHANGES.values()) - {CHANGES["local_response"]}  # which the small network has no place for
     assert arms == {NONE, SEVEN} | {f"{kind} {change}" for kind in ("only", "all but") for change in changes}
-    STUDY.judge(results)
+    STUDY.conclude(results)

@@ -10,9 +10,9 @@ from torch import nn
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
-from bnlab.lab.replay import batch_of, gradients, replaying
+from bnlab.lab.replay import batch_at, loss_and_gradients, replaying
 from bnlab.lab.studies import smoothness as study
-from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, LossAlongGradient, along, judge
+from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, LossAlongGradient, along, conclude
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
@@ -39,20 +39,20 @@ def planted(
 
 
 def test_it_holds_where_all_three_are_smaller_with_bn() -> None:
-    assert judge(planted(SMOOTH, ROUGH)).verdict is Verdict.HOLDS
+    assert conclude(planted(SMOOTH, ROUGH)).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize("measure", ["range", "change", "beta"])
 def test_it_does_not_where_one_is_larger(measure: str) -> None:
-    assert judge(planted(SMOOTH | {measure: 10 * ROUGH[measure]}, ROUGH)).verdict is Verdict.DOES_NOT_HOLD
+    assert conclude(planted(SMOOTH | {measure: 10 * ROUGH[measure]}, ROUGH)).verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_it_is_not_shown_where_seeds_disagree() -> None:
-    assert judge(planted(SMOOTH, ROUGH, scatter=50)).verdict is Verdict.NOT_SHOWN
+    assert conclude(planted(SMOOTH, ROUGH, scatter=50)).verdict is Verdict.NOT_SHOWN
 
 
 def test_networks_that_guess_tell_nothing() -> None:
-    findings = judge(planted(SMOOTH, ROUGH, top1=0.12))
+    findings = conclude(planted(SMOOTH, ROUGH, top1=0.12))
     assert findings.verdict is Verdict.NOT_SHOWN
     assert len([remark for remark in findings.remarks if "did no better than guess in 3 of 3 seeds" in remark]) == 2
 
@@ -61,7 +61,7 @@ def test_a_step_whose_way_ends_in_no_number_is_not_all_that_counts() -> None:
     results = planted(SMOOTH, ROUGH)
     for row in where(results["smoothness"], step=10):
         row.update(dict.fromkeys(ROUGH, math.inf))
-    findings = judge(results)
+    findings = conclude(results)
     assert findings.verdict is Verdict.HOLDS
     for plot in findings.plots.values():
         assert all(math.isfinite(value) for series in plot.series for value in series.high)
@@ -71,7 +71,7 @@ class Looked(Probe):
     """Holds what `along` finds against the losses and gradients at weights that are set one by one."""
 
     def before(self, step: int, context: TrainingContext) -> None:
-        network, batch = context.network, batch_of(step, context)
+        network, batch = context.network, batch_at(step, context)
         parameters = list(network.parameters())
         lengths = [0.1, 0.4]
         start = [p.detach().clone() for p in parameters]
@@ -79,12 +79,12 @@ class Looked(Probe):
             row = along(context, batch, step, lengths)
             assert row is not None
             assert all(torch.equal(p, kept) for p, kept in zip(parameters, start, strict=True))
-            loss, first = gradients(context, batch, parameters, step)
+            loss, first = loss_and_gradients(context, batch, parameters, step)
             losses, turned = [loss], []
             for length in lengths:
                 moved = [kept - length * g for kept, g in zip(start, first, strict=True)]
                 nn.utils.vector_to_parameters(torch.cat([each.flatten() for each in moved]), parameters)
-                loss, gradient = gradients(context, batch, parameters, step)
+                loss, gradient = loss_and_gradients(context, batch, parameters, step)
                 losses.append(loss)
                 turned.append(flat(gradient) - flat(first))
         size, changes = float(flat(first).norm()), [float(each.norm()) for each in turned]
@@ -109,7 +109,7 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def place_of(experiment: Experiment, folder: Path) -> JobContext:
-    return JobContext(split=experiment.splits.of(0), folder=folder, device="cpu", seed=0)
+    return JobContext(split=experiment.splits.for_seed(0), folder=folder, device="cpu", seed=0)
 
 
 def test_along_the_gradient_step_by_step(make_experiment: Callable[..., Experiment], tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkey
     monkeypatch.setattr(study, "MULTIPLES", MULTIPLES[::3])
     results = study.measure(make_experiment(steps=2))
     assert len(results["smoothness"]) == 2 * 2 * 2 * 2 * len(LENGTHS)
-    findings = judge(results)
+    findings = conclude(results)
     assert len(findings.plots) == 6
     with warnings.catch_warnings():
         warnings.simplefilter("error")

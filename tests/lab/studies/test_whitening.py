@@ -7,7 +7,7 @@ import torch
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext, Measurement
 from bnlab.lab.records import Records, Results, number, numbers, where
-from bnlab.lab.studies.whitening import BN, STUDY, WHITENING, costs, judge
+from bnlab.lab.studies.whitening import BN, STUDY, WHITENING, conclude, costs
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
@@ -39,7 +39,7 @@ def planted(
     ],
 )
 def test_verdict(results: Results, verdict: Verdict) -> None:
-    assert judge(results).verdict == verdict
+    assert conclude(results).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_verdict(results: Results, verdict: Verdict) -> None:
     ],  # BN is done when whitening has done 50, 25, 75 steps; or before
 )
 def test_accuracy_at_equal_time_is_read_off_the_curve(cost: float, whitening: float) -> None:
-    findings = judge(planted(cost=(cost, cost)))
+    findings = conclude(planted(cost=(cost, cost)))
     assert findings.evidence[1].values == pytest.approx([100 * (0.9 - whitening)] * 2)
 
 
 def test_per_step_is_told_beside() -> None:
-    findings = judge(planted(tops=(0.2, 0.3)))
+    findings = conclude(planted(tops=(0.2, 0.3)))
     assert findings.evidence[2].verdict == Verdict.DOES_NOT_HOLD
     assert findings.verdict == Verdict.HOLDS
 
@@ -65,7 +65,7 @@ def test_per_step_is_told_beside() -> None:
 def test_untrained_networks_do_not_compare() -> None:
     results = planted()
     results["accuracy"] = [row | {"test_top1": 0.15} if row["seed"] == 1 else row for row in results["accuracy"]]
-    findings = judge(results)
+    findings = conclude(results)
     for evidence in findings.evidence[1:]:
         assert [math.isnan(value) for value in evidence.values] == [False, True, False]
     assert findings.verdict is Verdict.NOT_SHOWN
@@ -76,7 +76,7 @@ def test_a_seed_without_one_of_them_shows_nothing() -> None:
     results = {
         name: [row for row in rows if (row["arm"], row["seed"]) != (WHITENING, 0)] for name, rows in planted().items()
     }
-    findings = judge(results)
+    findings = conclude(results)
     for evidence in findings.evidence:
         assert [math.isnan(value) for value in evidence.values] == [True, False, False]
     assert all(plot_svg(plot) for plot in findings.plots.values())
@@ -97,7 +97,9 @@ def test_costs_are_medians_of_interleaved_steps(
     )
     rates: set[float] = set()
     told: list[int] = []
-    job = JobContext(split=experiment.splits.of(0), folder=experiment.folder, device="cpu", seed=0, tell=told.append)
+    job = JobContext(
+        split=experiment.splits.for_seed(0), folder=experiment.folder, device="cpu", seed=0, report_steps=told.append
+    )
     state = torch.get_rng_state()
     found = costs(job, recipe, {BN: "batch", WHITENING: "whitening:4"}, rounds=3, machine={"gpu": "a"})
     assert torch.equal(torch.get_rng_state(), state)
@@ -117,8 +119,8 @@ def test_timing_is_alone_and_of_this_machine(
     kept: list[tuple[bool, set[str]]] = []
     there = {"processor": "", "threads": 1, "gpu": None}
 
-    def keep(measurements: Sequence[Measurement], *, alone: bool = False) -> Results:
-        kept.append((alone, {cell.key("cpu") for cell in measurements}))
+    def keep(measurements: Sequence[Measurement], *, one_at_a_time: bool = False) -> Results:
+        kept.append((one_at_a_time, {cell.key("cpu") for cell in measurements}))
         return {}
 
     monkeypatch.setattr(experiment, "run", keep)
@@ -134,11 +136,11 @@ def test_timing_is_alone_and_of_this_machine(
 
 def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.lab.studies.whitening.RATES", (0.1,))
-    monkeypatch.setattr(Experiment, "twins", lambda _: {WITH_BN: "bn_mlp"})
+    monkeypatch.setattr(Experiment, "network_pair", lambda _: {WITH_BN: "bn_mlp"})
     results = STUDY.measure(make_experiment(steps=6))
     for row in results["accuracy"]:
         of_arm = numbers(where(results["cost"], arm=row["arm"]), "milliseconds")
         assert number(row, "seconds") == pytest.approx(number(row, "step") * sum(of_arm) / len(of_arm) / 1000)
-    findings = judge(results)
+    findings = conclude(results)
     for plot in findings.plots.values():
         assert plot_svg(plot).startswith("<svg")

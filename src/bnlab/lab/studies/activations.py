@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BAND, caption, over_seeds
+from bnlab.lab.plots import BAND, caption, series_by_arm
 from bnlab.lab.records import Records, Results, by_seed, gained, last, mean, number, ratios, resolution, where
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, preserving_state, train, use_batch_statistics
-from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
@@ -28,7 +28,7 @@ def measure(experiment: Experiment) -> Results:
     """Both networks at each rate; of the last hidden layer the percentiles of each unit's input on the way."""
     same: dict[str, Any] = {
         "batch_size": 60,
-        "steps": experiment.pick(1000, 50_000),
+        "steps": experiment.by_budget(1000, 50_000),
         "initialisation": "gaussian:0.05",
         "momentum": 0.0,
         "weight_decay": 0.0,
@@ -41,7 +41,7 @@ def measure(experiment: Experiment) -> Results:
     }
     networks = {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}
     arms = {arm: experiment.recipe(network, **same) for arm, network in networks.items()}
-    return experiment.tuned(arms, RATES, watched, every=experiment.pick(25, 250))
+    return experiment.run_learning_rates(arms, RATES, watched, every=experiment.by_budget(25, 250))
 
 
 def watched(job: JobContext, recipe: Recipe, every: int) -> Results:
@@ -116,11 +116,11 @@ class Percentiles(Probe):
         self.seen = state["seen"]
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """Accuracy on the way and at the end, and how far the percentiles moved."""
     accuracies, moves = chosen(results), chosen(results, "movement")
     points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(accuracies)}
-    return Findings(
+    return Conclusion(
         evidence=(
             Evidence(
                 what="with BN the test accuracy is higher at the end",
@@ -146,7 +146,7 @@ def judge(results: Results) -> Findings:
             for arm in (WITH_BN, WITHOUT_BN)
         },
         numbers={f"learning rate {arm}, mean": _mean_rate(where(accuracies, arm=arm)) for arm in (WITH_BN, WITHOUT_BN)},
-        remarks=remarks(results),
+        remarks=lr_remarks(results),
     )
 
 
@@ -160,7 +160,7 @@ def _accuracy(rows: Records) -> Plot:
         title="Accuracy of 3 x 100 sigmoid units",
         x="steps of 60 digits",
         y="right on test, %",
-        series=over_seeds(rows, "step", "test_top1", times=100),
+        series=series_by_arm(rows, "step", "test_top1", times=100),
         caption=caption(rows, BAND),
         table="accuracy",
     )
@@ -197,5 +197,5 @@ STUDY = Study(
     rule="""Three clauses: a higher accuracy on test at the end (difference above 0), on average over the training
     (above 0), and less movement (ratio below 1). Each by its 95% interval over seeds.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

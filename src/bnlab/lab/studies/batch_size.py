@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BARS, by_category, caption
+from bnlab.lab.plots import BARS, caption, category_series
 from bnlab.lab.records import Records, Results, Row, distinct, gained, last, number, numbers, resolution, where
 from bnlab.lab.statistics import or_guess
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import TrainedNetwork, train
-from bnlab.lab.tuning import chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.network import TableNetwork
 from bnlab.norm.ghost import GhostBatchNorm
@@ -25,22 +25,22 @@ _ENOUGH = 32  # photos normalised together, which Wu & Johnson find enough
 def measure(experiment: Experiment) -> Results:
     """A network for each size of the parts that are normalised together, each at each rate."""
     recipe = experiment.recipe(
-        experiment.twins()[WITH_BN],
-        width=experiment.pick(0.25, 1.0),
-        batch_size=experiment.pick(32, 256),
-        steps=experiment.pick(200, 4000),
+        experiment.network_pair()[WITH_BN],
+        width=experiment.by_budget(0.25, 1.0),
+        batch_size=experiment.by_budget(32, 256),
+        steps=experiment.by_budget(200, 4000),
         validate_every=1_000_000,
     )
     arms = {
         str(size): recipe.model_copy(update={"norm": "batch" if size == recipe.batch_size else f"ghost:{size}"})
         for size in sizes(experiment, recipe.batch_size)
     }
-    return experiment.tuned(arms, experiment.pick((0.1, 0.3), (0.03, 0.1, 0.3)), by_all_statistics)
+    return experiment.run_learning_rates(arms, experiment.by_budget((0.1, 0.3), (0.03, 0.1, 0.3)), by_all_statistics)
 
 
 def sizes(experiment: Experiment, whole: int) -> list[int]:
     """What is normalised together: 2 photos and more, up to the whole of the optimiser's batch."""
-    of_budget = experiment.pick((2, 4, 8, 32), (2, 4, 8, 16, 32, 64, 128))
+    of_budget = experiment.by_budget((2, 4, 8, 32), (2, 4, 8, 16, 32, 64, 128))
     return [*(size for size in of_budget if size < whole), whole]
 
 
@@ -64,7 +64,7 @@ def _row(trained: TrainedNetwork, split: str, statistics: str) -> Row:
         with whole_batches(trained.context.network, recipe.batch_size):
             return trained.evaluation(split, RECALIBRATED, images=recipe.recalibration_images).top1
 
-    top1 = trained.guess if trained.diverged else or_guess(measured, trained.guess)
+    top1 = trained.majority_baseline if trained.diverged else or_guess(measured, trained.majority_baseline)
     return {"side": split, "statistics": statistics, "top1": top1, "n_test": len(dataset.in_split(split))}
 
 
@@ -81,10 +81,10 @@ def whole_batches(network: TableNetwork, size: int) -> Iterator[None]:
             layer.ghost_size = before
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """Two photos normalised together against 32, after recalibration of either kind."""
     rows = chosen(results, "statistics")
-    test = where(rows, split="test")
+    test = where(rows, side="test")
     least, whole = (str(f(map(_size, test))) for f in (min, max))
     enough = str(max(size for size in map(_size, test) if size <= _ENOUGH))
 
@@ -140,18 +140,18 @@ def judge(results: Results) -> Findings:
                 primary=False,
             )
         )
-    return Findings(
+    return Conclusion(
         evidence=tuple(evidence),
         plots={
             "accuracy": _by_statistics(test),
             "train and test": _by_side(rows),
-            "learning rates": _by_rate(where(results["statistics"], split="test", statistics=RECALIBRATED)),
+            "learning rates": _by_rate(where(results["statistics"], side="test", statistics=RECALIBRATED)),
         },
         numbers={
             f"test accuracy recalibrated, parts of {arm}, %": _mean(where(test, arm=arm, statistics=RECALIBRATED))
             for arm in distinct(test, "arm")
         },
-        remarks=tuple(f"parts of {remark}" for remark in remarks(results)),
+        remarks=tuple(f"parts of {remark}" for remark in lr_remarks(results)),
     )
 
 
@@ -165,7 +165,7 @@ def _gap(test: Records, arm: str, first: str, second: str) -> tuple[float, ...]:
 
 def _at_one_rate(results: Results, first: str, second: str) -> tuple[float, ...]:
     """By how many points `first` is ahead where both have the rate that was chosen for it, seed by seed."""
-    rows = where(results["statistics"], split="test", statistics=RECALIBRATED)
+    rows = where(results["statistics"], side="test", statistics=RECALIBRATED)
     ours = where(rows, arm=first, chosen=1)
     theirs = [where(rows, arm=second, seed=row["seed"], learning_rate=row["learning_rate"])[0] for row in ours]
     return tuple(100 * (number(a, "top1") - number(b, "top1")) for a, b in zip(ours, theirs, strict=True))
@@ -188,7 +188,7 @@ def _by_statistics(test: Records) -> Plot:
         x="photos normalised together in training",
         y="right on test, %",
         series=tuple(
-            by_category(name, where(test, statistics=statistics), "arm", "top1", order, times=100)
+            category_series(name, where(test, statistics=statistics), "arm", "top1", order, times=100)
             for statistics, name in names.items()
         ),
         categories=[str(arm) for arm in order],
@@ -204,7 +204,7 @@ def _by_rate(rows: Records) -> Plot:
         x="photos normalised together in training",
         y="right on test, %",
         series=tuple(
-            by_category(f"learning rate {rate:g}", where(rows, learning_rate=rate), "arm", "top1", order, times=100)
+            category_series(f"learning rate {rate:g}", where(rows, learning_rate=rate), "arm", "top1", order, times=100)
             for rate in sorted(set(numbers(rows, "learning_rate")))
         ),
         categories=[str(arm) for arm in order],
@@ -214,14 +214,16 @@ def _by_rate(rows: Records) -> Plot:
 
 
 def _by_side(rows: Records) -> Plot:
-    test, order = where(rows, split="test"), distinct(rows, "arm")
+    test, order = where(rows, side="test"), distinct(rows, "arm")
     names = {BATCH: "the parts' own statistics", RECALIBRATED: "recalibrated as trained"}
     return Plot(
         title="Train and test, as in training and as in inference",
         x="photos normalised together in training",
         y="right, %",
         series=tuple(
-            by_category(f"{split}, {name}", where(rows, split=split, statistics=statistics), "arm", "top1", order, 100)
+            category_series(
+                f"{split}, {name}", where(rows, side=split, statistics=statistics), "arm", "top1", order, 100
+            )
             for split in ("train", "test")
             for statistics, name in names.items()
         ),
@@ -249,6 +251,6 @@ STUDY = Study(
     accuracy than parts of 2 (difference above 0), recalibrated in parts as trained, and recalibrated by whole batches.
     Each by its 95% interval over seeds. All else stands beside.""",
     measure=measure,
-    judge=judge,
-    least=200,
+    conclude=conclude,
+    min_photos=200,
 )

@@ -14,7 +14,7 @@ from bnlab.errors import plural
 from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, detached
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BAND, over_seeds
+from bnlab.lab.plots import BAND, series_by_arm
 from bnlab.lab.records import (
     Records,
     Results,
@@ -29,7 +29,7 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
@@ -50,14 +50,14 @@ def measure(experiment: Experiment) -> Results:
     """Twins with and without bias in both precisions; then the paper's example, with either gradient."""
     quiet = 100_000  # epochs to a judgement: one, at the end
     same: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
-    same |= {"batch_size": 60, "size": 28, "steps": experiment.pick(300, 10_000), "validate_every": quiet}
+    same |= {"batch_size": 60, "size": 28, "steps": experiment.by_budget(300, 10_000), "validate_every": quiet}
     example = experiment.recipe("mlp", lsuv_init=False, **same)  # it gets a normalisation of its own
     measurements = []
     for pair, network, precision in (
-        (INCEPTION, experiment.twins()[WITH_BN], "float32"),
+        (INCEPTION, experiment.network_pair()[WITH_BN], "float32"),
         (SIGMOIDS, "bn_mlp", "float64"),
     ):
-        recipe = experiment.recipe(network, steps=experiment.pick(200, 4000), validate_every=quiet)
+        recipe = experiment.recipe(network, steps=experiment.by_budget(200, 4000), validate_every=quiet)
         how: dict[str, Any] = {"precision": precision, "every": max(1, recipe.steps // 10)}
         measurements += experiment.measurements({pair: recipe}, twins, column="pair", **how)
     for learned, arms in ((ALONE, (OUTSIDE, WITHIN)), (ALL, (OUTSIDE, WITHIN, SCALED))):
@@ -152,7 +152,7 @@ class Biases(Probe):
         self.squares[kind] += float(gradient.detach().double().square().sum())
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """The gradients, the twins' distance and accuracies, and the growth of the biases."""
 
     def of_twins(pair: str, pick: Pick, **arm: Value) -> list[float]:
@@ -211,7 +211,7 @@ def judge(results: Results) -> Findings:
         primary=False,
         **ratio,
     )
-    return Findings(
+    return Conclusion(
         evidence=(gradient, distance, accuracy, grow, go_on, fixed, real),
         plots={
             "distance": _plot(
@@ -270,7 +270,7 @@ def _plot(rows: Records, arm: str, column: str, title: str, table: str) -> Plot:
     y = "norm of all biases" if column == "norm" else "distance of the other parameters, relative"
     caption = f"{plural(len(seeds(rows)), 'seed')}; {BAND}"
     rows = [row for row in rows if number(row, column) > 0]  # it begins at 0, which has no logarithm
-    series = over_seeds(rows, "step", column, arm=arm)
+    series = series_by_arm(rows, "step", column, arm=arm)
     return Plot(title=title, x="steps", y=y, series=series, caption=caption, table=table, log_y=True)
 
 
@@ -296,5 +296,5 @@ STUDY = Study(
     trained ends above 1000 times that with it within, grows in the second half of the steps by more than half of what
     it grew in the first, and the loss changes by less than 1e-4 of it. Each by its 95% interval over seeds.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

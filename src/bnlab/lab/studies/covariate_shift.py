@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.lr_selection import LearntFilter, chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.noise import SCALE, SHIFT, NoisyBatchNorm, other_noise
-from bnlab.lab.plots import BAND, caption, over_seeds
+from bnlab.lab.plots import BAND, caption, series_by_arm
 from bnlab.lab.records import (
     Records,
     Results,
@@ -26,10 +27,9 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
-from bnlab.lab.replay import batch_of, gradients, is_look, put, replaying
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.replay import batch_at, is_probe_step, loss_and_gradients, replaying, set_parameters
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train, with_norm
-from bnlab.lab.tuning import LearntFilter, chosen, mark_chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.network import TableNetwork
@@ -49,11 +49,11 @@ _HELPED = 2.0  # points of accuracy: from here on a network counts as helped
 
 def measure(experiment: Experiment) -> Results:
     """Three networks at each rate; the shift on the way."""
-    networks = experiment.twins()
+    networks = experiment.network_pair()
     same: dict[str, Any] = {
-        "steps": experiment.pick(150, 10_000),
+        "steps": experiment.by_budget(150, 10_000),
         "dropout": 0.0,
-        "validate_every": experiment.pick(2, 0),
+        "validate_every": experiment.by_budget(2, 0),
     }
     if experiment.budget == "quick" and experiment.splits.kind == "digits":
         same["size"] = 16
@@ -61,7 +61,7 @@ def measure(experiment: Experiment) -> Results:
     for arm in ARMS:
         recipe = experiment.recipe(networks.get(arm, networks[WITH_BN]), **same)
         measurements += [
-            experiment.cell(
+            experiment.measurement(
                 shifted,
                 seed,
                 labels={"arm": arm, "learning_rate": rate},
@@ -80,7 +80,7 @@ def shifted(job: JobContext, recipe: Recipe, noisy: bool) -> Results:
     def layer(channels: int) -> nn.Module:
         return NoisyBatchNorm(channels, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
 
-    probe = Shift(looks=_LOOKS, layers=_LAYERS)
+    probe = Shift(probe_steps=_LOOKS, layers=_LAYERS)
     train(job, recipe, probe=probe, make=with_norm(layer) if noisy else None)
     return {"accuracy": probe.results["accuracy"], "shift": probe.results.get("shift", [])}
 
@@ -93,15 +93,15 @@ class Shift(Probe):
     there is any. A layer stands for its row of the network's table: the row's first.
     """
 
-    def __init__(self, looks: int, layers: int) -> None:
+    def __init__(self, probe_steps: int, layers: int) -> None:
         super().__init__()
-        self.looks, self.layers = looks, layers
+        self.probe_steps, self.layers = probe_steps, layers
         self.before_it: dict[str, Tensor] = {}
 
     def before(self, step: int, context: TrainingContext) -> None:
         """Keep the weights, where it is time."""
         self.before_it = {}
-        if is_look(step, context, self.looks):
+        if is_probe_step(step, context, self.probe_steps):
             self.before_it = {name: p.detach().clone() for name, p in context.network.named_parameters()}
 
     def after(self, step: int, context: TrainingContext) -> None:
@@ -111,16 +111,16 @@ class Shift(Probe):
         network = context.network
         parameters = dict(network.named_parameters())
         updated = {name: p.detach().clone() for name, p in parameters.items()}
-        batch, chosen_layers = batch_of(step, context), batch_norm_layers(network, self.layers)
+        batch, chosen_layers = batch_at(step, context), batch_norm_layers(network, self.layers)
         with replaying(context):
-            put(parameters, self.before_it)
+            set_parameters(parameters, self.before_it)
             weights = [weight for _, weight, _ in chosen_layers]
-            _, old = gradients(context, batch, weights, step)
+            _, old = loss_and_gradients(context, batch, weights, step)
             for (name, weight, earlier), gradient in zip(chosen_layers, old, strict=True):
-                put(parameters, {key: updated[key] for key in parameters if key.split(".")[0] in earlier})
+                set_parameters(parameters, {key: updated[key] for key in parameters if key.split(".")[0] in earlier})
                 with other_noise(network, earlier):
-                    _, (new,) = gradients(context, batch, [weight], step)
-                put(parameters, self.before_it)
+                    _, (new,) = loss_and_gradients(context, batch, [weight], step)
+                set_parameters(parameters, self.before_it)
                 if gradient.isfinite().all() and new.isfinite().all():
                     row: Row = {"step": step, "layer": name}
                     self.write("shift", row | compared(gradient, new))
@@ -148,7 +148,7 @@ def compared(old: Tensor, new: Tensor) -> Row:
     return {"gradient": length, "distance": distance, "relative": distance / max(length, 1e-300), "cosine": cosine}
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """The shift of three networks, and how well they train."""
     accuracies, shifts = chosen(results), chosen(results, "shift")
     equal = where(results["shift"], learning_rate=EQUAL)
@@ -168,14 +168,14 @@ def judge(results: Results) -> Findings:
         return Evidence(what=what, values=values, unit="times", ratio=True, **claimed)
 
     turned, share = "a layer's gradient keeps its direction better", "a layer's gradient moves less, relative to it"
-    beside: dict[str, Any] = {"above": 1.0, "decides": False}
+    beside: dict[str, Any] = {"above": 1.0, "primary": False}
     back = moved("with noisy BN it moves more than without BN", shifts, learnt, NOISY, WITHOUT_BN, **beside)
     # Where there is no help, or as little shift as with BN, it proves nothing how well noisy BN trains.
     helps = better(WITH_BN, WITHOUT_BN)
     asked = [times > 1 and help >= _HELPED for times, help in zip(back.values, helps, strict=True)]
     helped = [gain if ask else math.nan for gain, ask in zip(better(NOISY, WITHOUT_BN), asked, strict=True)]
     same = f", both at a learning rate of {EQUAL:g}"
-    return Findings(
+    return Conclusion(
         evidence=(
             steadier(f"with BN {turned}: difference of the cosines", shifts, learnt, primary=True),
             moved(f"with BN {share}", shifts, learnt, WITH_BN, WITHOUT_BN, below=1.0),
@@ -213,7 +213,7 @@ def judge(results: Results) -> Findings:
                 else ["in some seeds BN does not help, or noisy BN has no more shift than none: they tell nothing"]
             ),
             *learnt.remarks,
-            *remarks(results),
+            *lr_remarks(results),
         ),
     )
 
@@ -223,7 +223,7 @@ def _accuracy(rows: Records) -> Plot:
         title="Accuracy of the three networks",
         x="steps",
         y="right on test, %",
-        series=over_seeds(rows, "step", "test_top1", times=100),
+        series=series_by_arm(rows, "step", "test_top1", times=100),
         caption=caption(rows, BAND),
         table="accuracy",
     )
@@ -247,7 +247,7 @@ def _plot(shifts: Records, column: str, title: str) -> Plot:
         title=title,
         x="steps",
         y=labels[column],
-        series=over_seeds(over_layers, "step", column),
+        series=series_by_arm(over_layers, "step", column),
         caption=f"{plural(len(seeds(shifts)), 'seed')}, mean of {len(distinct(shifts, 'layer'))} layers; {BAND}",
         table="shift",
         log_y=column == "relative",
@@ -276,5 +276,5 @@ STUDY = Study(
     without BN (ratio of the distances above 1), and shown only where that is in all. Each by its 95% interval over
     seeds. A seed in which an arm ends no better than guessing gives no number for what is compared with it.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

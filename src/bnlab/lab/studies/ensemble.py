@@ -13,7 +13,7 @@ from bnlab.data.preprocess import Crops, open_photo, tta_crops
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.held_out import card_of
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BARS, by_category, caption
+from bnlab.lab.plots import BARS, caption, category_series
 from bnlab.lab.records import (
     Records,
     Results,
@@ -28,7 +28,7 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import TrainedNetwork, train
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
@@ -42,11 +42,13 @@ DROPOUTS = (0.0, 0.05, 0.1)
 
 def measure(experiment: Experiment) -> Results:
     """For each seed a few networks on one split, alone and together, at each number of crops."""
-    members = experiment.pick(3, 6)
-    recipe = experiment.recipe(experiment.twins()[WITH_BN], steps=experiment.pick(200, 0), validate_every=10**6)
+    members = experiment.by_budget(3, 6)
+    recipe = experiment.recipe(
+        experiment.network_pair()[WITH_BN], steps=experiment.by_budget(200, 0), validate_every=10**6
+    )
     mirrored = experiment.splits.kind == "photos"
     measurements = [
-        experiment.cell(
+        experiment.measurement(
             answers,
             seed,
             recipe=recipe,
@@ -74,7 +76,7 @@ def answers(job: JobContext, recipe: Recipe, members: int, mirrored: bool) -> Re
             each[number].append(_probabilities(trained, photos, number, mirrored))
             rows.append(_row(ONE, member, number, each[number][-1], targets))
     rows += [_row(ALL, None, number, mean_of(each[number]), targets) for number in CROPS]
-    return {"accuracy": [row | {"guess": trained.guess} for row in rows]}
+    return {"accuracy": [row | {"guess": trained.majority_baseline} for row in rows]}
 
 
 def _probabilities(trained: TrainedNetwork, photos: Photos, number: Crops, mirrored: bool) -> Probabilities:
@@ -98,7 +100,7 @@ def _row(arm: str, member: int | None, number: Crops, found: Probabilities, targ
     return {"arm": arm, "member": member, "crops": number, "test_top1": top1, "n_test": len(targets)}
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """Each gain against the one network, which is the mean of the members."""
     rows = results["accuracy"]
     lost = {seed: why for seed in seeds(rows) if (why := _lost(where(rows, seed=seed)))}
@@ -113,7 +115,7 @@ def judge(results: Results) -> Findings:
 
     points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(rows)}
     order = distinct(rows, "crops")
-    return Findings(
+    return Conclusion(
         evidence=(
             Evidence(what="144 crops are right more often than one", values=gain((ONE, 144), (ONE, 1)), **points),
             Evidence(
@@ -140,7 +142,7 @@ def judge(results: Results) -> Findings:
                 x="crops of each photo",
                 y="right on test, %",
                 series=tuple(
-                    by_category(arm, where(known, arm=arm), "crops", "test_top1", order, times=100)
+                    category_series(arm, where(known, arm=arm), "crops", "test_top1", order, times=100)
                     for arm in (ONE, ALL)
                 ),
                 caption=caption(rows, BARS + "; of one network over its members too"),
@@ -183,5 +185,5 @@ STUDY = Study(
     rule="""Two clauses decide: accuracy of one network at 144 crops less that at one crop, and accuracy of the ensemble
     less that of one network, both at 144 crops; each above 0 by its 95% interval over seeds.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

@@ -8,7 +8,7 @@ from bnlab.data.dataset import open_recorded_data
 from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, USUAL, EmaStatistics
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BAND, caption, over_seeds, series_of
+from bnlab.lab.plots import BAND, caption, series_by_arm, series_over_seeds
 from bnlab.lab.records import (
     Records,
     Results,
@@ -22,7 +22,7 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
@@ -36,9 +36,12 @@ def measure(experiment: Experiment) -> Results:
     """One training a seed: statistics do not change how a network trains, so all kinds are compared on the same."""
     # What the layers keep at a momentum of 1 is the last batch's statistics, as they are.
     recipe = experiment.recipe(
-        experiment.twins()[WITH_BN], steps=experiment.pick(250, 20_000), validate_every=10**6, norm_momentum=1.0
+        experiment.network_pair()[WITH_BN],
+        steps=experiment.by_budget(250, 20_000),
+        validate_every=10**6,
+        norm_momentum=1.0,
     )
-    probes = experiment.pick((5, 20, 50, 100, 200), (5, 20, 100, 500, 2000, 10_000))
+    probes = experiment.by_budget((5, 20, 50, 100, 200), (5, 20, 100, 500, 2000, 10_000))
     return experiment.run(experiment.measurements({"one": recipe}, probed, probes=list(probes)))
 
 
@@ -56,7 +59,7 @@ def probed(job: JobContext, recipe: Recipe, probes: list[int]) -> Results:
     return {name: trained.results[name] for name in ("accuracy", "probes", "images")}
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """Population statistics against the usual averages, and few photos against all."""
     probes, images = results["probes"], results["images"]
     lost = _lost(results)
@@ -103,7 +106,7 @@ def judge(results: Results) -> Findings:
             log_y=True,
         ),
     }
-    return Findings(
+    return Conclusion(
         evidence=tuple(clauses),
         plots={name: plot for name, plot in plots.items() if any(series.x for series in plot.series)},
         numbers={
@@ -160,7 +163,7 @@ def _apart(images: Records) -> Records:
 def _accuracy(probes: Records) -> Plot:
     """Population and batch first; an average that was corrected in the colour of the one that was not."""
     kinds = [POPULATION, BATCH, *(f"average {momentum:g}" for momentum in MOMENTA)]
-    found = {series.name: series for series in over_seeds(probes, "step", "top1", arm="statistics", times=100)}
+    found = {series.name: series for series in series_by_arm(probes, "step", "top1", arm="statistics", times=100)}
     corrected = [replace(s, colour=kinds.index(s.name.split(",")[0])) for s in found.values() if s.name not in kinds]
     return Plot(
         title="Test accuracy on the way by kind of statistics",
@@ -180,7 +183,7 @@ def _by_photos(images: Records, title: str, y: str, columns: dict[str, str], **h
         title=title,
         x="photos of train that were measured",
         y=y,
-        series=tuple(series_of(name, rows, "images", column, times=times) for name, column in columns.items()),
+        series=tuple(series_over_seeds(name, rows, "images", column, times=times) for name, column in columns.items()),
         caption=caption(images, f"at the end of training; {BAND}"),
         table="images",
         log_x=True,
@@ -210,6 +213,6 @@ STUDY = Study(
     what two seeds differ by. Where half of train is fewer, the largest power of two up to that half stands in, beside:
     that is harder, so that its failure would say nothing of {_SUFFICE:,}.""",
     measure=measure,
-    judge=judge,
-    least=200,
+    conclude=conclude,
+    min_photos=200,
 )

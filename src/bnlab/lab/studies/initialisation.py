@@ -6,10 +6,10 @@ from typing import Any
 
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
-from bnlab.lab.plots import BAND, caption, over_seeds
+from bnlab.lab.lr_selection import chosen
+from bnlab.lab.plots import BAND, caption, series_by_arm
 from bnlab.lab.records import Records, Results, learnt_threshold, number, numbers, seeds, where
-from bnlab.lab.study import Findings, Study
-from bnlab.lab.tuning import chosen
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.report.plots import Plot
 
@@ -19,13 +19,13 @@ _SMALLEST, _LARGEST = -4, 1  # powers of 10
 
 def measure(experiment: Experiment) -> Results:
     """Both networks from each scale, at each learning rate."""
-    each = experiment.pick(1, 2)  # scales to a decade
+    each = experiment.by_budget(1, 2)  # scales to a decade
     scales = [10 ** (i / each) for i in range(each * _SMALLEST, each * _LARGEST + 1)]
-    networks = experiment.pick({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.twins())
+    networks = experiment.by_budget({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.network_pair())
     same: dict[str, Any] = {
         "activation": "relu",
         "batch_size": 60,
-        "steps": experiment.pick(150, 3000),
+        "steps": experiment.by_budget(150, 3000),
         "schedule": "constant",
         "weight_decay": 0.0,
         "validate_every": 100_000,
@@ -35,20 +35,20 @@ def measure(experiment: Experiment) -> Results:
         for arm, network in networks.items()
         for scale in scales
     }
-    results = experiment.tuned(arms, RATES)
+    results = experiment.run_learning_rates(arms, RATES)
     for row in results["accuracy"]:
         network, scale = str(row["arm"]).split(", ")
         row |= {"network": network, "scale": float(scale)}
     return results
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """How many decades of scale train."""
     ends = _ends(chosen(results))
     bars = {seed: _bar(where(ends, seed=seed)) for seed in seeds(ends)}
     widths = {arm: [_width(where(ends, network=arm, seed=seed), bar) for seed, bar in bars.items()] for arm in _ARMS}
     spacing = math.log10(_scales(ends)[1] / _scales(ends)[0])
-    return Findings(
+    return Conclusion(
         evidence=(
             Evidence(
                 what="with BN more decades of the weights' first scale train",
@@ -129,7 +129,7 @@ def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
         title=title,
         x="standard deviation of the first weights",
         y=y,
-        series=over_seeds(rows, "scale", column, arm="network", times=100 if is_share else 1),
+        series=series_by_arm(rows, "scale", column, arm="network", times=100 if is_share else 1),
         caption=caption(rows, BAND),
         table="accuracy",
         log_x=True,
@@ -154,5 +154,5 @@ STUDY = Study(
     rule="""One clause: the decades of scale that train (by one bar for both networks), with BN less without, are above
     0, by their 95% interval over seeds, which is no narrower than one step of the grid to either side.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

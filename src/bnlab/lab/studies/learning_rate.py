@@ -6,13 +6,13 @@ from typing import Any
 
 from bnlab.errors import plural
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.plots import BAND, BARS, by_category, caption, over_seeds
+from bnlab.lab.lr_selection import divergence_remarks, lr_remarks
+from bnlab.lab.plots import BAND, BARS, caption, category_series, series_by_arm
 from bnlab.lab.records import Records, Results, Row, distinct, joined, number, ratios, resolution, seeds, where
 from bnlab.lab.stable_rate import BLOWN_UP, PROBES, max_stable_lr
-from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best
-from bnlab.lab.study import Findings, Study
-from bnlab.lab.trained_network import accuracy
-from bnlab.lab.tuning import diverged, remarks
+from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best_test_top1
+from bnlab.lab.study import Conclusion, Study
+from bnlab.lab.trained_network import measure_accuracy
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -45,13 +45,13 @@ CLAIMED_SPEED = 14.0
 
 def measure(experiment: Experiment) -> Results:
     """Inception at each rate of the search; the others at multiples of the rate that suited it; the highest rates."""
-    rates = experiment.pick((0.003, 0.01, 0.03), (0.0015, 0.005, 0.015, 0.05))
-    found = experiment.tuned({BASELINE: _recipe(experiment, "inception")}, rates)
+    rates = experiment.by_budget((0.003, 0.01, 0.03), (0.0015, 0.005, 0.015, 0.05))
+    found = experiment.run_learning_rates({BASELINE: _recipe(experiment, "inception")}, rates)
     suited = _suited(found["accuracy"])
-    also = {key: ALSO[key] for key in experiment.pick(("Inception x5", "BN-Baseline x5"), tuple(ALSO))}
+    also = {key: ALSO[key] for key in experiment.by_budget(("Inception x5", "BN-Baseline x5"), tuple(ALSO))}
     measurements = [
-        experiment.cell(
-            accuracy,
+        experiment.measurement(
+            measure_accuracy,
             seed,
             labels={
                 "arm": arm,
@@ -64,9 +64,9 @@ def measure(experiment: Experiment) -> Results:
         for arm, (name, factor) in {**SUCCESSORS, **also}.items()
         for seed in experiment.seeds
     ]
-    steps = experiment.pick(30, 200)
+    steps = experiment.by_budget(30, 200)
     probes = [
-        experiment.cell(
+        experiment.measurement(
             max_stable_lr,
             seed,
             labels={"arm": arm},
@@ -75,7 +75,7 @@ def measure(experiment: Experiment) -> Results:
             ),
             steps=PROBES * steps,
         )
-        for arm in experiment.pick((BASELINE, "BN-x5"), tuple(PROBED))
+        for arm in experiment.by_budget((BASELINE, "BN-x5"), tuple(PROBED))
         for seed in experiment.seeds
     ]
     for row in found["accuracy"]:
@@ -93,7 +93,7 @@ def _recipe(experiment: Experiment, name: str) -> Recipe:
     """A recipe of the paper's, on a network that the budget can pay; without BN the weights are fitted to the data."""
     small = experiment.budget == "quick" or experiment.splits.kind == "digits"
     network = ("small_" if small else "") + "inception"
-    options: dict[str, Any] = {"validate_every": experiment.pick(2, 1)}
+    options: dict[str, Any] = {"validate_every": experiment.by_budget(2, 1)}
     if name != "inception":
         network = f"bn_{network}"
     if small:
@@ -103,7 +103,7 @@ def _recipe(experiment: Experiment, name: str) -> Recipe:
     return experiment.recipe(network, base=name, **options)
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """Steps to the baseline's best accuracy, the best accuracies, the highest rates."""
     accuracies = where(results["accuracy"], chosen=1)
     race = StepsToAccuracy(accuracies, BASELINE)
@@ -116,12 +116,12 @@ def judge(results: Results) -> Findings:
 
     reach = "reaches the best accuracy of Inception"
     bn5, bn30 = "BN-x5", "BN-x30"
-    claimed = race.told_from(CLAIMED_SPEED, bn5)
+    claimed = race.speedup_if_resolved(CLAIMED_SPEED, bn5)
     raised = ratios(results["highest"], bn5, BASELINE, _rate)
-    beside = {"above": 1.0, "decides": False} | times
-    return Findings(
+    beside = {"above": 1.0, "primary": False} | times
+    return Conclusion(
         evidence=(
-            Evidence(what=f"{bn5} {reach} in fewer steps", values=race.faster(bn5), above=1.0, **times),
+            Evidence(what=f"{bn5} {reach} in fewer steps", values=race.speedup(bn5), above=1.0, **times),
             Evidence(what=f"{bn5} {reach} in 14 times fewer", values=claimed, above=CLAIMED_SPEED, **times),
             Evidence(what=f"{bn30} reaches a higher accuracy than Inception", values=better(bn30), **points),
             Evidence(
@@ -131,8 +131,8 @@ def judge(results: Results) -> Findings:
                 resolution=math.log(2),  # each is found to a factor of 2
                 **times,
             ),
-            Evidence(what=f"BN-Baseline {reach} in fewer steps", values=race.faster("BN-Baseline"), **beside),
-            Evidence(what=f"{bn30} {reach} in fewer steps", values=race.faster(bn30), **beside),
+            Evidence(what=f"BN-Baseline {reach} in fewer steps", values=race.speedup("BN-Baseline"), **beside),
+            Evidence(what=f"{bn30} {reach} in fewer steps", values=race.speedup(bn30), **beside),
             Evidence(
                 what=f"{bn5} reaches a higher accuracy than Inception", values=better(bn5), primary=False, **points
             ),
@@ -143,8 +143,10 @@ def judge(results: Results) -> Findings:
         remarks=(
             *race.remarks,
             *_remarks(claimed, results["highest"]),
-            *remarks({"accuracy": where(results["accuracy"], arm=BASELINE)}),
-            *diverged([row for row in results["accuracy"] if row["arm"] != BASELINE], "counts by its best before"),
+            *lr_remarks({"accuracy": where(results["accuracy"], arm=BASELINE)}),
+            *divergence_remarks(
+                [row for row in results["accuracy"] if row["arm"] != BASELINE], "counts by its best before"
+            ),
         ),
     )
 
@@ -180,7 +182,9 @@ def _plots(results: Results) -> dict[str, Plot]:
             "family": row["family"],
             "factor": number(row, "learning_rate") / suited[int(number(row, "seed"))],
             "seed": row["seed"],
-            "test_top1": best(where(everything, arm=row["arm"], seed=row["seed"], learning_rate=row["learning_rate"])),
+            "test_top1": best_test_top1(
+                where(everything, arm=row["arm"], seed=row["seed"], learning_rate=row["learning_rate"])
+            ),
         }
         for row in _trainings(everything)
     ]
@@ -190,7 +194,7 @@ def _plots(results: Results) -> dict[str, Plot]:
             title="Accuracy on the way",
             x="steps of 32 photos",
             y="right on test, %",
-            series=over_seeds(shown, "step", "test_top1", times=100),
+            series=series_by_arm(shown, "step", "test_top1", times=100),
             caption=caption(shown, BAND),
             table="accuracy",
         ),
@@ -198,7 +202,7 @@ def _plots(results: Results) -> dict[str, Plot]:
             title="The search: best accuracy by learning rate",
             x="learning rate, in times that which suits Inception (logarithmic)",
             y="best accuracy on test, %",
-            series=over_seeds(tops, "factor", "test_top1", arm="family", times=100),
+            series=series_by_arm(tops, "factor", "test_top1", arm="family", times=100),
             caption=caption(everything, "best accuracy of a training; " + BAND),
             table="accuracy",
             log_x=True,
@@ -207,7 +211,7 @@ def _plots(results: Results) -> dict[str, Plot]:
             title="Highest stable learning rate",
             x="",
             y="learning rate (logarithmic)",
-            series=(by_category("highest rate", highest, "arm", "rate", arms),),
+            series=(category_series("highest rate", highest, "arm", "rate", arms),),
             caption=f"{plural(len(seeds(everything)), 'seed')}; found to a factor of 2; {BARS}",
             table="highest",
             categories=arms,
@@ -248,5 +252,5 @@ STUDY = Study(
     best accuracy of Inception is no better than guessing, and, for 14 times, where the judgements before and after lie
     on both sides of it: of 14 epochs or fewer, such as a quick study has, that can be refuted but not shown.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.plots import BARS, by_category, caption, of_intervals
+from bnlab.lab.lr_selection import chosen, lr_remarks
+from bnlab.lab.plots import BARS, caption, category_series, interval_series
 from bnlab.lab.records import Records, Results, Row, distinct, gained, last, number, resolution, where
-from bnlab.lab.study import Findings, Study
-from bnlab.lab.tuning import chosen, remarks
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -36,18 +36,18 @@ _FULL = {GOOGLENET: _Network("bn_googlenet", "relu"), INCEPTION: _Network("bn_in
 
 def measure(experiment: Experiment) -> Results:
     """Every network with either placement, at each rate."""
-    networks = experiment.pick(_QUICK, _QUICK | _FULL)
+    networks = experiment.by_budget(_QUICK, _QUICK | _FULL)
     arms = {
         arm(label, placement): _recipe(experiment, network).model_copy(update={"placement": placement})
         for label, network in networks.items()
         for placement in (BEFORE, AFTER)
     }
-    return experiment.tuned(arms, RATES)
+    return experiment.run_learning_rates(arms, RATES)
 
 
 def _recipe(experiment: Experiment, network: _Network) -> Recipe:
     recipe = experiment.recipe(
-        network.name, activation=network.activation, steps=experiment.pick(200, 6000), validate_every=1_000_000
+        network.name, activation=network.activation, steps=experiment.by_budget(200, 6000), validate_every=1_000_000
     )
     small = network in _FULL.values() and recipe.stem is None and recipe.size <= _SMALL_PHOTOS
     return recipe.model_copy(update={"stem": "small"}) if small else recipe
@@ -58,7 +58,7 @@ def arm(network: str, placement: str) -> str:
     return f"{network}{_NOTE}{placement}"
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """Before against after, for each network."""
     rows = [row | _parts(row) for row in chosen(results)]
     networks = [str(name) for name in distinct(rows, "network")]
@@ -73,12 +73,12 @@ def judge(results: Results) -> Findings:
         )
         for name in networks
     )
-    return Findings(
+    return Conclusion(
         evidence=evidence,
         plots={"accuracy": _accuracy(rows, networks)},
         intervals=lambda evidence: {"differences": _differences(evidence, rows, networks)},
         numbers={f"learning rate, {name}, mean": _rate(where(rows, arm=name)) for name in distinct(rows, "arm")},
-        remarks=remarks(results),
+        remarks=lr_remarks(results),
     )
 
 
@@ -97,7 +97,7 @@ def _accuracy(rows: Records, networks: list[str]) -> Plot:
         x="network",
         y="right on test, %",
         series=tuple(
-            by_category(
+            category_series(
                 f"{placement} the nonlinearity",
                 where(rows, placement=placement),
                 "network",
@@ -118,7 +118,7 @@ def _differences(evidence: Sequence[Evidence], rows: Records, networks: list[str
         title="What normalising before the nonlinearity gains",
         x="network",
         y="before less after, percentage points on test",
-        series=(of_intervals("before less after", evidence),),
+        series=(interval_series("before less after", evidence),),
         categories=networks,
         lines=((0.0, "no difference"),),
         caption=caption(rows, f"point: mean over seeds, bar: its {100 * evidence[0].level:.1f}% interval"),
@@ -143,5 +143,5 @@ STUDY = Study(
     widened for the number of networks (Bonferroni: 95% for all together). The claim, which makes no exceptions, holds
     if it does for every network, and does not hold if it does not for one.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

@@ -12,8 +12,9 @@ from bnlab.data.photos import Photo
 from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.lr_selection import chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BARS, by_category, caption
+from bnlab.lab.plots import BARS, caption, category_series
 from bnlab.lab.records import (
     Records,
     Results,
@@ -29,9 +30,8 @@ from bnlab.lab.records import (
     where,
 )
 from bnlab.lab.renormalisation import Renormalisation
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train, with_norm
-from bnlab.lab.tuning import chosen, mark_chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -49,7 +49,7 @@ _MARGIN = 2.0  # points of accuracy that dropout may be worth and still be calle
 def measure(experiment: Experiment) -> Results:
     """Every kind of network at every batch, with and without dropout, at each rate."""
     same: dict[str, Any] = {
-        "epochs": experiment.pick(40, 200),
+        "epochs": experiment.by_budget(40, 200),
         "weight_decay": 0.0,
         "crop_area": (1.0, 1.0),
         "crop_aspect": (1.0, 1.0),
@@ -58,11 +58,11 @@ def measure(experiment: Experiment) -> Results:
     }
     if experiment.budget == "quick":
         same |= {"size": 28, "activation": "relu", "resize": "squash"}
-    networks = experiment.pick({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.twins())
+    networks = experiment.by_budget({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.network_pair())
     recipes = {kind: experiment.recipe(networks.get(kind, networks[WITH_BN]), **same) for kind in KINDS}
-    photos = experiment.pick(256, 2560)
+    photos = experiment.by_budget(256, 2560)
     measurements = [
-        experiment.cell(
+        experiment.measurement(
             gap,
             seed,
             labels={"arm": f"{kind}, batch {batch}, dropout {dropout:g}", "learning_rate": rate},
@@ -91,7 +91,11 @@ def gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Results:
 
     job = replace(job, split=fewer(job, photos))
     trained = train(job, recipe, make=with_norm(layer) if kind == RENORMALISED else None)
-    classes, n_test, guess = len(trained.dataset.classes), len(trained.dataset.in_split("test")), trained.guess
+    classes, n_test, guess = (
+        len(trained.dataset.classes),
+        len(trained.dataset.in_split("test")),
+        trained.majority_baseline,
+    )
     row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout, "guess": guess}
     if trained.diverged:
         of_guessing = {"train_top1": guess, "test_top1": guess}
@@ -121,7 +125,7 @@ def fewer(job: JobContext, photos: int) -> Path:
     return path
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """How much worse test is than train, by kind of network, and what dropout is worth."""
     rows = [row | _gaps(row) for row in chosen(results, "gap")]
     small, usual, large = BATCHES
@@ -147,7 +151,7 @@ def judge(results: Results) -> Findings:
     dropped = (with_bn | at_usual, with_bn | at_usual | {"dropout": DROPOUT})
     bare_usual, bare_small = f"(batch {usual}, no dropout)", f"(batch {small}, no dropout)"
     silenced, rate = "without the batches' noise BN's", f"{EQUAL * math.sqrt(small / usual):g}"
-    return Findings(
+    return Conclusion(
         evidence=(
             points(
                 f"with BN the gap in accuracy is smaller {bare_usual}", less(accuracy, *twins), primary=True, below=0
@@ -189,7 +193,7 @@ def judge(results: Results) -> Findings:
             for kind in KINDS
             for batch in BATCHES
         },
-        remarks=remarks(results) + _untaught(rows),
+        remarks=lr_remarks(results) + _untaught(rows),
     )
 
 
@@ -223,7 +227,7 @@ def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
         x="photos to a batch",
         y=y,
         series=tuple(
-            by_category(
+            category_series(
                 f"{kind}, dropout {dropout}" if dropout else kind,
                 where(rows, kind=kind, dropout=dropout),
                 "batch",
@@ -259,6 +263,6 @@ STUDY = Study(
     points of test accuracy, which is below the 2.6 that the paper's BN-x30, without dropout, gained on Inception. Each
     by its 95% interval over seeds.""",
     measure=measure,
-    judge=judge,
-    owns=("batch_size",),
+    conclude=conclude,
+    own_keys=("batch_size",),
 )

@@ -12,9 +12,9 @@ from bnlab.data.preprocess import normalise
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import over_seeds, series_of
+from bnlab.lab.plots import series_by_arm, series_over_seeds
 from bnlab.lab.records import Records, Results, Row, by_seed, mean, number, numbers, seeds, where
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
@@ -33,9 +33,11 @@ _TOLERANCE, _ORTHOGONAL = 1e-9, 1e-3
 
 def measure(experiment: Experiment) -> Results:
     """Twins trained by plain gradient descent; each layer of the one with BN is then tried at other scales."""
-    same: dict[str, Any] = {"steps": experiment.pick(200, 5000), "schedule": "constant", "validate_every": 100_000}
+    same: dict[str, Any] = {"steps": experiment.by_budget(200, 5000), "schedule": "constant", "validate_every": 100_000}
     same |= {"momentum": 0.0, "weight_decay": 0.0}
-    arms = {arm: experiment.recipe(net, learning_rate=RATES[arm], **same) for arm, net in experiment.twins().items()}
+    arms = {
+        arm: experiment.recipe(net, learning_rate=RATES[arm], **same) for arm, net in experiment.network_pair().items()
+    }
     every = max(1, arms[WITH_BN].steps // 20)
     return experiment.run(experiment.measurements(arms, map_photos, every=every))
 
@@ -188,7 +190,7 @@ def _weights(context: TrainingContext) -> Iterator[tuple[str, nn.Parameter]]:
         yield names[unit], weight_of(unit.layer)
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """The largest deviations, the angles and the growth of the norms."""
     exact, usual = (where(results["scaled"], kind=kind) for kind in (EXACT, USUAL))
     smallest = where(usual, factor=min(FACTORS))
@@ -198,7 +200,7 @@ def judge(results: Results) -> Findings:
     with_bn = _geometric("relative_norm")(where(ends, arm=WITH_BN))
     without = where(ends, arm=WITHOUT_BN)  # none, where all of them diverged
     times: dict[str, Any] = {"unit": "times", "ratio": True}
-    beside = times | {"above": 0.98, "below": 1.02, "decides": False}
+    beside = times | {"above": 0.98, "below": 1.02, "primary": False}
     exactly = [
         Evidence(
             what=f"with eps negligible, a changes the {kind} by no more than rounding (the largest change)",
@@ -230,7 +232,7 @@ def judge(results: Results) -> Findings:
         values=tuple(by_seed(smallest, _geometric("output", "predicted"))),
         **beside,
     )
-    return Findings(
+    return Conclusion(
         evidence=(*exactly, orthogonal, grows, foretold, by_eps),
         plots={
             "exact": _changes(exact, f"A layer's weights times a: {EXACT}"),
@@ -263,13 +265,13 @@ def _geometric(column: str, over: str | None = None) -> Callable[[Records], floa
 
 def _changes(rows: Records, title: str, predicted: str = "") -> Plot:
     shown = KINDS | ({"predicted": predicted} if predicted else {})
-    series = tuple(series_of(name, rows, "factor", column) for column, name in shown.items())
+    series = tuple(series_over_seeds(name, rows, "factor", column) for column, name in shown.items())
     caption, y = _caption(rows), "change, relative to a = 1"
     return Plot(title=title, x="a", y=y, series=series, caption=caption, table="scaled", log_x=True, log_y=True)
 
 
 def _over_steps(rows: Records, column: str, title: str, y: str, *, log_y: bool = False) -> Plot:
-    series, caption = over_seeds(rows, "step", column), _caption(rows)
+    series, caption = series_by_arm(rows, "step", column), _caption(rows)
     return Plot(title=title, x="steps", y=y, series=series, caption=caption, table="training", log_y=log_y)
 
 
@@ -295,5 +297,5 @@ STUDY = Study(
     the input and of a times that of the weights is below 1e-9; in training the mean |cosine| is below 0.001, and
     the norm of the weights grows (geometric mean over layers above 1). Each by its 95% interval over seeds.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

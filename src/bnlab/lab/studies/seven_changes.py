@@ -5,10 +5,10 @@ from typing import Any
 
 from bnlab.config import load_settings
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.plots import caption, of_intervals
+from bnlab.lab.lr_selection import divergence_remarks
+from bnlab.lab.plots import caption, interval_series
 from bnlab.lab.records import Results, average, distinct, gained, last, resolution, where
-from bnlab.lab.study import Findings, Study
-from bnlab.lab.tuning import diverged
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.registry import has_row
 from bnlab.nets.tables import LocalResponse
@@ -51,7 +51,7 @@ def _recipe(experiment: Experiment, name: str) -> Recipe:
     return experiment.recipe(network, base=name, **options)
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """All together decide; of each alone an interval that allows for how many there are."""
     rows = results["accuracy"]
     arms = [str(arm) for arm in distinct(rows, "arm")]
@@ -86,8 +86,8 @@ def judge(results: Results) -> Findings:
             x="",
             y="points of test accuracy",
             series=(
-                of_intervals("added to none", alone[: len(changes)]),
-                of_intervals("left out of all", alone[len(changes) :]),
+                interval_series("added to none", alone[: len(changes)]),
+                interval_series("left out of all", alone[len(changes) :]),
             ),
             caption=caption(rows, text),
             table="accuracy",
@@ -96,12 +96,12 @@ def judge(results: Results) -> Findings:
         )
         return {"changes": plot}
 
-    return Findings(
+    return Conclusion(
         evidence=(together, *added, *left),
         plots={},
         intervals=changes_of,
         numbers={f"accuracy with {arm}, %": 100 * average(where(rows, arm=arm), "test_top1") for arm in (NONE, SEVEN)},
-        remarks=diverged(rows),
+        remarks=divergence_remarks(rows),
     )
 
 
@@ -120,5 +120,5 @@ STUDY = Study(
     seeds. Of each change alone the interval is widened (Bonferroni) for twice as many comparisons as there are
     changes; they stand beside, for the paper claims the changes together.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.lr_selection import LearntFilter, chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BAND, over_seeds
+from bnlab.lab.plots import BAND, series_by_arm
 from bnlab.lab.records import Records, Results, Row, mean, number, numbers, ratios, seeds, where
-from bnlab.lab.replay import Batch, batch_of, gradients, is_look, put, replaying
-from bnlab.lab.study import Findings, Study
+from bnlab.lab.replay import Batch, batch_at, is_probe_step, loss_and_gradients, replaying, set_parameters
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train
-from bnlab.lab.tuning import LearntFilter, chosen, remarks
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -37,12 +37,12 @@ _MEASURES = {
 
 def measure(experiment: Experiment) -> Results:
     """Both networks at each rate; on the way, the loss along the gradient."""
-    same: dict[str, Any] = {"steps": experiment.pick(150, 10_000), "dropout": 0.0, "validate_every": 100_000}
+    same: dict[str, Any] = {"steps": experiment.by_budget(150, 10_000), "dropout": 0.0, "validate_every": 100_000}
     if experiment.budget == "quick" and experiment.splits.kind == "digits":
         same["size"] = 16
-    networks = experiment.twins()
+    networks = experiment.network_pair()
     arms = {arm: experiment.recipe(networks[arm], **same) for arm in (WITHOUT_BN, WITH_BN)}
-    return experiment.tuned(arms, RATES, probed)
+    return experiment.run_learning_rates(arms, RATES, probed)
 
 
 def probed(job: JobContext, recipe: Recipe) -> Results:
@@ -58,16 +58,16 @@ class LossAlongGradient(Probe):
     Lengths are multiples of `COMMON`, and of the learning rate that the step will have.
     """
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, probe_steps: int) -> None:
         super().__init__()
-        self.looks = looks
+        self.probe_steps = probe_steps
 
     def before(self, step: int, context: TrainingContext) -> None:
         """Probe, where it is time."""
-        if not is_look(step, context, self.looks):
+        if not is_probe_step(step, context, self.probe_steps):
             return
         rates = {"common": COMMON, "own": float(context.optimizer.param_groups[-1]["lr"])}
-        batch = batch_of(step, context)
+        batch = batch_at(step, context)
         with replaying(context):
             for lengths, rate in rates.items():
                 row = along(context, batch, step, [rate * multiple for multiple in MULTIPLES])
@@ -84,20 +84,20 @@ def along(context: TrainingContext, batch: Batch, step: int, lengths: Sequence[f
     """
     named = {name: p for name, p in context.network.named_parameters() if p.requires_grad}
     start = {name: p.detach().clone() for name, p in named.items()}
-    loss, found = gradients(context, batch, list(named.values()), step)
+    loss, found = loss_and_gradients(context, batch, list(named.values()), step)
     size = _norm(found)
     if not (math.isfinite(loss) and math.isfinite(size) and size > 0):
         return None
     losses, changes, betas = [loss], [], []
     for length in lengths:
-        put(named, {name: start[name] - length * g for name, g in zip(named, found, strict=True)})
-        there, turned = gradients(context, batch, list(named.values()), step)
+        set_parameters(named, {name: start[name] - length * g for name, g in zip(named, found, strict=True)})
+        there, turned = loss_and_gradients(context, batch, list(named.values()), step)
         change = _norm([new - old for new, old in zip(turned, found, strict=True)])
         finite = math.isfinite(there) and math.isfinite(change)
         losses.append(there if finite else math.inf)
         changes.append(change if finite else math.inf)
         betas.append(changes[-1] / (length * size))
-    put(named, start)
+    set_parameters(named, start)
     return {
         "loss": loss,
         "gradient": size,
@@ -112,7 +112,7 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """How many times as rough the loss is with BN as without."""
     rows = chosen(results, "smoothness")
     accuracies = chosen(results)
@@ -133,7 +133,7 @@ def judge(results: Results) -> Findings:
         )
 
     common, own = (where(rows, lengths=lengths) for lengths in LENGTHS)
-    return Findings(
+    return Conclusion(
         evidence=(
             *(clause(measure, common, ", at the same step lengths", primary=True) for measure in decisive),
             clause("relative", common, ", at the same step lengths"),
@@ -151,7 +151,7 @@ def judge(results: Results) -> Findings:
             for name, column in (("learning rate", "learning_rate"), ("test accuracy", "test_top1"))
             for arm in (WITHOUT_BN, WITH_BN)
         },
-        remarks=(*learnt.remarks, *remarks(results)),
+        remarks=(*learnt.remarks, *lr_remarks(results)),
     )
 
 
@@ -167,7 +167,7 @@ def _plot(rows: Records, measure: str, lengths: str) -> Plot:
         title=f"Along the gradient: {_MEASURES[measure].split(',')[0]}",
         x="steps",
         y=_MEASURES[measure],
-        series=over_seeds([row for row in rows if math.isfinite(number(row, measure))], "step", measure),
+        series=series_by_arm([row for row in rows if math.isfinite(number(row, measure))], "step", measure),
         caption=f"{plural(len(seeds(rows)), 'seed')}, step lengths {multiples} {way}; {BAND}",
         table="smoothness",
         log_y=True,
@@ -194,5 +194,5 @@ STUDY = Study(
     below 1). Each by its 95% interval over seeds, of the logarithms. A seed in which an arm ends no better than
     guessing gives no number.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

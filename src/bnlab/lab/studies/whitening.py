@@ -8,8 +8,9 @@ import torch
 
 from bnlab.data.dataset import open_recorded_data
 from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BAND, caption, over_seeds
+from bnlab.lab.plots import BAND, caption, series_by_arm
 from bnlab.lab.records import (
     Records,
     Results,
@@ -25,8 +26,7 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
-from bnlab.lab.study import Findings, Study
-from bnlab.lab.tuning import chosen, remarks
+from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.machine import environment
 from bnlab.nets.build import move_network
@@ -46,10 +46,12 @@ _DEARER = 1.1  # times: less is nothing to choose a normalisation by
 
 def measure(experiment: Experiment) -> Results:
     """What a step of each costs, and both trained at each rate; of each judgement the time that its steps took."""
-    same: dict[str, Any] = {"steps": experiment.pick(150, 6000), "schedule": "constant"}
-    norms = {BN: "batch", WHITENING: experiment.pick("whitening:10000", "whitening:64")}
-    arms = {arm: experiment.recipe(experiment.twins()[WITH_BN], norm=norm, **same) for arm, norm in norms.items()}
-    rounds, here = experiment.pick(20, 100), environment(experiment.device)
+    same: dict[str, Any] = {"steps": experiment.by_budget(150, 6000), "schedule": "constant"}
+    norms = {BN: "batch", WHITENING: experiment.by_budget("whitening:10000", "whitening:64")}
+    arms = {
+        arm: experiment.recipe(experiment.network_pair()[WITH_BN], norm=norm, **same) for arm, norm in norms.items()
+    }
+    rounds, here = experiment.by_budget(20, 100), environment(experiment.device)
     timing: dict[str, Any] = {
         "norms": {arm: recipe.norm for arm, recipe in arms.items()},
         "rounds": rounds,
@@ -58,9 +60,10 @@ def measure(experiment: Experiment) -> Results:
         "steps": 2 * rounds,
     }
     results = experiment.run(
-        [experiment.cell(costs, seed, recipe=arms[BN], **timing) for seed in experiment.seeds], alone=True
+        [experiment.measurement(costs, seed, recipe=arms[BN], **timing) for seed in experiment.seeds],
+        one_at_a_time=True,
     )
-    results |= experiment.tuned(arms, RATES)
+    results |= experiment.run_learning_rates(arms, RATES)
     milliseconds = {arm: average(where(results["cost"], arm=arm), "milliseconds") for arm in arms}
     for row in results["accuracy"]:
         row["seconds"] = number(row, "step") * milliseconds[str(row["arm"])] / 1000
@@ -87,7 +90,7 @@ def costs(job: JobContext, recipe: Recipe, norms: dict[str, str], rounds: int, m
                 began = _now(job.device)
                 train_step(context, pixels, labels, step)
                 seconds[arm].append(_now(job.device) - began)
-                job.tell(1)
+                job.report_steps(1)
     middle = {arm: sorted(of_arm[_WARM_UP:])[rounds // 2] for arm, of_arm in seconds.items()}
     return {"cost": [{"arm": arm, "milliseconds": 1000 * median, **machine} for arm, median in middle.items()]}
 
@@ -98,7 +101,7 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def judge(results: Results) -> Findings:
+def conclude(results: Results) -> Conclusion:
     """What a step costs, and the accuracies at equal time and at equal steps."""
     rows = chosen(results)
     lost = _lost(rows)
@@ -129,7 +132,7 @@ def judge(results: Results) -> Findings:
         primary=False,
         **points,
     )
-    return Findings(
+    return Conclusion(
         evidence=(cost, by_second, by_step, on_the_way),
         plots={
             "steps": _plot(rows, "step", "Accuracy by step", "steps of training"),
@@ -139,7 +142,10 @@ def judge(results: Results) -> Findings:
             f"milliseconds a step, {arm}, mean": average(where(results["cost"], arm=arm), "milliseconds")
             for arm in (BN, WHITENING)
         },
-        remarks=(*remarks(results), *(f"seed {seed}: neither network learnt, so they do not compare" for seed in lost)),
+        remarks=(
+            *lr_remarks(results),
+            *(f"seed {seed}: neither network learnt, so they do not compare" for seed in lost),
+        ),
     )
 
 
@@ -176,7 +182,7 @@ def _plot(rows: Records, x: str, title: str, label: str) -> Plot:
         title=title,
         x=label,
         y="right on test, %",
-        series=over_seeds(rows, x, "test_top1", times=100),
+        series=series_by_arm(rows, x, "test_top1", times=100),
         caption=caption(rows, BAND),
         table="accuracy",
     )
@@ -200,5 +206,5 @@ STUDY = Study(
     equal time BN's accuracy on test less whitening's is above -1 point, which is five photos of 540. Each by its 95%
     interval over seeds. By the step, where Huang et al. have whitening converge at least as well, is told beside.""",
     measure=measure,
-    judge=judge,
+    conclude=conclude,
 )

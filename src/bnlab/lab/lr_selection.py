@@ -29,7 +29,7 @@ def _with_choice(row: Row, best: Mapping[tuple[Value, int], Value]) -> Row:
     return {"arm": row["arm"], "learning_rate": row["learning_rate"], "chosen": int(mine), **row}
 
 
-def remarks(results: Results) -> tuple[str, ...]:
+def lr_remarks(results: Results) -> tuple[str, ...]:
     """What has to be known of the choice: rates at an end of what was tried, and trainings that diverged."""
     accuracies = results["accuracy"]
     rates = sorted(set(numbers(accuracies, "learning_rate")))
@@ -43,11 +43,11 @@ def remarks(results: Results) -> tuple[str, ...]:
                     f"{arm}: the best learning rate was the {end} tried ({rate:g}) for {plural(number_of, 'seed')} of "
                     f"{len(best)}; a better one may lie outside"
                 )
-        sentences += diverged(rows)
+        sentences += divergence_remarks(rows)
     return tuple(sentences)
 
 
-def diverged(records: Records, counted: str = "counts as guessing") -> tuple[str, ...]:
+def divergence_remarks(records: Records, counted: str = "counts as guessing") -> tuple[str, ...]:
     """A sentence for each arm of which trainings diverged, and how these count."""
     sentences = []
     for arm in distinct(records, "arm"):

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from bnlab.lab.lr_selection import LearntFilter, chosen, divergence_remarks, lr_remarks, mark_chosen
 from bnlab.lab.records import Records, where
-from bnlab.lab.tuning import LearntFilter, chosen, diverged, mark_chosen, remarks
 
 
 def training(
@@ -37,12 +37,12 @@ def test_the_best_by_the_last_accuracy_on_val_is_chosen_for_each_arm_and_seed() 
 
 
 def test_ends_of_what_was_tried_and_trainings_that_diverged_are_said() -> None:
-    said = remarks(TABLES)
+    said = lr_remarks(TABLES)
     assert said == (
         "a: the best learning rate was the lowest tried (0.1) for 1 seed of 2; a better one may lie outside",
         "a: 1 training diverged, at learning rates of 1; one that does counts as guessing",
     )
-    assert diverged(where(TABLES["accuracy"], arm="b")) == ()
+    assert divergence_remarks(where(TABLES["accuracy"], arm="b")) == ()
 
 
 @pytest.mark.parametrize(("test", "guesses"), [(0.19, True), (0.21, False)])
