@@ -35,9 +35,8 @@ def measure(experiment: Experiment) -> Results:
     """Twins trained by plain gradient descent; each layer of the one with BN is then tried at other scales."""
     same: dict[str, Any] = {"steps": experiment.by_budget(200, 5000), "schedule": "constant", "validate_every": 100_000}
     same |= {"momentum": 0.0, "weight_decay": 0.0}
-    arms = {
-        arm: experiment.recipe(net, learning_rate=RATES[arm], **same) for arm, net in experiment.network_pair().items()
-    }
+    networks = experiment.network_pair()
+    arms = {arm: experiment.recipe(networks[arm], learning_rate=rate, **same) for arm, rate in RATES.items()}
     every = max(1, arms[WITH_BN].steps // 20)
     return experiment.run(experiment.measurements(arms, map_photos, every=every))
 
