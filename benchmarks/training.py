@@ -97,17 +97,16 @@ def training(photos: Path, size: int, kind: str, waits: list[float]) -> Iterator
     """Train without end, as `plain.training` does."""
     from bnlab.data.dataset import open_training_data
     from bnlab.nets import build
-    from bnlab.nets.build import move_network
     from bnlab.progress import NullProgress
     from bnlab.recipe import Recipe
-    from bnlab.training.build import make_context
+    from bnlab.training.build import build_context
     from bnlab.training.loop import train_step
     from bnlab.training.optimizer import set_learning_rate
 
     recipe = Recipe.model_validate({"size": size, "auxiliary": True, "precision": kind, "batch_size": 32})
-    network = move_network(build("bn_googlenet", classes=5, auxiliary=True), "cpu").train()
+    network = build("bn_googlenet", classes=5, auxiliary=True).train()
     dataset = open_training_data(photos, val=0.1, seed=0, progress=NullProgress())
-    context = make_context(recipe, network, dataset, "cpu")  # without a cache: every photo is read again
+    context = build_context(recipe, network, dataset, "cpu")  # without a cache: every photo is read again
     set_learning_rate(context.optimizer, 0.01)
     step = 0
     while True:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -175,7 +176,7 @@ def test_finding_a_learning_rate(bnlab: Command, data: Path, tmp_path: Path) -> 
     document = json.loads(again.out)
     assert (tmp_path / "runs/twice/find-lr.csv").read_bytes() == (folder / "find-lr.csv").read_bytes()
     assert (document["steps"], document["photos"], document["classes"]) == (len(rows), 24, 3)
-    rate = document["suggested"]  # these shapes are learned at a rate near 0.02 (tests/training/test_session.py)
+    rate = document["suggested"]  # these shapes are learned at a rate near 0.02 (tests/training/test_run.py)
     assert 1e-3 < rate < 1
     assert done.out.splitlines()[-1] == (
         f"runs/find-lr/find-lr.png shows it. "
@@ -188,22 +189,23 @@ def test_finding_a_learning_rate(bnlab: Command, data: Path, tmp_path: Path) -> 
 
 
 def test_finding_a_learning_rate_without_an_answer(bnlab: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnlab.training import rate_session
+    from bnlab.training import lr_finder
+    from bnlab.training.state import LossNotFiniteError
 
-    monkeypatch.setattr(rate_session, "train_step", lambda *_: (torch.tensor(1.5), torch.tensor(0)))
+    monkeypatch.setattr(lr_finder, "train_step", lambda *_: (torch.tensor(1.5), torch.tensor(0)))
     done = bnlab("train", data, *QUICK, "--find-lr")
     assert done.status == 0
     assert "suggested: none (the loss never fell by more than its noise: by 0.000, standard error 0.000)" in done.out
     assert "It suggests none: look at the curve" in done.out.splitlines()[-1]
 
     def not_finite(*_: object) -> None:
-        raise FloatingPointError("the loss became nan", 0)
+        raise LossNotFiniteError(math.nan, 0)
 
-    monkeypatch.setattr(rate_session, "train_step", not_finite)
+    monkeypatch.setattr(lr_finder, "train_step", not_finite)
     done = bnlab("train", data, *QUICK, "--find-lr")
     assert done.status == 1
     assert done.complaint == (
-        "the loss was no number before any step, so no learning rate is to blame: "
+        "the loss was not finite before any step, so no learning rate is to blame: "
         "check mean, std and the file of --init"
     )
 

@@ -10,7 +10,7 @@ from bnlab.lab.averages import EmaStatistics, counts
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.trained_network import Probe, train
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 
 class Until(Probe):

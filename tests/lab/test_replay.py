@@ -9,7 +9,7 @@ from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.replay import batch_at, is_probe_step, loss_and_gradients, replaying, set_parameters
 from bnlab.lab.trained_network import Probe, train
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 
 class Watched(Probe):

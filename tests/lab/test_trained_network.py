@@ -14,7 +14,7 @@ from bnlab.nets import build
 from bnlab.norm import BatchNorm2d
 from bnlab.norm.modes import StatisticsMode
 from bnlab.recipe import Recipe
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 MakeBench = Callable[..., Experiment]
 

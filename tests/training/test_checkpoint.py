@@ -7,10 +7,11 @@ from bnlab.errors import RunError
 from bnlab.nets import build
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
-from bnlab.training.checkpoint import TrainState, load_state, save_state
+from bnlab.training.checkpoint import load_state, save_state
 from bnlab.training.ema import EMA
 from bnlab.training.optimizer import make_optimizer
 from bnlab.training.schedule import Plan
+from bnlab.training.state import TrainState
 
 
 @pytest.fixture
@@ -34,13 +35,13 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
     with torch.no_grad():
         network.fc.bias.add_(1)
     ema.update(network, 4)
-    parts = {"network": network, "optimizer": stepper, "average": ema.network}
+    parts = {"network": network, "optimizer": stepper, "ema": ema.model}
     save_state(run, position, recipe, parts)
 
     other = build(recipe.network, classes=3, seed=1)
     other_stepper = make_optimizer(other, recipe)
     other_average = EMA(other, 0.9)
-    others = {"network": other, "optimizer": other_stepper, "average": other_average.network}
+    others = {"network": other, "optimizer": other_stepper, "ema": other_average.model}
     assert load_state(run, recipe, others) == position
     kept, read = ema.network.state_dict(), other_average.network.state_dict()
     assert all(torch.equal(kept[key], read[key]) for key in kept)
@@ -66,7 +67,7 @@ def test_another_recipe_or_a_broken_file_is_refused(run: Run) -> None:
     with pytest.raises(RunError, match=r"was changed after it began \(epochs, learning_rate\): change it back"):
         load_state(run, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}), parts)
     state = torch.load(run.state, weights_only=True)
-    for version, age in ((1, "an older"), (3, "a newer")):
+    for version, age in ((2, "an older"), (4, "a newer")):
         torch.save(state | {"format": version}, run.state)
         with pytest.raises(RunError, match=rf"state.pt was written by {age} bnlab: resume with that one"):
             load_state(run, recipe, parts)

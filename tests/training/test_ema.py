@@ -33,5 +33,5 @@ def test_a_young_average_forgets_its_beginning() -> None:
         ema.update(network, step)
     kept = (1 - (ema.network.fc.weight - first)).mean().item()
     assert kept < 1e-3
-    ema.begin(build("bn_small_inception", classes=3))
+    ema.restart(build("bn_small_inception", classes=3))
     assert torch.equal(ema.network.fc.weight, first)

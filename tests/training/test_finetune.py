@@ -19,8 +19,9 @@ from bnlab.nets.freeze import Frozen
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
-from bnlab.training import finetune
-from bnlab.training.finetune import check_network, inherit_from_init, new_network, without_effect
+from bnlab.training import build
+from bnlab.training.build import check_network, new_network, without_effect
+from bnlab.training.finetune import inherit_from_init
 from bnlab.training.run import TrainingResult
 
 OPTIONS: dict[str, Any] = {"size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 1, "workers": 0}
@@ -248,14 +249,14 @@ def test_refusals(data: Path, options: dict[str, Any], message: str) -> None:
 
 def test_checking_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[TableNetwork] = []
-    real = finetune.new_network
+    real = build.new_network
 
     def noting(recipe: Recipe, *, classes: int) -> tuple[TableNetwork, Frozen]:
         network, frozen = real(recipe, classes=classes)
         built.append(network)
         return network, frozen
 
-    monkeypatch.setattr(finetune, "new_network", noting)
+    monkeypatch.setattr(build, "new_network", noting)
     check_network(Recipe(network="bn_googlenet", width=16))
     assert built
     assert all(tensor.is_meta for tensor in built[0].state_dict().values())

@@ -14,19 +14,19 @@ from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.training import loop
 from bnlab.training.build import preprocessing_of
-from bnlab.training.checkpoint import Row, TrainState
 from bnlab.training.loop import (
     MetricAccumulator,
     TrainingContext,
+    loss_of,
     metrics_row,
     out_of_patience,
     record_validation,
-    total_loss,
     train_step,
 )
 from bnlab.training.mixup import Targets
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
 from bnlab.training.schedule import Plan
+from bnlab.training.state import Row, TrainState
 from bnlab.training.validate import ValidationResult
 
 
@@ -36,8 +36,8 @@ def test_auxiliary_losses_count_for_their_weight() -> None:
     targets = torch.tensor([0, 1, 2, 0])
     main, first, second = (F.cross_entropy(o, targets) for o in outputs)
     recipe = Recipe(label_smoothing=0, auxiliary_weight=0.3)
-    torch.testing.assert_close(total_loss(outputs, Targets(targets), recipe), main + 0.3 * first + 0.3 * second)
-    torch.testing.assert_close(total_loss(outputs[0], Targets(targets), recipe), main)
+    torch.testing.assert_close(loss_of(outputs, Targets(targets), recipe), main + 0.3 * first + 0.3 * second)
+    torch.testing.assert_close(loss_of(outputs[0], Targets(targets), recipe), main)
 
 
 def validate(evaluation: Evaluation) -> ValidationResult:
@@ -46,7 +46,7 @@ def validate(evaluation: Evaluation) -> ValidationResult:
 
 def test_the_best_epoch_is_by_accuracy_then_by_loss() -> None:
     plan = Plan(steps=40, batches=10)
-    position = TrainState(epoch=0, step=10, size=96, plan=plan, seen=20, loss=30.0, right=5, seconds=2.0)
+    position = TrainState(epoch=0, step=10, size=96, plan=plan, num_images=20, loss=30.0, num_correct=5, seconds=2.0)
 
     def is_best(evaluation: Evaluation) -> bool:
         return record_validation(position, metrics_row(position, Recipe()), validate(evaluation))
@@ -170,14 +170,14 @@ def test_a_loss_that_is_no_number_changes_nothing() -> None:
 
 def test_on_a_gpu_losses_are_looked_at_now_and_then() -> None:
     position = TrainState()
-    accumulator = MetricAccumulator(position, look_every=3)
+    accumulator = MetricAccumulator(position, read_every=3)
     for loss in (1.0, 2.0):
         accumulator.add(torch.tensor(loss), torch.tensor(1), 4)
-    assert (position.step, position.batch, position.seen, position.loss) == (2, 2, 0, 0)
+    assert (position.step, position.batch, position.num_images, position.loss) == (2, 2, 0, 0)
     accumulator.add(torch.tensor(3.0), torch.tensor(2), 2)
-    assert (position.step, position.seen, position.loss, position.right) == (3, 10, 18.0, 4)
+    assert (position.step, position.num_images, position.loss, position.num_correct) == (3, 10, 18.0, 4)
     accumulator.add(torch.tensor(0.5), torch.tensor(0), 4)
     accumulator.add(torch.tensor(torch.inf), torch.tensor(0), 4)
     with pytest.raises(FloatingPointError) as error:
-        accumulator.look()
+        accumulator.read()
     assert error.value.args == ("the loss became inf", 4)

@@ -9,8 +9,7 @@ from bnlab.nets import build
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.training import memory_advice
-from bnlab.training.build import make_context
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext, build_context
 from bnlab.training.memory_advice import suggest_batch_size
 
 
@@ -18,7 +17,7 @@ from bnlab.training.memory_advice import suggest_batch_size
 def context(data: Path) -> TrainingContext:
     recipe = Recipe(network="bn_small_inception", size=96, batch_size=24, precision="float32", ema=0.9)
     dataset = open_training_data(data, val=0.1, seed=0, progress=NullProgress())
-    return make_context(recipe, build(recipe.network, classes=3), dataset, "cpu")
+    return build_context(recipe, build(recipe.network, classes=3), dataset, "cpu")
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, pixels: int) -> list[tuple[int, ...]]:

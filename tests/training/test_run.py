@@ -41,9 +41,9 @@ from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training import loop, run, validate
-from bnlab.training.checkpoint import TrainState
 from bnlab.training.run import TrainingResult
 from bnlab.training.schedule import Plan, StepTimes
+from bnlab.training.state import TrainState
 from bnlab.training.time_budget import TimeBudget
 
 OPTIONS: dict[str, object] = {
@@ -102,7 +102,7 @@ def test_its_own_evaluation_is_everyones(data: Path) -> None:
     validate = []
     real = loop.record_validation
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "judge_epoch", lambda p, row, j: (validate.append(j.evaluation), real(p, row, j))[1])
+        patch.setattr(loop, "record_validation", lambda p, row, j: (validate.append(j.evaluation), real(p, row, j))[1])
         result = trained_on(data, epochs=1)
     side, photos = open_evaluation_data(data, "val")
     classifier = Classifier.load(result.run.last)
@@ -168,7 +168,7 @@ def test_killed_three_times_and_resumed_it_ends_the_same(data: Path) -> None:
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()  # type: ignore[union-attr]
         assert not run.report.exists()
-    assert torch.load(run.state, weights_only=True)["position"]["step"] > 3
+    assert torch.load(run.state, weights_only=True)["state"]["step"] > 3
     resumed = resume("killed", runs=home / "runs")
     assert weights(run) == weights(Run(home / "runs" / "whole"))
     assert metrics(run) == metrics(Run(home / "runs" / "whole"))
@@ -363,11 +363,11 @@ def test_a_val_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.Monk
         (data / "val" / "ring" / "ring100.png").write_text("text")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "judge_epoch", spoil)
+    monkeypatch.setattr(loop, "record_validation", spoil)
     with pytest.raises(PhotoError) as error:
         trained_on(data, cache="none")
     assert str(error.value) == (
-        f"{data}/val/ring/ring100.png cannot be used, it is not an image that Pillow can read: put it back as it was, "
+        f"{data}/val/ring/ring100.png cannot be used, it is not an image that Pillow can read: restore it, "
         f"and go on with: bnlab.resume('run', runs='{data.parent}/runs')"
     )
 
@@ -385,7 +385,7 @@ def test_tensorboard_keeps_every_epoch_through_resumes(data: Path, monkeypatch: 
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop, "judge_epoch", interrupted)
+        patch.setattr(loop, "record_validation", interrupted)
         trained_on(data, epochs=3)
     for _ in range(2):  # the second time it is complete
         resume("run", runs=data.parent / "runs")
@@ -430,7 +430,7 @@ def test_full_memory_is_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
-    monkeypatch.setattr(loop, "total_loss", full)
+    monkeypatch.setattr(loop, "loss_of", full)
     with pytest.raises(
         OutOfMemoryError, match=r"out of memory at a batch size of 8 and a size of 32 px: close what else"
     ):
@@ -443,7 +443,7 @@ def test_options_without_effect_say_so(data: Path) -> None:
     assert progress.warnings == [
         "step_every has no effect: it is for schedule step",
         "auxiliary has no effect: bn_small_inception has no auxiliary heads",
-        "val has no effect: these photos have a val side of their own",
+        "val has no effect: these photos have a val split of their own",
     ]
 
 
@@ -557,8 +557,7 @@ def test_a_photo_gone_bad_stops_by_name(data: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(run, "new_run", spoil)
     with pytest.raises(
-        PhotoError,
-        match=r"disc000.png cannot be used, it is not an image that Pillow can read: put it back as it was, and",
+        PhotoError, match=r"disc000.png cannot be used, it is not an image that Pillow can read: restore it, and"
     ):
         trained_on(data)
 

@@ -5,8 +5,8 @@ import pytest
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.training import time_budget as module
-from bnlab.training.checkpoint import TrainState
 from bnlab.training.schedule import Plan, StepTimes
+from bnlab.training.state import TrainState
 from bnlab.training.time_budget import TimeBudget, _steps_in
 
 

@@ -11,8 +11,7 @@ from bnlab.machine import versions
 from bnlab.progress import Progress
 from bnlab.report import figures
 from bnlab.runs import RUNS, check_free, new_run
-from bnlab.training.lr_finder import Suggestion, suggest
-from bnlab.training.rate_session import LrRangeTest, lr_range_test
+from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, suggest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from bnlab.lab.held_out import majority_baseline
 from bnlab.lab.records import Row
 from bnlab.lab.statistics import accuracy_by, distances, or_guess, population, read
 from bnlab.lab.trained_network import Probe, TrainedNetwork
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 POPULATION, BATCH = "population", "batch"
 MOMENTA = (0.5, 0.1, 0.01, 0.001)

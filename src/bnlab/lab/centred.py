@@ -14,7 +14,7 @@ from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 from bnlab.training.validate import calibration_batches
 
 WITHIN, OUTSIDE, SCALED = "mean within the step", "mean outside", "mean and variance outside"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bnlab.classifier.card import Card
 from bnlab.data.cache import Cache
 from bnlab.data.dataset import Dataset
 from bnlab.data.photos import Photos
@@ -13,10 +12,8 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Row
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import NullProgress
-from bnlab.recipe import Recipe
-from bnlab.training.build import preprocessing_of
-from bnlab.training.checkpoint import TrainState
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
+from bnlab.training.state import TrainState
 from bnlab.training.validate import ValidationResult, Validator
 
 _CACHE = 2**31  # bytes of shared_cache photos in memory
@@ -35,16 +32,7 @@ class HeldOut:
             shared_cache(job.split, f"sample {recipe.recalibration_images}", look, recipe.recalibration_images),
             shared_cache(job.split, "held out", look, len(photos)),
         )
-        self.judge = Validator(
-            context.network,
-            card_of(recipe, context.network, dataset),
-            context.device,
-            loader=context.loader,
-            val=photos,
-            recalibrate=recipe.recalibration_images if is_measurable(context.network) else 0,
-            caches=caches,
-            beside=False,
-        )
+        self.judge = Validator(context, photos, sample_cache=caches[0], val_cache=caches[1], evaluate_running=False)
 
     def __call__(self, network: TableNetwork) -> ValidationResult:
         """Judge a network as it is now."""
@@ -57,8 +45,8 @@ class HeldOut:
         test = found.probabilities[self.val :][np.arange(found.n - self.val), found.targets[self.val :]]
         return {
             "step": state.step,
-            "train_loss": state.loss / max(state.seen, 1),
-            "train_top1": state.right / max(state.seen, 1),
+            "train_loss": state.loss / max(state.num_images, 1),
+            "train_top1": state.num_correct / max(state.num_images, 1),
             "val_top1": float(right[: self.val].mean()),
             "test_top1": float(right[self.val :].mean()),
             "test_loss": float(-np.log(np.maximum(test, np.finfo(np.float32).tiny)).mean()),
@@ -92,21 +80,6 @@ _ACCURACY = (
     "guess",
     "diverged_at",
 )
-
-
-def card_of(recipe: Recipe, network: TableNetwork, dataset: Dataset) -> Card:
-    """A card for a network that is never written to a file."""
-    return Card(
-        network=recipe.network,
-        arguments=network.arguments,
-        classes=dataset.classes,
-        preprocessing=preprocessing_of(recipe),
-    )
-
-
-def is_measurable(network: TableNetwork) -> bool:
-    """Whether it has layers that keep statistics."""
-    return any(getattr(layer, "running_mean", None) is not None for layer in network.modules())
 
 
 @lru_cache(maxsize=6)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnlab.data.preprocess import normalise
 from bnlab.lab.trained_network import preserving_state
-from bnlab.training.loop import TrainingContext, to_device, total_loss
-from bnlab.training.mixup import Targets, mixed
+from bnlab.training.build import TrainingContext
+from bnlab.training.loop import loss_of, seed_step, training_batch
+from bnlab.training.mixup import Targets
 from bnlab.training.schedule import Plan
 
 
@@ -32,8 +32,7 @@ def batch_at(step: int, context: TrainingContext) -> Batch:
     epoch, number = divmod(step, loader.batches)
     size = Plan.of(recipe, loader.batches).size(recipe, epoch)
     pixels, labels = next(iter(loader.epoch(epoch, size, number)))
-    images = normalise(to_device(pixels, context.device), context.preprocessing)  # N x 3 x H x W
-    images, targets = mixed(images, to_device(labels, context.device), recipe, step)
+    images, targets = training_batch(context, pixels, labels, step)
     return Batch(images=images, targets=targets)
 
 
@@ -50,8 +49,8 @@ def loss_and_gradients(
     context: TrainingContext, batch: Batch, parameters: Sequence[nn.Parameter], step: int
 ) -> tuple[float, list[Tensor]]:
     """The loss of a batch at the present weights, and its gradients; random layers do as in that step."""
-    torch.manual_seed(context.recipe.seed * 1_000_003 + step)
-    loss = total_loss(context.network(batch.images), batch.targets, context.recipe)
+    seed_step(context.recipe, step)
+    loss = loss_of(context.network(batch.images), batch.targets, context.recipe)
     return loss.item(), list(torch.autograd.grad(loss, parameters))
 
 

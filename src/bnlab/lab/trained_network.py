@@ -12,26 +12,31 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
 from bnlab.data.dataset import Dataset, open_recorded_data
 from bnlab.errors import DivergedError
-from bnlab.lab.held_out import HeldOut, baseline_row, card_of, is_measurable, majority_baseline, shared_cache
+from bnlab.lab.held_out import HeldOut, baseline_row, majority_baseline, shared_cache
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, Row
-from bnlab.nets.build import build, move_network
+from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import MakeNorm
 from bnlab.nets.registry import ARCHITECTURE_KEYS
-from bnlab.norm import recalibrate
 from bnlab.norm.modes import StatisticsMode
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
-from bnlab.training import checkpoint, loop
-from bnlab.training.build import make_context, shrunk_side
-from bnlab.training.checkpoint import TrainState
-from bnlab.training.finetune import new_network
-from bnlab.training.loop import TrainingContext
+from bnlab.training import loop
+from bnlab.training.build import (
+    TrainingContext,
+    build_context,
+    cached_side,
+    card_of,
+    init_on_first_batch,
+    new_network,
+)
+from bnlab.training.checkpoint import load_state, save_state
+from bnlab.training.memory_advice import batch_errors
 from bnlab.training.schedule import Plan
-from bnlab.training.setup import batch_errors, exact, init_on_first_batch
-from bnlab.training.validate import ValidationResult, calibration_batches
+from bnlab.training.state import TrainState
+from bnlab.training.validate import ValidationResult, keeps_statistics, recalibrate_on
 
 _WORTH_SAVING = 20.0  # seconds: a shorter training is begun anew
 
@@ -94,7 +99,7 @@ class TrainedNetwork:
                 self.recalibrate(images)
             elif statistics == "batch":
                 use_batch_statistics(network)
-            classifier = Classifier(network, card_of(recipe, network, self.dataset), self.context.device)
+            classifier = Classifier(network, card_of(self.context), self.context.device)
             return evaluate(classifier, photos, split, batch_size=recipe.batch_size, workers=0)
 
     @property
@@ -109,16 +114,10 @@ class TrainedNetwork:
             DivergedError: they are not finite.
         """
         context = self.context
-        if is_measurable(context.network):
+        if keeps_statistics(context.network):
             paths = [context.loader.paths[i] for i in context.loader.sample(images)]
             size = context.recipe.batch_size
-            batches = calibration_batches(paths, context.preprocessing, batch_size=size, device=context.device)
-            try:
-                recalibrate(context.network, batches)
-            except ValueError as error:
-                if "not finite" not in str(error):
-                    raise
-                raise DivergedError(f"recalibration met {error}", "take a lower learning rate") from None
+            recalibrate_on(context.network, paths, context.preprocessing, batch_size=size, device=context.device)
 
 
 def train(
@@ -134,16 +133,15 @@ def train(
     recipe = recipe.model_copy(update={"seed": job.seed})
     dataset = open_recorded_data(job.split)
     network = make(recipe, len(dataset.classes)) if make else new_network(recipe, classes=len(dataset.classes))[0]
-    network = move_network(network, job.device)
-    cache = shared_cache(job.split, "train", str(shrunk_side(recipe)), len(dataset.in_split("train")))
-    context = make_context(recipe, network, dataset, job.device, cache)
+    cache = shared_cache(job.split, "train", str(cached_side(recipe)), len(dataset.in_split("train")))
+    context = build_context(recipe, network, dataset, job.device, cache)
     held_out = HeldOut(job, context, dataset)
     run = Run(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     if not run.split.exists():
         run.split.write_bytes(job.split.read_bytes())
-    parts: dict[str, checkpoint.Stateful] = {"network": network, "optimizer": context.optimizer, "witness": probe}
-    state = checkpoint.load_state(run, recipe, parts)
+    parts = context.parts() | {"probe": probe}
+    state = load_state(run, recipe, parts)
     job.report_steps(state.step)
 
     @contextmanager
@@ -154,21 +152,21 @@ def train(
         job.report_steps(1)
 
     def validate() -> ValidationResult:
-        validation = held_out(network)
+        validation = held_out(context.network)
         probe.write("accuracy", held_out.row(state, validation))
         return validation
 
     def save(state: TrainState) -> None:
         if state.total_seconds > _WORTH_SAVING:
-            checkpoint.save_state(run, state, recipe, parts)
+            save_state(run, state, recipe, parts)
 
     diverged = False
-    with exact(job.device), batch_errors(context):
+    with loop.deterministic(job.device), batch_errors(context):
         if not state.plan.steps:
             init_on_first_batch(context)
             state.plan = Plan.of(recipe, context.loader.batches)
         probe.begin(context)
-        hooks = loop.Callbacks(judge=validate, save=save, epoch_done=lambda *_: None, watched=watched)
+        hooks = loop.Callbacks(validate=validate, save=save, epoch_done=lambda *_: None, around_step=watched)
         try:
             loop.fit(context, state, hooks, progress=NullProgress())
         except DivergedError:

@@ -1,1 +1,1 @@
-"""Training: one loop, and what stands around it."""
+"""Training: builds a training from a recipe and runs its loop."""

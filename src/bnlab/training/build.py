@@ -1,94 +1,130 @@
-"""What a training is made of, as the recipe has it: the photos' caches, the loader, the optimiser, the average."""
+"""Builds a training from a recipe and photos: network, optimiser, EMA, loader and caches.
+
+Commands, studies and the learning-rate finder all build their trainings here. `prepare` opens the photos and builds the
+network before anything is written; `build_context` assembles what the loop needs.
+"""
 
 import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from bnlab.classifier.card import Card
+from bnlab.config import Settings, with_changes
 from bnlab.data.cache import Cache, choose_cache
-from bnlab.data.dataset import Dataset
+from bnlab.data.dataset import Dataset, open_training_data
 from bnlab.data.loader import TrainingLoader
-from bnlab.data.preprocess import Preprocessing
+from bnlab.data.preprocess import Preprocessing, normalise
+from bnlab.data.scan import report_refused
+from bnlab.data.split_csv import report_missing_classes
+from bnlab.errors import UsageError
 from bnlab.health.bn_monitor import BNMonitor
-from bnlab.machine import free_memory
+from bnlab.machine import choose_device, fast_precision, free_memory
+from bnlab.nets import build, lsuv_init
+from bnlab.nets.blocks import is_normalised
+from bnlab.nets.build import move_network
+from bnlab.nets.freeze import Frozen, freeze
+from bnlab.nets.initialise import check_unnormalised
 from bnlab.nets.network import TableNetwork
+from bnlab.nets.registry import ARCHITECTURE_KEYS, has_row
+from bnlab.nets.tables import Auxiliary
+from bnlab.progress import Progress
 from bnlab.recipe import Recipe
-from bnlab.runs import Run
 from bnlab.training.ema import EMA
-from bnlab.training.loop import TrainingContext
+from bnlab.training.finetune import inherit_from_init, load_pretrained
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
 
-_WINDOW, _EVERY = 8, 64  # steps that the BN watch samples, of so many
+_MONITOR_WINDOW, _MONITOR_EVERY = 8, 64  # the BN monitor samples so many steps of so many
 _USUAL_ASPECT = 1.5  # of photos whose long side is not known yet
-_USUAL_PIXELS = 500_000  # of photos that are kept as they are
+_USUAL_PIXELS = 500_000  # of photos that are cached at their own size
 
 
-def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """What evaluation sees."""
-    return Preprocessing(
-        size=recipe.size,
-        resize=recipe.resize,
-        crop_fraction=recipe.crop_fraction,
-        mean=recipe.mean,
-        std=recipe.std,
-        flip_tta=recipe.flip_tta,
-    )
+class Stateful(Protocol):
+    """What a checkpoint can save and restore, such as a network or an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caches:
-    """One for each way in which photos are looked at."""
+class PreparedTraining:
+    """What a training starts from. Nothing has been written yet."""
 
-    train: Cache
-    """of photos as training crops from them"""
-    sample: Cache
-    """of training photos as inference sees them, to measure statistics on"""
-    val: Cache
-
-
-def make_caches(run: Run, recipe: Recipe, dataset: Dataset) -> Caches:
-    """Caches that together take what the recipe allows."""
-    limit = int(recipe.cache_gigabytes * 2**30)
-    memory = limit or int(0.4 * free_memory())
-    disk = limit or shutil.disk_usage(run.folder).free // 2
-    train, val = len(dataset.in_split("train")), len(dataset.in_split("val"))
-    sample = min(recipe.recalibration_images, train)
-    mode, side, preprocessing = recipe.cache, shrunk_side(recipe), recipe.size**2 * 3
-    if mode == "none":
-        memory = 0
-    of_val = min(memory, val * preprocessing)
-    of_sample = min(memory - of_val, sample * preprocessing)
-    memory -= of_val + of_sample
-    if limit:
-        disk -= of_val + of_sample
-    estimate = int(side * side * 3 * _USUAL_ASPECT) if side else _USUAL_PIXELS * 3
-    return Caches(
-        train=choose_cache(mode, train, memory=memory, disk=disk, estimate=estimate, folder=run.folder),
-        sample=Cache(sample, of_sample),
-        val=Cache(val, of_val),
-    )
+    settings: Settings
+    """with the settings that fine-tuning takes from the file in `init`"""
+    device: str
+    dataset: Dataset
+    network: TableNetwork
+    """on the CPU, with its initial weights"""
+    frozen: Frozen
 
 
-def shrunk_side(recipe: Recipe) -> int:
-    """The short side of the photos that training crops from; 0 is their own."""
-    return round(recipe.pre_resize * recipe.size)
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """Everything that a training step uses."""
+
+    dataset: Dataset
+    network: TableNetwork
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    loader: TrainingLoader
+    recipe: Recipe
+    preprocessing: Preprocessing
+    device: str
+    forward: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+    """the network, compiled if the recipe asks for it"""
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint saves and restores, by its name in state.pt."""
+        parts: dict[str, Stateful] = {"network": self.network, "optimizer": self.optimizer}
+        return parts | ({"ema": self.ema.model} if self.ema else {})
 
 
-def make_context(
+def prepare(data: Path, settings: Settings, *, strict: bool, progress: Progress) -> PreparedTraining:
+    """Open DATA, build the network, and warn about the user's settings that have no effect.
+
+    Raises:
+        BnlabError: DATA or the recipe cannot be used.
+    """
+    settings = inherit_from_init(settings)
+    device = choose_device(settings.recipe.device)
+    if settings.recipe.precision == "auto":
+        settings = with_changes(settings, {"precision": fast_precision(device)}, "machine")
+    recipe = settings.recipe
+    check_network(recipe)
+    dataset = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
+    report_refused(dataset.refused, strict=strict, progress=progress)
+    report_missing_classes(dataset.photos, "val", progress)
+    network, frozen = new_network(recipe, classes=len(dataset.classes))
+    for sentence in without_effect(settings, network):
+        progress.warn(sentence)
+    if "val" in settings.own and dataset.own_val:
+        progress.warn("val has no effect: these photos have a val split of their own")
+    if recipe.init is not None:
+        load_pretrained(network, dataset.classes, recipe.init, progress)
+    return PreparedTraining(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)
+
+
+def build_context(
     recipe: Recipe, network: TableNetwork, dataset: Dataset, device: str, cache: Cache | None = None
 ) -> TrainingContext:
-    """A network, on its device, with all that training it takes."""
+    """Move a network to its device and add all that training it takes. `cache` is for photos that training crops."""
+    network = move_network(network, device)
     return TrainingContext(
+        dataset=dataset,
         network=network,
         optimizer=make_optimizer(network, recipe),
         ema=EMA(network, recipe.ema) if recipe.ema else None,
         loader=TrainingLoader(
             dataset.in_split("train"),
             dataset.classes,
-            short_side=shrunk_side(recipe),
+            short_side=cached_side(recipe),
             area=recipe.crop_area,
             aspect=recipe.crop_aspect,
             flip=recipe.flip,
@@ -106,20 +142,148 @@ def make_context(
     )
 
 
-def make_bn_monitor(context: TrainingContext) -> BNMonitor:
-    """The watch on a network's normalisation, or on nothing; an epoch has at least one window, if it is as long."""
-    every = max(_WINDOW, min(_EVERY, context.loader.batches))
-    return BNMonitor(context.network if context.recipe.bn_monitor else nn.Identity(), window=_WINDOW, every=every)
-
-
 def scratch_copy(context: TrainingContext) -> TrainingContext:
-    """A copy that trains as the trainee does, but does not learn, to try things on."""
+    """A copy for trying steps out: they cost what they cost in training, at a learning rate of 0."""
     network = copy.deepcopy(context.network).train()
     optimizer = make_optimizer(network, context.recipe)
-    set_learning_rate(optimizer, 0.0)  # answers learnt at a high rate could end in numbers that are none
+    set_learning_rate(optimizer, 0.0)  # at a higher one the weights could become infinite
     ema = EMA(network, context.ema.decay) if context.ema else None
     return replace(context, network=network, optimizer=optimizer, ema=ema, forward=_forward(network, context.recipe))
 
 
 def _forward(network: TableNetwork, recipe: Recipe) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
     return torch.compile(network) if recipe.compile else network
+
+
+def new_network(recipe: Recipe, *, classes: int) -> tuple[TableNetwork, Frozen]:
+    """The network of the recipe with initial weights, and which of its parts are frozen.
+
+    Raises:
+        UsageError: there is no such network, or it cannot be built or frozen in this way.
+    """
+    options: dict[str, Any] = {
+        key: getattr(recipe, key) for key in (*ARCHITECTURE_KEYS, "dropout", "initialisation", "seed")
+    }
+    heads = recipe.auxiliary and has_row(recipe.network, Auxiliary)
+    network = build(recipe.network, classes=classes, auxiliary=heads, **options)
+    return network, freeze(network, recipe.freeze, norms=recipe.freeze_bn)
+
+
+def check_network(recipe: Recipe) -> None:
+    """Check that the network can be built and initialised as the recipe says, without allocating it.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if recipe.init is None and (recipe.freeze != "none" or recipe.freeze_bn):
+        what = f"freeze {recipe.freeze}" if recipe.freeze != "none" else "freeze_bn"
+        raise UsageError(f"{what} would freeze random weights", "give --init FILE, the classifier to start from")
+    with torch.device("meta"):
+        network, frozen = new_network(recipe, classes=2)
+    network.check_size(recipe.size, recipe.size)
+    if recipe.freeze_bn and not frozen.norms:
+        raise UsageError(f"{network.name} has no normalisation layers to freeze", "leave freeze_bn out")
+    if recipe.lsuv_init:
+        check_unnormalised(network)
+
+
+def without_effect(settings: Settings, network: TableNetwork) -> list[str]:
+    """A sentence for each key that the user set and that changes nothing in the training of this network."""
+    recipe, own = settings.recipe, settings.own
+    sentences = settings.without_effect()
+    if recipe.auxiliary and not network.heads:
+        sentences.append(f"auxiliary has no effect: {recipe.network} has no auxiliary heads")
+    if not is_normalised(network):
+        sentences += [
+            f"{key} has no effect: {recipe.network} is not normalised"
+            for key in ("norm_eps", "norm_momentum", "conv_bias")
+            if key in own
+        ]
+    if recipe.freeze == "backbone":
+        sentences += [
+            f"{key} has no effect on a backbone that is frozen"
+            for key in ("backbone_lr_factor", "auxiliary")
+            if key in own
+        ]
+    return sentences
+
+
+def init_on_first_batch(context: TrainingContext) -> None:
+    """Scale the layers of a new network on the first batch (LSUV), if the recipe asks for it."""
+    recipe = context.recipe
+    if recipe.lsuv_init and recipe.init is None:
+        pixels, _ = next(context.loader.epoch(0, recipe.size))
+        lsuv_init(context.network, normalise(torch.from_numpy(pixels).to(context.device), context.preprocessing))
+        if context.ema:
+            context.ema.restart(context.network)
+
+
+def card_of(context: TrainingContext) -> Card:
+    """What inference needs to know of the network."""
+    return Card(
+        network=context.recipe.network,
+        arguments=context.network.arguments,
+        classes=context.dataset.classes,
+        preprocessing=context.preprocessing,
+    )
+
+
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """How validation and inference preprocess a photo."""
+    return Preprocessing(
+        size=recipe.size,
+        resize=recipe.resize,
+        crop_fraction=recipe.crop_fraction,
+        mean=recipe.mean,
+        std=recipe.std,
+        flip_tta=recipe.flip_tta,
+    )
+
+
+def cached_side(recipe: Recipe) -> int:
+    """The short side of the photos that training crops from, in pixels; 0 for photos at their own size."""
+    return round(recipe.pre_resize * recipe.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caches:
+    """Caches of decoded photos, one for each way in which photos are preprocessed."""
+
+    train: Cache
+    """the photos that training crops from"""
+    sample: Cache
+    """training photos preprocessed as for inference, to measure population statistics on"""
+    val: Cache
+
+
+def make_caches(folder: Path, recipe: Recipe, dataset: Dataset) -> Caches:
+    """Caches that together take at most what the recipe allows; on disk they lie in `folder`."""
+    limit = int(recipe.cache_gigabytes * 2**30)
+    memory = limit or int(0.4 * free_memory())
+    disk = limit or shutil.disk_usage(folder).free // 2
+    num_train, num_val = len(dataset.in_split("train")), len(dataset.in_split("val"))
+    num_sample = min(recipe.recalibration_images, num_train)
+    side, preprocessed = cached_side(recipe), recipe.size**2 * 3  # bytes of a photo
+    if recipe.cache == "none":
+        memory = 0
+    for_val = min(memory, num_val * preprocessed)
+    for_sample = min(memory - for_val, num_sample * preprocessed)
+    memory -= for_val + for_sample
+    if limit:
+        disk -= for_val + for_sample
+    estimate = int(side * side * 3 * _USUAL_ASPECT) if side else _USUAL_PIXELS * 3
+    return Caches(
+        train=choose_cache(recipe.cache, num_train, memory=memory, disk=disk, estimate=estimate, folder=folder),
+        sample=Cache(num_sample, for_sample),
+        val=Cache(num_val, for_val),
+    )
+
+
+def make_bn_monitor(context: TrainingContext) -> BNMonitor:
+    """A monitor of the network's normalisation (of none if the recipe turns it off) that samples once an epoch or more.
+
+    An epoch shorter than a window may have no sample.
+    """
+    every = max(_MONITOR_WINDOW, min(_MONITOR_EVERY, context.loader.batches))
+    watched = context.network if context.recipe.bn_monitor else nn.Identity()
+    return BNMonitor(watched, window=_MONITOR_WINDOW, every=every)

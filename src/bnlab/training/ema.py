@@ -1,37 +1,51 @@
-"""A moving average of the weights (Polyak & Juditsky 1992), to be judged and kept in place of the last ones."""
+"""An exponential moving average of the weights (Polyak & Juditsky 1992), validated and kept in their place."""
 
-import copy
+from typing import cast
 
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from bnlab.nets.network import TableNetwork
 
-_EVERY = 4  # steps from one update to the next: the average is as good, and a quarter of the cost
+_EVERY = 4  # steps between updates: the average is as good as with an update a step, at a quarter of the cost
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class EMA:
-    """Keeps `decay` of itself at each step. Running statistics are averaged with the weights; counts are taken over.
+    """Averages weights and running statistics with torch's AveragedModel: average = k * average + (1 - k) * new.
 
-    It begins at the first weights, and forgets them the quicker the younger it is: after n steps it keeps at most
-    n / (n + 10) of itself at each (as TensorFlow's ExponentialMovingAverage with num_updates has it).
+    After n steps each step has k = min(decay, n / (n + 10)), as in TensorFlow's ExponentialMovingAverage with
+    num_updates, so that a young average soon forgets the initial weights. torch's own `get_ema_multi_avg_fn` has no
+    such warm-up, and would also average integers: counters of batches are copied here.
     """
 
     def __init__(self, network: TableNetwork, decay: float) -> None:
-        self.decay = decay
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.decay, self._step = decay, 0
+        self.model = AveragedModel(network, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
+        self.restart(network)
 
-    def begin(self, network: TableNetwork) -> None:
-        """Begin anew at the weights of a network."""
-        self.network.load_state_dict(network.state_dict())
+    @property
+    def network(self) -> TableNetwork:
+        """The network with the averaged weights."""
+        return cast(TableNetwork, self.model.module)
 
-    @torch.no_grad()
+    def restart(self, network: TableNetwork) -> None:
+        """Begin again from the weights of `network`."""
+        self.model.n_averaged.zero_()
+        self.model.update_parameters(network)  # its first update copies
+
     def update(self, network: TableNetwork, step: int) -> None:
-        """Take in the weights after step `step`, counted from 1."""
-        if step % _EVERY:
-            return
-        keep = min(self.decay, step / (step + 10)) ** _EVERY
-        averages, values = list(self.network.state_dict().values()), list(network.state_dict().values())
-        moving = [i for i, ema in enumerate(averages) if ema.is_floating_point()]
-        torch._foreach_lerp_([averages[i] for i in moving], [values[i] for i in moving], 1 - keep)
-        for i in set(range(len(averages))) - set(moving):
-            averages[i].copy_(values[i])
+        """Add the weights after step `step`, counted from 1, to the average; only every fourth step has an effect."""
+        if step % _EVERY == 0:
+            self._step = step
+            self.model.update_parameters(network)
+
+    def _average(self, averages: Tensors, values: Tensors, _: object) -> None:
+        """Update tensors of one dtype in place."""
+        if averages[0].is_floating_point():
+            keep = min(self.decay, self._step / (self._step + 10)) ** _EVERY
+            torch._foreach_lerp_(averages, values, 1 - keep)
+        else:
+            torch._foreach_copy_(averages, values)

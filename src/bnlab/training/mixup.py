@@ -1,55 +1,44 @@
-"""Mixup and CutMix: photos blended in pairs, and what their answers are then held against.
-
-Shapes: N photos of 3 x H x W.
-"""
+"""Mixup and CutMix: photos blended in pairs. The loss of such a batch is in loop.py."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bnlab.recipe import Recipe
 
 
 class Targets(NamedTuple):
-    """The classes a batch is held against: of each photo, and of the one mixed into it, with the first one's share."""
+    """The classes of the photos of a batch and, where pairs were mixed, of the photos mixed into them."""
 
     main: Tensor
-    """N class indices"""
+    """class indices, N"""
     other: Tensor | None = None
-    """N class indices; None where nothing is mixed"""
-    share: float = 1.0
-
-    def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
-        """Mean cross-entropy of the logits, N x classes, in nats."""
-        loss = F.cross_entropy(logits, self.main, label_smoothing=label_smoothing)
-        if self.other is None:
-            return loss
-        return self.share * loss + (1 - self.share) * F.cross_entropy(
-            logits, self.other, label_smoothing=label_smoothing
-        )
+    """class indices, N; None where nothing is mixed"""
+    weight: float = 1.0
+    """fraction of `main` in the mix, in 0..1; that of `other` is the rest"""
 
 
-def mixed(images: Tensor, classes: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Targets]:
-    """The batch as the recipe mixes it at a step: blended (mixup), pasted into (CutMix), or, with both, one of them.
+def mix(images: Tensor, labels: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Targets]:
+    """Blend the images of a step, N x 3 x H x W, (mixup) or paste into them (CutMix); with both, choose at random.
 
-    Each photo meets the one before it in the batch, the first the last: batches are shuffled anyway.
+    Each photo is mixed with the one before it in the batch, the first with the last; batches are shuffled already.
+    The weight follows Beta(a, a), a being `recipe.mixup` or `recipe.cutmix`. CutMix changes `images` in place.
     """
     if not (recipe.mixup or recipe.cutmix):
-        return images, Targets(classes)
+        return images, Targets(labels)
     random = np.random.default_rng((recipe.seed, 3, step))
     paste = bool(recipe.cutmix) and (not recipe.mixup or random.random() < 0.5)
     alpha = recipe.cutmix if paste else recipe.mixup
-    share = float(random.beta(alpha, alpha))
+    weight = float(random.beta(alpha, alpha))
     other = images.roll(1, 0)  # N x 3 x H x W
     if paste:
         height, width = images.shape[2:]
-        h, w = round(height * (1 - share) ** 0.5), round(width * (1 - share) ** 0.5)
+        h, w = round(height * (1 - weight) ** 0.5), round(width * (1 - weight) ** 0.5)
         top, left = int(random.integers(0, height - h + 1)), int(random.integers(0, width - w + 1))
         images[:, :, top : top + h, left : left + w] = other[:, :, top : top + h, left : left + w]
-        share = 1 - h * w / (height * width)
+        weight = 1 - h * w / (height * width)
     else:
-        images = torch.lerp(other, images, share)
-    return images, Targets(classes, classes.roll(1, 0), share)
+        images = torch.lerp(other, images, weight)
+    return images, Targets(labels, labels.roll(1, 0), weight)

@@ -1,9 +1,9 @@
-"""One training from DATA to a finished run folder."""
+"""Trains a new run or resumes one: its files, its checkpoints, and what the user is told on the way."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,49 +13,45 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import save_classifier
 from bnlab.classifier.predict import Classifier
 from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes
-from bnlab.data.dataset import Dataset, open_recorded_data
+from bnlab.data.dataset import open_recorded_data
 from bnlab.data.split_csv import write_split_csv
-from bnlab.errors import Interrupted, PhotoError
-from bnlab.files import file_sha256, remove_drafts, write_atomic, write_csv, write_json
-from bnlab.health.bn_monitor import BNMonitor
+from bnlab.errors import Interrupted, PhotoError, printable, quoted
+from bnlab.files import file_sha256, read_json, remove_drafts, storage_errors, write_atomic, write_csv, write_json
 from bnlab.health.findings import Finding, Health
 from bnlab.machine import choose_device, environment, versions
-from bnlab.nets.blocks import is_normalised
-from bnlab.nets.build import move_network
 from bnlab.nets.freeze import Frozen
-from bnlab.nets.network import TableNetwork
 from bnlab.progress import NullProgress, Progress
-from bnlab.recipe import MACHINE_KEYS, Recipe
-from bnlab.runs import Run, check_free, find_run, new_run
-from bnlab.training import checkpoint, loop
-from bnlab.training.build import make_bn_monitor, make_caches, make_context, preprocessing_of
-from bnlab.training.checkpoint import Row, TrainState
-from bnlab.training.finetune import load_pretrained, new_network
-from bnlab.training.messages import describe, how_to_resume, report_start, warn_changed_machine
+from bnlab.recipe import MACHINE_KEYS
+from bnlab.runs import RUNS, Run, check_free, find_run, new_run
+from bnlab.training import build, loop
+from bnlab.training.checkpoint import load_state, save_state
+from bnlab.training.finetune import load_pretrained
+from bnlab.training.memory_advice import batch_errors
 from bnlab.training.schedule import Plan
-from bnlab.training.setup import SetUp, batch_errors, exact, init_on_first_batch, set_up
-from bnlab.training.tensorboard import tensorboard
+from bnlab.training.state import Row, TrainState, out_of_patience
 from bnlab.training.time_budget import TimeBudget
 from bnlab.training.validate import ValidationResult, Validator
+
+_SCALARS = ("train_loss", "train_top1", "val_loss", "val_top1", "running_top1", "learning_rate", "images_per_second")
+_LAYER_SCALARS = ("mean_off", "variance_off", "effective_batch", "dead", "gamma_near_zero")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a training came to."""
+    """A finished training."""
 
     run: Run
     epochs: int
-    """that were trained in all"""
+    """number of epochs trained, over all resumes"""
     val_top1: float
     """accuracy of the best epoch on val, in 0..1"""
     seconds: float
-    """spent training and validating, over all sittings"""
+    """time spent training and validating, over all resumes"""
     evaluation: Evaluation
     """of the best classifier on val"""
     rows: list[Row]
     """metrics, one row an epoch"""
     frozen: Frozen
-    """what of the network was not trained"""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab train --json`."""
@@ -76,202 +72,227 @@ def train(
 
     Raises:
         BnlabError: DATA, the recipe or the name cannot be used; the training diverged; the disk or memory is full.
-        Interrupted: Ctrl-C; what a resume needs was saved.
+        Interrupted: Ctrl-C; a checkpoint was saved.
     """
     began = time.monotonic()
     check_free(root, name)
-    ready = set_up(data, settings, strict=strict, progress=progress)
-    dataset = ready.dataset
+    prepared = build.prepare(data, settings, strict=strict, progress=progress)
+    dataset = prepared.dataset
     run = new_run(root, name)
     with run.locked():
         write_split_csv(run.split, dataset.photos)
-        write_json(run.environment, environment(ready.device))
+        write_json(run.environment, environment(prepared.device))
         if dataset.refused:
             write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in dataset.refused))
-        write_atomic(run.recipe, to_yaml(ready.settings))
-        return _sit(run, ready, progress, began)
+        write_atomic(run.recipe, to_yaml(prepared.settings))
+        session = _Session(run, prepared, progress, began)
+        with session.running() as callbacks:
+            loop.fit(session.context, session.state, callbacks, progress=progress)
+        return session.result()
 
 
 def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress) -> TrainingResult:
-    """Go on with a run, the latest unless named, as if it had never stopped. `changes` may set what changes no result.
+    """Resume a run, the latest one unless named. It ends in the weights that an uninterrupted training has.
+
+    `changes` may set recipe keys that change no result.
 
     Raises:
-        BnlabError: there is no such run, another training has it, or its photos are gone.
-        Interrupted: Ctrl-C; what a resume needs was saved.
+        BnlabError: there is no such run, another training uses it, or its photos are gone.
+        Interrupted: Ctrl-C; a checkpoint was saved.
     """
     began = time.monotonic()
     run = find_run(root, name)
     with run.locked():
-        remove_drafts(run.folder)
-        settings = with_changes(read_recipe_file(run.recipe), changes, YOURS)
-        recipe = settings.recipe
-        device = choose_device(recipe.device)
-        dataset = open_recorded_data(run.split)
-        network, frozen = new_network(recipe, classes=len(dataset.classes))
-        if recipe.init is not None and not run.state.exists():
-            load_pretrained(network, dataset.classes, recipe.init, progress)
-        warn_changed_machine(run, device, progress)
-        ready = SetUp(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)
-        return _sit(run, ready, progress, began)
+        session = _Session(run, _prepare_recorded(run, changes, progress), progress, began)
+        with session.running() as callbacks:
+            loop.fit(session.context, session.state, callbacks, progress=progress)
+        return session.result()
 
 
-def _sit(run: Run, ready: SetUp, progress: Progress, began: float) -> TrainingResult:
-    """One sitting, that began at a time.monotonic(), at a run whose folder is made and locked."""
-    recipe, dataset, device = ready.settings.recipe, ready.dataset, ready.device
-    network = move_network(ready.network, device)
-    caches = make_caches(run, recipe, dataset)
-    context = make_context(recipe, network, dataset, device, caches.train)
-    judge = Validator(
-        network,
-        _card(run, recipe, network, dataset),
-        device,
-        loader=context.loader,
-        val=dataset.in_split("val"),
-        recalibrate=recipe.recalibration_images if is_normalised(network) and not recipe.freeze_bn else 0,
-        caches=(caches.sample, caches.val),
-    )
-    state = checkpoint.load_state(run, recipe, _parts(context))
-    budget = TimeBudget(began - state.total_seconds, recipe.time) if recipe.time else None
-    report_start(run, state, recipe, ready.frozen, dataset, device, progress)
-    with ExitStack() as stack:
-        stack.enter_context(exact(device))
-        stack.enter_context(_told(run, context))
-        is_new = not run.state.exists()
-        if is_new:
-            init_on_first_batch(context)
-            if budget:
-                recipe, state.step_times = budget.planned(context, partial(judge, network, NullProgress()), progress)
-                planned = {"steps": recipe.steps, "validate_every": recipe.validate_every}
-                write_atomic(run.recipe, to_yaml(with_changes(ready.settings, planned, "time")))
-                context = replace(context, recipe=recipe)
-                state.total_seconds = time.monotonic() - began
-            state.plan = Plan.of(recipe, context.loader.batches)
-        sitting = _Sitting(
-            run=run,
-            context=context,
-            judge=judge,
-            card=_card(run, recipe, network, dataset),
-            budget=budget,
-            watch=make_bn_monitor(context),
-            log=stack.enter_context(tensorboard(run, state.step)),
-            progress=progress,
-        )
-        if is_new:
-            sitting.save(state)  # before any classifier is written: whatever happens then, there is a state
-        hooks = loop.Callbacks(
-            judge=sitting.validate,
-            save=sitting.save,
-            epoch_done=sitting.epoch_done,
-            watched=sitting.watch.step,
-        )
-        loop.fit(context, state, hooks, progress=progress)
-        if sitting.stale:
-            progress.warn(str(sitting.stale))
-    return _result(run, state, ready.frozen, dataset, device, recipe.workers)
+def _prepare_recorded(run: Run, changes: Mapping[str, Any], progress: Progress) -> build.PreparedTraining:
+    """Open a run's recipe and photos again, and warn where it will not end in the same bits."""
+    remove_drafts(run.folder)
+    settings = with_changes(read_recipe_file(run.recipe), changes, YOURS)
+    recipe, device = settings.recipe, choose_device(settings.recipe.device)
+    dataset = open_recorded_data(run.split)
+    network, frozen = build.new_network(recipe, classes=len(dataset.classes))
+    if recipe.init is not None and not run.state.exists():
+        load_pretrained(network, dataset.classes, recipe.init, progress)
+    before, now = read_json(run.environment), environment(device)
+    for key in ("device", "gpu", "threads", "processor", "versions"):
+        if before.get(key) != now[key]:
+            progress.warn(f"this run began with other {key}, so it does not go on bit for bit")
+    return build.PreparedTraining(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)
 
 
-@dataclass(kw_only=True)
-class _Sitting:
-    """What the loop hands on, and who takes it."""
+class _Session:
+    """The training of a locked run folder, new or restored from state.pt, with the callbacks of its loop.
 
-    run: Run
-    context: loop.TrainingContext
-    judge: Validator
-    card: Card
-    budget: TimeBudget | None
-    watch: BNMonitor
-    log: Callable[[Row, Health], None]
-    progress: Progress
-    warned: set[str] = field(default_factory=set)
-    stale: Finding | None = None
-    """BN102 of the last validation: reported at the end, since statistics lag while the learning rate is high"""
-    validation: ValidationResult | None = None
-    """of the epoch that is ending"""
+    `began` is the time.monotonic() from which a time budget counts.
+    """
+
+    def __init__(self, run: Run, prepared: build.PreparedTraining, progress: Progress, began: float) -> None:
+        recipe, dataset = prepared.settings.recipe, prepared.dataset
+        caches = build.make_caches(run.folder, recipe, dataset)
+        self.run, self.prepared, self.progress, self.began = run, prepared, progress, began
+        self.context = build.build_context(recipe, prepared.network, dataset, prepared.device, caches.train)
+        val = dataset.in_split("val")
+        self.validator = Validator(self.context, val, sample_cache=caches.sample, val_cache=caches.val)
+        self.state = load_state(run, recipe, self.context.parts())
+        self.budget = TimeBudget(began - self.state.total_seconds, recipe.time) if recipe.time else None
+        self.monitor = build.make_bn_monitor(self.context)
+        self.warned: set[str] = set()  # checks that the user was warned of
+        self.stale: Finding | None = None  # BN102 in the latest validation, which is warned of at the end
+
+    @contextmanager
+    def running(self) -> Iterator[loop.Callbacks]:
+        """Begin a new training; give the callbacks of the loop; add to errors how to go on."""
+        self._report_start()
+        with loop.deterministic(self.context.device), _how_to_go_on(self.run), batch_errors(self.context):
+            if not self.run.state.exists():
+                self._begin()
+            self.card = _card(self.run, self.context)
+            with _event_writer(self.run, self.state.step) as self.events:
+                yield loop.Callbacks(
+                    validate=self.validate, save=self.save, epoch_done=self.epoch_done, around_step=self.monitor.step
+                )
+            if self.stale:
+                self.progress.warn(str(self.stale))
+
+    def _begin(self) -> None:
+        build.init_on_first_batch(self.context)
+        if self.budget:
+            validate = partial(self.validator, self.context.network, NullProgress())
+            recipe, self.state.step_times = self.budget.planned(self.context, validate, self.progress)
+            planned = {"steps": recipe.steps, "validate_every": recipe.validate_every}
+            write_atomic(self.run.recipe, to_yaml(with_changes(self.prepared.settings, planned, "time")))
+            self.context = replace(self.context, recipe=recipe)
+            self.state.total_seconds = time.monotonic() - self.began
+        self.state.plan = Plan.of(self.context.recipe, self.context.loader.batches)
+        self.save(self.state)  # before any classifier is written, so that every run that has one can be resumed
 
     def validate(self) -> ValidationResult:
         ema = self.context.ema
-        self.validation = self.judge(ema.network if ema else self.context.network, self.progress)
-        return self.validation
+        return self.validator(ema.network if ema else self.context.network, self.progress)
 
     def save(self, state: TrainState) -> None:
-        recipe = self.context.recipe
         if self.budget:
-            state.plan = self.budget.replanned(state, recipe, self.progress)
-        checkpoint.save_state(self.run, state, recipe, _parts(self.context))
+            state.plan = self.budget.replanned(state, self.context.recipe, self.progress)
+        save_state(self.run, state, self.context.recipe, self.context.parts())
 
-    def epoch_done(self, state: TrainState, row: Row, is_best: bool) -> None:
+    def epoch_done(self, state: TrainState, row: Row, validation: ValidationResult | None, is_best: bool) -> None:
         run = self.run
-        if row["val_top1"] is not None:
-            metrics = {"split": "val", "n": len(self.judge.val), "top1": row["val_top1"], "loss": row["val_loss"]}
-            card = replace(self.card, metrics=metrics | {"epoch": row["epoch"]})
+        if validation:
+            metrics = {"split": "val", "n": len(self.validator.photos), "top1": row["val_top1"]}
+            card = replace(self.card, metrics=metrics | {"loss": row["val_loss"], "epoch": row["epoch"]})
             if is_best:
-                save_classifier(run.best, self.judge.network, card)
-            save_classifier(run.last, self.judge.network, card)
-        validation, self.validation = self.validation, None
-        measured = (validation.recalibration, validation.statistics_cost) if validation else ()
-        health = self.watch.report(*measured)
+                save_classifier(run.best, self.validator.network, card)
+            save_classifier(run.last, self.validator.network, card)
+            health = self.monitor.report(validation.recalibration, validation.statistics_cost)
+            self.stale = None
+        else:
+            health = self.monitor.report()
         write_csv(run.metrics, row, (r.values() for r in state.rows))
         write_csv(run.health, *health.table())
-        self.log(row, health)
-        self.progress.note(describe(row, state.plan.epochs, is_best))
-        if validation:
-            self.stale = None
+        with storage_errors(run.events):
+            for tag, value in _scalars(row, health).items():
+                self.events.add_scalar(tag, value, row["step"])
+            self.events.flush()
+        self.progress.note(_describe(row, state.plan.epochs, is_best))
         for finding in health.findings():
-            if finding.code == "BN102":
+            if finding.code == "BN102":  # statistics always lag while the learning rate is high
                 self.stale = finding
             elif finding.code not in self.warned:
                 self.progress.warn(str(finding))
                 self.warned.add(finding.code)
 
+    def _report_start(self) -> None:
+        state, recipe, dataset = self.state, self.context.recipe, self.prepared.dataset
+        name, plan, frozen = printable(self.run.folder), self.state.plan, self.prepared.frozen
+        if plan.steps and (state.epoch >= plan.epochs or out_of_patience(state, recipe)):
+            self.progress.note(f"run {name} is complete: {state.epoch} of {plan.epochs} epochs")
+            return
+        photos = ", ".join(f"{len(dataset.in_split(split))} {split}" for split in ("train", "val"))
+        doing = f"resuming {name} at step {state.step}" if state.step else f"training {name}"
+        self.progress.note(
+            f"{doing}: {recipe.network}, {len(dataset.classes)} classes, {photos}, {recipe.size} px, "
+            f"on {self.context.device} in {recipe.precision}"
+        )
+        if str(frozen):
+            self.progress.note(f"frozen: {frozen}")
 
-def _parts(context: loop.TrainingContext) -> dict[str, checkpoint.Stateful]:
-    """What a resume puts back."""
-    parts: dict[str, checkpoint.Stateful] = {"network": context.network, "optimizer": context.optimizer}
-    return parts | ({"average": context.ema.network} if context.ema else {})
+    def result(self) -> TrainingResult:
+        state = self.state
+        assert state.best is not None  # at least one epoch has ended
+        best, workers = Classifier.load(self.run.best, self.context.device), self.context.recipe.workers
+        return TrainingResult(
+            run=self.run,
+            epochs=state.epoch,
+            val_top1=float(state.best["val_top1"] or 0.0),
+            seconds=state.total_seconds,
+            evaluation=evaluate(best, self.validator.photos, "val", workers=workers, progress=NullProgress()),
+            rows=state.rows,
+            frozen=self.prepared.frozen,
+        )
 
 
-def _card(run: Run, recipe: Recipe, network: TableNetwork, dataset: Dataset) -> Card:
+def _card(run: Run, context: build.TrainingContext) -> Card:
+    recipe = context.recipe
     settings = recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))
     if recipe.init is not None:
-        settings["init"] = Path(recipe.init).name  # the card travels; where the file lay is nobody's business
-    return Card(
-        network=recipe.network,
-        arguments=network.arguments,
-        classes=dataset.classes,
-        preprocessing=preprocessing_of(recipe),
-        recipe=settings,
-        versions=versions(),
-        split_sha256=file_sha256(run.split),
-    )
-
-
-def _result(run: Run, state: TrainState, frozen: Frozen, dataset: Dataset, device: str, workers: int) -> TrainingResult:
-    assert state.best is not None  # at least one epoch has ended
-    best = Classifier.load(run.best, device)
-    return TrainingResult(
-        run=run,
-        epochs=state.epoch,
-        val_top1=float(state.best["val_top1"] or 0.0),
-        seconds=state.total_seconds,
-        evaluation=evaluate(best, dataset.in_split("val"), "val", workers=workers, progress=NullProgress()),
-        rows=state.rows,
-        frozen=frozen,
-    )
+        settings["init"] = Path(recipe.init).name  # cards are passed on, and the folder is private
+    return replace(build.card_of(context), recipe=settings, versions=versions(), split_sha256=file_sha256(run.split))
 
 
 @contextmanager
-def _told(run: Run, context: loop.TrainingContext) -> Iterator[None]:
-    """Say of an interruption, or of a photo gone bad, how to go on, and of full memory what would fit."""
+def _how_to_go_on(run: Run) -> Iterator[None]:
+    """Add the command that resumes the run to interruptions and to errors of photos that can no longer be read."""
+    command = f"bnlab.resume({run.name!r}, runs={str(run.folder.parent)!r})"
+    if run.folder.parent == RUNS:
+        command = f"bnlab train --resume --name {quoted(run.name)}"
     try:
-        with batch_errors(context):
-            yield
+        yield
     except PhotoError as error:
-        raise PhotoError(
-            error.path, error.reason, f"put it back as it was, and go on with: {how_to_resume(run)}"
-        ) from None
-    except Interrupted as interruption:
-        raise Interrupted(f"{interruption.message}, and saved; go on with: {how_to_resume(run)}") from None
-    except KeyboardInterrupt:  # before the loop listens, or after
+        raise PhotoError(error.path, error.reason, f"restore it, and go on with: {command}") from None
+    except KeyboardInterrupt as stop:
         if not run.state.exists():
             raise
-        raise Interrupted(f"interrupted between two steps, and saved; go on with: {how_to_resume(run)}") from None
+        what = stop.message if isinstance(stop, Interrupted) else "interrupted between two steps"
+        raise Interrupted(f"{what}, and saved; go on with: {command}") from None
+
+
+def _describe(row: Row, epochs: int, is_best: bool) -> str:
+    val = ""
+    if row["val_top1"] is not None:
+        val = f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  "
+        if row["running_top1"] is not None:
+            val += f"by running statistics {row['running_top1']:.1%} "
+            val += f"(recalibration {row['recalibration_seconds']:.1f} s)  "
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  {val}{row['images_per_second']:.0f} images/s"
+        + ("  best so far" if is_best else "")
+    )
+
+
+def _scalars(row: Row, health: Health) -> dict[str, float]:
+    """TensorBoard's values of an epoch, by tag."""
+    totals = {key: row[key] for key in _SCALARS} | health.scalars()
+    values = {key.replace("_", "/", 1): value for key, value in totals.items()}
+    for layer in health.layers:
+        values |= {f"norm_{key}/{layer.name}": getattr(layer, key) for key in _LAYER_SCALARS}
+    return {tag: value for tag, value in values.items() if value is not None}
+
+
+@contextmanager
+def _event_writer(run: Run, step: int) -> Iterator[Any]:
+    """TensorBoard's writer, which hides the events after `step` that a killed process left."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with storage_errors(run.events):
+        writer = SummaryWriter(run.events, purge_step=step + 1 if step else None)
+    try:
+        yield writer
+    finally:
+        with storage_errors(run.events):
+            writer.close()

@@ -1,4 +1,4 @@
-"""What follows from how far a training is: its learning rate and the size of its photos, as pure functions."""
+"""The schedules: learning rate and size of the photos as pure functions of the step."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,46 +7,44 @@ from typing import assert_never
 from bnlab.recipe import Recipe
 
 _GRID = 16  # pixels by which sizes grow
-_SMALLEST = 32  # pixels that every network can see
+_SMALLEST = 32  # pixels; every network accepts this size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How many steps a training has. It may be changed on the way: what is left then passes the quicker or slower."""
+    """How many steps a training has. If that changes on the way, the rest of the schedule shrinks or stretches."""
 
     steps: int
-    """in all"""
     batches: int
-    """to an epoch"""
+    """batches in an epoch"""
     wanted: int = 0
-    """steps it had at first, where it was changed"""
+    """the steps of the first plan, if it was changed"""
     since: int = 0
-    """the step at which it was last changed"""
+    """the step at which the plan was last changed"""
     progress_then: float = 0.0
-    """and how far the training was"""
+    """progress of the training at that step, in 0..1"""
 
     @classmethod
     def of(cls, recipe: Recipe, batches: int) -> "Plan":
-        """The recipe's, with so many batches to an epoch."""
         return cls(steps=recipe.steps or recipe.epochs * batches, batches=batches)
 
     @property
     def epochs(self) -> int:
-        """How many there are, the last of them perhaps not whole."""
+        """Number of epochs; the last may be incomplete."""
         return -(-self.steps // self.batches)
 
     def progress(self, step: int) -> float:
-        """How far the training is after so many steps, in 0..1."""
+        """Progress of the training after so many steps, in 0..1."""
         left = (step - self.since) / (self.steps - self.since)
         return self.progress_then + left * (1 - self.progress_then)
 
     def changed(self, step: int, steps: int) -> "Plan":
-        """The same training, from `step` on with so many steps in all."""
+        """The same training, which from `step` on has so many steps in total."""
         wanted = self.wanted or self.steps
         return replace(self, steps=steps, wanted=wanted, since=step, progress_then=self.progress(step))
 
     def learning_rate(self, recipe: Recipe, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
+        """The learning rate of a step, counted from 0."""
         highest = recipe.learning_rate
         match recipe.schedule:
             case "constant":
@@ -61,47 +59,44 @@ class Plan:
                 assert_never(unknown)
 
     def size(self, recipe: Recipe, epoch: int) -> int:
-        """The side of the photos in an epoch, counted from 0: each has an equal share, and the last epoch `size`."""
+        """The side of the photos in an epoch, counted from 0. Each size is trained equally long; the last is `size`."""
         first = min(recipe.size, max(_SMALLEST, _GRID * round(recipe.start_size * recipe.size / _GRID)))
         if recipe.start_size == 1:
             first = recipe.size
         sides = 1 + -(-(recipe.size - first) // _GRID)
-        done = min(1.0, self.progress((epoch + 1) * self.batches))  # at its end
+        done = min(1.0, self.progress((epoch + 1) * self.batches))  # at the end of the epoch
         return min(recipe.size, first + _GRID * max(0, math.ceil(sides * done - 1e-9) - 1))
 
     def validates(self, recipe: Recipe, epoch: int) -> bool:
-        """Whether the network is judged after an epoch, counted from 0."""
+        """Whether the network is validated after an epoch, counted from 0."""
         every = recipe.validate_every or -(-self.epochs // 10)
         return (epoch + 1) % every == 0 or epoch + 1 >= self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """How fast a training with a time to keep was planned to be."""
+    """The measured seconds from which a training with a time budget is planned."""
 
     steps: dict[int, float]
-    """size to seconds of a step"""
+    """seconds of a step, by the size of the photos"""
     validation: float
-    """seconds of a judgement"""
+    """seconds of a validation"""
     last: float
-    """seconds after the last judgement: the best is read back and judged once more, and the report written"""
+    """seconds after the last validation, in which the best classifier is evaluated again and the report is written"""
 
     def seconds(self, plan: Plan, recipe: Recipe, epoch: int = 0, step: int = 0, size: int = 0) -> float:
-        """Of the rest of a plan, from a step of an epoch, whose size is given where it has begun."""
+        """Seconds of the rest of a plan, from a step of an epoch; `size` is that of the epoch, if it has begun."""
         seconds = 0.0
         for later in range(epoch, plan.epochs):
             last = min(plan.steps, (later + 1) * plan.batches)
             side = size if size and later == epoch else plan.size(recipe, later)
-            seconds += (last - max(step, later * plan.batches)) * self._step_of(side)
+            measured = min(self.steps, key=lambda known: abs(known - side))
+            seconds += (last - max(step, later * plan.batches)) * self.steps[measured]
         return seconds
-
-    def _step_of(self, size: int) -> float:
-        """Seconds of a step at the size that was measured nearest to this."""
-        return self.steps[min(self.steps, key=lambda measured: abs(measured - size))]
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
-    """Linear from 0 up to 1 over the warm-up, then down a half cosine to 1e-4, so that the last step still counts."""
+    """Linear from 0 to 1 over the warm-up, then a half cosine to 1e-4, so that the last step still has an effect."""
     if progress < warmup:
         return progress / warmup
     if warmup >= 1:

@@ -1,58 +1,54 @@
-"""Training for a wall-clock time: how many steps fit into it, by the speed that was measured here."""
+"""A wall-clock budget for a training: how many steps fit into it, from the speed measured on this machine."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import chain
+from collections.abc import Callable
+from itertools import chain, islice, pairwise
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bnlab.data.preprocess import Pixels
 from bnlab.errors import UsageError
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
-from bnlab.training.build import scratch_copy
-from bnlab.training.checkpoint import TrainState
-from bnlab.training.loop import TrainingContext, train_step
+from bnlab.training.build import TrainingContext, scratch_copy
+from bnlab.training.loop import train_step
 from bnlab.training.schedule import Plan, StepTimes
+from bnlab.training.state import TrainState
 
-_MARGIN = 0.03  # share of the time that is left unplanned
-_JUDGING = 0.06  # the largest share of the time that is spent on judging
-_TRIALS = 6  # steps at each size, to measure
-_WINDOW, _SHARE = 20, 0.02  # steps, and share of the time, between two looks at the least
-_LATE = 1.04  # a plan is changed when what is left of it takes longer than is left by this, or less
-_BELIEVED = 0.2  # share of the time before which no speed is believed: photos are read for the first time, and the like
+# Fractions are of the budget.
+_MARGIN = 0.03  # fraction that is left unplanned
+_VALIDATION = 0.06  # largest fraction spent on validation
+_TRIALS = 6  # measured steps at each size
+_MIN_STEPS, _MIN_FRACTION = 20, 0.02  # least steps and fraction between two changes of the plan
+_TOLERANCE = 1.04  # the plan is changed if the remaining steps take longer or shorter than the time left by this factor
+_UNSETTLED = 0.2  # fraction at the beginning in which the plan stays: photos are read for the first time, and so on
 
 
 class TimeBudget:
-    """Keeps a training within `seconds` of `began`, by time.monotonic."""
+    """Ends a training within `seconds` of `began`, a time.monotonic()."""
 
     def __init__(self, began: float, seconds: float) -> None:
         self.seconds, self.end = seconds, began + seconds
-        self._seen = (0, 0.0, 0.0)  # steps, seconds of training, and planned ones, at the last look
-        self._slowness: float | None = None  # found there
+        self._last = (0, 0.0, 0.0)  # steps, seconds of training, and planned seconds at the last measurement
+        self._slowness: float | None = None  # measured then
 
     def planned(
-        self, context: TrainingContext, judge: Callable[[], object], progress: Progress
+        self, context: TrainingContext, validate: Callable[[], object], progress: Progress
     ) -> tuple[Recipe, StepTimes]:
-        """The recipe with the steps that fit and with how often to judge, and the pace this was planned by.
+        """The recipe with the steps that fit and how often to validate, and the times from which this was planned.
 
-        A copy of the network does a few steps at each size it will see, and the network is judged twice: the first time
-        its photos are read.
+        A copy of the network makes a few steps at each size. The network is validated twice: the first validation also
+        reads the photos.
 
         Raises:
             UsageError: not even one step fits.
         """
         recipe, batches = context.recipe, context.loader.batches
-        first, validation = (_seconds_of(judge) for _ in range(2))
+        first, validation = (_seconds_of(validate) for _ in range(2))
         step_times = StepTimes(steps=_seconds_of_steps(context), validation=validation, last=first + 1.0)
         left = (self.end - time.monotonic() - step_times.last) * (1 - _MARGIN)
         every, steps = recipe.validate_every, _steps_in(left - validation, recipe, batches, step_times)
-        if not every:  # as often as _JUDGING allows, and ten times at most
+        if not every:  # as often as _VALIDATION allows, and ten times at most
             epochs = max(1, -(-steps // batches))
-            every = -(-epochs // max(1, min(10, int(_JUDGING * left / validation))))
+            every = -(-epochs // max(1, min(10, int(_VALIDATION * left / validation))))
             steps = _steps_in(left - validation * -(-epochs // every), recipe, batches, step_times)
         if steps < 1:
             raise UsageError(
@@ -64,23 +60,23 @@ class TimeBudget:
         recipe = recipe.model_copy(update={"steps": steps, "validate_every": every})
         progress.note(
             f"{steps} steps ({steps / batches:.1f} epochs) fit into the time: one takes {mean:.3f} s on average, a "
-            f"judgement {validation:.1f} s; the same once more: --set steps={steps} --set judge_every={every}"
+            f"validation {validation:.1f} s; to repeat this training: --set steps={steps} --set validate_every={every}"
         )
         return recipe, step_times
 
     def replanned(self, state: TrainState, recipe: Recipe, progress: Progress) -> Plan:
-        """The plan, shorter where at the speed of late it would end late, and back where that has passed.
+        """The plan, shortened if it would end late at the recent speed, and lengthened again if that has passed.
 
-        A plan is never longer than at first, so that a machine that is not disturbed gives the same training again.
+        It is never longer than the first plan, so that an undisturbed machine repeats the same training.
         """
         plan, step_times = state.plan, state.step_times
-        step, seconds, planned_then = self._seen
-        if state.step - step < _WINDOW or state.training_seconds - seconds < _SHARE * self.seconds:
+        step, seconds, planned_then = self._last
+        if state.step - step < _MIN_STEPS or state.training_seconds - seconds < _MIN_FRACTION * self.seconds:
             return plan
-        self._seen = (state.step, state.training_seconds, state.planned_seconds)
+        self._last = (state.step, state.training_seconds, state.planned_seconds)
         left = self.end - time.monotonic() - step_times.last
         planned = state.planned_seconds - planned_then
-        if not planned or left > (1 - _BELIEVED) * self.seconds or state.step >= plan.steps:
+        if not planned or left > (1 - _UNSETTLED) * self.seconds or state.step >= plan.steps:
             return plan
         slowness = (state.training_seconds - seconds) / planned
         slowness, self._slowness = (slowness + (self._slowness or slowness)) / 2, slowness
@@ -91,8 +87,8 @@ class TimeBudget:
         rest = plan.steps - state.step
         running = state.size if state.batch else 0
         needed = slowness * step_times.seconds(plan, recipe, state.epoch, state.step, running)
-        fit = left / needed  # times the rest
-        if 1 / _LATE <= fit <= _LATE:
+        fit = left / needed  # times the remaining steps
+        if 1 / _TOLERANCE <= fit <= _TOLERANCE:
             return plan
         steps = min(plan.wanted or plan.steps, state.step + max(1, int(rest * fit)))
         if steps == plan.steps:
@@ -103,7 +99,7 @@ class TimeBudget:
 
 
 def _steps_in(seconds: float, recipe: Recipe, batches: int, step_times: StepTimes) -> int:
-    """The most steps that take no longer."""
+    """The largest number of steps that take at most so long."""
     steps, too_many = 0, 1 + int(max(seconds, 0.0) / min(step_times.steps.values()))
     while too_many - steps > 1:
         middle = (steps + too_many) // 2
@@ -119,16 +115,16 @@ def _seconds_of(work: Callable[[], object]) -> float:
 
 
 def _seconds_of_steps(context: TrainingContext) -> dict[int, float]:
-    """Of one step at each size that may be seen, with its batch, by a copy that is then thrown away."""
+    """Seconds of a step, by size, for each size that the training will have, measured on a copy."""
     recipe, plan = context.recipe, Plan(steps=1000, batches=1)
-    one = scratch_copy(context)
+    scratch = scratch_copy(context)
     seconds = {}
     for size in sorted({plan.size(recipe, epoch) for epoch in range(1000)}):
         batches = chain.from_iterable(context.loader.epoch(0, size) for _ in range(_TRIALS))
-        times = [_seconds_of(partial(_step_on, one, batches)) for _ in range(_TRIALS)]
-        seconds[size] = statistics.median(times[1:])  # the first finds its memory
+        ends = [time.monotonic()]
+        for pixels, labels in islice(batches, _TRIALS):  # the wait for photos is part of a step
+            train_step(scratch, pixels, labels, 0)
+            ends.append(time.monotonic())
+        times = [end - start for start, end in pairwise(ends)]
+        seconds[size] = statistics.median(times[1:])  # the first step also allocates its memory
     return seconds
-
-
-def _step_on(context: TrainingContext, batches: Iterator[tuple[Pixels, NDArray[np.int64]]]) -> None:
-    train_step(context, *next(batches), 0)

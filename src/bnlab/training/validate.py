@@ -1,4 +1,4 @@
-"""Judging a network on val: by population statistics measured for its weights, and by the running ones beside."""
+"""Validates a network on val, by population statistics that are measured anew for its weights."""
 
 import copy
 import time
@@ -10,34 +10,33 @@ from itertools import chain, count
 import torch
 from torch import Tensor
 
-from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
 from bnlab.data.cache import Cache
-from bnlab.data.loader import TrainingLoader, preprocessed_batches
+from bnlab.data.loader import preprocessed_batches
 from bnlab.data.photos import Photo
 from bnlab.data.preprocess import Preprocessing, normalise
 from bnlab.errors import DivergedError, PhotoError, UsageError
 from bnlab.health.findings import StatisticsCost
 from bnlab.machine import release_memory
 from bnlab.nets.network import TableNetwork
-from bnlab.norm import recalibrate
-from bnlab.norm.recalibrate import Recalibration
+from bnlab.norm import NotFiniteError, Recalibration, recalibrate
 from bnlab.progress import NullProgress, Progress
+from bnlab.training.build import TrainingContext, card_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationResult:
-    """What a judgement found; the judge's network is as it was judged, to be kept."""
+    """What a validation found. The network of the Validator keeps the statistics it was found with."""
 
     evaluation: Evaluation
-    """by the statistics that inference will have"""
+    """by the recalibrated statistics, which inference will have"""
     running: Evaluation | None = None
-    """by the running statistics of training, on the same photos; None if not measured"""
+    """by the running statistics; None if nothing was recalibrated, or they gave results that are not finite"""
     recalibration: Recalibration | None = None
-    """what measuring the population statistics gave; None if inference uses the running statistics"""
+    """how far the running statistics of each layer were from the recalibrated ones"""
     seconds: float
-    """time that recalibration took"""
+    """time that the recalibration took"""
 
     @property
     def running_top1(self) -> float | None:
@@ -45,7 +44,7 @@ class ValidationResult:
 
     @property
     def statistics_cost(self) -> StatisticsCost | None:
-        """What the running statistics cost in accuracy, compared with the population statistics."""
+        """The accuracy that the running statistics cost, compared with the recalibrated ones."""
         if self.running is None:
             return None
         correct = [evaluation.predicted == evaluation.targets for evaluation in (self.running, self.evaluation)]
@@ -53,49 +52,54 @@ class ValidationResult:
 
 
 class Validator:
-    """Judges copies: training goes on with its own statistics, whether or when it was judged."""
+    """Validates a copy of the network, so that validation never changes the statistics that training uses."""
 
     def __init__(
         self,
-        network: TableNetwork,
-        card: Card,
-        device: str,
+        context: TrainingContext,
+        photos: Sequence[Photo],
         *,
-        loader: TrainingLoader,
-        val: Sequence[Photo],
-        recalibrate: int,
-        caches: tuple[Cache, Cache],
-        beside: bool = True,
+        sample_cache: Cache,
+        val_cache: Cache,
+        evaluate_running: bool = True,
     ) -> None:
-        """`recalibrate`: photos of train to measure on; `caches`: for these, and for val; `beside`: see what the
-        running statistics would give, too."""
-        self.beside = beside
-        self.classifier = Classifier(copy.deepcopy(network).requires_grad_(False), card, device)
-        self.sample = [loader.paths[i] for i in loader.sample(recalibrate)]
+        """Copy the network; `photos` are validated on, and kept in `val_cache`.
+
+        `sample_cache` keeps the training photos to recalibrate on. `evaluate_running` evaluates by the running
+        statistics, too.
+        """
+        recipe, loader = context.recipe, context.loader
+        recalibrates = keeps_statistics(context.network) and not recipe.freeze_bn
+        self.sample = [loader.paths[i] for i in loader.sample(recipe.recalibration_images if recalibrates else 0)]
+        self.classifier = Classifier(
+            copy.deepcopy(context.network).requires_grad_(False), card_of(context), context.device
+        )
         self.batch_size = -(-len(loader.paths) // loader.batches)
-        self.val, self.workers = val, loader.workers
-        self.sample_cache, self.val_cache = caches
+        self.photos, self.workers, self.evaluate_running = photos, loader.workers, evaluate_running
+        self.sample_cache, self.val_cache = sample_cache, val_cache
 
     @property
     def network(self) -> TableNetwork:
-        """The network that was judged last."""
+        """The copy, with the weights and statistics of the latest validation."""
         return self.classifier.network
 
     def __call__(self, network: TableNetwork, progress: Progress) -> ValidationResult:
-        """Judge a network as it is now.
+        """Validate the network as it is now.
 
         Raises:
             DivergedError: its outputs or statistics are not finite.
             PhotoError: a photo can no longer be read.
         """
-        release_memory()  # what training needs for a step, which is not needed now
+        release_memory()  # the memory of a training step, which validation does not need
         self.network.load_state_dict(network.state_dict())
         running, recalibration, seconds = None, None, 0.0
         if self.sample:
-            with suppress(DivergedError):  # of statistics it is not judged by
-                running = self._evaluate(NullProgress()) if self.beside else None
+            if self.evaluate_running:
+                with suppress(DivergedError):  # the recalibrated statistics may still be finite
+                    running = self._evaluate(NullProgress())
             began = time.monotonic()
-            batches = calibration_batches(
+            recalibration = recalibrate_on(
+                self.network,
                 self.sample,
                 self.classifier.card.preprocessing,
                 batch_size=self.batch_size,
@@ -103,12 +107,6 @@ class Validator:
                 workers=self.workers,
                 cache=self.sample_cache,
             )
-            try:
-                recalibration = recalibrate(self.network, batches)
-            except ValueError as error:
-                if "not finite" in str(error):
-                    raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
-                raise UsageError(f"recalibration on {len(self.sample)} photos: {error}", "raise recalibrate") from None
             seconds = time.monotonic() - began
         return ValidationResult(
             evaluation=self._evaluate(progress), running=running, recalibration=recalibration, seconds=seconds
@@ -117,11 +115,44 @@ class Validator:
     def _evaluate(self, progress: Progress) -> Evaluation:
         self.classifier.refresh()
         evaluation = evaluate(
-            self.classifier, self.val, "val", workers=self.workers, progress=progress, cache=self.val_cache
+            self.classifier, self.photos, "val", workers=self.workers, progress=progress, cache=self.val_cache
         )
-        for refusal in evaluation.refused:  # it was fine when the run began, and epochs must be judged alike
+        for refusal in evaluation.refused:  # it could be read when the run began, and epochs must stay comparable
             raise PhotoError(refusal.path, refusal.reason)
         return evaluation
+
+
+def keeps_statistics(network: TableNetwork) -> bool:
+    """Whether a layer of the network keeps running statistics."""
+    return any(getattr(layer, "running_mean", None) is not None for layer in network.modules())
+
+
+def recalibrate_on(
+    network: TableNetwork,
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    device: str,
+    workers: int = 0,
+    cache: Cache | None = None,
+) -> Recalibration:
+    """Replace the running statistics of a network by population statistics measured on photos as inference sees them.
+
+    Raises:
+        DivergedError: the statistics are not finite.
+        PhotoError: a photo can no longer be read.
+        UsageError: the photos are too few to measure statistics on.
+    """
+    batches = calibration_batches(
+        paths, preprocessing, batch_size=batch_size, device=device, workers=workers, cache=cache
+    )
+    try:
+        return recalibrate(network, batches)
+    except NotFiniteError as error:
+        raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
+    except ValueError as error:
+        raise UsageError(f"recalibration on {len(paths)} photos: {error}", "raise recalibration_images") from None
 
 
 def calibration_batches(
@@ -133,10 +164,10 @@ def calibration_batches(
     workers: int = 0,
     cache: Cache | None = None,
 ) -> Iterator[Tensor]:
-    """Photos as inference sees them, N x 3 x H x W, to measure statistics on. `cache` is of these paths and this view.
+    """Photos as inference sees them, N x 3 x H x W, to measure statistics on. `cache` holds these photos only.
 
-    Batches are of `batch_size` photos, or of nearly as many where else a single one would be left over: behind fully
-    connected layers that has no variance.
+    N is `batch_size`, or the nearest size that leaves no single photo over: behind fully connected layers, a batch of
+    one has no variance.
 
     Raises:
         PhotoError: a photo can no longer be read.

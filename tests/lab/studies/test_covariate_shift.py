@@ -16,7 +16,7 @@ from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
 from bnlab.report.plots import plot_svg
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 
 def planted(

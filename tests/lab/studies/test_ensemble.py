@@ -7,13 +7,13 @@ import pytest
 
 from bnlab.classifier.predict import Classifier
 from bnlab.lab.experiment import Experiment
-from bnlab.lab.held_out import card_of
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
 from bnlab.lab.studies.ensemble import ALL, CROPS, ONE, STUDY, answers
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
+from bnlab.training.build import card_of
 
 MakeBench = Callable[..., Experiment]
 
@@ -91,7 +91,7 @@ def test_members_differ_and_are_averaged(make_experiment: MakeBench, job: JobCon
         trained = train(replace(job, folder=job.folder / f"again{member}", seed=1000 + member), recipe)
         trained.recalibrate()
         network = trained.context.network
-        classifier = Classifier(network, card_of(recipe, network, trained.dataset))
+        classifier = Classifier(network, card_of(trained.context))
         photos = trained.dataset.in_split("test")
         found.append(classifier.classify(photos.paths, workers=0)[0])
     targets = photos.class_indices(trained.dataset.classes)

@@ -16,7 +16,7 @@ from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, Loss
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 ROUGH = {"range": 3.0, "change": 2.0, "beta": 5.0, "relative": 1.0}
 SMOOTH = {name: value / 10 for name, value in ROUGH.items()}

@@ -16,7 +16,7 @@ from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot, Series
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 from bnlab.training.validate import calibration_batches
 
 RATES = (0.1, 0.3, 1.0, 3.0)

@@ -36,8 +36,7 @@ from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.finetune import new_network
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext, new_network
 
 Pick = Callable[[Records], float]
 

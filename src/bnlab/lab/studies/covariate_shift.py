@@ -35,7 +35,7 @@ from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 NOISY = "with noisy BN"
 ARMS = (WITHOUT_BN, WITH_BN, NOISY)

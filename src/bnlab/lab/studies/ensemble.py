@@ -11,7 +11,6 @@ from bnlab.classifier.predict import Classifier, Probabilities
 from bnlab.data.photos import Photos
 from bnlab.data.preprocess import Crops, open_photo, tta_crops
 from bnlab.lab.experiment import WITH_BN, Experiment
-from bnlab.lab.held_out import card_of
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_series
 from bnlab.lab.records import (
@@ -33,6 +32,7 @@ from bnlab.lab.trained_network import TrainedNetwork, train
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
+from bnlab.training.build import card_of
 
 CROPS: tuple[Crops, ...] = (1, 10, 144)
 ONE, ALL = "one network", "ensemble"
@@ -84,8 +84,7 @@ def _probabilities(trained: TrainedNetwork, photos: Photos, number: Crops, mirro
     if trained.diverged:
         return np.full((len(photos), len(trained.dataset.classes)), np.nan, dtype=np.float32)
     network, preprocessing = trained.context.network, trained.context.preprocessing
-    card = card_of(trained.context.recipe, network, trained.dataset)
-    classifier = Classifier(network, card, trained.context.device)
+    classifier = Classifier(network, card_of(trained.context), trained.context.device)
     found = [
         classifier.probabilities(
             tta_crops(open_photo(path), preprocessing, number).copy(), flip_tta=mirrored and number > 1

@@ -20,7 +20,7 @@ from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 FACTORS = (1e-3, 1e-2, 0.1, 0.3, 3.0, 10.0, 1e2, 1e3)
 EXACT, USUAL = "float64, eps negligible", "float32, the usual eps"

@@ -19,7 +19,7 @@ from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.loop import TrainingContext
+from bnlab.training.build import TrainingContext
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 EQUAL = 0.01  # the rate at which arms are compared too

@@ -29,14 +29,12 @@ from bnlab.lab.records import (
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.machine import environment
-from bnlab.nets.build import move_network
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
-from bnlab.training.build import make_context
-from bnlab.training.finetune import new_network
-from bnlab.training.loop import train_step
+from bnlab.training.build import build_context, new_network
+from bnlab.training.loop import deterministic, train_step
+from bnlab.training.memory_advice import batch_errors
 from bnlab.training.optimizer import set_learning_rate
-from bnlab.training.setup import batch_errors, exact
 
 RATES = (0.03, 0.1, 0.3)
 BN, WHITENING = "batch normalisation", "whitening"
@@ -79,12 +77,12 @@ def costs(job: JobContext, recipe: Recipe, norms: dict[str, str], rounds: int, m
     trainees = {}
     for arm, norm in norms.items():
         own = recipe.model_copy(update={"norm": norm})
-        network = move_network(new_network(own, classes=len(dataset.classes))[0], job.device).train()
-        trainees[arm] = make_context(own, network, dataset, job.device)
+        network, _ = new_network(own, classes=len(dataset.classes))
+        trainees[arm] = build_context(own, network.train(), dataset, job.device)
         set_learning_rate(trainees[arm].optimizer, 0.0)
     pixels, labels = next(trainees[BN].loader.epoch(0, recipe.size))
     seconds: dict[str, list[float]] = {arm: [] for arm in norms}
-    with exact(job.device), batch_errors(trainees[BN]):
+    with deterministic(job.device), batch_errors(trainees[BN]):
         for step in range(_WARM_UP + rounds):
             for arm, context in trainees.items():
                 began = _now(job.device)
