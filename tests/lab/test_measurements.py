@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,15 +85,18 @@ def test_the_code_is_that_of_its_own_study_and_of_all_below(monkeypatch: pytest.
     read: list[str] = []
     contents = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), contents(path))[1])
-    codes = {name: module._code.__wrapped__(f"bnlab.lab.studies.{name}") for name in ("bias", "seven_changes")}
-    assert codes["bias"] != codes["seven_changes"]
-    assert (read.count("bias.py"), read.count("seven_changes.py"), read.count("smoothness.py")) == (1, 1, 0)
-    assert (read.count("course.py"), read.count("judge.py"), read.count("verdict.py")) == (2, 2, 0)
+    codes = {name: module._code.__wrapped__(f"bnlab.lab.studies.{name}") for name in ("bias.study", "seven_changes")}
+    assert codes["bias.study"] != codes["seven_changes"]
+    assert [read.count(name) for name in ("detached_mean.py", "seven_changes.py", "smoothness.py")] == [1, 1, 0]
+    assert [read.count(name) for name in ("trained_network.py", "validate.py", "verdict.py")] == [2, 2, 0]
 
 
 def test_no_study_takes_from_another() -> None:
-    for path in Path(module.__file__).parent.glob("studies/*.py"):
-        assert "lab.studies" not in path.read_text(encoding="utf-8"), path
+    studies = Path(module.__file__).parent / "studies"
+    imports = re.compile(r"bnlab\.lab\.studies\.(\w+)")
+    for path in studies.rglob("*.py"):
+        own = path.relative_to(studies).parts[0]
+        assert set(imports.findall(path.read_text(encoding="utf-8"))) <= {own}, path
 
 
 def test_processes_give_the_same(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:

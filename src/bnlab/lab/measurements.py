@@ -199,16 +199,20 @@ def _photos(split: Path, changed: int) -> str:
 def _code(module: str) -> str:
     """A digest of the code that a number can follow from: what was measured by other code is not what this would.
 
-    Of the studies it is that of `module` alone, for no study takes anything from another.
+    Of the studies it is that of the file or folder of `module`, for no study takes anything from another.
     """
     digest = hashlib.sha256()
-    house = Path(__file__).parents[1]
-    for path in sorted(house.rglob("*.py")):
-        parts = path.relative_to(house).parts
-        lab = parts[0] == "lab"
-        if parts[0] not in _MEASURES or (lab and path.stem in _SHOWS):
+    package = Path(__file__).parents[1]
+    study = module.removeprefix("bnlab.lab.studies.").partition(".")[0]
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).parts
+        if parts[0] not in _MEASURES:
             continue
-        if parts[:2] != ("lab", "studies") or path.stem == module.rpartition(".")[2]:
+        if parts[:2] == ("lab", "studies"):
+            needed = parts[2].removesuffix(".py") == study
+        else:
+            needed = parts[0] != "lab" or path.stem not in _SHOWS
+        if needed:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

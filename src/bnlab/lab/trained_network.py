@@ -177,6 +177,14 @@ def train(
     return TrainedNetwork(context=context, dataset=dataset, results=probe.results, diverged=diverged)
 
 
+def or_guess(measured: Callable[[], float], guess: float) -> float:
+    """An accuracy, or that of guessing where the network or its statistics are not finite."""
+    try:
+        return measured()
+    except DivergedError:
+        return guess
+
+
 def with_norm(norm: MakeNorm) -> MakeNetwork:
     """Makes the recipe's network with a normalisation of the study's own, from the same initial weights."""
 

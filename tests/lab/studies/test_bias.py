@@ -6,10 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, WITHIN
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.records import Records, Results, where
-from bnlab.lab.studies.bias import INCEPTION, SIGMOIDS, STUDY, WITH_BIAS, WITHOUT_BIAS, Biases, conclude, make_precise
+from bnlab.lab.studies.bias.detached_mean import ALL, ALONE, ARMS, OUTSIDE, WITHIN
+from bnlab.lab.studies.bias.study import (
+    INCEPTION,
+    SIGMOIDS,
+    STUDY,
+    WITH_BIAS,
+    WITHOUT_BIAS,
+    Biases,
+    conclude,
+    make_precise,
+)
 from bnlab.lab.verdict import Evidence, Verdict
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe

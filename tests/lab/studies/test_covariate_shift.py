@@ -10,8 +10,8 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, number, numbers
 from bnlab.lab.replay import Batch
-from bnlab.lab.studies import covariate_shift as study
-from bnlab.lab.studies.covariate_shift import ARMS, EQUAL, NOISY, Shift, batch_norm_layers, compared, conclude
+from bnlab.lab.studies.covariate_shift import study
+from bnlab.lab.studies.covariate_shift.study import ARMS, EQUAL, NOISY, Shift, compared, conclude, shifted_layers
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
@@ -88,11 +88,11 @@ def test_compared_by_hand() -> None:
 
 def test_layers_are_spread_with_the_last_and_know_all_rows_before_them() -> None:
     network = build("bn_small_inception", classes=3, width=0.25)
-    found = batch_norm_layers(network, 3)
+    found = shifted_layers(network, 3)
     assert [name for name, _, _ in found] == ["inception2b", "inception3b", "inception4b"]
     assert found[0][1] is network.get_submodule("inception2b.branch1.conv").weight
     assert found[0][2] == {"conv1", "inception2a"}
-    assert [name for name, _, _ in batch_norm_layers(build("mlp", classes=3), 9)] == ["hidden2", "hidden3"]
+    assert [name for name, _, _ in shifted_layers(build("mlp", classes=3), 9)] == ["hidden2", "hidden3"]
 
 
 class Checked(Shift):

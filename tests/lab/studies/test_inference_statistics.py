@@ -3,12 +3,12 @@ from collections.abc import Callable
 
 import pytest
 
-from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, counts
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
-from bnlab.lab.studies import inference_statistics
-from bnlab.lab.studies.inference_statistics import conclude, probed
+from bnlab.lab.studies.inference_statistics import study as inference_statistics
+from bnlab.lab.studies.inference_statistics.ema_statistics import BATCH, MOMENTA, POPULATION, counts
+from bnlab.lab.studies.inference_statistics.study import conclude, probed
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 

@@ -5,7 +5,7 @@ import pytest
 
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results, where
-from bnlab.lab.studies.learning_rate import BASELINE, PROBED, STUDY, SUCCESSORS
+from bnlab.lab.studies.learning_rate.study import BASELINE, PROBED, STUDY, SUCCESSORS
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 

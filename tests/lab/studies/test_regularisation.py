@@ -11,8 +11,8 @@ from bnlab.errors import UsageError
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment, check_options
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results
-from bnlab.lab.studies import regularisation as study
-from bnlab.lab.studies.regularisation import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, conclude, fewer
+from bnlab.lab.studies.regularisation import study
+from bnlab.lab.studies.regularisation.study import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, conclude, fewer
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 

@@ -8,9 +8,8 @@ from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_series
 from bnlab.lab.records import Records, Results, Row, distinct, gained, last, number, numbers, resolution, where
-from bnlab.lab.statistics import or_guess
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import TrainedNetwork, train
+from bnlab.lab.trained_network import TrainedNetwork, or_guess, train
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.network import TableNetwork
 from bnlab.norm.ghost import GhostBatchNorm

@@ -38,10 +38,10 @@ def measure(experiment: Experiment) -> Results:
     networks = experiment.network_pair()
     arms = {arm: experiment.recipe(networks[arm], learning_rate=rate, **same) for arm, rate in RATES.items()}
     every = max(1, arms[WITH_BN].steps // 20)
-    return experiment.run(experiment.measurements(arms, map_photos, every=every))
+    return experiment.run(experiment.measurements(arms, train_and_scale, every=every))
 
 
-def map_photos(job: JobContext, recipe: Recipe, every: int) -> Results:
+def train_and_scale(job: JobContext, recipe: Recipe, every: int) -> Results:
     """One training with its weights' norms, and what scaling the weights does to the network that comes of it."""
     trained = train(job, recipe, probe=Norms(every))
     pixels, _ = next(trained.context.loader.epoch(0, recipe.size))

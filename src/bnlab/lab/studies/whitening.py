@@ -74,17 +74,17 @@ def costs(job: JobContext, recipe: Recipe, norms: dict[str, str], rounds: int, m
     The networks are made for it and thrown away; at a learning rate of 0 none can diverge, and a step is no cheaper.
     """
     dataset = open_recorded_data(job.split)
-    trainees = {}
+    contexts = {}
     for arm, norm in norms.items():
         own = recipe.model_copy(update={"norm": norm})
         network, _ = new_network(own, classes=len(dataset.classes))
-        trainees[arm] = build_context(own, network.train(), dataset, job.device)
-        set_learning_rate(trainees[arm].optimizer, 0.0)
-    pixels, labels = next(trainees[BN].loader.epoch(0, recipe.size))
+        contexts[arm] = build_context(own, network.train(), dataset, job.device)
+        set_learning_rate(contexts[arm].optimizer, 0.0)
+    pixels, labels = next(contexts[BN].loader.epoch(0, recipe.size))
     seconds: dict[str, list[float]] = {arm: [] for arm in norms}
-    with deterministic(job.device), batch_errors(trainees[BN]):
+    with deterministic(job.device), batch_errors(contexts[BN]):
         for step in range(_WARM_UP + rounds):
-            for arm, context in trainees.items():
+            for arm, context in contexts.items():
                 began = _now(job.device)
                 train_step(context, pixels, labels, step)
                 seconds[arm].append(_now(job.device) - began)

@@ -5,7 +5,7 @@ import pytest
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import number, where
-from bnlab.lab.stable_rate import bisected, max_stable_lr
+from bnlab.lab.studies.learning_rate.max_stable_lr import bisected, max_stable_lr
 
 
 @pytest.mark.parametrize(("limit", "found"), [(1.0, 1.0), (3.9, 2.0), (0.3, 0.25), (0.6, 0.5), (70.0, 64.0)])

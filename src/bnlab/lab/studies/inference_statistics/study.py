@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from bnlab.data.dataset import open_recorded_data
-from bnlab.lab.averages import BATCH, MOMENTA, POPULATION, USUAL, EmaStatistics
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, series_by_arm, series_over_seeds
@@ -22,6 +21,7 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
+from bnlab.lab.studies.inference_statistics.ema_statistics import BATCH, MOMENTA, POPULATION, USUAL, EmaStatistics
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Evidence

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bnlab.errors import plural
-from bnlab.lab.centred import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, detached
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, series_by_arm
@@ -29,6 +28,7 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
+from bnlab.lab.studies.bias.detached_mean import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, detached
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence

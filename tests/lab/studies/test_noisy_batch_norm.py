@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bnlab.lab.noise import NoisyBatchNorm, other_noise
+from bnlab.lab.studies.covariate_shift.noisy_batch_norm import NoisyBatchNorm, other_noise
 from bnlab.nets import build
 from bnlab.norm import BatchNorm2d
 

@@ -1,14 +1,16 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from bnlab.data.dataset import Dataset, open_recorded_data
-from bnlab.lab import statistics
-from bnlab.lab.averages import EmaStatistics, counts
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
+from bnlab.lab.studies.inference_statistics.ema_statistics import EmaStatistics, counts
+from bnlab.lab.studies.inference_statistics.study import ema_statistics as statistics
 from bnlab.lab.trained_network import Probe, train
 from bnlab.training.build import TrainingContext
 
@@ -73,3 +75,12 @@ def test_counts_are_powers_of_two_and_all() -> None:
     assert counts(40) == [8, 16, 32, 40]
     assert counts(32) == [8, 16, 32]
     assert counts(8) == [8]
+
+
+def test_distances_are_root_mean_squares_over_channels_that_vary() -> None:
+    whole = torch.tensor([0.0, 0.0, 5.0, 9.0, 1.0, 4.0, 0.0, 1.0])
+    few = torch.tensor([0.3, 0.8, 5.0, 0.0, math.e, 4.0, 0.0, 0.0])
+    mean_off, variance_off = statistics.distances(few, whole)
+    assert mean_off == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2), rel=1e-6)
+    assert variance_off == pytest.approx(math.sqrt(1 / 2), rel=1e-6)
+    assert statistics.distances(whole, whole) == (0.0, 0.0)

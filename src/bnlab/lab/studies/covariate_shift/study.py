@@ -10,7 +10,6 @@ from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import LearntFilter, chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.noise import SCALE, SHIFT, NoisyBatchNorm, other_noise
 from bnlab.lab.plots import BAND, caption, series_by_arm
 from bnlab.lab.records import (
     Records,
@@ -28,6 +27,7 @@ from bnlab.lab.records import (
     where,
 )
 from bnlab.lab.replay import batch_at, is_probe_step, loss_and_gradients, replaying, set_parameters
+from bnlab.lab.studies.covariate_shift.noisy_batch_norm import SCALE, SHIFT, NoisyBatchNorm, other_noise
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train, with_norm
 from bnlab.lab.verdict import Evidence
@@ -111,7 +111,7 @@ class Shift(Probe):
         network = context.network
         parameters = dict(network.named_parameters())
         updated = {name: p.detach().clone() for name, p in parameters.items()}
-        batch, chosen_layers = batch_at(step, context), batch_norm_layers(network, self.layers)
+        batch, chosen_layers = batch_at(step, context), shifted_layers(network, self.layers)
         with replaying(context):
             set_parameters(parameters, self.before_it)
             weights = [weight for _, weight, _ in chosen_layers]
@@ -127,7 +127,7 @@ class Shift(Probe):
         self.before_it = {}
 
 
-def batch_norm_layers(network: TableNetwork, most: int) -> list[tuple[str, nn.Parameter, set[str]]]:
+def shifted_layers(network: TableNetwork, most: int) -> list[tuple[str, nn.Parameter, set[str]]]:
     """Up to so many rows' first layers, evenly spread, the last among them: row, weights, rows before it."""
     rows = [name for name in network.order if conv_norm_acts(network.get_submodule(name))]
     count = min(most, len(rows) - 1)

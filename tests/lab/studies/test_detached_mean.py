@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.lab.centred import ARMS, OUTSIDE, SCALED, WITHIN, DetachedMean, Growth, make_network
+from bnlab.lab.studies.bias.detached_mean import ARMS, OUTSIDE, SCALED, WITHIN, DetachedMean, Growth, make_network
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bnlab.lab.renormalisation import Renormalisation
+from bnlab.lab.studies.regularisation.renormalisation import Renormalisation
 from bnlab.norm import BatchNorm1d, BatchNorm2d
 
 

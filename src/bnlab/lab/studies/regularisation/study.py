@@ -29,7 +29,7 @@ from bnlab.lab.records import (
     seeds,
     where,
 )
-from bnlab.lab.renormalisation import Renormalisation
+from bnlab.lab.studies.regularisation.renormalisation import Renormalisation
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train, with_norm
 from bnlab.lab.verdict import Evidence
