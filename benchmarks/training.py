@@ -26,12 +26,13 @@ HERE = Path(__file__).parent
 
 def main(photos: Path, pairs: int, size: int) -> None:
     """Measure and print."""
-    from bnlab.commands.machine import MachineSettings, run
+    from bnlab.commands.machine import run
     from bnlab.nets import build
     from bnlab.nets.count import count
+    from bnlab.options import MachineOptions
     from bnlab.progress import NullProgress
 
-    machine = run(MachineSettings(device="cpu"), NullProgress())
+    machine = run(MachineOptions(device="cpu"), NullProgress())
     found, gflops = machine.environment, machine.gflops
     print(f"{date.today()}, {found['processor']}, {found['cores']} cores, torch {found['versions']['torch']}")
     print(", ".join(f"{what} {rate:.0f} GFLOP/s" for what, rate in gflops.items()))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bnlab.commands import demo
 from bnlab.machine import environment
+from bnlab.options import DemoOptions
 from bnlab.progress import NullProgress
 
 CHANCE = 0.1  # what a network gone to NaN is worth
@@ -22,15 +23,15 @@ CHANCE = 0.1  # what a network gone to NaN is worth
 
 def main(seeds: int) -> None:
     """Run the demo for each seed and print what came out."""
-    accuracy: dict[str, list[float]] = {name: [] for name in demo.TWINS}
-    diverged = dict.fromkeys(demo.TWINS, 0)
+    accuracy: dict[str, list[float]] = {name: [] for name in demo.NETWORKS}
+    diverged = dict.fromkeys(demo.NETWORKS, 0)
     photos, seconds = 0, []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            result = demo.run(demo.DemoSettings(seed=seed, root=Path(folder)), NullProgress())
+            result = demo.run(DemoOptions(seed=seed, runs=Path(folder)), NullProgress())
             seconds.append(time.perf_counter() - began)
-        for name, twin in result.twins.items():
+        for name, twin in result.networks.items():
             accuracy[name].append(twin.test.top1 if twin.test and not twin.diverged else CHANCE)
             diverged[name] += twin.diverged is not None
             photos += twin.test.n if twin.test and name == "with BN" else 0

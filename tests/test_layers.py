@@ -9,7 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bnlab"
 LAYERS = (
-    {"ground": ("errors", "progress", "files", "recipe", "config", "runs", "machine", "recipes"), "norm": ("norm",)},
+    {
+        "ground": ("errors", "progress", "files", "recipe", "config", "runs", "machine", "options", "recipes"),
+        "norm": ("norm",),
+    },
     {"nets": ("nets",), "data": ("data",)},
     {"classifier": ("classifier",), "health": ("health",)},
     {"training": ("training",), "report": ("report",)},

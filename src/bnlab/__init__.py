@@ -1,4 +1,4 @@
-"""Train a batch-normalised image classifier on your own photos, know what batch normalisation does for it, and ship it.
+"""Train a batch-normalised image classifier on your own photos, and measure what batch normalisation does for it.
 
 >>> from bnlab import Classifier, train, split, nets, norm
 """
@@ -28,23 +28,19 @@ __all__ = [
     "tune_allocator",
 ]
 
-# Imported when first asked for: `import bnlab`, and so `bnlab --help`, costs no seconds of torch.
-_WHERE = {
-    "BnlabError": "bnlab.errors",
-    "Candidate": "bnlab.classifier.predict",
-    "Classifier": "bnlab.classifier.predict",
-    "Prediction": "bnlab.classifier.predict",
-    "import_weights": "bnlab.api",
-    "resume": "bnlab.api",
-    "split": "bnlab.api",
-    "train": "bnlab.api",
-    "tune_allocator": "bnlab.machine",
+# Imported at first use, so that `import bnlab`, and with it `bnlab --help`, does not take the seconds of torch.
+_MODULES = {
+    "bnlab.errors": ("BnlabError",),
+    "bnlab.classifier.predict": ("Candidate", "Classifier", "Prediction"),
+    "bnlab.api": ("import_weights", "resume", "split", "train"),
+    "bnlab.machine": ("tune_allocator",),
 }
 
 
 def __getattr__(name: str) -> object:
-    if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
     if name in ("nets", "norm"):
         return import_module(f"bnlab.{name}")
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'bnlab' has no attribute '{name}'")

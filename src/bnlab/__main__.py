@@ -1,4 +1,4 @@
-"""`python -m bnlab`, and the program `bnlab`: runs a verb, and turns what it raises into one line and an exit status.
+"""`python -m bnlab`, and the program `bnlab`: runs a verb, and turns each error into one line and an exit status.
 
 Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 interrupted.
 """
@@ -10,60 +10,55 @@ import sys
 import threading
 import warnings
 
+import typer
 from typer.exceptions import TyperException
 
 from bnlab.cli import app
-from bnlab.cli.console import Stopped, err
-from bnlab.errors import BnlabError, printable
+from bnlab.cli.console import err
+from bnlab.errors import BnlabError, Interrupted, printable
 from bnlab.machine import tune_allocator
-
-_INTERRUPTED = 130
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; gives the exit status."""
+    """Run the command line and return the exit status."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is a Ctrl-C: it cleans up
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (as `>&-` leaves it: closed)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop saves and cleans up, as Ctrl-C
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (None if the shell closed it with `>&-`)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name this terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding does not have
     tune_allocator()
-    warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a photo we say ourselves what matters
+    warnings.filterwarnings("ignore", module="PIL")  # bnlab itself warns of photos that it cannot use
     try:
-        status = app(arguments, standalone_mode=False, prog_name="bnlab")
-        if status == _INTERRUPTED:  # Typer's own word for a KeyboardInterrupt
-            return _complain("interrupted; every file is whole, as it was or as it should be", _INTERRUPTED)
-        return status if isinstance(status, int) else 0
+        # Typer's own main() would turn Interrupted into a bare status and lose its message.
+        words = sys.argv[1:] if arguments is None else arguments
+        with typer.main.get_command(app).make_context("bnlab", words) as context:
+            context.command.invoke(context)
+        return 0
+    except typer.Exit as stop:
+        return stop.exit_code
     except TyperException as error:
+        verb = getattr(error, "ctx", None)
         text = error.format_message().strip().rstrip(".")
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(text)  # noqa: T201
-            return 2
-        text = text.replace("Value error, ", "")
-        return _complain(f"{text}: see `{_command_path(error)} --help`", 2)
+        return _complain(f"{text}: see `{verb.command_path if verb else 'bnlab'} --help`", 2)
     except BnlabError as error:
         return _complain(str(error), error.exit_status)
-    except Stopped as stopped:
-        return _complain(str(stopped), _INTERRUPTED)
+    except Interrupted as interruption:
+        return _complain(interruption.message, 130)
+    except KeyboardInterrupt:
+        return _complain("interrupted; every file is complete, either the old or the new one", 130)
     except OSError as error:
-        return _complain(f"the system refused ({error}): see that the paths are there and may be written to", 2)
+        return _complain(f"the system refused ({error}): check that the paths exist and may be written to", 2)
 
 
 def main() -> None:
-    """Run the command line and exit with its status."""
     sys.exit(run())
 
 
 def _complain(text: str, status: int) -> int:
     err.print(f"bnlab: {printable(text)}", markup=False, soft_wrap=True)
     return status
-
-
-def _command_path(error: TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return context.command_path if context else "bnlab"
 
 
 if __name__ == "__main__":

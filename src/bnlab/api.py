@@ -1,138 +1,127 @@
-"""The Python API: what the command line does, as functions. `from bnlab import Classifier, train, split`."""
+"""The Python API: what the command line does, as functions. `from bnlab import Classifier, train, split`.
 
+Their options are defined once, in options.py, from which their signatures and the lists of their arguments are made.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bnlab.commands import import_weights as import_command
 from bnlab.commands import split as split_command
 from bnlab.commands import train as train_command
-from bnlab.commands.import_weights import ImportResult, ImportSettings
-from bnlab.commands.split import SplitResult, SplitSettings
-from bnlab.commands.train import TrainSettings
-from bnlab.config import load_settings
-from bnlab.data.write_split import LinkMode
+from bnlab.commands.import_weights import ImportResult
+from bnlab.commands.split import SplitResult
+from bnlab.config import meaning
+from bnlab.options import ImportOptions, Options, SplitOptions, TrainOptions
 from bnlab.progress import NullProgress, Progress
 from bnlab.runs import RUNS
 from bnlab.training.run import TrainingResult
 
 AnyPath = str | PathLike[str]
+F = TypeVar("F", bound=Callable[..., object])
 
 
-def train(
-    data: AnyPath,
-    *,
-    recipe: AnyPath = "default",
-    name: str | None = None,
-    runs: AnyPath = RUNS,
-    strict: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
-) -> TrainingResult:
-    """Train a classifier on DATA: a split folder, a split.csv or a folder of classes.
+def _takes(options: type[Options]) -> Callable[[F], F]:
+    """Give a function the fields of `options` as keyword arguments, in its signature and in its docstring."""
+
+    def decorate(function: F) -> F:
+        own = dict(inspect.signature(function).parameters)
+        rest = own.pop("options")
+        parameters = [own.pop(name) for name in list(own) if name != "progress"]
+        for name, field in options.fields().items():
+            if name not in {"recipe_keys", *(p.name for p in parameters)}:
+                keyword = inspect.Parameter.KEYWORD_ONLY
+                parameters.append(inspect.Parameter(name, keyword, default=field.default, annotation=field.annotation))
+        parameters += [own["progress"], *([rest] if "recipe_keys" in options.model_fields else [])]
+        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        lines = [f"{p.name}: {meaning(options, p.name)}" for p in parameters if p.name in options.model_fields]
+        listed = "\n".join(
+            textwrap.fill(line, 110, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in lines
+        )
+        function.__doc__ = (inspect.getdoc(function) or "").replace("Args:", f"Args:\n{listed}")
+        return function
+
+    return decorate
+
+
+def _split_keys(options: type[Options], given: dict[str, Any]) -> dict[str, Any]:
+    """The given arguments as fields of `options`; those that it does not have are keys of the recipe."""
+    fields = {name: given.pop(name) for name in options.model_fields if name in given and name != "recipe_keys"}
+    return fields | {"recipe_keys": given}
+
+
+@_takes(TrainOptions)
+def train(data: AnyPath, *, progress: Progress | None = None, **options: Any) -> TrainingResult:
+    """Train a classifier.
 
     >>> result = train("flowers", epochs=2, size=96)
     >>> result.run.best, result.val_top1
     (PosixPath('runs/train/best.safetensors'), 0.61)
 
     Args:
-        data: where the photos are.
-        recipe: the name of a shipped recipe, or a YAML file.
-        name: of the run; train, train2, ... unless given.
-        runs: the folder runs lie in.
-        strict: refuse to go on when a photo cannot be used.
-        progress: who is told how far it is; nobody unless given.
-        options: any key of a recipe, such as epochs=2 (in epochs) or size=96 (in pixels).
+        progress: Object that receives progress and warnings (default: none).
+        options: Any key of the recipe (docs/recipes.md lists them), such as epochs=2 or size=96.
 
     Returns:
-        The run with its files, the accuracy of the best epoch on val (0..1), and its evaluation.
+        The run with its files, the accuracy of the best epoch on val (0 to 1), and its evaluation.
 
     Raises:
-        BnlabError: DATA, the recipe or the name cannot be used, the training diverged, or the disk is full.
-        KeyboardInterrupt: Ctrl-C; what a resume needs was saved.
+        BnlabError: an argument or the photos cannot be used, the training diverged, or the disk or memory is full.
+        KeyboardInterrupt: Ctrl-C; the training was saved and can be resumed.
     """
-    settings = TrainSettings(
-        data=Path(data), settings=load_settings(recipe, options), name=name, strict=strict, root=Path(runs)
+    return train_command.run(
+        TrainOptions(data=Path(data), **_split_keys(TrainOptions, options)), progress or NullProgress()
     )
-    return train_command.run(settings, progress or NullProgress())
 
 
 def resume(name: str | None = None, *, runs: AnyPath = RUNS, progress: Progress | None = None) -> TrainingResult:
-    """Go on with a run, the latest unless named. It ends in the weights it would have had, bit for bit.
-
-    Raises:
-        BnlabError: there is no such run, another training has it, or its photos are gone.
-    """
-    return train_command.run(TrainSettings(resume=True, name=name, root=Path(runs)), progress or NullProgress())
-
-
-def split(
-    photos: AnyPath,
-    into: AnyPath,
-    *,
-    val: float = SplitSettings.val,
-    test: float = SplitSettings.test,
-    seed: int = SplitSettings.seed,
-    how: LinkMode = "link",
-    strict: bool = False,
-    progress: Progress | None = None,
-) -> SplitResult:
-    """Split a folder of classes into train, val and test, duplicates kept on one side.
+    """Continue a run. It ends in the same weights, bit for bit, as without the interruption.
 
     Args:
-        photos: folder with one sub-folder a class; it is never written to.
-        into: new folder for train/, val/, test/ and split.csv.
-        val: share held out for validation, in 0..1.
-        test: share held out for testing, in 0..1.
-        seed: another seed, another split.
-        how: "link" (hard links, copies where there are none), "copy", or "list" (split.csv alone).
-        strict: refuse to go on when a photo cannot be used.
-        progress: who is told how far it is; nobody unless given.
+        name: Name of the run (default: the latest).
+        runs: Folder in which the folders of runs lie.
+        progress: Object that receives progress and warnings (default: none).
 
     Raises:
-        DataError: the photos cannot be split, or `into` holds something else.
-        StorageError: no space left; nothing half-made is left behind.
+        BnlabError: there is no such run, another training uses it, or its photos are gone.
+        KeyboardInterrupt: Ctrl-C; the training was saved and can be resumed.
     """
-    settings = SplitSettings(
-        photos=Path(photos), into=Path(into), val=val, test=test, seed=seed, how=how, strict=strict
-    )
-    return split_command.run(settings, progress or NullProgress())
+    return train_command.resume(TrainOptions(name=name, runs=Path(runs)), progress or NullProgress())
 
 
-def import_weights(
-    file: AnyPath,
-    output: AnyPath,
-    *,
-    classes: AnyPath | None = None,
-    format: str | None = None,
-    network: str | None = None,
-    progress: Progress | None = None,
-    **options: Any,
-) -> ImportResult:
-    """Turn weights from elsewhere into a classifier file; nothing in them is run.
+@_takes(SplitOptions)
+def split(photos: AnyPath, into: AnyPath, *, progress: Progress | None = None, **options: Any) -> SplitResult:
+    """Split a folder of classes into train, val and test. Duplicates go to the same split.
+
+    Args:
+        progress: Object that receives progress and warnings (default: none).
+
+    Raises:
+        UsageError: an argument is unknown or out of range.
+        DataError: the photos cannot be split, or `into` holds something else.
+        StorageError: the disk is full; nothing unfinished is left behind.
+    """
+    return split_command.run(SplitOptions(photos=Path(photos), into=Path(into), **options), progress or NullProgress())
+
+
+@_takes(ImportOptions)
+def import_weights(file: AnyPath, output: AnyPath, *, progress: Progress | None = None, **options: Any) -> ImportResult:
+    """Turn weights from elsewhere into a classifier file. Code in them is never run.
 
     >>> import_weights("googleNet.pth", "flowers.safetensors", classes="class_indices.json")
 
     Args:
-        file: a state_dict that torch.save wrote, or safetensors: torchvision's googlenet, the GoogLeNet tutorial's,
-            BN-Inception with Caffe's names, or of a bnlab network.
-        output: the classifier file to write; it must not exist.
-        classes: file with their names, JSON or one a line; 0, 1, ... unless given.
-        format: "tutorial", "torchvision", "caffe" or "bnlab"; guessed unless given.
-        network: which it is; found by the names and shapes of the tensors unless given.
-        progress: who is told what is doubtful; nobody unless given.
-        options: keys of a recipe: the network's (such as width=0.5), its view's (such as size=224, in pixels).
+        progress: Object that receives progress and warnings (default: none).
+        options: Keys of the recipe that shape the network, such as width=0.5, or its preprocessing, such as size=224.
 
     Raises:
-        UsageError: the output exists, an option cannot be, or the classes' names cannot be used.
-        ClassifierError: the file holds no weights, or those of no network that bnlab knows.
-        StorageError: no space left or no permission; nothing is left behind.
+        UsageError: the output exists, an argument is not valid, or the class names cannot be used.
+        ClassifierError: the file holds no weights, or weights of a network that bnlab does not know.
+        StorageError: the disk is full or cannot be written to; nothing unfinished is left behind.
     """
-    settings = ImportSettings(
-        file=Path(file),
-        output=Path(output),
-        classes=None if classes is None else Path(classes),
-        format=format,
-        options=({} if network is None else {"network": network}) | options,
-    )
-    return import_command.run(settings, progress or NullProgress())
+    fields = _split_keys(ImportOptions, options)
+    return import_command.run(ImportOptions(file=Path(file), output=Path(output), **fields), progress or NullProgress())

@@ -1,7 +1,7 @@
-"""Settings: the recipe of a training, and where each part of it came from.
+"""The settings of a training: a recipe, and where each of its values came from.
 
-A recipe is a flat table. What a user sets comes, in rising precedence, from a recipe (a name in `recipes/` or a YAML
-file) and from options; everything else is a default of recipe.py.
+A recipe is a flat table. A value comes from an option, else from the chosen recipe (a name in `recipes/` or a YAML
+file), else from the defaults in recipe.py.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bnlab.errors import RecipeError, did_you_mean, printable
 from bnlab.recipe import ONLY_WITH, Recipe
 
 YOURS = "yours"  # the origin of what the user set by an option
+_SHIPPED = files("bnlab") / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A recipe, and where each key that is no default came from: YOURS, the recipe's name, or what it followed from
-    ("init", "machine", "time")."""
+    """A recipe, and the origin of each key that is not a default: YOURS, the recipe's name, or what the value follows
+    from ("init", "machine", "time")."""
 
     recipe: Recipe
     origin: Mapping[str, str]
@@ -35,12 +36,12 @@ class Settings:
 
     @property
     def chosen(self) -> frozenset[str]:
-        """The keys the user set, by options or in a recipe of their own."""
+        """The keys the user set, by options or in a recipe file."""
         shipped = {*recipe_names(), "init", "machine", "time"}
         return frozenset(key for key, origin in self.origin.items() if origin not in shipped)
 
     def without_effect(self) -> list[str]:
-        """A sentence for each of the user's own keys that changes nothing."""
+        """A sentence for each key in `own` that has no effect."""
         sentences = []
         for key, (other, value) in ONLY_WITH.items():
             if key in self.own and getattr(self.recipe, other) != value:
@@ -50,15 +51,15 @@ class Settings:
 
 
 def recipe_names() -> list[str]:
-    """The recipes bnlab ships."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
+    """The names of the recipes in the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_settings(recipe: str | PathLike[str] = "default", options: Mapping[str, Any] | None = None) -> Settings:
-    """Resolve a recipe by name or YAML file, with `options` (key to value) on top.
+    """Read a recipe by name or from a YAML file, and set `options` (key to value) on top.
 
     Raises:
-        RecipeError: no such recipe, an unknown key, a value of the wrong kind or out of range.
+        RecipeError: the recipe does not exist, a key is unknown, or a value has the wrong type or is out of range.
     """
     values = _read(recipe)
     options = dict(options or {})
@@ -71,7 +72,7 @@ def with_changes(settings: Settings, changes: Mapping[str, Any], origin: str) ->
     """The settings with some keys changed, validated again.
 
     Raises:
-        RecipeError: an unknown key or a value out of range.
+        RecipeError: a key is unknown, or a value is out of range.
     """
     where = dict.fromkeys(changes, "the options" if origin == YOURS else origin)
     recipe = _validated(settings.recipe.model_dump() | dict(changes), where)
@@ -79,51 +80,70 @@ def with_changes(settings: Settings, changes: Mapping[str, Any], origin: str) ->
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`["momentum=0.8", "size=96"]` as a mapping, with values read as YAML."""
+    """`["momentum=0.8", "size=96"]` as a mapping, with values read as YAML.
+
+    Raises:
+        RecipeError: a text is not KEY=VALUE, or its value is not YAML.
+    """
     values: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f"--set {printable(text)} is no key=value", "say, for example, --set epochs=20")
+            raise RecipeError(f"--set {printable(text)} is not KEY=VALUE", "write it like --set epochs=20")
         if not value.strip():
-            raise RecipeError(f"--set {printable(text)} has no value", "say, for example, --set epochs=20")
+            raise RecipeError(f"--set {printable(text)} has no value", "write it like --set epochs=20")
         try:
             values[key.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise RecipeError(f"--set {printable(text)} has a value that is no YAML", "quote it") from error
+            raise RecipeError(f"the value of --set {printable(text)} is not YAML", "quote the value") from error
     return values
 
 
 def to_yaml(settings: Settings) -> str:
-    """The whole recipe as YAML, each key with its meaning, the user's own marked."""
-    lines = [
-        "# Every setting of this training. In brackets, where it came from: your option or a recipe; else a default."
-    ]
+    """The recipe as YAML, each key with its origin and its meaning."""
+    lines = ["# Every setting of this training. In brackets: its origin, if it is not the default."]
     for key, value in settings.recipe.model_dump(mode="json").items():
         text = yaml.safe_dump({key: value}, default_flow_style=True, width=10_000).strip()[1:-1]
         origin = f"({printable(settings.origin[key])}) " if key in settings.origin else ""
-        meaning = " ".join(str(Recipe.model_fields[key].description).split())
-        lines.append(f"{text}  # {origin}{meaning}")
+        lines.append(f"{text}  # {origin}{meaning(Recipe, key)}")
     return "\n".join(lines) + "\n"
 
 
+def meaning(model: type[BaseModel], key: str) -> str:
+    """What a field means, on one line: the text that stands below it in the source."""
+    return " ".join(str(model.model_fields[key].description).split())
+
+
 def read_recipe_file(path: Path) -> Settings:
-    """The settings a run folder holds; keys that are younger than it have their defaults.
+    """The settings in a run folder; a key that the file does not have has its default.
 
     Raises:
-        RecipeError: it was changed to something that is no recipe.
+        RecipeError: the file is not a valid recipe.
     """
     return Settings(recipe=_validated(_read(path), {}), origin={})
 
 
-def _shipped() -> Any:
-    return files("bnlab") / "recipes"
+def explain(error: ValidationError, model: type[BaseModel], what: str, where: Mapping[str, str]) -> tuple[str, str]:
+    """The first fault that pydantic found, as problem and remedy. `where` gives the place that a key was set in."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    place = f" (in {where[key]})" if key in where else ""
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{what} has no key '{printable(key)}'{place}", did_you_mean(key, sorted(model.model_fields))
+    if first["type"] == "missing":
+        return f"{what} has no {key}", f"pass {key}"
+    if not key:
+        return message, "set both ends"
+    if first["type"] == "tuple_type":
+        message = f"write it as {list(model.model_fields[key].default)}"
+    return f"{key} is {printable(repr(first['input']))}{place}", message.replace("Input should", "it must")
 
 
 def _read(recipe: str | PathLike[str]) -> dict[str, Any]:
     path = Path(recipe)
     if str(recipe) in recipe_names():
-        return _read_yaml((_shipped() / f"{recipe}.yaml").read_text("utf-8"), str(recipe))
+        return _read_yaml((_SHIPPED / f"{recipe}.yaml").read_text("utf-8"), str(recipe))
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"no recipe is called '{printable(recipe)}'", did_you_mean(str(recipe), recipe_names()))
     try:
@@ -138,9 +158,9 @@ def _read_yaml(text: str, name: str) -> dict[str, Any]:
         values = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"recipe {printable(name)} is no YAML ({reason})", "mend that line") from error
+        raise RecipeError(f"recipe {printable(name)} is not YAML ({reason})", "fix that line") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {printable(name)} is no table of keys", "write one 'key: value' a line")
+        raise RecipeError(f"recipe {printable(name)} is not a table of keys", "write one 'key: value' a line")
     return {str(key): value for key, value in values.items()}
 
 
@@ -148,15 +168,4 @@ def _validated(values: Mapping[str, Any], where: Mapping[str, str]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else ""
-        place = f" (in {where[key]})" if key in where else ""
-        if first["type"] == "extra_forbidden":
-            known = did_you_mean(key, sorted(Recipe.model_fields))
-            raise RecipeError(f"a recipe has no key '{printable(key)}'{place}", known) from None
-        if not key:
-            raise RecipeError(str(first["msg"]).removeprefix("Value error, "), "set both ends") from None
-        message = first["msg"][0].lower() + first["msg"][1:]
-        if first["type"] == "tuple_type":
-            message = f"write it as {list(Recipe.model_fields[key].default)}"
-        raise RecipeError(f"{key} cannot be {printable(repr(first['input']))}{place}", message) from None
+        raise RecipeError(*explain(error, Recipe, "a recipe", where)) from None

@@ -1,15 +1,15 @@
-"""Every error bnlab raises on purpose. Each is one line: what is wrong, where, and what to do about it.
+"""Every error that bnlab raises on purpose. Each is one line: what is wrong, where, and what to do about it.
 
 BnlabError
-├── UsageError         an option or a setting that cannot be
-│   └── RecipeError    a recipe: an unknown key, a value out of range
+├── UsageError         an option or a setting that is not valid
+│   └── RecipeError    a recipe with an unknown key or a value out of range
 ├── DataError          a folder or a list of photos that cannot be used
 │   └── PhotoError     one photo that cannot be used, with the reason
-├── ClassifierError    a classifier file that cannot be read, or does not fit
-├── RunError           a run folder: in use, not there, not to be resumed
-├── StorageError       the disk is full or cannot be written to
-├── OutOfMemoryError   the batch does not fit
-└── DivergedError      the loss is no longer a number (exit status 1: the settings were legal, the training failed)
+├── ClassifierError    a classifier file that cannot be read or does not fit
+├── RunError           a run folder that is in use, is missing or cannot be resumed
+├── StorageError       a disk that is full or cannot be written to
+├── OutOfMemoryError   a batch that does not fit into memory
+└── DivergedError      a loss that is not finite (exit status 1: the settings were valid, the training failed)
 
 An interruption (Ctrl-C) is `Interrupted`, a KeyboardInterrupt, so that `except Exception` does not swallow it.
 """
@@ -20,7 +20,7 @@ from os import PathLike
 
 
 class BnlabError(Exception):
-    """Base of bnlab's errors. `problem` says what is wrong and where, `remedy` what to do; both on one line."""
+    """Base of bnlab's errors. `problem` is what is wrong and where, `remedy` what to do; both are on one line."""
 
     exit_status = 2
 
@@ -34,40 +34,39 @@ class BnlabError(Exception):
 
 
 class UsageError(BnlabError):
-    """An option or a setting that cannot be."""
+    """An option or a setting is not valid."""
 
 
 class RecipeError(UsageError):
-    """A recipe with an unknown key or a value out of range."""
+    """A recipe has an unknown key or a value out of range."""
 
 
 class DataError(BnlabError):
-    """A folder or a list of photos that cannot be used."""
+    """A folder or a list of photos cannot be used."""
 
 
 class PhotoError(DataError):
-    """One photo that cannot be used; `path` names it and `reason` says why."""
+    """One photo cannot be used; `path` names it and `reason` says why."""
 
-    def __init__(self, path: str, reason: str, remedy: str = "replace the photo or take it away") -> None:
+    def __init__(self, path: str, reason: str, remedy: str = "replace or remove the photo") -> None:
         super().__init__(f"{printable(path)} cannot be used, {reason}", remedy)
         self.path = path
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["PhotoError"], tuple[str, str, str]]:
-        """From one process to another it has to go as it was made."""
-        return type(self), (self.path, self.reason, self.remedy)
+        return type(self), (self.path, self.reason, self.remedy)  # the arguments of __init__, for pickle
 
 
 class ClassifierError(BnlabError):
-    """A classifier file that cannot be read, or does not fit what it is asked to do."""
+    """A classifier file cannot be read, or does not fit its use."""
 
 
 class RunError(BnlabError):
-    """A run folder that is in use, is not there, or cannot be resumed."""
+    """A run folder is in use, is missing, or cannot be resumed."""
 
 
 class StorageError(BnlabError):
-    """The disk is full or cannot be written to. What was there before is untouched."""
+    """The disk is full or cannot be written to. Earlier files are untouched."""
 
 
 class OutOfMemoryError(BnlabError):
@@ -81,7 +80,7 @@ class DivergedError(BnlabError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user pressed Ctrl-C (or the system asked to stop); `message` says what was saved and how to go on."""
+    """The user pressed Ctrl-C (or the system asked to stop); `message` says what was saved and how to continue."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -95,16 +94,16 @@ def printable(path: str | PathLike[str]) -> str:
 
 
 def quoted(path: str | PathLike[str]) -> str:
-    """The path as one would type it in a shell."""
+    """The path as a word of a shell command."""
     return shlex.quote(printable(path))
 
 
 def plural(number: int, what: str) -> str:
-    """How many of what: 1 photo, 2 photos."""
+    """A count with its noun: "1 photo", "2 photos"."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """ "did you mean 'epochs'?" when a known word is near, else the list of all."""
+    """A remedy for an unknown word: "did you mean 'epochs'?" if a known word is near, else the list of all."""
     near = get_close_matches(word, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Files that are either there as a whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import codecs
 import csv
@@ -16,15 +16,15 @@ from typing import Any, BinaryIO
 
 from bnlab.errors import StorageError, printable
 
-# Undecodable bytes in file names survive a way through a text file as surrogates.
+# With this error handler, undecodable bytes in file names survive a round trip through a text file.
 ERRORS = "surrogateescape"
 
 
 def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never half of one.
 
-    It is written beside the target, flushed to the disk and renamed. When that fails, the old file is untouched and
-    the half-written one is gone; a kill leaves it, as `.NAME.part`, for `remove_drafts`.
+    It is written next to the target, flushed to the disk and renamed. If that fails, the old file is untouched and
+    the draft is removed; if the process is killed, the draft stays as `.NAME.part`, for `remove_drafts`.
 
     Raises:
         StorageError: no space left, no permission, a read-only disk.
@@ -34,7 +34,7 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document atomically, indented and in the order given."""
+    """Write an indented JSON document atomically."""
     write_atomic(path, json.dumps(document, indent=2) + "\n")
 
 
@@ -55,14 +55,14 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The table a JSON file holds; an empty one where it is lost or spoilt."""
+    """The object in a JSON file; an empty one if the file is missing or damaged."""
     try:
         document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -71,10 +71,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_csv(path: Path) -> Iterator[Mapping[str, str]]:
-    """The rows of a table as mappings from column to text.
+    """The rows of a CSV file as mappings from column to text.
 
     Raises:
-        OSError, UnicodeError, csv.Error: it cannot be read as a table.
+        OSError, UnicodeError, csv.Error: the file cannot be read as CSV.
     """
     with path.open(newline="", encoding="utf-8-sig", errors=ERRORS) as file:
         yield from csv.DictReader(file)
@@ -82,9 +82,9 @@ def read_csv(path: Path) -> Iterator[Mapping[str, str]]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A draft folder that becomes `path` when the block ends well and vanishes when it does not.
+    """A draft folder that becomes `path` if the block succeeds and is removed if it fails.
 
-    `path` must not exist, or be an empty folder (which is kept, for it may be where a disk is mounted).
+    `path` must not exist, or be an empty folder (which is kept, because a disk may be mounted there).
 
     Raises:
         StorageError: the folder cannot be made.
@@ -110,7 +110,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder that nobody else is writing to."""
+    """Remove the drafts of a killed process from a folder that no other process writes to."""
     for draft in folder.glob(".*.part"):
         with suppress(OSError):
             draft.unlink()
@@ -118,22 +118,22 @@ def remove_drafts(folder: Path) -> None:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk can do to a writer into a StorageError that names `path`."""
+    """Turn an OSError of writing into a StorageError that names `path`."""
     try:
         yield
     except OSError as error:
         name = printable(path)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
-                f"no space left on the device to write {name}", "free some; what was there before is untouched"
+                f"no space left on the device to write {name}", "free some; earlier files are untouched"
             ) from error
         reason = error.strerror or error
-        raise StorageError(f"{name} cannot be written ({reason})", "give a place you may write to") from error
+        raise StorageError(f"{name} cannot be written ({reason})", "pass a path that you may write to") from error
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
-    """A draft that takes the place of `path` when the block ends well and vanishes when it does not."""
+    """A draft file that replaces `path` if the block succeeds and is removed if it fails."""
     draft = _draft_of(path)
     with storage_errors(path):
         try:

@@ -1,4 +1,4 @@
-"""The machine: how many cores, which device, how it is best used, and what to write down about it."""
+"""The machine: its cores, devices, memory and versions, and the settings that make training on it fast."""
 
 import importlib.metadata
 import os
@@ -14,21 +14,22 @@ from bnlab.errors import OutOfMemoryError, UsageError, did_you_mean, printable
 
 _PACKAGES = ("bnlab", "torch", "numpy", "pillow", "safetensors", "scikit-learn", "scipy")
 
-
-# glibc's malloc, told by mallopt to keep what it was given: the tensors of one step are as large as those of the last,
-# and memory that is handed back and asked for again comes in zeroed pages of 4 KiB, one fault each.
+# Arguments of mallopt that make glibc's malloc keep freed memory: the tensors of one step are as large as those of the
+# step before, and memory that goes back to the system returns in zeroed pages of 4 KiB, with one page fault each.
 _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2_000_000_000), "M_MMAP_MAX": (-4, 0)}
-_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch asks for pages of 2 MiB
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # makes torch ask for pages of 2 MiB
 
-_tuned: dict[str, str] = {}  # what was done
+_tuned: dict[str, str] = {}  # the settings in effect
 
 
 def tune_allocator() -> Mapping[str, str]:
-    """Prepare this process for training on a CPU: transparent huge pages, a malloc that keeps what it has.
+    """Prepare this process for training on a CPU: transparent huge pages, and a malloc that keeps freed memory.
 
-    To be called before torch is loaded, and of no effect afterwards. Nothing is done where the platform is not Linux
-    with glibc, and nothing at all with BNLAB_TUNE=0 in the environment. Says what was done, which `environment` gives
-    too.
+    Call it before torch is imported; later it has no effect. It does nothing on platforms other than Linux with glibc,
+    or if the environment has BNLAB_TUNE=0.
+
+    Returns:
+        The settings in effect, by name; `environment` has them too.
     """
     if _tuned or os.environ.get("BNLAB_TUNE") == "0" or "torch" in sys.modules:
         return _tuned
@@ -46,7 +47,7 @@ def tune_allocator() -> Mapping[str, str]:
 
 
 def release_memory() -> None:
-    """Give back to the system what malloc keeps and nobody uses, where `tune_allocator` told it to keep."""
+    """Return freed memory to the system, if `tune_allocator` made malloc keep it."""
     if "M_TRIM_THRESHOLD" in _tuned:
         import ctypes
 
@@ -54,7 +55,7 @@ def release_memory() -> None:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -62,7 +63,7 @@ def choose_device(wish: str) -> str:
     """The device to run on: `wish`, or for "auto" the first of CUDA, Apple's MPS and the CPU that is there.
 
     Raises:
-        UsageError: the wished-for device is not there, or is none.
+        UsageError: there is no such device, or this machine does not have it.
     """
     import torch
 
@@ -73,12 +74,12 @@ def choose_device(wish: str) -> str:
         raise UsageError(f"there is no device called '{printable(wish)}'", did_you_mean(wish, ["auto", *there]))
     if not there[wish]:
         found = " or ".join(name for name, found in there.items() if found)
-        raise UsageError(f"PyTorch finds no {wish} device here", f"say --device {found}, or auto")
+        raise UsageError(f"PyTorch finds no {wish} device here", f"pass --device {found}, or auto")
     return wish
 
 
 def fast_precision(device: str) -> str:
-    """What convolutions are quickest in: "bfloat16" where the device computes it in hardware, else "float32"."""
+    """The number format of the fastest convolutions: "bfloat16" if the device has it in hardware, else "float32"."""
     import torch
 
     if device == "cuda":
@@ -90,7 +91,7 @@ def fast_precision(device: str) -> str:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process may still take: of the machine, or of the group it is confined to."""
+    """Bytes of main memory that this process may still take, on the machine or in its control group."""
     free = []
     try:
         with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
@@ -106,9 +107,9 @@ def free_memory() -> int:
 
 @contextmanager
 def memory_errors(batch_size: int, size: int, suggest_batch_size: Callable[[], str] | None = None) -> Iterator[None]:
-    """Turn whatever a device says of full memory into an OutOfMemoryError that says what could be smaller.
+    """Turn every error of full memory into an OutOfMemoryError whose remedy says what to make smaller.
 
-    `suggest_batch_size` may find out; it is asked once what was being done has let go of its memory.
+    `suggest_batch_size` may measure the remedy; it is called after the failed work has released its memory.
     """
     try:
         yield
@@ -116,7 +117,7 @@ def memory_errors(batch_size: int, size: int, suggest_batch_size: Callable[[], s
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # which hold what was being computed
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed work
     remedy = (
         suggest_batch_size() if suggest_batch_size else "try half the --batch-size, or a network of a smaller --size"
     )
@@ -124,19 +125,19 @@ def memory_errors(batch_size: int, size: int, suggest_batch_size: Callable[[], s
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full."""
+    """Whether an error means that memory is full."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a result depends on."""
+    """The versions of the libraries that a result depends on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a reader of a result wants to know about where it came from; neither who nor which host."""
+    """The machine, the versions and the command that gave a result; no user or host name."""
     import torch
 
     return {

@@ -1,8 +1,7 @@
-"""Run folders: what a training leaves, under which names, and that only one training writes to each."""
+"""Run folders: the files a training leaves, their names, and a lock so that only one training writes to each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,81 +10,33 @@ from bnlab.errors import RunError, UsageError, did_you_mean, printable, quoted
 from bnlab.files import storage_errors
 
 RUNS = Path("runs")
-_BEFORE_IT_BEGINS = {".lock", "split.csv", "environment.json", "refused.csv"}
+_WRITTEN_BEFORE_THE_RECIPE = {".lock", "split.csv", "environment.json", "refused.csv"}
 
 
-@dataclass(frozen=True)
 class Run:
-    """A run folder and the files in it."""
+    """A run folder and the paths of the files in it."""
 
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """Its own name, without the folder it lies in."""
-        return self.folder.name
-
-    @property
-    def recipe(self) -> Path:
-        """All settings, resolved."""
-        return self.folder / "recipe.yaml"
-
-    @property
-    def split(self) -> Path:
-        """Which photo was train, val or test."""
-        return self.folder / "split.csv"
-
-    @property
-    def refused(self) -> Path:
-        """Photos that could not be used, where there are any."""
-        return self.folder / "refused.csv"
-
-    @property
-    def metrics(self) -> Path:
-        """One row an epoch."""
-        return self.folder / "metrics.csv"
-
-    @property
-    def health(self) -> Path:
-        """One row a normalisation layer, of the last epoch."""
-        return self.folder / "health.csv"
-
-    @property
-    def best(self) -> Path:
-        """The classifier of the best epoch."""
-        return self.folder / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        """The classifier of the last epoch."""
-        return self.folder / "last.safetensors"
-
-    @property
-    def state(self) -> Path:
-        """What a resume needs."""
-        return self.folder / "state.pt"
-
-    @property
-    def environment(self) -> Path:
-        """Where it was trained."""
-        return self.folder / "environment.json"
-
-    @property
-    def report(self) -> Path:
-        """The page to look at."""
-        return self.folder / "report.html"
-
-    @property
-    def events(self) -> Path:
-        """TensorBoard's."""
-        return self.folder / "tensorboard"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+        self.recipe = folder / "recipe.yaml"  # all settings, and where each came from
+        self.split = folder / "split.csv"  # which photo is in train, val or test
+        self.refused = folder / "refused.csv"  # photos that could not be used, if there are any
+        self.metrics = folder / "metrics.csv"  # one row an epoch
+        self.health = folder / "health.csv"  # one row a normalisation layer, of the last epoch
+        self.best = folder / "best.safetensors"  # the classifier of the best epoch
+        self.last = folder / "last.safetensors"  # the classifier of the last epoch
+        self.state = folder / "state.pt"  # the checkpoint from which a training resumes
+        self.environment = folder / "environment.json"  # the machine and the versions of libraries
+        self.report = folder / "report.html"
+        self.events = folder / "tensorboard"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainings out while the block runs. The lock goes with the process, however it ends.
+        """Keep other trainings out while the block runs. The lock ends with the process, even if it is killed.
 
         Raises:
-            RunError: another training has it.
+            RunError: another training has the lock.
         """
         lock = FileLock(self.folder / ".lock")
         with storage_errors(self.folder):
@@ -93,7 +44,7 @@ class Run:
                 lock.acquire(timeout=0)
             except Timeout:
                 raise RunError(
-                    f"run {printable(self.folder)} is in use by another training", "wait for it, or take another --name"
+                    f"run {printable(self.folder)} is in use by another training", "wait for it, or pass another --name"
                 ) from None
         try:
             yield
@@ -102,30 +53,30 @@ class Run:
 
 
 def check_free(root: Path, name: str | None) -> None:
-    """Refuse early a name that `new_run` would refuse.
+    """Refuse a name that `new_run` would refuse, before any work is done.
 
     Raises:
         RunError: the name is taken.
-        UsageError: the name cannot be one.
+        UsageError: the name is not valid.
     """
     if name is None:
         return
     run = Run(_named(root, name))
     with storage_errors(run.folder):
         left = {path.name for path in run.folder.iterdir()} if run.folder.exists() else set()
-    # What a training leaves that was killed before its recipe stood: its own lock, and nothing anyone would miss.
-    never_began = ".lock" in left and all(n in _BEFORE_IT_BEGINS or n.endswith(".part") for n in left)
+    # A training that was killed before it wrote its recipe leaves a lock and nothing that anyone would miss.
+    never_began = ".lock" in left and all(n in _WRITTEN_BEFORE_THE_RECIPE or n.endswith(".part") for n in left)
     if left and not never_began:
-        goes_on = f", or go on with it: --resume --name {quoted(name)}" if run.recipe.is_file() else ""
-        raise RunError(f"run {printable(run.folder)} exists already", f"take another --name{goes_on}")
+        resume = f", or continue it: --resume --name {quoted(name)}" if run.recipe.is_file() else ""
+        raise RunError(f"run {printable(run.folder)} exists already", f"pass another --name{resume}")
 
 
 def new_run(root: Path, name: str | None, stem: str = "train") -> Run:
-    """Make the folder of a new run: `root/name`, or the first free of `stem`, `stem2`, ... where no name is given.
+    """Make the folder of a new run: `root/name`, or without a name the first free of `stem`, `stem2`, ...
 
     Raises:
         RunError: the name is taken.
-        UsageError: the name cannot be one.
+        UsageError: the name is not valid.
         StorageError: the folder cannot be made.
     """
     check_free(root, name)
@@ -148,10 +99,10 @@ def new_run(root: Path, name: str | None, stem: str = "train") -> Run:
 
 
 def find_run(root: Path, name: str | None) -> Run:
-    """The run of that name, or the latest that was begun.
+    """The run of that name, or without a name the latest.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no such run.
     """
     runs = [Run(path) for path in root.iterdir() if Run(path).recipe.is_file()] if root.is_dir() else []
     if name is None:
@@ -169,7 +120,7 @@ def find_run(root: Path, name: str | None) -> Run:
 def _named(root: Path, name: str) -> Path:
     if not name or name in (".", "..") or Path(name).name != name or printable(name) != name:
         raise UsageError(
-            f"a run cannot be named '{printable(name)}'",
-            "a name has no slashes and no control characters; runs lie in the folder runs",
+            f"'{printable(name)}' is not valid as the name of a run",
+            "use a name without slashes and control characters; runs lie in the folder runs",
         )
     return root / name

@@ -1,7 +1,7 @@
 import copy
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from bnlab import Classifier
 from bnlab.data.cache import Cache
 from bnlab.data.preprocess import open_photo, preprocess, tta_crops
 from bnlab.errors import UsageError
-from bnlab.progress import NullProgress, Task, TaskContext
+from bnlab.progress import NullProgress, Task
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_progress_counts_photos(classifier: Classifier, trained: Path) -> None:
             self.totals: list[tuple[int, str]] = []
             self.advanced: list[int] = []
 
-        def task(self, title: str, total: int, unit: str, done: int = 0) -> TaskContext:
+        def task(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
             self.totals.append((total, unit))
             return self._counted()
 

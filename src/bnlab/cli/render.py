@@ -1,42 +1,43 @@
-"""Results as tables for the screen."""
+"""Results as tables for the screen. Nothing heavy is imported: `bnlab split` prints its table without torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.commands.demo import DemoResult
-from bnlab.commands.evaluate import EvaluateResult
-from bnlab.commands.find_lr import FindLrResult
-from bnlab.commands.import_weights import ImportResult
-from bnlab.commands.machine import MachineResult
-from bnlab.commands.net import NetResult, listing
-from bnlab.commands.predict import PredictResult
-from bnlab.commands.split import SplitResult
-from bnlab.commands.study import StudyResult
-from bnlab.commands.study import listing as studies
-from bnlab.data.split_csv import SPLITS
 from bnlab.errors import plural, printable
-from bnlab.report.html import format_number
 
-_SHOWN = 10  # groups of duplicates that are named
+if TYPE_CHECKING:
+    from bnlab.commands.demo import DemoResult
+    from bnlab.commands.evaluate import EvaluateResult
+    from bnlab.commands.find_lr import FindLrResult
+    from bnlab.commands.import_weights import ImportResult
+    from bnlab.commands.machine import MachineResult
+    from bnlab.commands.net import NetResult
+    from bnlab.commands.predict import PredictResult
+    from bnlab.commands.split import SplitResult
+    from bnlab.commands.study import StudyResult
+
+_MOST_CONFLICTS = 10  # groups of duplicates that are named
 
 
-def split_table(result: SplitResult) -> RenderableType:
-    """Photos by class and side, then what was found."""
+def split_table(result: "SplitResult") -> RenderableType:
+    """Photos by class and split, then photos that were left out, duplicates and label conflicts."""
     counts = result.split.counts()
-    sides = [side for side in SPLITS if any(count[side] for count in counts.values())]
-    table = _table("class", *sides, "all")
+    splits = [split for split in ("train", "val", "test") if any(count[split] for count in counts.values())]
+    table = _table("class", *splits, "all")
     for label, count in counts.items():
-        table.add_row(Text(printable(label)), *(str(count[side]) for side in sides), str(sum(count.values())))
-    total = [sum(count[side] for count in counts.values()) for side in sides]
+        table.add_row(Text(printable(label)), *(str(count[split]) for split in splits), str(sum(count.values())))
+    total = [sum(count[split] for count in counts.values()) for split in splits]
     table.add_section()
     table.add_row("all", *map(str, total), str(sum(total)))
     return Group(table, *_findings(result))
 
 
-def evaluation_table(result: EvaluateResult) -> RenderableType:
-    """The figures, then the classes."""
+def evaluation_table(result: "EvaluateResult") -> RenderableType:
     evaluation = result.evaluation
     low, high = evaluation.top1_interval
     figures = Table.grid(padding=(0, 2))
@@ -50,25 +51,24 @@ def evaluation_table(result: EvaluateResult) -> RenderableType:
     if len(evaluation.classes) > 5:
         figures.add_row("top-5", f"{evaluation.top5:.1%}")
     figures.add_row("calibration error (ECE)", f"{evaluation.ece:.3f}")
-    table = _table("class", "photos", "precision", "recall", "F1", "most often taken for")
+    table = _table("class", "photos", "precision", "recall", "F1", "most often predicted as")
     for i, score in enumerate(evaluation.per_class):
         row = evaluation.confusion[i].copy()
         row[i] = 0
-        taken = f"{printable(evaluation.classes[row.argmax()])} ({row.max()})" if row.max() else ""
-        shares = ("–" if share is None else f"{share:.1%}" for share in (score.precision, score.recall, score.f1))
-        table.add_row(Text(printable(score.label)), str(score.n), *shares, Text(taken))
+        wrong = f"{printable(evaluation.classes[row.argmax()])} ({row.max()})" if row.max() else ""
+        scores = ("–" if value is None else f"{value:.1%}" for value in (score.precision, score.recall, score.f1))
+        table.add_row(Text(printable(score.label)), str(score.n), *scores, Text(wrong))
     return Group(figures, "", table)
 
 
-def rate_table(result: FindLrResult) -> RenderableType:
-    """What was read off the curve, and why."""
+def learning_rate_table(result: "FindLrResult") -> RenderableType:
     found, curve = result.suggestion, result.test.curve
     table = _table("learning rate", "", justify="left")
     for rate, meaning in (
         (found.steepest, "the loss falls fastest"),
-        (found.lowest, "it is lowest"),
-        (found.tenth_of_minimum, "a tenth of that"),
-        (found.diverged_at, "it diverges"),
+        (found.lowest, "the loss is lowest"),
+        (found.tenth_of_minimum, "a tenth of the above"),
+        (found.diverged_at, "the training diverges"),
     ):
         table.add_row("–" if rate is None else f"{rate:.2g}", meaning)
     tried = f"tried {curve.rates[0]:.2g} to {curve.rates[-1]:.2g} in {plural(len(curve.rates), 'step')}"
@@ -76,10 +76,9 @@ def rate_table(result: FindLrResult) -> RenderableType:
     return Group(table, "", Text(f"{tried}; suggested: {answer} ({found.reason})"))
 
 
-def prediction_table(result: PredictResult) -> RenderableType:
-    """One photo a row, best class first."""
+def prediction_table(result: "PredictResult") -> RenderableType:
     width = max(len(p.top) for p in result.predictions)
-    table = _table("photo", "class", "probability", *(["then"] if width > 1 else []), justify="left")
+    table = _table("photo", "class", "probability", *(["others"] if width > 1 else []), justify="left")
     for p in result.predictions:
         if p.error:
             table.add_row(Text(printable(p.path)), Text("cannot be used", style="yellow"))
@@ -91,53 +90,50 @@ def prediction_table(result: PredictResult) -> RenderableType:
     return table
 
 
-def import_lines(result: ImportResult) -> str:
-    """What the weights were taken for, what went into batch normalisation and what was left out."""
+def import_lines(result: "ImportResult") -> str:
     card, conversion = result.card, result.conversion
     preprocessing = f"{card.preprocessing.size} px, {card.preprocessing.resize}"
     lines = [
-        f"{printable(result.settings.file)}: {conversion.format.summary}, as {card.network} "
+        f"{printable(result.options.file)}: {conversion.format.summary}, as {card.network} "
         f"(variant {card.arguments['variant']}), classes: {len(card.classes)}, {preprocessing}"
     ]
     if conversion.format.guessed:
-        lines.append("a bnlab network's own weights? say --format bnlab")
+        lines.append("if these are weights of a bnlab network, pass --format bnlab")
     if conversion.merged:
-        lines.append(f"biases merged into the batch normalisation behind them: {conversion.merged}")
+        lines.append(f"biases merged into the batch normalisation that follows them: {conversion.merged}")
     if conversion.dropped:
         lines.append(f"left out: {plural(len(conversion.dropped), 'tensor')} of auxiliary heads")
     return "\n".join(lines)
 
 
-def demo_table(result: DemoResult) -> RenderableType:
-    """How the twins came out, and what the better one said of a few digits."""
+def demo_table(result: "DemoResult") -> RenderableType:
     outcomes = _table("network", "outcome", justify="left")
-    for name, twin in result.twins.items():
-        outcomes.add_row(name, twin.outcome())
+    for name, trained in result.networks.items():
+        outcomes.add_row(name, trained.outcome())
     answers = _table("held-out digit", "class", "probability", justify="left")
     for p in result.answers:
         answers.add_row(Text(printable(p.path)), Text(str(p.label), style="bold"), f"{p.probability:.1%}")
     return Group(outcomes, "", answers)
 
 
-def net_list() -> RenderableType:
-    """The networks, the default variant of each first."""
+def network_list(networks: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = _table("network", "what it is", "variants", "stems", justify="left")
-    for network in listing():
+    for network in networks:
         variants = network["variants"] if len(network["variants"]) > 1 else []
         table.add_row(network["name"], Text(network["summary"]), ", ".join(variants), ", ".join(network["stems"]))
     return table
 
 
-def net_table(result: NetResult, *, by_part: bool) -> RenderableType:
-    """A network's layers, or the parts of each (without their share, for which names of parts leave no room)."""
-    share = [] if by_part else ["share"]
-    table = _table("layer", "what it is", "output", "parameters", "multiply-adds", *share)
+def network_table(result: "NetResult", *, by_part: bool) -> RenderableType:
+    """A network's layers; or their parts, without their fraction, for which there is no space."""
+    fraction = [] if by_part else ["share"]
+    table = _table("layer", "what it is", "output", "parameters", "multiply-adds", *fraction)
     table.columns[1].justify = "left"
     total = result.multiply_adds
 
     def numbers(parameters: int, multiply_adds: int) -> list[str]:
-        shares = [] if by_part else [f"{multiply_adds / total:.1%}"]
-        return [f"{parameters:,}", f"{multiply_adds:,}", *shares]
+        fraction = [] if by_part else [f"{multiply_adds / total:.1%}"]
+        return [f"{parameters:,}", f"{multiply_adds:,}", *fraction]
 
     for row in (part for layer in result.layers for part in (layer.parts if by_part else [layer])):
         output = " x ".join(map(str, row.output))
@@ -147,17 +143,16 @@ def net_table(result: NetResult, *, by_part: bool) -> RenderableType:
     return table
 
 
-def what_is_counted(result: NetResult) -> str:
-    """The lines below a network's table."""
+def counting_note(result: "NetResult") -> str:
     channels = result.arguments["in_channels"]
-    heads = " The auxiliary heads are counted in; they run in training alone."
+    heads = " The auxiliary heads are included; they run in training only."
     return (
         f"Multiply-adds of convolutions and linear layers for one image, {channels} x {result.size} x {result.size};\n"
         f"biases, normalisation, pooling and activations are not counted.{heads if result.auxiliary else ''}"
     )
 
 
-def _findings(result: SplitResult) -> list[RenderableType]:
+def _findings(result: "SplitResult") -> list[RenderableType]:
     split = result.split
     lines: list[RenderableType] = []
     if split.refused:
@@ -168,14 +163,14 @@ def _findings(result: SplitResult) -> list[RenderableType]:
     alike = [group for group in split.groups if group not in labelled_twice]
     if alike:
         photos, groups = sum(len(group.members) for group in alike), plural(len(alike), "group")
-        lines.append(Text(f"{photos} photos are duplicates ({groups}), each group kept on one side"))
-    for group in conflicts[:_SHOWN]:
+        lines.append(Text(f"{photos} photos are duplicates ({groups}), each group in one split"))
+    for group in conflicts[:_MOST_CONFLICTS]:
         names = " = ".join(
             f"{printable(split.photos[i].path)} ({printable(split.photos[i].label)})" for i in group.members
         )
         lines.append(Text("label conflict: ", style="yellow") + Text(names))
-    if len(conflicts) > _SHOWN:
-        lines.append(Text(f"and {len(conflicts) - _SHOWN} more label conflicts", style="yellow"))
+    if len(conflicts) > _MOST_CONFLICTS:
+        lines.append(Text(f"and {len(conflicts) - _MOST_CONFLICTS} more label conflicts", style="yellow"))
     return lines
 
 
@@ -187,8 +182,7 @@ def _table(first: str, *others: str, justify: str = "right") -> Table:
     return table
 
 
-def machine_table(result: MachineResult) -> RenderableType:
-    """What was found, then what was measured."""
+def machine_table(result: "MachineResult") -> RenderableType:
     found = result.environment
     table = Table.grid(padding=(0, 2))
     rows = {
@@ -206,17 +200,17 @@ def machine_table(result: MachineResult) -> RenderableType:
     return table
 
 
-def study_list() -> RenderableType:
-    """The studies with their claims."""
+def study_list(studies: Sequence[Mapping[str, str]]) -> RenderableType:
     parts: list[RenderableType] = []
-    for row in studies():
+    for row in studies:
         head = Text.assemble((row["study"], "bold"), f"  {row['title']}")
         parts += [head, Padding(Text(f"{row['claim']} ({row['source']})", style="dim"), (0, 0, 0, 2), expand=False)]
     return Group(*parts)
 
 
-def study_table(result: StudyResult) -> RenderableType:
-    """Each study's verdict, its clauses with their numbers, and what was remarked."""
+def study_table(result: "StudyResult") -> RenderableType:
+    from bnlab.report.html import format_number
+
     parts: list[RenderableType] = []
     for report in result.reports:
         findings = report.findings
@@ -227,9 +221,9 @@ def study_table(result: StudyResult) -> RenderableType:
         table = _table("clause", "range", "mean", "interval", "verdict")
         for each in findings.evidence:
             low, high = each.interval
-            beside = "" if each.primary else " (beside)"
+            secondary = "" if each.primary else " (secondary)"
             table.add_row(
-                Text(each.what + beside),
+                Text(each.what + secondary),
                 f"{each.claimed} {each.unit}".replace("-", "−"),
                 format_number(each.mean),
                 f"{format_number(low)} to {format_number(high)}",

@@ -1,1 +1,1 @@
-"""One file a verb: `run(settings, progress)` does it and gives back a result; nothing here prints."""
+"""One file a verb: `run(options, progress)` does the work and returns a result. Nothing here prints."""

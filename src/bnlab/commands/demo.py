@@ -1,4 +1,4 @@
-"""`bnlab demo`: the main job on handwritten digits, with and without batch normalisation."""
+"""`bnlab demo`: train, evaluate and predict on handwritten digits, with and without batch normalisation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,43 +15,36 @@ from bnlab.data.split import split_folder
 from bnlab.data.write_split import write_split
 from bnlab.errors import DivergedError, Interrupted
 from bnlab.files import read_csv, read_json, write_atomic
+from bnlab.options import DemoOptions
 from bnlab.progress import Progress
 from bnlab.report.page import demo_page, write_run_page
-from bnlab.runs import RUNS, Run, new_run
+from bnlab.runs import Run, new_run
 from bnlab.training import run as training_run
 
-TWINS = {"with BN": "bn_small_inception", "without BN": "small_inception"}
-ASKED = 8  # digits the classifier is asked about
+NETWORKS = {"with BN": "bn_small_inception", "without BN": "small_inception"}
+NUM_ANSWERS = 8  # held-out digits that are classified in the table and on the page
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoSettings:
-    """What `bnlab demo` is told."""
-
-    seed: int = 0
-    root: Path = RUNS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Twin:
-    """How one of the two trainings came out."""
+class Trained:
+    """One of the two trainings and its outcome."""
 
     run: Run
     rows: list[dict[str, float | None]]
     """metrics, one row an epoch"""
     test: Evaluation | None
-    """on the held-out digits; None where it diverged before its first epoch ended"""
+    """on the held-out digits; None if the training diverged in its first epoch"""
     diverged: str | None
-    """why it stopped early, else None"""
+    """why the training diverged, else None"""
 
     def outcome(self) -> str:
-        """In one sentence."""
         reached = "no epoch finished"
         if self.test:
             low, high = self.test.top1_interval
             best = max(row["val_top1"] or 0.0 for row in self.rows)
             reached = (
-                f"{self.test.top1:.1%} of {self.test.n} held-out digits right (95% interval {low:.1%} to {high:.1%}), "
+                f"{self.test.top1:.1%} of {self.test.n} held-out digits correct "
+                f"(95% interval {low:.1%} to {high:.1%}), "
                 f"best val accuracy {best:.1%} in {len(self.rows)} epochs"
             )
         return f"diverged: {self.diverged}; {reached}" if self.diverged else reached
@@ -59,10 +52,8 @@ class Twin:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """Both twins, a few answers, and the page to look at."""
-
     folder: Path
-    twins: dict[str, Twin]
+    networks: dict[str, Trained]
     answers: list[Prediction]
     report: Path
 
@@ -73,51 +64,50 @@ class DemoResult:
             "report": str(self.report),
             "twins": {
                 name: {
-                    "best": str(twin.run.best),
-                    "test_top1": twin.test.top1 if twin.test else None,
-                    "n": twin.test.n if twin.test else 0,
-                    "diverged": twin.diverged,
+                    "best": str(trained.run.best),
+                    "test_top1": trained.test.top1 if trained.test else None,
+                    "n": trained.test.n if trained.test else 0,
+                    "diverged": trained.diverged,
                 }
-                for name, twin in self.twins.items()
+                for name, trained in self.networks.items()
             },
         }
 
 
-def run(settings: DemoSettings, progress: Progress) -> DemoResult:
-    """Write the digits out, split them, train both twins, evaluate, ask, and write the page."""
-    recipes = {name: load_settings("digits", {"network": n, "seed": settings.seed}) for name, n in TWINS.items()}
-    folder = new_run(settings.root, None, stem="demo").folder
+def run(options: DemoOptions, progress: Progress) -> DemoResult:
+    """Write the digits, split them, train both networks, evaluate them, classify a few digits, and write the page."""
+    recipes = {name: load_settings("digits", {"network": n, "seed": options.seed}) for name, n in NETWORKS.items()}
+    folder = new_run(options.runs, None, stem="demo").folder
     write_digits(folder / "photos")
-    split = split_folder(folder / "photos", val=0.1, test=0.2, seed=settings.seed, progress=progress)
+    split = split_folder(folder / "photos", val=0.1, test=0.2, seed=options.seed, progress=progress)
     write_split(split, folder / "data", "link", progress)
     held_out = [photo for photo in split.photos if photo.split == "test"]
     progress.note(f"{len(split.photos)} digits in {folder / 'photos'}, {len(held_out)} of them held out as test")
 
     try:
-        twins = {name: _train(folder, name, recipe, progress) for name, recipe in recipes.items()}
+        networks = {name: _train(folder, name, recipe, progress) for name, recipe in recipes.items()}
     except Interrupted:
-        raise Interrupted(f"the demo was interrupted, and leaves {folder}; begin it anew with: bnlab demo") from None
-    winner = twins["with BN"]
+        raise Interrupted(f"the demo was interrupted and leaves {folder}; begin again with: bnlab demo") from None
+    winner = networks["with BN"]
     if winner.test is None:
-        raise DivergedError(winner.outcome(), "try another --seed")
+        raise DivergedError(winner.outcome(), "pass another --seed")
     classifier = Classifier.load(winner.run.best)
-    random = np.random.default_rng(settings.seed)
-    asked = [held_out[i].path for i in random.choice(len(held_out), ASKED, replace=False)]
-    answers = classifier.predict(asked)
+    random = np.random.default_rng(options.seed)
+    answers = classifier.predict([held_out[i].path for i in random.choice(len(held_out), NUM_ANSWERS, replace=False)])
     page = demo_page(
-        {name: twin.rows for name, twin in twins.items()},
-        {name: twin.outcome() for name, twin in twins.items()},
+        {name: trained.rows for name, trained in networks.items()},
+        {name: trained.outcome() for name, trained in networks.items()},
         winner.test,
         [(p.path, str(p.label), float(p.probability or 0)) for p in answers],
         winner.run.recipe.read_text("utf-8"),
         read_json(winner.run.environment),
     )
     write_atomic(folder / "report.html", page)
-    return DemoResult(folder=folder, twins=twins, answers=answers, report=folder / "report.html")
+    return DemoResult(folder=folder, networks=networks, answers=answers, report=folder / "report.html")
 
 
-def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> Twin:
-    progress.note(f"training the twin {name}")
+def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> Trained:
+    progress.note(f"training the network {name}")
     run = Run(folder / name.replace(" ", "-"))
     diverged = None
     try:
@@ -138,4 +128,4 @@ def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> T
         classifier = Classifier.load(run.best)
         photos = open_recorded_data(run.split).in_split("test")
         test = evaluate(classifier, photos, "test")
-    return Twin(run=run, rows=rows, test=test, diverged=diverged)
+    return Trained(run=run, rows=rows, test=test, diverged=diverged)

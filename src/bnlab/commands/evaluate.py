@@ -1,4 +1,4 @@
-"""`bnlab evaluate`: how good a classifier, or an ensemble, is on photos whose classes are known."""
+"""`bnlab evaluate`: measure a classifier, or an ensemble, on photos whose classes are known."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,39 +12,16 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.preprocess import Crops
 from bnlab.data.scan import report_refused
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import printable
 from bnlab.files import file_sha256, write_atomic, write_csv, write_json
 from bnlab.machine import versions
+from bnlab.options import EvaluateOptions
 from bnlab.progress import Progress
 from bnlab.report import figures
 from bnlab.report.page import evaluation_page, mistakes_png
-from bnlab.runs import RUNS, Run, check_free, new_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
-    """What `bnlab evaluate` is told."""
-
-    classifiers: tuple[Path, ...]
-    """a classifier file; or several, an ensemble"""
-    data: Path
-    """a split folder, a split.csv or a folder of classes"""
-    split: str | None = None
-    """train, val, test or all; unless given, the first there is of test, val and all"""
-    name: str | None = None
-    """of the folder in runs; evaluate, evaluate2, ... unless given"""
-    crops: Crops = 1
-    """crops of each photo whose answers are averaged"""
-    batch_size: int = 32
-    """pictures at a time"""
-    workers: int = -1
-    device: str = "auto"
-    strict: bool = False
-    """refuse to go on when a photo cannot be used"""
-    root: Path = RUNS
+from bnlab.runs import Run, check_free, new_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +30,10 @@ class EvaluateResult:
 
     evaluation: Evaluation
     folder: Path
-    classifiers: tuple[Path, ...]
+    classifiers: Sequence[Path]
     data: Path
     seen: int | None
-    """how many of the photos it, or a member of the ensemble, was trained on; None where that is not known"""
+    """number of the photos that the classifier, or a member of the ensemble, was trained on; None if unknown"""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab evaluate --json`, and evaluation.json."""
@@ -70,32 +47,32 @@ class EvaluateResult:
         }
 
 
-def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
-    """Evaluate, and write evaluation.json, predictions.csv, report.html and the pictures.
+def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
+    """Evaluate, and write evaluation.json, predictions.csv, report.html and the figures to a new run folder.
 
     Raises:
-        BnlabError: the classifier or the data cannot be used; the disk is full.
+        BnlabError: the classifier or the data cannot be used, or the disk is full.
     """
-    check_free(settings.root, settings.name)
-    split, photos = open_evaluation_data(settings.data, settings.split)
-    members = [Classifier.load(path, settings.device) for path in settings.classifiers]
+    check_free(options.runs, options.name)
+    split, photos = open_evaluation_data(options.data, options.split)
+    members = [Classifier.load(path, options.device) for path in options.classifiers]
     evaluation = evaluate(
-        members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in settings.classifiers]),
+        members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in options.classifiers]),
         photos,
         split,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
+        batch_size=options.batch_size,
+        workers=options.workers,
         progress=progress,
-        crops=settings.crops,
+        crops=options.crops,
     )
-    report_refused(evaluation.refused, strict=settings.strict, progress=progress)
-    seen = _seen_in_training(settings.classifiers, [member.card for member in members], evaluation)
+    report_refused(evaluation.refused, strict=options.strict, progress=progress)
+    seen = _seen_in_training(options.classifiers, [member.card for member in members], evaluation)
     if seen:
         what = "it was" if len(members) == 1 else "its members were"
-        progress.warn(f"{seen} of {evaluation.n} photos are among those {what} trained on: the figures flatter it")
-    folder = new_run(settings.root, settings.name, stem="evaluate").folder
+        progress.warn(f"{seen} of {evaluation.n} photos are among those {what} trained on: evaluate on others")
+    folder = new_run(options.runs, options.name, stem="evaluate").folder
     result = EvaluateResult(
-        evaluation=evaluation, folder=folder, classifiers=settings.classifiers, data=settings.data, seen=seen
+        evaluation=evaluation, folder=folder, classifiers=options.classifiers, data=options.data, seen=seen
     )
     write_json(folder / "evaluation.json", result.to_json())
     write_csv(
@@ -107,19 +84,20 @@ def run(settings: EvaluateSettings, progress: Progress) -> EvaluateResult:
     write_atomic(folder / "reliability.png", figures.reliability_png(evaluation))
     if evaluation.mistakes():
         write_atomic(folder / "mistakes.png", mistakes_png(evaluation))
-    names = ", ".join(printable(path) for path in settings.classifiers)
+    names = ", ".join(printable(path) for path in options.classifiers)
     trained = ", ".join(
         dict.fromkeys(f"{member.card.network}, {member.card.preprocessing.size} px" for member in members)
     )
-    title = f"{names} on {split} of {printable(settings.data)}"
+    title = f"{names} on {split} of {printable(options.data)}"
     write_atomic(folder / "report.html", evaluation_page(title, evaluation, trained))
     return result
 
 
 def _seen_in_training(files: Sequence[Path], cards: Sequence[Card], evaluation: Evaluation) -> int | None:
-    """How many photos a classifier was trained on, by content.
+    """Number of the evaluated photos, compared by content, that a classifier was trained on.
 
-    None where the list of its run does not lie beside it; of several, where that is so for one and the others saw none.
+    It is unknown (None) if the split.csv of the classifier's run is not next to it; with several classifiers, if that
+    is so for one of them and no other was trained on any of the photos.
     """
     lists: dict[str, Photos | None] = {}
     for file, card in zip(files, cards, strict=True):
@@ -128,10 +106,10 @@ def _seen_in_training(files: Sequence[Path], cards: Sequence[Card], evaluation: 
     if not known:
         return None
     try:
-        judged_on = Photos.of(Photo(path, "", "", file_sha256(path)) for path in evaluation.paths)
+        evaluated = Photos.of(Photo(path, "", "", file_sha256(path)) for path in evaluation.paths)
     except OSError:
         return None
-    seen = judged_on.count_shared(known[0] if len(known) == 1 else Photos.of(chain(*known)))
+    seen = evaluated.count_shared(known[0] if len(known) == 1 else Photos.of(chain(*known)))
     return seen if seen or len(known) == len(lists) else None
 
 

@@ -1,37 +1,23 @@
-"""`bnlab train --find-lr`: which learning rate a training on DATA could have."""
+"""`bnlab train --find-lr`: try learning rates on DATA and suggest one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.config import Settings, load_settings
-from bnlab.errors import printable
+from bnlab.config import load_settings
+from bnlab.errors import UsageError, printable
 from bnlab.files import write_atomic, write_csv
 from bnlab.machine import versions
+from bnlab.options import TrainOptions
 from bnlab.progress import Progress
 from bnlab.report import figures
-from bnlab.runs import RUNS, check_free, new_run
+from bnlab.runs import check_free, new_run
 from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindLrSettings:
-    """What `bnlab train --find-lr` is told."""
-
-    data: Path
-    """a split folder, a split.csv or a folder of classes"""
-    settings: Settings = field(default_factory=load_settings)
-    """the recipe"""
-    name: str | None = None
-    """of the folder in runs; find-lr, find-lr2, ... unless given"""
-    strict: bool = False
-    """refuse to go on when a photo cannot be used"""
-    root: Path = RUNS
-
-
-@dataclass(frozen=True, kw_only=True)
 class FindLrResult:
-    """What the sweep came to, and the folder with its figure and table."""
+    """The learning rates that were tried, the suggestion, and the folder with the figure and the table."""
 
     test: LrRangeTest
     suggestion: Suggestion
@@ -40,12 +26,10 @@ class FindLrResult:
 
     @property
     def figure(self) -> Path:
-        """Loss by learning rate, drawn."""
         return self.folder / "find-lr.png"
 
     @property
     def table(self) -> Path:
-        """The same, one row a step."""
         return self.folder / "find-lr.csv"
 
     def to_json(self) -> dict[str, Any]:
@@ -75,20 +59,23 @@ class FindLrResult:
         }
 
 
-def run(settings: FindLrSettings, progress: Progress) -> FindLrResult:
-    """Try learning rates on a network that is thrown away; write find-lr.png and find-lr.csv to a folder of its own.
+def run(options: TrainOptions, progress: Progress) -> FindLrResult:
+    """Try learning rates on a network that is not kept; write find-lr.png and find-lr.csv to a new run folder.
 
     Raises:
-        BnlabError: DATA, the recipe or the name cannot be used; the disk or memory is full.
+        BnlabError: an option or DATA cannot be used, or the disk or memory is full.
         KeyboardInterrupt: Ctrl-C; nothing was written.
     """
-    check_free(settings.root, settings.name)
-    if "learning_rate" in settings.settings.own:
-        progress.warn("learning_rate has no effect: --find-lr tries them from low to high")
-    test = lr_range_test(settings.data, settings.settings, strict=settings.strict, progress=progress)
+    if options.data is None:
+        raise UsageError("DATA is missing", "pass a folder of classes")
+    check_free(options.runs, options.name)
+    settings = load_settings(options.recipe, options.recipe_keys)
+    if "learning_rate" in settings.own:
+        progress.warn("learning_rate has no effect: --find-lr tries learning rates from low to high")
+    test = lr_range_test(options.data, settings, strict=options.strict, progress=progress)
     curve, found = test.curve, suggest(test.curve)
-    folder = new_run(settings.root, settings.name, stem="find-lr").folder
-    result = FindLrResult(test=test, suggestion=found, folder=folder, data=settings.data)
+    folder = new_run(options.runs, options.name, stem="find-lr").folder
+    result = FindLrResult(test=test, suggestion=found, folder=folder, data=options.data)
     rows = zip(range(1, len(curve.rates) + 1), curve.rates, curve.losses, curve.smoothed, strict=True)
     write_csv(
         result.table,
@@ -103,6 +90,6 @@ def run(settings: FindLrSettings, progress: Progress) -> FindLrResult:
         "diverged": found.diverged_at,
     }
     title = f"{test.recipe.network}, {test.recipe.size} px, batches of {test.recipe.batch_size}"
-    heading = f"{title}, {printable(settings.data.name)}"
+    heading = f"{title}, {printable(options.data.name)}"
     write_atomic(result.figure, figures.lr_range_test_png(curve.rates, curve.losses, curve.smoothed, marks, heading))
     return result

@@ -1,10 +1,10 @@
-"""`bnlab import`: weights from elsewhere become a classifier file. Nothing in them is ever run."""
+"""`bnlab import`: turn weights from elsewhere into a classifier file. Code in them is never run."""
 
 import json
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +20,27 @@ from bnlab.machine import versions
 from bnlab.nets.convert import Conversion, convert
 from bnlab.nets.registry import ARCHITECTURE_KEYS, has_row
 from bnlab.nets.tables import LocalResponse
+from bnlab.options import ImportOptions
 from bnlab.progress import Progress
 
-VIEW_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
-_UNSEEN = ("activation", "placement", "norm_eps", "local_response")  # they change outputs, and no tensor shows them
-_MOST_NAMED = 20  # tensors that do not match
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportSettings:
-    """What `bnlab import` is told."""
-
-    file: Path
-    """weights: of torch.save, or safetensors"""
-    output: Path
-    """the classifier file to write; it must not exist"""
-    classes: Path | None = None
-    """names of the classes: JSON, or a name a line; numbers unless given"""
-    format: str | None = None
-    """what wrote the file: a name in `nets.foreign.FORMATS`; guessed unless given"""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """keys of a recipe: network, those of its shape, and those of its view; they win over what the file looks like"""
+PREPROCESSING_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
+_NOT_IN_TENSORS = ("activation", "placement", "norm_eps", "local_response")  # they change outputs all the same
+_CLASSES_REMEDY = "pass a JSON file, or a file with one name a line, to --classes"
+_MOST_NAMED = 20  # warnings about tensors that do not match
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
-    """The classifier file, and what the weights were taken for."""
+    """The classifier file, and what the weights were recognised as."""
 
-    settings: ImportSettings
+    options: ImportOptions
     card: Card
     conversion: Conversion
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab import --json`."""
         return {
-            "classifier": str(self.settings.output),
+            "classifier": str(self.options.output),
             "format": self.conversion.format.name,
             "network": self.card.network,
             "variant": self.card.arguments["variant"],
@@ -65,72 +51,72 @@ class ImportResult:
         }
 
 
-def run(settings: ImportSettings, progress: Progress) -> ImportResult:
-    """Read the weights, find out what they are of, and write the classifier file.
+def run(options: ImportOptions, progress: Progress) -> ImportResult:
+    """Read the weights, recognise their network, and write the classifier file.
 
     Raises:
-        UsageError: the output exists, an option cannot be, or the classes' names cannot be used.
-        ClassifierError: the file holds no weights, or those of no network that bnlab knows.
-        StorageError: no space left or no permission; nothing is left behind.
+        UsageError: the output exists, an option is not valid, or the class names cannot be used.
+        ClassifierError: the file holds no weights, or weights of a network that bnlab does not know.
+        StorageError: the disk is full or cannot be written to; nothing unfinished is left behind.
     """
-    name = printable(settings.file)
-    _check_output(settings.output)
-    given = _told(settings.options)
-    labels = _read_classes(settings.classes) if settings.classes else None
+    name = printable(options.file)
+    _check_output(options.output)
+    given = _read_recipe_keys(options)
+    labels = _read_classes(options.classes) if options.classes else None
     conversion = convert(
-        read_weights(settings.file),
+        read_weights(options.file),
         file=name,
-        format=settings.format,
+        format=options.format,
         network=given.recipe.network if "network" in given.own else None,
         options={key: getattr(given.recipe, key) for key in ARCHITECTURE_KEYS if key in given.own},
     )
     _check_fit(conversion, name, progress)
-    labels = _check_classes(settings, labels, conversion, progress)
+    labels = _check_classes(options, labels, conversion, progress)
     card = Card(
         network=conversion.network.name,
         arguments=conversion.network.arguments,
         classes=labels,
-        preprocessing=_view(given, conversion, name, progress),
-        recipe={"imported_from": printable(settings.file.name), "format": conversion.format.name},
+        preprocessing=_preprocessing(given, conversion, name, progress),
+        recipe={"imported_from": printable(options.file.name), "format": conversion.format.name},
         versions=versions(),
     )
-    with storage_errors(settings.output):
-        settings.output.parent.mkdir(parents=True, exist_ok=True)
-    save_classifier(settings.output, conversion.network, card)
-    return ImportResult(settings=settings, card=card, conversion=conversion)
+    with storage_errors(options.output):
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    save_classifier(options.output, conversion.network, card)
+    return ImportResult(options=options, card=card, conversion=conversion)
 
 
 def _check_output(path: Path) -> None:
     if path.suffix != ".safetensors":
-        raise UsageError(f"{printable(path)} does not end in .safetensors", "give --output such a name")
+        raise UsageError(f"{printable(path)} does not end in .safetensors", "pass such a name to --output")
     if os.path.lexists(path):
-        raise UsageError(f"{printable(path)} exists already", "give --output a new file")
+        raise UsageError(f"{printable(path)} exists already", "pass a new file to --output")
 
 
-def _told(options: Mapping[str, Any]) -> Settings:
-    """The options, checked as a recipe's keys."""
-    known = ["network", *ARCHITECTURE_KEYS, *VIEW_KEYS]
-    for key in options:
+def _read_recipe_keys(options: ImportOptions) -> Settings:
+    known = ["network", *ARCHITECTURE_KEYS, *PREPROCESSING_KEYS]
+    keys = ({} if options.network is None else {"network": options.network}) | dict(options.recipe_keys)
+    for key in keys:
         if key not in known:
             raise UsageError(f"import has no use for the key '{printable(key)}'", did_you_mean(key, known))
-    return load_settings("default", options)
+    return load_settings("default", keys)
 
 
-def _view(given: Settings, conversion: Conversion, name: str, progress: Progress) -> Preprocessing:
-    """How the network sees a photo: as told, else as files of this kind have it, else as the default recipe."""
+def _preprocessing(given: Settings, conversion: Conversion, name: str, progress: Progress) -> Preprocessing:
+    """The preprocessing: from the options, else as is usual for this format, else from the default recipe."""
     usual = conversion.format.preprocessing
     settings = with_changes(given, {key: usual[key] for key in usual if key not in given.own}, conversion.format.name)
     for line in settings.without_effect():
         progress.warn(line)
     no_use = {"crop_fraction"} if settings.recipe.resize == "squash" else set()
     no_use |= set() if has_row(conversion.network.name, LocalResponse) else {"local_response"}
-    open_keys = [key for key in (*VIEW_KEYS, *_UNSEEN) if key not in given.own | no_use]
+    open_keys = [key for key in (*PREPROCESSING_KEYS, *_NOT_IN_TENSORS) if key not in given.own | no_use]
     if not usual and open_keys:
         progress.warn(
-            f"{name} does not tell {', '.join(open_keys)}: they are the default recipe's, or the network's own; where "
-            "it was trained with others, give them with --set KEY=VALUE"
+            f"{name} does not contain {', '.join(open_keys)}: they are taken from the default recipe or the network; "
+            "if it was trained with others, pass them with --set KEY=VALUE"
         )
-    return Preprocessing(**{key: getattr(settings.recipe, key) for key in VIEW_KEYS})
+    return Preprocessing(**{key: getattr(settings.recipe, key) for key in PREPROCESSING_KEYS})
 
 
 def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:
@@ -142,45 +128,45 @@ def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:
     if mismatches:
         verb = "does" if len(mismatches) == 1 else "do"
         raise ClassifierError(
-            f"{name} is nearest to {network.name} (variant {network.arguments['variant']}), and "
+            f"{name} is most similar to {network.name} (variant {network.arguments['variant']}), and "
             f"{plural(len(mismatches), 'tensor')} {verb} not match",
-            "say what it is with --network and --set, such as --set width=0.5",
+            "describe the network with --network and --set, such as --set width=0.5",
         )
 
 
 def _check_classes(
-    settings: ImportSettings, labels: Sequence[str] | None, conversion: Conversion, progress: Progress
+    options: ImportOptions, labels: Sequence[str] | None, conversion: Conversion, progress: Progress
 ) -> tuple[str, ...]:
     rows = conversion.network.fc.out_features
     if labels is None:
-        progress.warn(f"the classes are called 0 to {rows - 1}: give their names with --classes FILE")
+        progress.warn(f"the classes are called 0 to {rows - 1}: pass their names with --classes FILE")
         return tuple(map(str, range(rows)))
     if len(labels) != rows:
         raise ClassifierError(
-            f"{printable(str(settings.classes))} has {plural(len(labels), 'name')}, and "
-            f"{printable(conversion.last_layer)} of {printable(settings.file)} has {plural(rows, 'row')}",
+            f"{printable(str(options.classes))} has {plural(len(labels), 'name')}, and "
+            f"{printable(conversion.last_layer)} of {printable(options.file)} has {plural(rows, 'row')}",
             "give one name for each row, in their order",
         )
     return tuple(labels)
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    """The names, in the order of the logits: of JSON ({"0": name, ...} or a list), or of lines.
+    """The class names in the order of the logits, from JSON ({"0": name, ...} or a list) or from lines.
 
     Raises:
-        UsageError: the file cannot be read, its keys are not 0 to n - 1, a name is no text or there twice.
+        UsageError: the file cannot be read, its keys are not 0 to n - 1, or a name is not text or occurs twice.
     """
     where = printable(path)
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UsageError(f"{where} cannot be read ({reason})", "give --classes a JSON file, or a name a line") from None
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(f"{where} cannot be read ({reason})", _CLASSES_REMEDY) from None
     try:
         names: Any = json.loads(text)
     except (ValueError, RecursionError):
         if path.suffix == ".json":
-            raise UsageError(f"{where} is no JSON", 'say {"0": "daisy", ...}, or ["daisy", ...]') from None
+            raise UsageError(f"{where} is not JSON", 'write {"0": "daisy", ...} or ["daisy", ...]') from None
         names = None
     if isinstance(names, dict):
         wanted = [str(i) for i in range(len(names))]
@@ -193,9 +179,12 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     labels: dict[str, int] = {}
     for number, label in enumerate(names):
         if not isinstance(label, str) or not label.strip() or any(unicodedata.category(c) == "Cs" for c in label):
-            raise UsageError(f"{where} has no text as the name of class {number}", "give every class a name")
+            raise UsageError(f"the name of class {number} in {where} is not text", "give every class a name")
         if (first := labels.setdefault(as_label(label), number)) != number:
-            raise UsageError(f"{where} calls classes {first} and {number} both '{printable(label)}'", "name them apart")
+            raise UsageError(
+                f"{where} has the name '{printable(label)}' for classes {first} and {number}",
+                "give each class a name of its own",
+            )
     if not labels:
-        raise UsageError(f"{where} names no classes", "give --classes a JSON file, or a name a line")
+        raise UsageError(f"{where} names no classes", _CLASSES_REMEDY)
     return tuple(labels)

@@ -1,7 +1,7 @@
-"""`bnlab net`: the networks there are, and how large one is."""
+"""`bnlab net`: list the networks, or count the parameters and multiply-adds of one."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from bnlab.config import load_settings
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.nets import build, registry
 from bnlab.nets.count import LayerCount, count
+from bnlab.options import NetOptions
 from bnlab.progress import Progress
 
 _KEYS = (*registry.ARCHITECTURE_KEYS, "dropout", "in_channels")
@@ -17,23 +18,8 @@ _MOST = 10**6  # classes, or channels: far below where torch's count of the weig
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetSettings:
-    """What `bnlab net NAME` is told."""
-
-    name: str
-    """of the catalogue"""
-    size: int = 224
-    """height and width of the image, in pixels"""
-    classes: int = 1000
-    auxiliary: bool = False
-    """with GoogLeNet's two auxiliary classifiers"""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """keys of a recipe that shape the network, and in_channels; the network's own unless given"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class NetResult:
-    """A network's layers, and what it was built with."""
+    """A network's layers, and the arguments it was built with."""
 
     network: str
     arguments: Mapping[str, Any]
@@ -47,12 +33,10 @@ class NetResult:
 
     @property
     def parameters(self) -> int:
-        """Of all layers."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def multiply_adds(self) -> int:
-        """Of all layers, for one image."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,42 +52,43 @@ class NetResult:
         }
 
 
-def run(settings: NetSettings, progress: Progress) -> NetResult:
+def run(options: NetOptions, progress: Progress) -> NetResult:
     """Count a network's parameters and multiply-adds; it is built without weights, so this takes no memory.
 
     Raises:
-        UsageError: there is no such network, it cannot be built so, or the image is too small for it.
+        UsageError: there is no such network, an option is not valid, or the image is too small.
     """
-    options = _checked(settings)
+    if options.name is None:
+        raise UsageError("NAME is missing", "pass the name of a network")
     with torch.device("meta"):
-        network = build(settings.name, classes=settings.classes, auxiliary=settings.auxiliary, **options)
+        network = build(options.name, classes=options.classes, auxiliary=options.auxiliary, **_architecture(options))
     return NetResult(
-        network=settings.name,
+        network=options.name,
         arguments=network.arguments,
-        classes=settings.classes,
-        size=settings.size,
-        auxiliary=settings.auxiliary,
-        layers=count(network, settings.size),
+        classes=options.classes,
+        size=options.size,
+        auxiliary=options.auxiliary,
+        layers=count(network, options.size),
     )
 
 
 def listing() -> list[dict[str, Any]]:
-    """The networks of the catalogue, the default variant of each first: the document of `bnlab net --json`."""
+    """All networks, the default variant of each first: the document of `bnlab net --json`."""
     return [
         {"name": name, "summary": network.summary, "variants": list(network.variants), "stems": list(network.stems)}
         for name, network in registry.CATALOGUE.items()
     ]
 
 
-def _checked(settings: NetSettings) -> dict[str, Any]:
-    """The options as `build` takes them; those a recipe has, as a recipe takes them."""
-    options = dict(settings.options)
-    for key in options:
+def _architecture(options: NetOptions) -> dict[str, Any]:
+    """The recipe keys as arguments of `build`, with the values that a recipe makes of them."""
+    keys = dict(options.recipe_keys)
+    for key in keys:
         if key not in _KEYS:
             raise UsageError(f"{printable(key)} does not shape a network", did_you_mean(key, list(_KEYS)))
-    for key, number in (("classes", settings.classes), ("in_channels", options.get("in_channels"))):
+    for key, number in (("classes", options.classes), ("in_channels", keys.get("in_channels"))):
         if isinstance(number, int) and number > _MOST:
-            raise UsageError(f"{key} {number} cannot be", f"give at most {_MOST}")
-    shaping = {key: value for key, value in options.items() if key != "in_channels"}
+            raise UsageError(f"{key} is {number}", f"it must be at most {_MOST}")
+    shaping = {key: value for key, value in keys.items() if key != "in_channels"}
     recipe = load_settings("default", shaping).recipe
-    return options | {key: getattr(recipe, key) for key in shaping}
+    return keys | {key: getattr(recipe, key) for key in shaping}

@@ -1,4 +1,4 @@
-"""`bnlab predict`: which class is this photo?"""
+"""`bnlab predict`: classify photos."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,37 +10,17 @@ from bnlab.data.preprocess import open_photo
 from bnlab.data.scan import Refusal, photos_below, report_refused
 from bnlab.errors import DataError, PhotoError, UsageError, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
+from bnlab.options import PredictOptions
 from bnlab.progress import Progress
 from bnlab.report import figures
-from bnlab.runs import RUNS, new_run
+from bnlab.runs import new_run
 
-MOST_SHOWN = 60  # photos on one sheet
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictSettings:
-    """What `bnlab predict` is told."""
-
-    classifier: Path
-    """a classifier file"""
-    photos: tuple[Path, ...]
-    """photos, and folders of photos"""
-    top: int = 5
-    """how many of the most probable classes to give"""
-    csv: Path | None = None
-    """file to write the answers to; it must not exist"""
-    show: bool = False
-    """make a picture of the photos with their answers"""
-    batch_size: int = 32
-    device: str = "auto"
-    strict: bool = False
-    """refuse to go on when a photo cannot be used"""
-    root: Path = RUNS
+MOST_SHOWN = 60  # photos in one picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult:
-    """The answers in the order given, and the picture of them, where one was wanted."""
+    """The predictions in the order of the photos, and the picture of them if one was requested."""
 
     predictions: list[Prediction]
     picture: Path | None
@@ -50,27 +30,27 @@ class PredictResult:
         return [asdict(prediction) for prediction in self.predictions]
 
 
-def run(settings: PredictSettings, progress: Progress) -> PredictResult:
-    """Ask the classifier about each photo.
+def run(options: PredictOptions, progress: Progress) -> PredictResult:
+    """Classify each photo.
 
     Raises:
-        BnlabError: the classifier cannot be used, a path is not there, or not one photo can be used.
+        BnlabError: the classifier cannot be used, a path does not exist, or no photo can be used.
     """
-    paths = list(_expanded(settings.photos))
-    if settings.csv:
-        with storage_errors(settings.csv):
-            if settings.csv.exists():
-                raise UsageError(f"{printable(settings.csv)} exists already", "give --csv a new file")
-            settings.csv.parent.mkdir(parents=True, exist_ok=True)
-    classifier = Classifier.load(settings.classifier, settings.device)
-    predictions = classifier.predict(paths, top=settings.top, batch_size=settings.batch_size, progress=progress)
+    paths = list(_expanded(options.photos))
+    if options.csv:
+        with storage_errors(options.csv):
+            if options.csv.exists():
+                raise UsageError(f"{printable(options.csv)} exists already", "pass a new file to --csv")
+            options.csv.parent.mkdir(parents=True, exist_ok=True)
+    classifier = Classifier.load(options.classifier, options.device)
+    predictions = classifier.predict(paths, top=options.top, batch_size=options.batch_size, progress=progress)
     refused = [Refusal(p.path, p.error) for p in predictions if p.error]
-    report_refused(refused, strict=settings.strict, progress=progress)
+    report_refused(refused, strict=options.strict, progress=progress)
     if len(refused) == len(predictions):
         raise PhotoError(refused[0].path, refused[0].reason)
-    if settings.csv:
-        _write_csv(settings.csv, predictions)
-    return PredictResult(predictions=predictions, picture=_picture(settings, predictions) if settings.show else None)
+    if options.csv:
+        _write_csv(options.csv, predictions)
+    return PredictResult(predictions=predictions, picture=_picture(options, predictions) if options.show else None)
 
 
 def _expanded(photos: Iterable[Path]) -> Iterable[str]:
@@ -78,7 +58,7 @@ def _expanded(photos: Iterable[Path]) -> Iterable[str]:
         if path.is_dir():
             below = list(photos_below(path))
             if not below:
-                raise DataError(f"{printable(path)} has no photos", "give photos, or a folder of them")
+                raise DataError(f"{printable(path)} has no photos", "pass photos, or a folder of them")
             yield from below
         elif path.exists():
             yield str(path)
@@ -87,7 +67,7 @@ def _expanded(photos: Iterable[Path]) -> Iterable[str]:
 
 
 def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
-    """One row a photo: the best class, then the others; every row has every column."""
+    """One row a photo, the best class first; every row has every column."""
     places = max(len(prediction.top) for prediction in predictions)
     columns = ["path", "label", "probability", "error"]
     columns += [f"{what}{i}" for i in range(2, places + 1) for what in ("label", "probability")]
@@ -99,12 +79,12 @@ def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     write_csv(path, columns, rows)
 
 
-def _picture(settings: PredictSettings, predictions: list[Prediction]) -> Path:
+def _picture(options: PredictOptions, predictions: list[Prediction]) -> Path:
     shown = [prediction for prediction in predictions if not prediction.error][:MOST_SHOWN]
     images = []
     for prediction in shown:
         photo = open_photo(prediction.path)
-        photo.thumbnail((1200, 1200) if len(shown) == 1 else (320, 320))  # a camera's photo is far more than is drawn
+        photo.thumbnail((1200, 1200) if len(shown) == 1 else (320, 320))  # photos of cameras are far larger
         images.append(photo)
     if len(shown) == 1:
         top = shown[0].top
@@ -113,6 +93,6 @@ def _picture(settings: PredictSettings, predictions: list[Prediction]) -> Path:
         titles = [f"{printable(str(p.label))}  {p.probability:.1%}" for p in shown]
         more = f"the first {len(shown)} of {len(predictions)} photos" if len(predictions) > len(shown) else ""
         content = figures.photos_png(images, titles, more)
-    folder = new_run(settings.root, None, stem="predict").folder
+    folder = new_run(options.runs, None, stem="predict").folder
     write_atomic(folder / "predictions.png", content)
     return folder / "predictions.png"

@@ -1,4 +1,4 @@
-"""`bnlab split`: a folder of classes becomes train, val and test."""
+"""`bnlab split`: split a folder of classes into train, val and test."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,33 +7,14 @@ from typing import Any
 from bnlab.data.scan import report_refused
 from bnlab.data.split import Split, split_folder
 from bnlab.data.split_csv import report_missing_classes
-from bnlab.data.write_split import LinkMode, write_split
+from bnlab.data.write_split import write_split
+from bnlab.options import SplitOptions
 from bnlab.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSettings:
-    """What `bnlab split` is told."""
-
-    photos: Path
-    """folder with one sub-folder a class; it is never written to"""
-    into: Path
-    """new folder for train/, val/, test/ and split.csv"""
-    val: float = 0.1
-    """share held out for validation"""
-    test: float = 0.0
-    """share held out for testing"""
-    seed: int = 0
-    """another seed, another split"""
-    how: LinkMode = "link"
-    """hard links (copies where there are none), copies, or only the list"""
-    strict: bool = False
-    """refuse to go on when a photo cannot be used"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SplitResult:
-    """The split, where it lies, and whether it was written now (or lay there already)."""
+    """The split, its folder, and whether this call wrote it (or it was there already)."""
 
     split: Split
     into: Path
@@ -59,17 +40,17 @@ class SplitResult:
         }
 
 
-def run(settings: SplitSettings, progress: Progress) -> SplitResult:
-    """Split the photos.
+def run(options: SplitOptions, progress: Progress) -> SplitResult:
+    """Split the photos, and write the split unless it is there already.
 
     Raises:
         DataError: the photos cannot be split, or `into` holds something else.
-        StorageError: no space left; nothing half-made is left behind.
+        StorageError: the disk is full; nothing unfinished is left behind.
     """
-    split = split_folder(settings.photos, val=settings.val, test=settings.test, seed=settings.seed, progress=progress)
-    report_refused(split.refused, strict=settings.strict, progress=progress)
-    for name, share in (("val", settings.val), ("test", settings.test)):
-        if share:
+    split = split_folder(options.photos, val=options.val, test=options.test, seed=options.seed, progress=progress)
+    report_refused(split.refused, strict=options.strict, progress=progress)
+    for name, fraction in (("val", options.val), ("test", options.test)):
+        if fraction:
             report_missing_classes(split.photos, name, progress)
-    written = write_split(split, settings.into, settings.how, progress)
-    return SplitResult(split=split, into=settings.into, written=written)
+    written = write_split(split, options.into, options.how, progress)
+    return SplitResult(split=split, into=options.into, written=written)

@@ -1,0 +1,128 @@
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tests.conftest import Outcome
+
+from bnlab.files import file_sha256
+
+Command = Callable[..., Outcome]
+VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")
+
+
+def test_a_run_can_be_evaluated_by_its_folder(bnlab: Command, trained: Path) -> None:
+    done = bnlab("evaluate", trained / "best.safetensors", trained, "--json")
+    assert (json.loads(done.out)["split"], json.loads(done.out)["n"]) == ("val", 12)
+
+
+def test_a_pipe_among_photos_is_refused_and_not_read(bnlab: Command, trained: Path, data: Path) -> None:
+    os.mkfifo(data / "val" / "ring" / "z.jpg")
+    done = bnlab("evaluate", trained / "best.safetensors", data, "--json")
+    assert json.loads(done.out)["refused"][0]["reason"] == "it is not a regular file"
+
+
+def test_photos_it_was_trained_on_are_told(bnlab: Command, trained: Path) -> None:
+    data = trained.parents[1] / "data"
+    done = bnlab("evaluate", trained / "best.safetensors", data, "--split", "all", "--json")
+    assert json.loads(done.out)["seen_in_training"] == 24
+    assert "warning: 24 of 36 photos are among those it was trained on: the figures flatter it" in done.err
+    assert json.loads(bnlab("evaluate", trained / "best.safetensors", data, "--json").out)["seen_in_training"] == 0
+    shutil.copy(trained / "best.safetensors", "elsewhere.safetensors")
+    Path("split.csv").write_text("path,class,split\n")  # some other list, that has nothing to do with it
+    assert json.loads(bnlab("evaluate", "elsewhere.safetensors", data, "--json").out)["seen_in_training"] is None
+
+
+def other_classifier(trained: Path, file: Path, order: tuple[int, ...] = (2, 0, 1), **of_card: object) -> Path:
+    """The trained one with its classes in another order and another size."""
+    from bnlab.classifier.file import load_network, save_classifier
+
+    network, card = load_network(trained / "best.safetensors")
+    with torch.no_grad():
+        for tensor in (network.fc.weight, network.fc.bias):
+            tensor.copy_(tensor[list(order)].clone())
+    classes = tuple(card.classes[i] for i in order)
+    changes = {"classes": classes, "view": replace(card.preprocessing, size=40)} | of_card
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_classifier(file, network, replace(card, **changes))
+    return file
+
+
+def test_evaluating_with_crops(bnlab: Command, trained: Path) -> None:
+    best, data = trained / "best.safetensors", trained.parents[1] / "data"
+    plain, one = (json.loads(bnlab("evaluate", best, data, *some, "--json").out) for some in ((), ("--crops", 1)))
+    assert list(plain) == [
+        "split", "n", "top1", "top5", "top1_interval", "ece", "classes", "per_class", "confusion", "refused",
+        "crops", "seen_in_training", "classifier", "data", "folder", "versions",
+    ]  # fmt: skip
+    assert one | {"folder": ""} == plain | {"folder": ""}
+    assert plain["crops"] == 1
+    table = bnlab("evaluate", best, data).out
+    assert table.splitlines()[1].startswith("top-1                    ")
+    for number in (10, 144):
+        done = bnlab("evaluate", best, data, "--crops", number, "--name", f"of{number}")
+        assert done.out.splitlines()[1].rstrip() == f"averaged over            {number} crops of each photo"
+        document = json.loads(Path(f"runs/of{number}/evaluation.json").read_text("utf-8"))
+        assert (document["crops"], document["n"]) == (number, 12)
+        assert document["ece"] != plain["ece"]
+        page = Path(f"runs/of{number}/report.html").read_text("utf-8")
+        assert f"bn_small_inception, 32 px; the mean of {number} crops of each photo" in page
+    assert "crops of each photo" not in Path("runs/evaluate/report.html").read_text("utf-8")
+
+
+def test_evaluating_an_ensemble(bnlab: Command, trained: Path) -> None:
+    best, data = trained / "best.safetensors", trained.parents[1] / "data"
+    other = other_classifier(trained, Path("other.safetensors"))
+    alone = [json.loads(bnlab("evaluate", file, data, "--json").out) for file in (best, other)]
+    document = json.loads(bnlab("evaluate", best, other, data, "--json").out)
+    assert document["members"] == [
+        {"classifier": str(file), "top1": one["top1"]} for file, one in zip((best, other), alone, strict=True)
+    ]
+    assert document["classes"] == alone[0]["classes"] == ["disc", "ring", "stripes"]
+    assert alone[1]["classes"] == ["stripes", "disc", "ring"]
+    assert "classifier" not in document
+    assert document["n"] == sum(map(sum, document["confusion"])) == 12
+    done = bnlab("evaluate", best, other, data, "--crops", 10, "--name", "both")
+    lines = done.out.splitlines()
+    assert lines[1].split() == ["averaged", "over", "10", "crops", "of", "each", "photo"]
+    assert [line.split()[-1] for line in lines[2:4]] == [str(best), "other.safetensors"]
+    assert all(line.startswith("top-1 alone ") for line in lines[2:4])
+    assert lines[4].startswith("top-1 of the 2 together  ")
+    page = Path("runs/both/report.html").read_text("utf-8")
+    assert "<h2>Members</h2>" in page
+    assert page.count("other.safetensors") == 3  # in the title twice, and among the members
+    assert "bn_small_inception, 32 px, bn_small_inception, 40 px; the mean of 10 crops of each photo" in page
+
+    stranger = other_classifier(trained, Path("stranger.safetensors"), classes=("disc", "ring", "lily"))
+    assert bnlab("evaluate", best, stranger, data).complaint == (
+        f"{best} knows the class 'stripes' and stranger.safetensors does not: give classifiers of the same classes"
+    )
+
+
+def test_photos_that_any_member_was_trained_on_are_told(bnlab: Command, trained: Path) -> None:
+    best, data = trained / "best.safetensors", trained.parents[1] / "data"
+    copied = other_classifier(trained, Path("elsewhere/copy.safetensors"))  # of a split that lies beside the first
+    unknown = other_classifier(trained, Path("elsewhere/unknown.safetensors"), split_sha256="0" * 64)
+
+    def seen(*files: Path, split: str = "all") -> int | None:
+        done = bnlab("evaluate", *files, data, "--split", split, "--json")
+        found: int | None = json.loads(done.out)["seen_in_training"]
+        told = "warning: 24 of 36 photos are among those its members were trained on: the figures flatter it"
+        assert (told in done.err) == bool(found)
+        return found
+
+    assert seen(best, copied) == seen(copied, best) == 24
+    assert seen(best, unknown) == seen(unknown, best) == 24
+    assert seen(best, copied, split="val") == 0
+    assert seen(best, unknown, split="val") is None
+    assert seen(unknown, unknown) is None
+
+    listed = [f"{p},{p.parent.name},train,{file_sha256(p)}\n" for p in sorted((data / "val").rglob("*.png"))]
+    Path("third").mkdir()
+    Path("third/split.csv").write_text("path,class,split,sha256\n" + "".join(listed))
+    third = other_classifier(trained, Path("third/x.safetensors"), split_sha256=file_sha256("third/split.csv"))
+    document = json.loads(bnlab("evaluate", best, third, data, "--split", "all", "--json").out)
+    assert document["seen_in_training"] == 36  # each was trained on what the other was not
