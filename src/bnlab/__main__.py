@@ -40,7 +40,9 @@ def run(arguments: list[str] | None = None) -> int:
         return stop.exit_code
     except TyperException as error:
         verb = getattr(error, "ctx", None)
-        text = error.format_message().strip().rstrip(".")
+        text = (
+            error.format_message().strip().rstrip(".").replace("Value error, ", "").replace("Input should", "it must")
+        )
         return _complain(f"{text}: see `{verb.command_path if verb else 'bnlab'} --help`", 2)
     except BnlabError as error:
         return _complain(str(error), error.exit_status)

@@ -4,7 +4,7 @@ import time
 import pytest
 from rich.console import Console
 
-from bnlab import console
+from bnlab.cli import console
 from bnlab.cli.console import ScreenProgress
 
 
@@ -36,8 +36,8 @@ def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress.task("quick", 1, "images") as task:
         task.advance()
     lines = file.getvalue().splitlines()
-    assert lines[0].startswith("training 700/1000  loss 0.5  5 images/s  1m00s left, done at ")
-    assert lines[1].startswith("training 900/1000  loss 0.5  5 images/s  20s left, done at ")
+    assert lines[0].startswith("training 700/1000  loss 0.5  5 images/s  0:01:00 left, done at ")
+    assert lines[1].startswith("training 900/1000  loss 0.5  5 images/s  0:00:20 left, done at ")
     assert lines[2:] == ["training: 400 images in 80 s"]
 
 

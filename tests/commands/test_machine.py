@@ -6,8 +6,9 @@ import torch
 from tests.conftest import Outcome
 
 from bnlab.commands import machine
-from bnlab.commands.machine import MachineSettings, run
+from bnlab.commands.machine import run
 from bnlab.errors import UsageError
+from bnlab.options import MachineOptions
 from bnlab.progress import NullProgress
 
 
@@ -36,12 +37,12 @@ def test_the_verb_prints_what_was_found(bnlab: Callable[..., Outcome], monkeypat
     assert shown.status == 0
     assert "convolution, float32" in shown.out
     assert "free memory" in shown.out
-    assert bnlab("machine", "--device", "gpu").complaint.startswith("there is no device called 'gpu'")
+    assert "--device" in bnlab("machine", "--device", "gpu").complaint
 
 
 def test_it_says_why_it_left_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_SECONDS", 0.0)
     monkeypatch.setenv("BNLAB_TUNE", "0")
-    assert run(MachineSettings(device="cpu"), NullProgress()).tuning == "left as it is (BNLAB_TUNE=0)"
+    assert run(MachineOptions(device="cpu"), NullProgress()).tuning == "left as it is (BNLAB_TUNE=0)"
     with pytest.raises(UsageError):
-        run(MachineSettings(device="tpu"), NullProgress())
+        run(MachineOptions(device="tpu"), NullProgress())

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import pytest
 from tests.conftest import Outcome
 
-from bnlab.commands.net import NetSettings, run
+from bnlab.commands.net import run
 from bnlab.config import parse_assignments
 from bnlab.nets import NETWORKS
 from bnlab.nets.registry import ARCHITECTURE_KEYS
+from bnlab.options import NetOptions
 from bnlab.progress import NullProgress
 
 Command = Callable[..., Outcome]
@@ -118,16 +119,16 @@ ASSIGNMENTS = {
 
 def test_every_key_that_shapes_a_network_can_be_set() -> None:
     assert list(ASSIGNMENTS) == [*ARCHITECTURE_KEYS, "dropout", "in_channels"]
-    before = run(NetSettings(name="bn_inception", size=32), NullProgress()).arguments
+    before = run(NetOptions(name="bn_inception", size=32), NullProgress()).arguments
     for key, value in ASSIGNMENTS.items():
         options = parse_assignments([f"{key}={value}"])
-        after = run(NetSettings(name="bn_inception", size=32, options=options), NullProgress()).arguments
+        after = run(NetOptions(name="bn_inception", size=32, recipe_keys=options), NullProgress()).arguments
         assert {name for name in before if before[name] != after[name]} == {key}
 
 
 def test_from_python() -> None:
     progress = NullProgress()
-    result = run(NetSettings(name="googlenet", options={"stem": "separable"}), progress)
+    result = run(NetOptions(name="googlenet", recipe_keys={"stem": "separable"}), progress)
     assert result.parameters == sum(layer.parameters for layer in result.layers)
     assert (result.size, result.classes, result.auxiliary) == (224, 1000, False)
     assert progress.warnings == []

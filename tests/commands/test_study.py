@@ -9,7 +9,6 @@ from tests.conftest import write_photos
 
 from bnlab.__main__ import run as main
 from bnlab.commands import study as command
-from bnlab.commands.study import StudySettings
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import UsageError
 from bnlab.files import read_csv
@@ -19,6 +18,7 @@ from bnlab.lab.plots import caption, series_by_arm
 from bnlab.lab.records import Results, by_seed, last
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
+from bnlab.options import StudyOptions
 from bnlab.progress import NullProgress
 from bnlab.report.plots import Plot
 
@@ -89,13 +89,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"), each=40)
 
 
-def settings(data: Path | None, options: Mapping[str, Any] | None = None, **more: Any) -> StudySettings:
-    return StudySettings(**{"study": "planted", "data": data, "processes": 0, "options": options or {}} | more)
+def options(data: Path | None, keys: Mapping[str, Any] | None = None, **more: Any) -> StudyOptions:
+    return StudyOptions(**{"study": "planted", "data": data, "processes": 0, "recipe_keys": keys or {}} | more)
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.5, "holds"), (0.0, "not shown")])
 def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verdict: str) -> None:
-    result = command.run(settings(data, {"flip": gain}), NullProgress())
+    result = command.run(options(data, {"flip": gain}), NullProgress())
     assert result.folder == Path("runs/study-planted")
     files = {"report.html", "study.json", "accuracy.csv", "two-words.png", "two-words-drawn.csv"}
     assert {path.name for path in result.folder.iterdir()} == files
@@ -124,33 +124,33 @@ def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verd
 
 
 def test_a_second_look_costs_nothing_and_is_the_same(data: Path) -> None:
-    first = command.run(settings(data), NullProgress())
+    first = command.run(options(data), NullProgress())
     before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
     kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")}
-    second = command.run(settings(data), NullProgress())
+    second = command.run(options(data), NullProgress())
     assert second.folder == first.folder
     assert {path.name: path.stat().st_mtime_ns for path in Path("runs/measured").glob("*.json")} == kept
     assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("more", [{"options": {"flip": 0.3}}, {"seeds": 4}, {"name": "mine"}])
+@pytest.mark.parametrize("more", [{"recipe_keys": {"flip": 0.3}}, {"seeds": 4}, {"name": "mine"}])
 def test_another_look_overwrites_nothing(data: Path, more: dict[str, Any]) -> None:
-    first = command.run(settings(data), NullProgress())
+    first = command.run(options(data), NullProgress())
     before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
-    second = command.run(settings(data, **more), NullProgress())
+    second = command.run(options(data, **more), NullProgress())
     assert second.folder == Path("runs") / more.get("name", "study-planted2")
     assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
 
 
 def test_a_folder_may_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured is known by what is in the photos; lists of photos hold where they were written alone."""
-    command.run(settings(None), NullProgress())
+    command.run(options(None), NullProgress())
     kept = {path.name for path in Path("runs/measured").glob("*.json")}
     Path("runs").rename("moved")
     Path("elsewhere").mkdir()
     Path("moved").rename("elsewhere/runs")
     monkeypatch.chdir("elsewhere")
-    command.run(settings(None), NullProgress())
+    command.run(options(None), NullProgress())
     assert {path.name for path in Path("runs/measured").glob("*.json")} == kept
     lists = [path for path in Path("runs/measured/photos").glob("*.csv") if not path.name.startswith("examined")]
     assert len(lists) == 6  # of three seeds, there and here
@@ -166,12 +166,12 @@ def test_of_all_studies_those_done_are_there_when_one_is_interrupted(
     studies = {"planted": PLANTED, "other": Study(**{**vars(PLANTED), "name": "other", "measure": interrupted})}
     monkeypatch.setattr(command, "find_study", lambda name: studies[name])
     with pytest.raises(KeyboardInterrupt):
-        command.run(settings(data, study="all"), NullProgress())
+        command.run(options(data, study="all"), NullProgress())
     assert 'href="planted/report.html"' in Path("runs/study-all/report.html").read_text()
 
 
 def test_all_studies_have_a_page_each(data: Path) -> None:
-    result = command.run(settings(data, study="all"), NullProgress())
+    result = command.run(options(data, study="all"), NullProgress())
     page = result.page.read_text()
     for name in ("planted", "other"):
         assert f'href="{name}/report.html"' in page
@@ -181,26 +181,28 @@ def test_all_studies_have_a_page_each(data: Path) -> None:
 
 def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
     progress = NullProgress()
-    result = command.run(settings(data, {"flip": 0.5}, seeds=1), progress)
+    result = command.run(options(data, {"flip": 0.5}, seeds=1), progress)
     assert str(result.reports[0].findings.verdict) == "not shown"
-    assert progress.warnings == ["one seed gives no interval, so what is measured over seeds will be not shown"]
+    (warning,) = progress.warnings
+    assert "one seed" in warning
+    assert "--seeds" in warning
 
 
 def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> None:
     for seeds in (0, 101):
-        with pytest.raises(UsageError, match=f"seeds {seeds} cannot be: give 1 to 100"):
-            command.run(settings(data, seeds=seeds), NullProgress())
-    with pytest.raises(UsageError, match="measured is where measurements are kept: take another --name"):
-        command.run(settings(data, name="measured"), NullProgress())
+        with pytest.raises(UsageError, match=rf"seeds is {seeds}: it must be (greater|less) than or equal to 1"):
+            command.run(options(data, seeds=seeds), NullProgress())
+    with pytest.raises(UsageError, match="measured is for measurements: pass another --name"):
+        command.run(options(data, name="measured"), NullProgress())
     with pytest.raises(UsageError, match=r"a recipe has no key 'stpes': did you mean 'steps'"):
-        command.run(settings(data, {"stpes": 3}), NullProgress())
+        command.run(options(data, {"stpes": 3}), NullProgress())
     for key in ("network", "norm", "learning_rate", "seed"):
         with pytest.raises(
             UsageError, match=f"{key} is what the study planted sets itself: leave it out; it takes size, "
         ):
-            command.run(settings(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), NullProgress())
+            command.run(options(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), NullProgress())
     with pytest.raises(UsageError, match=r"steps 0 are no training: give 1 or more, or epochs in their place"):
-        command.run(settings(data, {"steps": 0}), NullProgress())
+        command.run(options(data, {"steps": 0}), NullProgress())
     assert not Path("runs").exists()
 
 
@@ -213,7 +215,7 @@ def test_the_command_line(data: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out, err = capsys.readouterr()
     assert "planted: holds" in out
     assert "runs/study-planted/report.html shows it." in out
-    assert "bnlab: does not hold was expected; planted: holds" in err
+    assert "does not hold was expected, but planted: holds" in err
     assert main(["study", "list"]) == 0
     listed = capsys.readouterr().out
     assert "planted  A planted study\n  It is <so>. (Nobody 2026)\n" in listed
