@@ -10,9 +10,9 @@ VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")
 
 
 def test_finding_a_learning_rate_without_an_answer(bnlab: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnlab.training import rate_session
+    from bnlab.training import lr_finder
 
-    monkeypatch.setattr(rate_session, "train_step", lambda *_: (torch.tensor(1.5), torch.tensor(0)))
+    monkeypatch.setattr(lr_finder, "train_step", lambda *_: (torch.tensor(1.5), torch.tensor(0)))
     done = bnlab("train", data, *QUICK, "--find-lr")
     assert done.status == 0
     assert "suggested: none (the loss never fell by more than its noise: by 0.000, standard error 0.000)" in done.out
@@ -21,7 +21,7 @@ def test_finding_a_learning_rate_without_an_answer(bnlab: Command, data: Path, m
     def not_finite(*_: object) -> None:
         raise FloatingPointError("the loss became nan", 0)
 
-    monkeypatch.setattr(rate_session, "train_step", not_finite)
+    monkeypatch.setattr(lr_finder, "train_step", not_finite)
     done = bnlab("train", data, *QUICK, "--find-lr")
     assert done.status == 1
     assert done.complaint == (
