@@ -12,7 +12,7 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.trained_network import Probe, preserving_state, train, use_batch_statistics
 from bnlab.nets import build
 from bnlab.norm import BatchNorm2d
-from bnlab.norm.modes import StatisticsMode
+from bnlab.norm.layers import StatisticsMode
 from bnlab.recipe import Recipe
 from bnlab.training.build import TrainingContext
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -12,7 +12,9 @@ def batch(count: int, generator: int = 0) -> Tensor:
     return noise + torch.arange(count)[:, None, None, None]
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 25), st.booleans())
+@example(13, 4, True)
 def test_each_part_is_normalised_by_itself(count: int, size: int, channels_last: bool) -> None:
     bn = GhostBatchNorm2d(3, ghost_size=size).double()
     nn.init.normal_(bn.weight, generator=torch.Generator().manual_seed(1))
@@ -30,7 +32,7 @@ def test_each_part_is_normalised_by_itself(count: int, size: int, channels_last:
     torch.testing.assert_close(found, torch.autograd.grad(expected, [x, bn.weight], dy))
 
 
-def test_running_statistics_are_those_of_the_whole_batch() -> None:
+def test_running_statistics_are_those_of_the_complete_batch() -> None:
     ghost, plain = GhostBatchNorm2d(3, ghost_size=4).double(), nn.BatchNorm2d(3).double()
     for seed in range(3):
         ghost(batch(11, seed)), plain(batch(11, seed))
@@ -65,20 +67,19 @@ def test_a_part_that_is_not_finite_does_not_move_the_running_statistics() -> Non
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"^ghost_size is how many examples are normalised together, not 0$"):
+    with pytest.raises(ValueError, match=r"ghost_size .* at least 1, not 0"):
         GhostBatchNorm2d(3, ghost_size=0)
     network = nn.Sequential(GhostBatchNorm1d(3, ghost_size=1))
-    with pytest.raises(TooFewValuesError) as refusal:
-        network(torch.zeros(4, 3))
-    assert str(refusal.value) == (
-        "Expected more than 1 value per channel when training, got parts of size torch.Size([1, 3]) "
-        "at 0 (GhostBatchNorm1d): use a larger ghost_size"
+    message = (
+        r"^Expected more than 1 value per channel when training, .*\[1, 3\].* at 0 \(GhostBatchNorm1d\): .*ghost_size"
     )
+    with pytest.raises(TooFewValuesError, match=message):
+        network(torch.zeros(4, 3))
     assert "ghost_size=1" in repr(network)
 
 
 def test_the_gradient_has_the_memory_format_of_the_batch() -> None:
-    """A layer's backward that goes back to channels first makes the convolution before it copy."""
+    """A gradient in another memory format would make the convolution before the layer copy it."""
     x = batch(6).contiguous(memory_format=torch.channels_last).requires_grad_()
     layer = GhostBatchNorm2d(x.shape[1], ghost_size=4).to(x.dtype)
     (gradient,) = torch.autograd.grad(layer(x).sin().sum(), x)

@@ -18,7 +18,7 @@ shapes = st.sampled_from([(5, 3), (4, 2, 6), (3, 4, 2, 5), (2, 2, 3, 2, 2)])
 
 @pytest.fixture
 def device_path(on_device: bool, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """What runs where a tensor's values cannot be looked at from Python: the same on the CPU while compiling."""
+    """Whether to take the path that reads no values, as on a GPU; the CPU takes it while compiling."""
     if on_device:
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     return on_device
@@ -42,7 +42,7 @@ def wide(channels: Tensor, x: Tensor) -> Tensor:
 
 
 def moved_by(x: Tensor, before: Running) -> tuple[Tensor, Tensor]:
-    """Where the running statistics belong after x, in float64."""
+    """The expected running statistics after x, in float64."""
     rows = x.double().transpose(0, 1).flatten(1)
     m = before.momentum
     return (1 - m) * before.mean.double() + m * rows.mean(1), (1 - m) * before.var.double() + m * rows.var(1)
@@ -50,7 +50,7 @@ def moved_by(x: Tensor, before: Running) -> tuple[Tensor, Tensor]:
 
 @given(seeds, shapes)
 @settings(max_examples=30)
-def test_it_is_the_reference(seed: int, shape: tuple[int, ...]) -> None:
+def test_forward_gradients_and_inference_are_the_references(seed: int, shape: tuple[int, ...]) -> None:
     x, dy = values(seed, shape).requires_grad_(), values(seed + 1, shape)
     gamma, beta = (t.requires_grad_() for t in values(seed + 2, (2, shape[1])))
     stored = running(shape[1])
@@ -131,7 +131,7 @@ def test_ordinary_batches_are_torchs_to_the_bit(
     ours, theirs = running(3, dtype), running(3, dtype)
     done = kernels.by_batch(x, gamma, beta, ours, EPS)
     y = F.batch_norm(x, theirs.mean, theirs.var, gamma, beta, training=True, momentum=0.1, eps=EPS)
-    assert bool(done.moved)
+    assert bool(done.updated)
     assert done.shift is None
     assert torch.equal(done.y, y)
     assert done.y.stride() == y.stride()
@@ -146,7 +146,7 @@ def test_ordinary_batches_are_torchs_to_the_bit(
 
 
 def far(dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-    """Mean 1e6, variance 1e-2, which float32 can just tell apart."""
+    """Values of mean 1e6 and variance 1e-2, which float32 can just distinguish."""
     torch.manual_seed(0)
     x = torch.randn(8, 3, 20, 20, dtype=torch.float64) * 0.1 + 1e6
     return x.to(dtype, memory_format=layout)
@@ -161,7 +161,7 @@ def test_far_from_0(layout: torch.memory_format, dtype: torch.dtype) -> None:
     expected = reference.transform(x.detach(), gamma.detach(), beta.detach(), EPS)
     mean, var = moved_by(x.detach(), ours)
     done = kernels.by_batch(x, gamma, beta, ours, EPS)
-    assert done.moved is True
+    assert done.updated is True
     assert done.y.dtype == dtype
     assert done.y.is_contiguous(memory_format=layout)
     rounding = torch.finfo(dtype).eps
@@ -189,7 +189,7 @@ def test_inference_far_from_0(layout: torch.memory_format, dtype: torch.dtype) -
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)], ids=str)
 def test_half_precision_inference_far_from_0(dtype: torch.dtype, least: float) -> None:
-    """The statistics are float32, and have digits that the values have not."""
+    """The statistics are float32 and have digits that the values lack."""
     x = (values(0, (8, 2, 9, 9), torch.float32) + 2001.9).to(dtype)
     mean, var = torch.full((2,), 2001.9), torch.ones(2)
     expected = reference.inference(x.double() - mean.double()[0], torch.ones(2), torch.zeros(2), mean * 0, var, EPS)
@@ -204,7 +204,7 @@ def test_a_constant_channel_is_not_far_from_0() -> None:
     assert kernels.by_batch(x.contiguous(memory_format=torch.channels_last), None, None, None, EPS).shift is None
 
 
-def test_where_there_are_no_values_to_look_at() -> None:
+def test_tensors_without_values() -> None:
     layer = BatchNorm2d(3)
     x = values(0, (2, 8, 3, 4, 4), torch.float32)
     each = torch.stack([layer.eval()(part) for part in x])
@@ -218,7 +218,7 @@ def test_where_there_are_no_values_to_look_at() -> None:
 
 
 def test_torchs_own_kernel_fails_far_from_0() -> None:
-    """Why `by_batch` shifts and `by_statistics` too: once this fails, torch is mended and they need not."""
+    """This is why `by_batch` and `by_statistics` shift: once this test fails, torch is fixed and they need not."""
     x = far(torch.float32, torch.channels_last)
     _, _, invstd = torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)
     var = x.double().var((0, 2, 3), correction=0)
@@ -241,8 +241,8 @@ def test_one_far_channel_among_many() -> None:
     assert (ours.var / var - 1).abs().max() < 1e-5
 
 
-def test_a_mean_that_no_spread_surrounds() -> None:
-    """All values the same: y is beta, not rounding over the root of eps."""
+def test_a_constant_far_from_0() -> None:
+    """Where all values are the same, y is beta, not a rounding error divided by the root of eps."""
     x = torch.full((4, 2, 3, 3), 3333.1).to(memory_format=torch.channels_last)
     ours = running(2, torch.float32)
     y = kernels.by_batch(x, None, torch.tensor([1.0, 2.0]), ours, EPS).y
@@ -262,23 +262,22 @@ BAD = {
 @ON_DEVICE
 @LAYOUTS
 @pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
-@pytest.mark.parametrize("momentum", [0.1, 1.0])
 def test_what_is_not_finite_moves_nothing(
-    device_path: bool, layout: torch.memory_format, spoil, momentum: float
+    device_path: bool, layout: torch.memory_format, spoil, momentum: float = 1.0
 ) -> None:
     x = values(0, (4, 3, 5, 5), torch.float32).to(memory_format=layout)
     spoil(x)
     x.requires_grad_()
     ours, before = running(3, torch.float32, momentum), running(3, torch.float32, momentum)
     done = kernels.by_batch(x, None, None, ours, EPS)
-    assert not bool(done.moved)
-    assert isinstance(done.moved, Tensor) == device_path
+    assert not bool(done.updated)
+    assert isinstance(done.updated, Tensor) == device_path
     assert torch.equal(ours.mean, before.mean)
     assert torch.equal(ours.var, before.var)
-    done.y.sum().backward()  # as torch's: whatever it gives, it is no error
+    done.y.sum().backward()  # as with torch, this is not an error
     good = values(1, (4, 3, 5, 5), torch.float32).to(memory_format=layout)
     theirs = running(3, torch.float32, momentum)
-    assert bool(kernels.by_batch(good, None, None, ours, EPS).moved)
+    assert bool(kernels.by_batch(good, None, None, ours, EPS).updated)
     F.batch_norm(good, theirs.mean, theirs.var, training=True, momentum=momentum)
     assert torch.equal(ours.mean, theirs.mean)
     assert torch.equal(ours.var, theirs.var)
@@ -289,14 +288,14 @@ def test_half_precision_far_from_0_is_finite(device_path: bool) -> None:
     """A mean of 1000 over a deviation of 1/300 overflows float16; so does a sum of a thousand means times variances."""
     x = torch.full((4, 1000, 2, 2), 1000.0, dtype=torch.float16)
     ours = Running(torch.zeros(1000, dtype=torch.float16), torch.ones(1000, dtype=torch.float16), 0.5)
-    assert bool(kernels.by_batch(x, None, None, ours, EPS).moved)
+    assert bool(kernels.by_batch(x, None, None, ours, EPS).updated)
     assert ours.mean.unique().tolist() == [500]
 
 
 @ON_DEVICE
 def test_without_running_statistics_nothing_is_moved(device_path: bool) -> None:
-    assert kernels.by_batch(values(0, (4, 3)), None, None, None, EPS).moved is False
-    assert kernels.by_batch(values(0, (4, 3)) + 1e6, None, None, None, EPS).moved is False
+    assert kernels.by_batch(values(0, (4, 3)), None, None, None, EPS).updated is False
+    assert kernels.by_batch(values(0, (4, 3)) + 1e6, None, None, None, EPS).updated is False
 
 
 @pytest.mark.parametrize("offset", [0.0, 4000.0])
@@ -312,8 +311,8 @@ def test_gradients_of_gradients(offset: float) -> None:
     assert torch.autograd.gradgradcheck(y, (x, gamma, beta), atol=1e-4)
 
 
-def test_a_layer_used_twice_before_backward() -> None:
-    """The second use moves the running statistics that the first was given: its backward is none the worse."""
+def test_two_uses_before_backward() -> None:
+    """The second use moves the running statistics that the first one read, which must not affect its backward."""
     x, ours, theirs = values(0, (4, 3, 5)).requires_grad_(), running(3), running(3)
     y = kernels.by_batch(kernels.by_batch(x, None, None, ours, EPS).y + x, None, None, ours, EPS).y
     z = F.batch_norm(x, theirs.mean, theirs.var, training=True, momentum=0.1)
@@ -327,13 +326,15 @@ def test_a_layer_used_twice_before_backward() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("offset", [0.0, 3e4])
 @pytest.mark.parametrize("affine", [True, False])
-def test_again_is_y_to_the_bit(layout: torch.memory_format, dtype: torch.dtype, offset: float, affine: bool) -> None:
+def test_recompute_is_y_to_the_bit(
+    layout: torch.memory_format, dtype: torch.dtype, offset: float, affine: bool
+) -> None:
     x = (values(0, (4, 3, 7, 5), torch.float32) * 8 + offset).to(dtype, memory_format=layout)
     gamma, beta = values(2, (2, 3), torch.promote_types(dtype, torch.float32)) if affine else (None, None)
     done = kernels.by_batch(x, gamma, beta, None, EPS)
     assert (done.shift is not None) == (offset > 0)
     if not affine and dtype in (torch.float16, torch.bfloat16):
-        return  # the statistics are rounded: `batch_norm_relu` does not ask for it
-    y = kernels.again(kernels.shifted(x, done.shift), gamma, beta, done.mean, done.invstd)
+        return  # the statistics are rounded, and `batch_norm_relu` does not recompute
+    y = kernels.recompute(kernels.shifted(x, done.shift), gamma, beta, done.mean, done.invstd)
     assert torch.equal(y, done.y)
     assert y.stride() == done.y.stride()

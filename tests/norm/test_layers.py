@@ -1,7 +1,9 @@
+"""The layers against torch's own, the reference and ONNX; then freezing, statistics modes and example weighting."""
+
 import copy
 import io
 import pickle
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +18,17 @@ from onnx import numpy_helper
 from onnx.backend.test.case import node as onnx_cases
 from onnx.backend.test.case.node import batch_normalization
 from torch import Tensor, nn
-from torch.testing._internal.common_modules import ModuleInfo, ModuleInput, module_db
-from torch.testing._internal.common_utils import noncontiguous_like
+from torch.nn import functional as F
 
 from bnlab import norm
 from bnlab.norm import reference
-from bnlab.norm.layers import batch_norm_layers
+from bnlab.norm.layers import batch_norm_layers, is_plain, normalise_with_own_statistics
 
-# Importing torch's tests puts their own settings in place of those of tests/conftest.py, and shuts torch's flags.
-settings.load_profile("bnlab")
-torch.backends.__allow_nonbracketed_mutation_flag = True
-
-OURS = {getattr(nn, f"BatchNorm{n}d"): getattr(norm, f"BatchNorm{n}d") for n in (1, 2, 3)}
 LAYERS = pytest.mark.parametrize("n", [1, 2, 3])
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+RELU = pytest.mark.parametrize("relu", [False, True])
 SHAPES = {1: (6, 3, 5), 2: (4, 3, 5, 4), 3: (2, 3, 3, 4, 2)}
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def values(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -38,241 +36,183 @@ def values(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def equal(ones: Any, others: Any) -> bool:
-    """To the bit, NaN being NaN."""
+    """Equal to the bit, where NaN equals NaN."""
     ones, others = list(ones), list(others)
     assert len(ones) == len(others)
     return all(torch.equal(one.nan_to_num(1e9), other.nan_to_num(1e9)) for one, other in zip(ones, others, strict=True))
 
 
-# torch's own tests of modules: what its test/test_modules.py does with nn.BatchNorm, done with ours.
+# Every option and every number of dimensions, against torch's layer.
 
 
 class Case(NamedTuple):
-    """One of the inputs that torch tests a module with."""
+    """A layer's constructor, and the shape of its input."""
 
-    info: ModuleInfo
-    number: int
-    training: bool
+    n: int
+    shape: tuple[int, ...]
+    options: dict[str, Any]
 
-    def input(self, dtype: torch.dtype, *, requires_grad: bool = False) -> ModuleInput:
-        torch.manual_seed(0)
-        given = {"device": "cpu", "dtype": dtype, "requires_grad": requires_grad, "training": self.training}
-        return self.info.module_inputs_func(self.info, **given)[self.number]
-
-    def x(self, dtype: torch.dtype, *, requires_grad: bool = False) -> Tensor:
-        (x,) = self.input(dtype, requires_grad=requires_grad).forward_input.args
-        return x
-
-    def layer(self, dtype: torch.dtype = torch.float64, kind: Callable[..., nn.Module] | None = None) -> nn.Module:
-        made = self.input(dtype).constructor_input
-        layer = (kind or OURS[self.info.module_cls])(*made.args, **made.kwargs).to(dtype).train(self.training)
+    def layer(self, dtype: torch.dtype = torch.float64, module: Any = norm) -> nn.Module:
+        layer = getattr(module, f"BatchNorm{self.n}d")(self.shape[1], **self.options).to(dtype)
         torch.manual_seed(1)
         for parameter in layer.parameters():
             nn.init.normal_(parameter)
         return layer
 
-
-def torchs_cases() -> list[Any]:
-    found = []
-    for info in module_db:
-        if info.module_cls in OURS:
-            for training in (True, False):
-                inputs = info.module_inputs_func(info, "cpu", torch.float64, False, training)
-                for number, one in enumerate(inputs):
-                    label = f"{info.module_cls.__name__}-{one.desc or 'plain'}-{'train' if training else 'eval'}"
-                    found.append(pytest.param(Case(info, number, training), id=label))
-    return found
+    def pair(self, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
+        """bnlab's layer and torch's."""
+        return self.layer(dtype), self.layer(dtype, nn)
 
 
-def refused(case: Case) -> bool:
-    """Empty batches, which torch lets pass in training and makes NaN statistics of; ours refuse them."""
-    return not case.x(torch.float64).numel() and (case.training or case.layer().running_mean is None)
+INPUTS = {"NxC": (1, (4, 10)), "NxCxL": (1, (4, 5, 3)), "NxCxHxW": (2, (2, 3, 6, 6)), "NxCxDxHxW": (3, (2, 3, 4, 4, 4))}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"eps": 1e-3, "momentum": 0.8},
+    "average": {"eps": 1e-3, "momentum": None},
+    "not affine": {"affine": False},
+    "no bias": {"bias": False},
+    "not tracked": {"track_running_stats": False},
+}
 
 
-ALL_CASES = torchs_cases()
-CASES = pytest.mark.parametrize("case", [p for p in ALL_CASES if not refused(p.values[0])])
+def cases(*options: str) -> pytest.MarkDecorator:
+    found = {f"{name}-{option}": Case(*INPUTS[name], OPTIONS[option]) for name in INPUTS for option in options}
+    return pytest.mark.parametrize("case", found.values(), ids=found)
 
 
-def test_torch_has_inputs_to_test_with() -> None:
-    assert len(ALL_CASES) == 44
-    assert sum(refused(p.values[0]) for p in ALL_CASES) == 3
-
-
-@pytest.mark.parametrize("case", [p for p in ALL_CASES if refused(p.values[0])])
-def test_empty_batches_are_refused_in_training(case: Case) -> None:
-    layer, x = case.layer(), case.x(torch.float64)
-    with pytest.raises(ValueError) as error:
-        layer(x)
-    assert str(error.value) == (
-        f"{type(layer).__name__} got an empty batch, {list(x.shape)}: "
-        "statistics need values; leave the batch out, or call eval() for inference"
-    )
-    assert layer.running_mean.abs().sum() == 0
-
-
-@CASES
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_it_is_torchs_to_the_bit(case: Case, dtype: torch.dtype) -> None:
-    ours, theirs = case.layer(dtype), case.layer(dtype, case.info.module_cls)
-    for shifted in range(3):
-        x, x_other = (case.x(dtype) + shifted for _ in range(2))
-        y, y_other = ours(x.requires_grad_()), theirs(x_other.requires_grad_())
-        assert equal([y], [y_other])
-        assert (y.dtype, y.stride()) == (y_other.dtype, y_other.stride())
+@cases(*OPTIONS)
+def test_training_and_inference_are_torchs_to_the_bit(case: Case) -> None:
+    def step(layer: nn.Module, seed: int, dtype: torch.dtype) -> list[Tensor]:
+        x = values(seed, *case.shape, dtype=dtype).requires_grad_()
+        y = layer(x)
+        layer.zero_grad()
         y.square().sum().backward()
-        y_other.square().sum().backward()
-        assert equal([x.grad], [x_other.grad])
-        assert equal((p.grad for p in ours.parameters()), (p.grad for p in theirs.parameters()))
-        assert equal(ours.buffers(), theirs.buffers())
-    assert equal([ours.eval()(x)], [theirs.eval()(x)])
+        return [y, x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
+
+    for dtype in (torch.float64, torch.float32, *(() if case.options else HALVES)):
+        ours, theirs = case.pair(dtype)
+        for seed, training in enumerate((True, True, False)):
+            ones, others = (step(layer.train(training), seed, dtype) for layer in (ours, theirs))
+            assert equal(ones, others), dtype
+            assert (ones[0].dtype, ones[0].stride()) == (others[0].dtype, others[0].stride())
 
 
-@CASES
+@cases(*OPTIONS)
 def test_forward_is_the_references(case: Case) -> None:
-    layer, x = case.layer(), case.x(torch.float64)
+    layer, x = case.layer(), values(0, *case.shape, dtype=torch.float64)
     one = torch.ones(x.shape[1], dtype=torch.float64)
-    gamma = one if layer.weight is None else layer.weight
-    beta = one * 0 if layer.bias is None else layer.bias
-    if case.training or layer.running_mean is None:
-        expected = reference.transform(x, gamma, beta, layer.eps).y
-    else:
-        expected = reference.inference(x, gamma, beta, layer.running_mean, layer.running_var, layer.eps)
-    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-10)
-    given = case.input(torch.float64)
-    if given.reference_fn is not None:
-        assert torch.allclose(layer(x), given.reference_fn(layer, x), rtol=0, atol=1e-10)
+    affine = one if layer.weight is None else layer.weight, one * 0 if layer.bias is None else layer.bias
+    assert torch.allclose(layer(x), reference.transform(x, *affine, layer.eps).y, rtol=0, atol=1e-10)
+    if layer.running_mean is not None:
+        expected = reference.inference(x, *affine, layer.running_mean, layer.running_var, layer.eps)
+        assert torch.allclose(layer.eval()(x), expected, rtol=0, atol=1e-10)
 
 
-@CASES
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_factory_arguments(case: Case, dtype: torch.dtype) -> None:
-    made = case.input(torch.float32).constructor_input
-    for device in ("cpu", "meta"):
-        layer = OURS[case.info.module_cls](*made.args, **made.kwargs, device=device, dtype=dtype)
-        for tensor in (*layer.parameters(), *layer.buffers()):
-            assert tensor.device.type == device
-            assert tensor.dtype == (dtype if tensor.dtype.is_floating_point else torch.long)
+@cases(*OPTIONS)
+def test_repr_and_state_dict_are_torchs_both_ways(case: Case) -> None:
+    (ours, theirs), copied = case.pair(), case.layer()
+    assert repr(ours) == repr(theirs)
+    x = values(0, *case.shape, dtype=torch.float64)
+    ours(x)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert ours.state_dict()._metadata == theirs.state_dict()._metadata
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    copied.load_state_dict(theirs.state_dict(), strict=True)
+    assert equal(ours.state_dict().values(), copied.state_dict().values())
+    assert equal([ours(x), ours.eval()(x)], [copied(x), copied.eval()(x)])
 
 
-@CASES
-def test_pickling(case: Case) -> None:
-    layer, x = case.layer(), case.x(torch.float64)
+@cases("plain", "not tracked")
+@pytest.mark.parametrize("training", [True, False])
+def test_copies(case: Case, training: bool) -> None:
+    layer, x = case.layer().train(training), values(0, *case.shape, dtype=torch.float64)
     layer(x)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
-    for again in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer), torch.load(file, weights_only=False)):
-        assert type(again) is type(layer)
-        assert again.training == case.training
-        assert equal([again(x)], [layer(x)])
+    for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        assert type(copied) is type(layer)
+        assert copied.training == training
+        assert equal([copied(x)], [layer(x)])
 
 
-@CASES
-def test_repr_is_torchs(case: Case) -> None:
-    assert repr(case.layer()) == repr(case.layer(kind=case.info.module_cls))
-
-
-@CASES
-def test_state_dicts_are_torchs_both_ways(case: Case) -> None:
-    ours, theirs = case.layer(), case.layer(kind=case.info.module_cls)
-    x = case.x(torch.float64)
-    ours(x)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    file = io.BytesIO()
-    torch.save(ours.state_dict(), file)
-    file.seek(0)
-    theirs.load_state_dict(torch.load(file), strict=True)
-    again = case.layer()
-    again.load_state_dict(theirs.state_dict(), strict=True)
-    assert equal(ours.state_dict().values(), again.state_dict().values())
-    assert equal([ours(x), ours.eval()(x)], [again(x), again.eval()(x)])
-    assert ours.state_dict()._metadata == theirs.state_dict()._metadata
-
-
-@CASES
-def test_tensors_that_are_not_contiguous(case: Case) -> None:
-    layer, dy = case.layer(), None
-    results = []
-    for change in (lambda t: t, noncontiguous_like):
-        x = change(case.x(torch.float64)).detach().requires_grad_()
+@cases("plain")
+def test_inputs_that_are_not_contiguous(case: Case) -> None:
+    layer, results = case.layer(), []
+    for strided in (lambda t: t, lambda t: torch.stack([t, t], -1)[..., 0]):
+        x = strided(values(0, *case.shape, dtype=torch.float64)).detach().requires_grad_()
         layer.zero_grad()
         y = layer(x)
-        dy = change(values(0, *y.shape, dtype=y.dtype))
-        y.backward(dy)
+        y.backward(strided(values(1, *case.shape, dtype=torch.float64)))
         results.append([y, x.grad, *(p.grad.clone() for p in layer.parameters())])
-    assert not x.is_contiguous() or x.numel() < 2
+    assert not x.is_contiguous()
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
-@CASES
-@pytest.mark.parametrize("relu", [False, True])
-def test_gradients(case: Case, relu: bool) -> None:
-    layer, x = case.layer(), case.x(torch.float64, requires_grad=True)
+@cases("plain", "not affine")
+@RELU
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients(case: Case, relu: bool, training: bool) -> None:
+    layer, x = case.layer().train(training), values(0, *case.shape, dtype=torch.float64).requires_grad_()
     names = [name for name, _ in layer.named_parameters()]
 
     def run(x: Tensor, *parameters: Tensor) -> Tensor:
         return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,), {"relu": relu})
 
-    # Random projections instead of whole Jacobians: what torch's own tests do where they are slow.
+    # The fast mode checks random projections of the Jacobians.
     assert torch.autograd.gradcheck(run, (x, *layer.parameters()), fast_mode=True)
     assert torch.autograd.gradgradcheck(run, (x, *layer.parameters()), fast_mode=True, atol=1e-4)
 
 
-@CASES
-@pytest.mark.parametrize("relu", [False, True])
-def test_the_memory_layout_is_kept(case: Case, relu: bool) -> None:
-    layer, x = case.layer(torch.float32), case.x(torch.float32)
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if layout is None:
-        assert layer(x, relu=relu).is_contiguous()
-        return
+@cases("plain", "not tracked")
+@RELU
+def test_the_memory_format_is_kept(case: Case, relu: bool) -> None:
+    layer, x = case.layer(torch.float32), values(0, *case.shape)
     expected = layer(x, relu=relu)
-    x = x.to(memory_format=layout).requires_grad_()
-    for moved in (layer, layer.to(memory_format=layout)):
-        y = moved(x, relu=relu)
-        assert y.is_contiguous(memory_format=layout)
+    assert expected.is_contiguous()
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if last is None:
+        return
+    x = x.to(memory_format=last).requires_grad_()
+    for converted in (layer, layer.to(memory_format=last)):
+        y = converted(x, relu=relu)
+        assert y.is_contiguous(memory_format=last)
         assert torch.allclose(y, expected, rtol=0, atol=1e-5)
     y.square().sum().backward()
-    assert x.grad.is_contiguous(memory_format=layout)
+    assert x.grad.is_contiguous(memory_format=last)
 
 
-@CASES
-def test_training_and_evaluation_differ(case: Case) -> None:
-    assert case.info.train_and_eval_differ
-    layer, x = case.layer(), case.x(torch.float64)
-    differ = layer.running_mean is not None and x.numel() > 0
-    assert equal([layer.eval()(x)], [copy.deepcopy(layer).train()(x) if x.numel() else x]) != differ
+@LAYERS
+def test_empty_batches_are_refused_in_training_alone(n: int) -> None:
+    layer, x = getattr(norm, f"BatchNorm{n}d")(5), torch.zeros(0, 5, *[2] * n)
+    with pytest.raises(norm.TooFewValuesError, match=rf"^BatchNorm{n}d got an empty batch, \[0, 5, .*: .*eval\(\)"):
+        layer(x)
+    assert layer.running_mean.abs().sum() == layer.num_batches_tracked == 0
+    assert layer.eval()(x).shape == x.shape
 
 
-@pytest.mark.parametrize("info", [i for i in module_db if i.module_cls in OURS], ids=lambda i: i.module_cls.__name__)
+@LAYERS
 @pytest.mark.parametrize("training", [True, False])
-def test_what_torch_refuses_is_refused(info: ModuleInfo, training: bool) -> None:
-    tried = 0
-    given = {"device": "cpu", "dtype": torch.float64, "requires_grad": False, "training": training}
-    for bad in info.module_error_inputs_func(info, **given):
-        made, (x,) = bad.module_error_input.constructor_input, bad.module_error_input.forward_input.args
-        ours, theirs = (
-            kind(*made.args, **made.kwargs).double().train(training)
-            for kind in (OURS[info.module_cls], info.module_cls)
-        )
-        try:
-            y = theirs(x)
-        except bad.error_type as error:
-            with pytest.raises(bad.error_type) as refusal:
-                ours(x)
-            assert str(refusal.value) == f"{error} at {type(ours).__name__}"
-            tried += 1
-        else:
-            assert equal([ours(x)], [y])
-    assert tried == (2 if training else 1)
+@pytest.mark.parametrize("eps", [0.0, -1.0])
+def test_an_eps_that_torch_refuses_is_refused(n: int, training: bool, eps: float) -> None:
+    ours, theirs = (getattr(module, f"BatchNorm{n}d")(3, eps=eps).train(training) for module in (norm, nn))
+    x = values(0, *SHAPES[n])
+    try:
+        y = theirs(x)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(f"{error} at BatchNorm{n}d")):
+            ours(x)
+    else:
+        assert (training, eps) == (False, 0.0)
+        assert equal([ours(x)], [y])
 
 
 # The ONNX backend's tests of its operator BatchNormalization.
 
 
 class Operator(NamedTuple):
-    """One case: attributes; x, scale, bias, mean and var; and what is to come of them."""
+    """One case: attributes; the inputs x, scale, bias, mean and var; and the expected outputs."""
 
     attributes: dict[str, Any]
     inputs: list[np.ndarray]
@@ -280,7 +220,7 @@ class Operator(NamedTuple):
 
 
 def operator_cases() -> dict[str, Operator]:
-    """Those that onnx generates (they came into being as its module was imported), and those it has as files."""
+    """Collect the cases that onnx generated when its module was imported, and those that it has as files."""
     assert batch_normalization.BatchNormalization.export
     cases = {}
     for case in onnx_cases._NodeTestCases:
@@ -350,6 +290,7 @@ def test_arguments_are_torchs(n: int) -> None:
         (3, 1e-3, 0.5, False),
         (3, 1e-3, 0.5, True, False),
         (3, 1e-3, 0.5, True, True, "meta", torch.float64),
+        (3, 1e-3, 0.5, True, True, "cpu", torch.float16),
     ]:
         one, other = ours(*arguments), theirs(*arguments)
         assert repr(one) == repr(other)
@@ -420,11 +361,11 @@ class TestConventions:
         assert layer.eval()(self.x).mean().abs() < 1e-12
 
     def test_one_value_for_each_channel_is_an_error(self, kind: type[nn.BatchNorm1d]) -> None:
-        for size in ("[1, 1]", "[1, 1, 1]"):
-            words = f"Expected more than 1 value per channel when training, got input size torch.Size({size})"
-            with pytest.raises(ValueError) as error:
-                kind(1)(torch.zeros(eval(size)))
-            assert str(error.value).startswith(words)
+        for shape in ((1, 1), (1, 1, 1)):
+            x = torch.zeros(shape)
+            words = f"Expected more than 1 value per channel when training, got input size {x.size()}"
+            with pytest.raises(ValueError, match=re.escape(words)):
+                kind(1)(x)
         assert kind(1).eval()(torch.zeros(1, 1)).item() == 0
 
     def test_a_checkpoint_around_it_moves_the_statistics_twice(self, kind: type[nn.BatchNorm1d]) -> None:
@@ -439,25 +380,33 @@ def test_refusals_name_the_layer() -> None:
     network = nn.Sequential()
     network.add_module("features", nn.Sequential(norm.BatchNorm2d(3)))
     messages = {
-        (1, 3, 1, 1): "Expected more than 1 value per channel when training, got input size torch.Size([1, 3, 1, 1]) "
-        "at features.0 (BatchNorm2d): use batches of two or more, larger images, or freeze() the layer; "
-        "for inference call eval()",
-        (0, 3, 4, 4): "features.0 (BatchNorm2d) got an empty batch, [0, 3, 4, 4]: "
-        "statistics need values; leave the batch out, or call eval() for inference",
-        (4, 3, 0, 4): "features.0 (BatchNorm2d) got an empty batch, [4, 3, 0, 4]: "
-        "statistics need values; leave the batch out, or call eval() for inference",
-        (4, 3): "expected 4D input (got 2D input) at features.0 (BatchNorm2d)",
+        (1, 3, 1, 1): r"^Expected more than 1 value per channel when training, got input size .*\[1, 3, 1, 1\].* at "
+        r"features.0 \(BatchNorm2d\): .*larger images.*freeze\(\).*eval\(\)",
+        (4, 3, 0, 4): r"^features.0 \(BatchNorm2d\) got an empty batch, \[4, 3, 0, 4\]: .*eval\(\)",
+        (4, 3): r"^expected 4D input \(got 2D input\) at features.0 \(BatchNorm2d\)$",
     }
     for shape, message in messages.items():
-        with pytest.raises(ValueError if len(shape) == 2 else norm.TooFewValuesError) as error:
+        with pytest.raises(ValueError if len(shape) == 2 else norm.TooFewValuesError, match=message):
             network(torch.zeros(shape))
-        assert str(error.value) == message
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(RuntimeError, match=r"^features.0 \(BatchNorm2d\) is for 3 channels, and got 5: \[4, 5, 2, 2\]"):
         network(torch.zeros(4, 5, 2, 2))
-    assert str(error.value) == "features.0 (BatchNorm2d) is for 3 channels, and got 5: [4, 5, 2, 2]"
     network.eval()
     for shape in ((1, 3, 1, 1), (0, 3, 4, 4)):
         assert network(torch.zeros(shape)).shape == shape
+
+
+def test_plain_layers_compute_nothing_else() -> None:
+    class Derived(norm.BatchNorm2d):
+        pass
+
+    class Activated(norm.BatchNorm2d):
+        def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
+            return super().forward(input).relu()
+
+    replaced = nn.BatchNorm2d(3)
+    replaced.forward = lambda input: input
+    plain = [nn.BatchNorm2d(3), nn.SyncBatchNorm(3), norm.BatchNorm2d(3), Derived(3)]
+    assert [is_plain(layer) for layer in (*plain, Activated(3), replaced)] == [True] * 4 + [False] * 2
 
 
 def test_the_layers_of_a_model() -> None:
@@ -539,7 +488,7 @@ def test_gradients_are_the_references(seed: int, n: int, relu: bool) -> None:
 
 
 @LAYOUTS
-@pytest.mark.parametrize("relu", [False, True])
+@RELU
 def test_half_precision_input_with_float_parameters(layout: torch.memory_format, relu: bool) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         x = values(0, 8, 3, 6, 6, dtype=dtype).to(memory_format=layout)
@@ -564,7 +513,7 @@ def test_one_example_of_several_positions() -> None:
 
 
 @LAYOUTS
-@pytest.mark.parametrize("relu", [False, True])
+@RELU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_far_from_0_in_training_and_inference(layout: torch.memory_format, relu: bool, dtype: torch.dtype) -> None:
     x = (values(0, 8, 3, 20, 20, dtype=torch.float64) * 0.05 + 1e6).to(dtype, memory_format=layout)
@@ -584,15 +533,14 @@ def test_far_from_0_in_training_and_inference(layout: torch.memory_format, relu:
 
 
 @LAYOUTS
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("momentum", [0.1, None])
+@RELU
 @pytest.mark.parametrize("compiling", [False, True], ids=["cpu", "device"])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("momentum", "bad"), [(0.1, torch.nan), (None, torch.inf)])
 def test_a_batch_that_is_not_finite_leaves_no_trace(
     layout: torch.memory_format,
     relu: bool,
-    momentum: float | None,
     compiling: bool,
+    momentum: float | None,
     bad: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -611,7 +559,7 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(
         assert ours.num_batches_tracked == number + 1
 
 
-def test_on_a_device_whose_values_cannot_be_seen() -> None:
+def test_on_the_meta_device() -> None:
     layer = norm.BatchNorm2d(3, device="meta")
     x = torch.empty(4, 3, 5, 5, device="meta", requires_grad=True)
     for relu in (False, True):
@@ -634,3 +582,349 @@ def test_within_autocast() -> None:
         y.float().square().sum().backward()
         found.append([y, layer.running_var, layer.weight.grad, conv.weight.grad])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+# Freezing and statistics modes.
+
+OUTDATED = r"has no population statistics for its present weights: .*norm\.recalibrate\(model, batches\)"
+
+
+def batch(seed: int = 0) -> Tensor:
+    return torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+def layer(**settings: object) -> norm.BatchNorm2d:
+    """A layer with statistics other than the initial ones and any batch's, and with random gamma and beta."""
+    made = norm.BatchNorm2d(3, **settings)
+    torch.manual_seed(3)
+    for tensor in (made.running_mean, made.weight, made.bias):
+        if tensor is not None:
+            nn.init.normal_(tensor)
+    made(batch(9))
+    return made
+
+
+def state(of: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in of.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def by_stored(of: norm.BatchNorm2d, x: Tensor) -> Tensor:
+    return F.batch_norm(x, of.running_mean, of.running_var, of.weight, of.bias, eps=of.eps)
+
+
+def by_batch(of: norm.BatchNorm2d, x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, of.weight, of.bias, training=True, eps=of.eps)
+
+
+@RELU
+def test_running_statistics_are_torchs(relu: bool) -> None:
+    bn = layer()
+    assert bn.statistics == "running"
+    before = state(bn)
+    y = by_batch(bn, batch())
+    assert torch.equal(bn.train()(batch(), relu=relu), torch.relu(y) if relu else y)
+    assert not same(state(bn), before)
+    before = state(bn)
+    y = by_stored(bn, batch())
+    assert torch.equal(bn.eval()(batch(), relu=relu), torch.relu(y) if relu else y)
+    assert same(state(bn), before)
+
+
+@RELU
+def test_batch_statistics_in_inference_move_nothing(relu: bool) -> None:
+    bn = layer(statistics="batch")
+    assert bn.num_batches_tracked == 1  # training moves the running statistics nevertheless
+    bn.eval()
+    before = state(bn)
+    y = by_batch(bn, batch())
+    assert torch.equal(bn(batch(), relu=relu), torch.relu(y) if relu else y)
+    assert same(state(bn), before)
+
+
+@RELU
+def test_training_outdates_population_statistics_without_moving_them(relu: bool) -> None:
+    bn = layer()
+    bn.statistics = "population"
+    y = by_stored(bn, batch())
+    assert torch.equal(bn.eval()(batch(), relu=relu), torch.relu(y) if relu else y)  # some batches were measured
+    before = state(bn)
+    y = by_batch(bn, batch())
+    assert torch.equal(bn.train()(batch(), relu=relu), torch.relu(y) if relu else y)
+    assert bn.num_batches_tracked == 0
+    assert same(state(bn), before | {"num_batches_tracked": torch.tensor(0)})
+    with pytest.raises(ValueError, match=rf"^BatchNorm2d {OUTDATED}"):
+        bn.eval()(batch())
+
+
+def test_a_batch_that_is_not_finite_outdates_population_statistics_too() -> None:
+    """The optimiser step that follows changes the weights nevertheless."""
+    bn = layer(statistics="population")
+    bn.num_batches_tracked.fill_(4)
+    bn.train()(batch() * torch.nan)
+    assert bn.num_batches_tracked == 0
+
+
+def test_refusing_outdated_statistics_names_the_layer() -> None:
+    network = nn.Sequential()
+    network.add_module("features", nn.Sequential(nn.Identity(), norm.BatchNorm2d(3, statistics="population")))
+    with pytest.raises(ValueError, match=rf"^features.1 \(BatchNorm2d\) {OUTDATED}"):
+        network.eval()(batch())
+
+
+def test_unknown_statistics_are_refused() -> None:
+    for do in (lambda: norm.BatchNorm2d(3, statistics="ema"), lambda: setattr(layer(), "statistics", "ema")):
+        with pytest.raises(ValueError, match="one of running, population, batch, not 'ema'"):
+            do()
+    with pytest.raises(ValueError, match=r"population statistics need .*track_running_stats=True"):
+        norm.BatchNorm2d(3, track_running_stats=False, statistics="population")
+    bn = layer()
+    with pytest.raises(ValueError):
+        bn.statistics = "ema"
+    assert bn.statistics == "running"
+
+
+@RELU
+@pytest.mark.parametrize("statistics", ["running", "population"])
+def test_a_frozen_layer_uses_the_stored_statistics_in_training_too(relu: bool, statistics: str) -> None:
+    bn = layer()
+    bn.statistics = statistics
+    assert bn.freeze() is bn
+    before = state(bn)
+    for mode in (True, False, True):
+        bn.train(mode)
+        assert bn.frozen
+        assert not bn.training
+        y = by_stored(bn, batch())
+        assert torch.equal(bn(batch(), relu=relu), torch.relu(y) if relu else y)
+    assert same(state(bn), before)
+
+
+@RELU
+def test_setting_training_by_hand_does_not_unfreeze(relu: bool) -> None:
+    bn = layer().freeze()
+    before = state(bn)
+    bn.training = True
+    y = by_stored(bn, batch())
+    assert torch.equal(bn(batch(), relu=relu), torch.relu(y) if relu else y)
+    assert same(state(bn), before)
+
+
+@pytest.mark.parametrize("frozen_in", [True, False])
+@pytest.mark.parametrize("unfrozen_in", [True, False])
+def test_unfreezing_returns_to_the_last_requested_mode(frozen_in: bool, unfrozen_in: bool) -> None:
+    network = nn.Sequential(layer()).train(frozen_in)
+    network[0].freeze()
+    network.train(unfrozen_in)
+    assert network[0].unfreeze() is network[0]
+    assert not network[0].frozen
+    assert network[0].training == unfrozen_in
+    before = state(network)
+    network(batch())
+    assert same(state(network), before) != unfrozen_in
+    assert layer().train(frozen_in).freeze().unfreeze().training == frozen_in
+
+
+def test_gamma_and_beta_stop_training_until_the_layer_is_unfrozen() -> None:
+    bn = layer()
+    bn.freeze()
+    assert [p.requires_grad for p in bn.parameters()] == [False, False]
+    bn.freeze()  # twice has the same effect as once
+    bn.unfreeze()
+    assert [p.requires_grad for p in bn.parameters()] == [True, True]
+    bn.freeze(affine=False)
+    assert [p.requires_grad for p in bn.parameters()] == [True, True]
+    bn(batch()).square().sum().backward()
+    assert bn.weight.grad.abs().min() > 0
+
+
+def test_unfreezing_trains_only_what_was_trained_before() -> None:
+    bn = layer()
+    bn.bias.requires_grad_(False)
+    bn.freeze().unfreeze()
+    assert (bn.weight.requires_grad, bn.bias.requires_grad) == (True, False)
+    bn.weight.requires_grad_(False)
+    bn.freeze().unfreeze()
+    assert (bn.weight.requires_grad, bn.bias.requires_grad) == (False, False)
+
+
+@pytest.mark.parametrize("settings", [{"affine": False}, {"bias": False}], ids=str)
+def test_layers_without_parameters_freeze_too(settings: dict[str, bool]) -> None:
+    bn = layer(**settings).freeze()
+    before = state(bn)
+    assert torch.equal(bn(batch()), by_stored(bn, batch()))
+    assert same(state(bn), before)
+    assert all(p.requires_grad for p in bn.unfreeze().parameters())
+
+
+def test_freezing_needs_running_statistics() -> None:
+    for bn in (norm.BatchNorm2d(3, track_running_stats=False), norm.BatchNorm2d(3)):
+        bn.track_running_stats = False
+        with pytest.raises(
+            ValueError, match=r"^BatchNorm2d keeps no running statistics to freeze: .*track_running_stats"
+        ):
+            bn.freeze()
+        assert not bn.frozen
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_modes_survive_a_copy(copied) -> None:
+    frozen = copied(nn.Sequential(layer().freeze()))
+    before = state(frozen)
+    frozen.train()(batch())
+    assert same(state(frozen), before)
+    assert frozen[0].unfreeze().training
+    assert all(p.requires_grad for p in frozen.parameters())
+    for which in ("running", "population", "batch"):
+        bn = layer(statistics=which, example_weight=0.25)
+        twice = copied(bn)
+        assert (twice.statistics, twice.example_weight) == (which, 0.25)
+
+
+def test_repr_shows_the_mode() -> None:
+    plain = "3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True"
+    assert repr(layer(statistics="batch", example_weight=0.1).freeze()) == (
+        f"BatchNorm2d({plain}, statistics='batch', example_weight=0.1, frozen)"
+    )
+
+
+def test_frozen_gradients_are_those_of_a_linear_function() -> None:
+    """No term through the mean or the variance: dl/dx = gamma / sqrt(Var + eps) dl/dy."""
+    bn, x = layer().double().freeze(affine=False), batch().double().requires_grad_()
+    dy = batch(5).double()
+    (dx,) = torch.autograd.grad(bn(x), x, dy)
+    expected = (bn.weight / (bn.running_var + bn.eps).sqrt()).view(3, 1, 1) * dy
+    assert (dx - expected).abs().max() < 1e-12
+
+
+def test_unfreezing_returns_to_a_mode_set_by_hand() -> None:
+    layer = norm.BatchNorm2d(3)
+    layer.training = False
+    assert not layer.freeze().unfreeze().training
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_layers_that_count_no_batches(momentum: float | None) -> None:
+    own, plain = norm.BatchNorm2d(3, momentum=momentum), nn.BatchNorm2d(3, momentum=momentum)
+    x = torch.randn(4, 3, 5, 5) + 7
+    for layer in (own, plain):
+        layer.num_batches_tracked = None
+        layer(x)
+        layer.eval()
+    assert torch.equal(own(x), plain(x))
+    assert torch.equal(own.running_mean, plain.running_mean)
+
+
+# Example weighting.
+
+WEIGHTED_SHAPES = pytest.mark.parametrize("shape", [(4, 3), (4, 3, 6), (4, 3, 5, 2), (2, 3, 2, 3, 2)], ids=str)
+EPS = 1e-5
+
+
+def example(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """x, mean, var, gamma, beta."""
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype) * 2 + 1
+    return x, *(t.to(dtype) for t in (torch.randn(3), torch.rand(3) + 0.2, torch.rand(3) + 0.5, torch.randn(3)))
+
+
+def by_the_paper(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, weight: float) -> Tensor:
+    """Summers & Dinneen, sec. 3.1: E[x] and E[x^2] are mixed, example by example, channel by channel."""
+    y = torch.empty_like(x)
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            own = x[n, c]
+            first = (1 - weight) * mean[c] + weight * own.mean()
+            second = (1 - weight) * (var[c] + mean[c] ** 2) + weight * own.square().mean()
+            y[n, c] = gamma[c] * (own - first) / (second - first**2 + EPS).sqrt() + beta[c]
+    return y
+
+
+@WEIGHTED_SHAPES
+@pytest.mark.parametrize("weight", [0.03, 0.5])
+def test_example_weighting_is_the_papers_formula(shape: tuple[int, ...], weight: float) -> None:
+    given = example(shape)
+    y = normalise_with_own_statistics(*given, EPS, weight)
+    assert (y - by_the_paper(*given, weight)).abs().max() < 1e-10
+
+
+@WEIGHTED_SHAPES
+def test_weight_0_is_plain_inference(shape: tuple[int, ...]) -> None:
+    x, mean, var, gamma, beta = example(shape)
+    plain = F.batch_norm(x, mean, var, gamma, beta, training=False, eps=EPS)
+    assert (normalise_with_own_statistics(x, mean, var, gamma, beta, EPS, 0.0) - plain).abs().max() < 1e-12
+
+
+@WEIGHTED_SHAPES
+def test_weight_1_is_the_examples_own_statistics(shape: tuple[int, ...]) -> None:
+    x, mean, var, gamma, beta = example(shape)
+    y = normalise_with_own_statistics(x, mean, var, gamma, beta, EPS, 1.0)
+    if len(shape) == 2:
+        assert torch.equal(y, beta.expand_as(x))
+    else:
+        plain = F.instance_norm(x, weight=gamma, bias=beta, eps=EPS)
+        assert (y - plain).abs().max() < 1e-10
+
+
+def test_example_weighting_far_from_0_loses_no_variance() -> None:
+    x, _, var, gamma, beta = example((4, 3, 50, 20))
+    mean = torch.full((3,), 1e6, dtype=torch.float64)
+    near = normalise_with_own_statistics(x, mean * 0, var, gamma, beta, EPS, 0.25)
+    far = normalise_with_own_statistics(x + 1e6, mean, var, gamma, beta, EPS, 0.25)
+    assert (near - far).abs().max() < 1e-7
+    far = normalise_with_own_statistics(*(t.float() for t in (x.round() + 1e6, mean, var, gamma, beta)), EPS, 0.25)
+    assert (normalise_with_own_statistics(x.round(), mean * 0, var, gamma, beta, EPS, 0.25) - far).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_example_weighting_keeps_type_and_memory_format(dtype: torch.dtype) -> None:
+    x, *rest = example((4, 3, 6, 5), dtype)
+    y = normalise_with_own_statistics(x.to(memory_format=torch.channels_last), *rest, EPS, 0.25)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    exact = normalise_with_own_statistics(*(t.double() for t in (x, *rest)), EPS, 0.25)
+    assert (y.double() - exact).abs().max() < 60 * torch.finfo(dtype).eps
+
+
+def test_example_weighting_in_half_precision_with_float_parameters() -> None:
+    x, *rest = example((4, 3, 6, 5), torch.float32)
+    y = normalise_with_own_statistics(x.bfloat16(), *rest, EPS, 0.25)
+    assert y.dtype == torch.bfloat16
+    assert (y - normalise_with_own_statistics(x, *rest, EPS, 0.25)).abs().max() < 0.1
+
+
+def test_example_weighting_without_gamma_and_beta() -> None:
+    x, mean, var, _, _ = example((4, 3, 6))
+    one, zero = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    plain = normalise_with_own_statistics(x, mean, var, None, None, EPS, 0.25)
+    assert torch.equal(plain, normalise_with_own_statistics(x, mean, var, one, zero, EPS, 0.25))
+
+
+@RELU
+def test_example_weighting_in_the_layers_inference(relu: bool) -> None:
+    x, mean, var, gamma, beta = example((4, 3, 6, 5))
+    layer = norm.BatchNorm2d(3, example_weight=0.25).double().eval()
+    for name, value in {"running_mean": mean, "running_var": var, "weight": gamma, "bias": beta}.items():
+        getattr(layer, name).data.copy_(value)
+    expected = by_the_paper(x, mean, var, gamma, beta, 0.25)
+    assert (layer(x, relu=relu) - (expected.relu() if relu else expected)).abs().max() < 1e-10
+    plain = nn.BatchNorm2d(3).double()
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.train()(x), plain(x))  # training does not weight
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
+def test_example_weight_is_from_0_to_1(weight: float) -> None:
+    with pytest.raises(ValueError, match=rf"example_weight must be from 0 to 1, not {weight}"):
+        norm.BatchNorm2d(3, example_weight=weight)
+    assert norm.BatchNorm2d(3, example_weight=1).example_weight == 1
+
+
+def test_example_weighting_of_large_values_in_half_precision() -> None:
+    x = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 300).half()
+    layer = norm.BatchNorm2d(3, example_weight=0.1).eval()
+    layer.running_var.fill_(9e4)
+    torch.testing.assert_close(layer(x).float(), layer(x.float()), atol=0.01, rtol=0.01)

@@ -20,15 +20,15 @@ def exact(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @given(st.integers(0, 2**32 - 1), cuts, st.floats(-1e6, 1e6))
 @settings(max_examples=40)
-def test_however_values_are_batched_the_moments_are_those_of_all(seed: int, at: list[int], mean: float) -> None:
+def test_merged_moments_are_those_of_all_values_together(seed: int, at: list[int], mean: float) -> None:
     x = torch.randn(40, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + mean
-    x[:20] += 5  # batches' means differ
+    x[:20] += 5  # so that the batches' means differ
     parts = [moments.measure(x[a:b]) for a, b in pairwise(at)]
-    found, whole = moments.merge(parts), moments.measure(x)
-    assert found.count == whole.count == 80
+    found, together = moments.merge(parts), moments.measure(x)
+    assert found.count == together.count == 80
     assert (found.mean - exact(x)[0]).abs().max() <= 1e-12 * (1 + abs(mean))
     assert (found.variance(unbiased=False) / exact(x)[1] - 1).abs().max() < 1e-9
-    assert (whole.variance(unbiased=False) / exact(x)[1] - 1).abs().max() < 1e-9
+    assert (together.variance(unbiased=False) / exact(x)[1] - 1).abs().max() < 1e-9
 
 
 @given(st.integers(0, 2**32 - 1), cuts)
@@ -56,32 +56,28 @@ def test_too_few_values_have_no_variance() -> None:
     one = moments.measure(torch.tensor([[1.0, 2.0]]))
     assert one.variance(unbiased=True).isnan().all()
     assert one.variance(unbiased=False).tolist() == [0, 0]
-    nothing = moments.none(2, torch.device("cpu"))
+    nothing = moments.measure(torch.empty(0, 2))
     assert nothing.variance(unbiased=False).isnan().all()
 
 
 def test_no_values_change_nothing() -> None:
     torch.manual_seed(0)
-    whole = moments.measure(torch.randn(4, 2, 3))
-    for empty in (
-        moments.none(2, torch.device("cpu")),
-        moments.measure(torch.empty(0, 2, 3)),
-        moments.measure(torch.empty(4, 2, 0)),
-    ):
+    together = moments.measure(torch.randn(4, 2, 3))
+    for empty in (moments.measure(torch.empty(shape)) for shape in ((0, 2), (0, 2, 3), (4, 2, 0))):
         assert empty.count == 0
-        merged = moments.merge([empty, whole, empty])
+        merged = moments.merge([empty, together, empty])
         assert merged.count == 12
-        assert torch.equal(merged.mean, whole.mean)
-        assert torch.equal(merged.scatter, whole.scatter)
+        assert torch.equal(merged.mean, together.mean)
+        assert torch.equal(merged.scatter, together.scatter)
     empty = moments.measure_covariance(torch.empty(0, 4, 3), 2)
     assert (empty.count, empty.mean.shape, empty.scatter.shape) == (0, (4,), (2, 2, 2))
-    nothing = moments.merge([moments.none(2, torch.device("cpu"))] * 2)
+    nothing = moments.merge([moments.measure(torch.empty(0, 2))] * 2)
     assert (nothing.count, nothing.mean.tolist(), nothing.scatter.tolist()) == (0, [0, 0], [0, 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (3.0, 0.5), (150.0, 1.0)])
+@pytest.mark.parametrize(("mean", "std"), [(3.0, 0.5), (150.0, 1.0)])
 def test_moments_of_an_ordinary_batch(dtype: torch.dtype, layout: torch.memory_format, mean: float, std: float) -> None:
     torch.manual_seed(0)
     x = (torch.randn(8, 3, 40, 40) * std + mean).to(dtype, memory_format=layout)
@@ -103,20 +99,20 @@ def test_moments_far_from_0(dtype: torch.dtype, layout: torch.memory_format) -> 
 
 
 @pytest.mark.parametrize("shape", [(64, 2, 128, 128), (1, 2, 1024, 1024)], ids=str)
-def test_many_values_that_lie_channels_last(shape: tuple[int, ...]) -> None:
+def test_many_values_in_channels_last_order(shape: tuple[int, ...]) -> None:
     """torch's kernel sums them one by one in float32: of a million the variance is wrong in the fourth digit."""
     torch.manual_seed(0)
     x = (torch.randn(shape) + 30).to(memory_format=torch.channels_last)
     mean, var = exact(x)
     native = torch.batch_norm_update_stats(x, None, None, 0.0)
-    assert (native[1] / var - 1).abs().max() > 1e-4  # once this fails, `measure` may hand over all at once
+    assert (native[1] / var - 1).abs().max() > 1e-4  # once this fails, `measure` need not split them
     found = moments.measure(x)
     assert (found.mean - mean).abs().max() < 2e-5
     assert (found.variance(unbiased=False) / var - 1).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_visible(bad: float) -> None:
+def test_values_that_are_not_finite_give_moments_that_are_not(bad: float) -> None:
     x = torch.zeros(4, 2, 3)
     x[1, 1, 1] = bad
     found = moments.measure(x)
@@ -124,7 +120,7 @@ def test_what_is_not_finite_stays_visible(bad: float) -> None:
     assert not found.variance(unbiased=False)[1].isfinite()
 
 
-def test_measuring_leaves_no_graph() -> None:
+def test_measuring_adds_no_graph() -> None:
     x = torch.randn(4, 2, requires_grad=True)
     assert not moments.measure(x).mean.requires_grad
     assert not moments.measure_covariance(x, 1).scatter.requires_grad

@@ -19,7 +19,7 @@ from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import MakeNorm
 from bnlab.nets.registry import ARCHITECTURE_KEYS
-from bnlab.norm.modes import StatisticsMode
+from bnlab.norm.layers import StatisticsMode
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.runs import Run

@@ -8,7 +8,7 @@ from torch import nn
 from bnlab.errors import UsageError, plural
 from bnlab.nets.blocks import Inception
 from bnlab.nets.network import TableNetwork
-from bnlab.norm.modes import StatisticsMode
+from bnlab.norm.layers import StatisticsMode
 
 Part = Literal["none", "stem", "backbone"]
 

@@ -1,13 +1,12 @@
-"""Batch normalisation itself: what the paper describes, on torch alone; of use without the rest of bnlab."""
+"""Batch normalisation itself: what the paper describes, on torch alone, for use without the rest of bnlab."""
 
 from bnlab.norm import reference
 from bnlab.norm.accumulate import accumulate
 from bnlab.norm.fold import Folding, fold
 from bnlab.norm.ghost import GhostBatchNorm1d, GhostBatchNorm2d
-from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnlab.norm.modes import TooFewValuesError
+from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, TooFewValuesError
 from bnlab.norm.norm_activation import NormActivation
-from bnlab.norm.recalibrate import Measured, NotFiniteError, Recalibration, recalibrate
+from bnlab.norm.recalibrate import MeasuredLayer, NotFiniteError, Recalibration, recalibrate
 from bnlab.norm.save_memory import save_memory
 from bnlab.norm.sync import SyncBatchNorm, convert_sync, revert_sync
 from bnlab.norm.whitening import Whitening1d, Whitening2d
@@ -19,7 +18,7 @@ __all__ = [
     "Folding",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
-    "Measured",
+    "MeasuredLayer",
     "NormActivation",
     "NotFiniteError",
     "Recalibration",

@@ -1,4 +1,4 @@
-"""The graphs of a model, or of its parts where it cannot be traced as a whole, for `fold` to read pairs off."""
+"""Trace the graphs of a model, or of its parts where it cannot be traced as one, in which `fold` finds its layers."""
 
 import copy
 import inspect
@@ -13,10 +13,10 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.norm.models import hooked
+from bnlab.norm.model_utils import hooked
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS: dict[type[nn.Module], int] = {  # and the dimensions of their outputs
+FOLDABLE: dict[type[nn.Module], int] = {  # with the number of dimensions of their outputs
     nn.Linear: 2,
     nn.Conv1d: 3,
     nn.Conv2d: 4,
@@ -27,33 +27,26 @@ LAYERS: dict[type[nn.Module], int] = {  # and the dimensions of their outputs
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the model, or all of it, that could be traced. Paths in it begin at its module."""
+    """A part of the model, or all of it, that could be traced. Paths in it are relative to its module."""
 
-    names: dict[nn.Module, str]
-    """of all the model's modules"""
+    names: dict[nn.Module, str]  # of all modules of the model
     module: nn.Module
-    shared: set[nn.Module]
-    """modules that are held outside of it, too"""
-    graphs: list[fx.Graph] = field(default_factory=list)
-    """one for each way in which its forward can run"""
-    watched: set[fx.Node] = field(default_factory=set)
-    """what hooks get to see"""
-    stored: set[fx.Node] = field(default_factory=set)
-    """what forward leaves behind in attributes"""
-    read: set[str] = field(default_factory=set)
-    """the tensors that forward uses itself, not through their module"""
+    shared: set[nn.Module]  # modules that are also part of something outside of the region
+    graphs: list[fx.Graph] = field(default_factory=list)  # one for each way in which forward can run
+    hooked_nodes: set[fx.Node] = field(default_factory=set)  # values that hooks read
+    stored: set[fx.Node] = field(default_factory=set)  # values that forward stores in attributes
+    read: set[str] = field(default_factory=set)  # the tensors that forward uses, other than through their module
 
     @property
     def name(self) -> str:
-        """What reasons call it."""
+        """The name in reasons."""
         return self.names[self.module] or "the model"
 
     def nodes(self) -> Iterator[fx.Node]:
-        """Those of all its graphs."""
         return itertools.chain.from_iterable(graph.nodes for graph in self.graphs)
 
     def called(self, node: fx.Node) -> nn.Module | None:
-        """The module that the node calls, if it calls one."""
+        """Return the module that the node calls, if it calls one."""
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def reads(self, node: fx.Node) -> bool:
@@ -61,7 +54,7 @@ class Region:
         return any(name.rpartition(".")[0] == node.target for name in self.read)
 
     def describe(self, node: fx.Node) -> str:
-        """What reasons call the node."""
+        """Return the name of the node in reasons."""
         module = self.called(node)
         if module is not None:
             return f"{self.names[module]} ({type(module).__name__})"
@@ -70,27 +63,27 @@ class Region:
         return f"{getattr(node.target, '__name__', node.target)}{'()' * (node.op != 'get_attr')}"
 
 
-def survey(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]:
-    """Trace the model, or, if it cannot be, its parts; and the layers in none of them, with the reason."""
+def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]:
+    """Trace the model or, if that fails, its parts; return also the layers in none of them, with the reason."""
     names = {module: name for name, module in model.named_modules()}
     regions: list[Region] = []
     untraced: dict[nn.Module, str] = {}
     seen: set[nn.Module] = set()
 
     def explore(module: nn.Module, reason: str, called: set[nn.Module]) -> None:
-        if module in seen or not _norms(module):
+        if module in seen or not _has_norms(module):
             return
         seen.add(module)
         if isinstance(module, _BatchNorm):
             untraced[module] = reason
             return
-        # What only holds layers may be run layer by layer, unless it was seen to be called.
+        # A container of layers may be run layer by layer, unless a trace showed that it is called.
         if module in called or type(module).forward not in (nn.Module.forward, nn.Sequential.forward):
             called = set()
-            region = Region(names, module, _outside(module, model))
+            region = Region(names, module, _modules_outside(module, model))
             try:
                 _trace(region, called)
-            except Exception as error:  # the model's own code has run, on what it is not made for
+            except Exception as error:  # of any type: it ran the model's own code on proxies
                 lines = str(error).splitlines() or [type(error).__name__]
                 reason = f"{region.name} cannot be traced: {lines[0]}"
             else:
@@ -100,15 +93,15 @@ def survey(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]:
             explore(child, reason, called)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():  # forward may draw numbers
-        explore(model, "it is the whole model", {model})
+        explore(model, "it is the model itself", {model})
     return regions, untraced
 
 
-def _norms(module: nn.Module) -> bool:
+def _has_norms(module: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) for m in module.modules())
 
 
-def _outside(part: nn.Module, model: nn.Module) -> set[nn.Module]:
+def _modules_outside(part: nn.Module, model: nn.Module) -> set[nn.Module]:
     found: set[nn.Module] = set()
     waiting = [model]
     while waiting:
@@ -119,37 +112,37 @@ def _outside(part: nn.Module, model: nn.Module) -> set[nn.Module]:
     return found
 
 
-_GIVEN = object()
+_ANOTHER_VALUE = object()
 
 
 def _trace(region: Region, called: set[nn.Module]) -> None:
-    """Add every way in which it can run; `called` gets the modules that it calls, also where it fails."""
+    """Add a graph for every way in which forward can run; `called` gets the modules that it calls, even if it fails."""
     module = region.module
     if "forward" in vars(module):
         raise TraceError("its forward was replaced")
     for optional in _ways_to_call(module):
-        # On another copy, since forward may leave marks; it shares the parameters, which are large.
+        # Trace a copy, since forward may change attributes; the copy shares the parameters, which are large.
         scratch = copy.deepcopy(module, {id(p): p for p in module.parameters()})
         tracer = _Tracer(optional)
         try:
             region.graphs.append(tracer.trace(scratch))
         finally:
             called |= {module.get_submodule(path) for path in tracer.called}
-        region.watched.update(tracer.watched)
+        region.hooked_nodes.update(tracer.hooked_nodes)
         region.stored.update(node for m in scratch.modules() for node in _nodes_in(list(vars(m).values())))
         tensors = [*scratch.named_parameters(remove_duplicate=False), *scratch.named_buffers(remove_duplicate=False)]
         region.read.update(name for name, tensor in tensors if any(tensor is other for other in tracer.read))
 
 
 def _ways_to_call(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """The optional arguments of its forward: each at its default and not."""
+    """Yield the combinations of forward's optional arguments, each at its default and at another value."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise TraceError("its forward takes any number of arguments")
     optional = [p for p in parameters if p.default is not p.empty]
     if len(optional) > 4:
         raise TraceError("its forward has more than four optional arguments")
-    choices = [(p.default, not p.default if isinstance(p.default, bool) else _GIVEN) for p in optional]
+    choices = [(p.default, not p.default if isinstance(p.default, bool) else _ANOTHER_VALUE) for p in optional]
     for chosen in itertools.product(*choices):
         yield {p.name: value for p, value in zip(optional, chosen, strict=True)}
 
@@ -159,21 +152,21 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.optional = optional
         self.called: set[str] = set()
-        self.watched: set[fx.Node] = set()
+        self.hooked_nodes: set[fx.Node] = set()
         self.read: list[Tensor] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _BatchNorm) or plain(m):
+        if isinstance(m, _BatchNorm) or has_plain_forward(m):
             return True
-        return super().is_leaf_module(m, module_qualified_name) and not _norms(m)
+        return super().is_leaf_module(m, module_qualified_name) and not _has_norms(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self.called.add(self.path_of_module(m))
-        result = super().call_module(m, m.forward, args, kwargs)  # without hooks, which are not made for proxies
+        result = super().call_module(m, m.forward, args, kwargs)  # without hooks, which do not expect proxies
         if hooked(m):
-            self.watched.update(_nodes_in([*args, *kwargs.values(), result]))
+            self.hooked_nodes.update(_nodes_in([*args, *kwargs.values(), result]))
         return result
 
     def create_args_for_root(
@@ -181,7 +174,7 @@ class _Tracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         given = dict(self.optional)
         for name in list(inspect.signature(root_fn).parameters)[1:]:
-            if given.get(name, _GIVEN) is _GIVEN:
+            if given.get(name, _ANOTHER_VALUE) is _ANOTHER_VALUE:
                 given[name] = self.create_proxy("placeholder", name, (), {})
         return lambda: root_fn(self.root, **given), []
 
@@ -204,9 +197,9 @@ def _nodes_in(values: list[Any]) -> set[fx.Node]:
     return found
 
 
-def plain(layer: nn.Module) -> bool:
-    """Whether it computes what torch.nn's layer of its kind does."""
-    for kind in LAYERS:
+def has_plain_forward(layer: nn.Module) -> bool:
+    """Whether it computes what torch.nn's layer of its type does."""
+    for kind in FOLDABLE:
         if isinstance(layer, kind):
             methods = [m for m in ("forward", "_conv_forward") if hasattr(kind, m)]
             return all(getattr(type(layer), m) is getattr(kind, m) and m not in vars(layer) for m in methods)

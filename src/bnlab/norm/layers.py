@@ -1,42 +1,173 @@
-"""Batch normalisation layers: torch.nn's, to the same state_dict and the same bits, with what those lack.
+"""Batch normalisation layers: torch.nn's, with the same state_dict and the same bits, and what those lack.
 
     y = (x - E[x]) / sqrt(Var[x] + eps) * gamma + beta            (Ioffe & Szegedy 2015, arXiv 1502.03167, sec. 3)
 
-E and Var are each channel's, over all examples and positions (sec. 3.2).
+E and Var are taken for each channel, over all examples and positions (sec. 3.2).
 
-Training: those of the batch, Var biased (divided by m). The running statistics move towards the batch's by `momentum`,
-the weight of the new batch (torch's sense: Keras' 0.99 is 0.01 here), with Var unbiased (m - 1); with `momentum=None`
-they are the plain average of all batches so far. A batch whose statistics are not finite does not move them.
-Inference: as `statistics` says (see `modes.py`).
+Training uses E and Var of the batch, Var biased (divided by m). The running statistics move towards those of the batch
+by `momentum`, the weight of the new batch (torch's sense: Keras' 0.99 is 0.01 here), with Var unbiased (divided by
+m - 1). With `momentum=None` they are the plain average of all batches so far. A batch whose statistics are not finite
+does not move them. Inference uses what `statistics` names (see `StatisticsMode`).
 
 Shapes: N examples, C = num_features channels, then any number of positions.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.norm import kernels, weighing
+from bnlab.norm import kernels
 from bnlab.norm.kernels import Running
-from bnlab.norm.modes import Statistics, StatisticsMode
-from bnlab.norm.naming import name_of
+from bnlab.norm.model_utils import layer_name
 from bnlab.norm.save_memory import batch_norm_relu
+
+Statistics = Literal["running", "population", "batch"]
+
+
+class TooFewValuesError(ValueError):
+    """A training batch has one value for each channel, or none, so that it has no variance to normalise by."""
+
+
+class StatisticsMode(nn.Module):
+    """Base of the layers that keep statistics: it chooses those that a forward normalises by, and freezes them.
+
+    A subclass has buffers `running_...` and `num_batches_tracked`, which are None where statistics are not tracked.
+
+    `statistics` names what inference normalises by:
+    - "running": the moving average that training left, as in torch.nn.
+    - "population": what `recalibrate` measured with the weights fixed (paper, Alg. 2). Training does not move these
+      statistics but marks them as outdated (`num_batches_tracked` is 0), and inference by outdated ones is refused.
+    - "batch": the statistics of the batch itself.
+    """
+
+    num_features: int
+    momentum: float | None
+    track_running_stats: bool
+    num_batches_tracked: Tensor | None
+    _statistics: Statistics = "running"
+    frozen: bool = False
+    _requested_mode: bool = True  # by the last train() or eval()
+    _stopped_parameters: tuple[str, ...] = ()  # those that freeze() stopped
+
+    @property
+    def statistics(self) -> Statistics:
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, which: Statistics) -> None:
+        if which not in get_args(Statistics):
+            raise ValueError(f"statistics must be one of {', '.join(get_args(Statistics))}, not {which!r}")
+        if which == "population" and not self.track_running_stats:
+            raise ValueError("population statistics need a layer with track_running_stats=True to hold them")
+        self._statistics = which
+
+    def freeze(self, *, affine: bool = True) -> Self:
+        """Normalise by the stored statistics from now on, in training too, and stop moving them.
+
+        Unlike `eval()` this survives a later `train()`. With `affine`, gamma and beta are no longer trained either
+        (until a later `requires_grad_(True)` on the model).
+
+        Raises:
+            ValueError: the layer keeps no statistics to freeze.
+        """
+        if not self.track_running_stats or getattr(self, "running_mean", None) is None:
+            raise ValueError(f"{layer_name(self)} keeps no running statistics to freeze: use track_running_stats=True")
+        if affine:
+            for name, parameter in self.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    self._stopped_parameters = (*self._stopped_parameters, name)
+                    parameter.requires_grad_(False)
+        if not self.frozen:
+            self._requested_mode, self.frozen = self.training, True
+        return self.train(self._requested_mode)
+
+    def unfreeze(self) -> Self:
+        """Undo `freeze`: the layer has the mode that it would have without it, and trains what it trained before."""
+        for name in self._stopped_parameters:
+            getattr(self, name).requires_grad_(True)
+        self._stopped_parameters, self.frozen = (), False
+        return self.train(self._requested_mode)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as torch.nn does, but a frozen layer stays in evaluation."""
+        self._requested_mode = mode
+        return super().train(mode and not self.frozen)
+
+    def _in_training(self) -> bool:
+        """Whether this forward normalises by the batch and updates what is stored."""
+        return self.training and not self.frozen
+
+    def _uses_stored_statistics(self) -> bool:
+        """Whether this forward normalises by the stored statistics.
+
+        Raises:
+            ValueError: it needs population statistics, and the stored ones are not those of the present weights.
+        """
+        if self._in_training() or self._statistics == "batch":
+            return False
+        if self._statistics == "population" and not torch.compiler.is_compiling():
+            measured = self.num_batches_tracked is not None and bool(self.num_batches_tracked)
+            if not measured:
+                raise ValueError(
+                    f"{layer_name(self)} has no population statistics for its present weights: "
+                    "measure them with norm.recalibrate(model, batches)"
+                )
+        return True
+
+    def _updates_running(self) -> bool:
+        return self.track_running_stats and self._statistics != "population"
+
+    def _weight_of_new_batch(self) -> float:
+        """Return momentum, or for a cumulative average (momentum None) 1 / the number of batches."""
+        if self.momentum is not None:
+            return self.momentum
+        return 0.0 if self.num_batches_tracked is None else 1 / (1 + int(self.num_batches_tracked))
+
+    def _count_batch(self, updated: bool | Tensor) -> None:
+        """Count a training batch, if it updated the running statistics."""
+        batches = self.num_batches_tracked
+        if batches is None:
+            return
+        if self._statistics == "population":  # measured for weights that are about to change
+            batches.zero_()
+        else:
+            batches.add_(1 if updated is True else updated)
+
+    def _check_batch_size(self, input: Tensor) -> None:
+        """Refuse a batch that has no variance.
+
+        Raises:
+            TooFewValuesError: it is empty, or has one value for each channel.
+        """
+        values = input.numel() // self.num_features
+        if values == 0:
+            raise TooFewValuesError(
+                f"{layer_name(self)} got an empty batch, {list(input.shape)}: "
+                "statistics need values; leave the batch out, or call eval() for inference"
+            )
+        if values == 1:
+            raise TooFewValuesError(  # the message begins as torch's own
+                f"Expected more than 1 value per channel when training, got input size {input.size()} "
+                f"at {layer_name(self)}: use batches of two or more, larger images, or freeze() the layer; "
+                "for inference call eval()"
+            )
 
 
 class BatchNorm(StatisticsMode, _BatchNorm):
-    """What the layers of every number of dimensions share.
+    """Base of the layers for each number of dimensions.
 
-    Parameters beyond torch.nn's: `statistics` (see `modes.py`); `example_weight`, 0 to 1: how much of each example's
-    own statistics inference mixes into those (see `weighing.py`).
+    Parameters beyond torch.nn's: `statistics` (see `StatisticsMode`) and `example_weight`, 0 to 1: how much of each
+    example's own statistics inference mixes into the stored ones (see `normalise_with_own_statistics`).
 
     Raises:
         TooFewValuesError: a training batch is empty or has a single value for each channel.
         ValueError: inference lacks population statistics; the input has the wrong number of dimensions; eps is 0 or
             less. Messages name the layer.
-        RuntimeError: an input with another number of channels.
+        RuntimeError: the input has another number of channels.
     """
 
     example_weight: float = 0.0
@@ -53,33 +184,34 @@ class BatchNorm(StatisticsMode, _BatchNorm):
         *,
         statistics: Statistics = "running",
         example_weight: float = 0.0,
-        **more: Any,  # `bias`, where torch has it
+        **more: Any,  # `bias`, in the versions of torch that have it
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
         if not 0 <= example_weight <= 1:
-            raise ValueError(f"example_weight is a share, 0 to 1, not {example_weight}")
+            raise ValueError(f"example_weight must be from 0 to 1, not {example_weight}")
         self.statistics = statistics
         self.example_weight = example_weight
 
     def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
-        """The normalised batch, N x C x ... as it came.
+        """Normalise a batch, N x C x ..., to the same shape.
 
-        With `relu` it is rectified too, and backward needs one tensor of that size instead of two (see `memory.py`).
+        With `relu`, ReLU follows, and backward needs one tensor of that size instead of two (see `save_memory.py`).
         """
         self._check_shape(input)
-        if self._moves():
-            y, moved = self._by_batch(input, self._running(), relu=relu)
-            self._count(moved)
+        if self._in_training():
+            y, updated = self._normalise_by_batch(input, self._running_to_update(), relu=relu)
+            self._count_batch(updated)
             return y
         mean, var = self.running_mean, self.running_var
-        if mean is None or var is None or not self._by_stored():
-            return self._by_batch(input, None, relu=relu)[0]
+        if mean is None or var is None or not self._uses_stored_statistics():
+            return self._normalise_by_batch(input, None, relu=relu)[0]
         if self.eps < 0:
-            raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps} at {name_of(self)}")
+            raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps} at {layer_name(self)}")
+        stored = mean, var, self.weight, self.bias, self.eps
         if self.example_weight:
-            y = weighing.normalise(input, mean, var, self.weight, self.bias, self.eps, self.example_weight)
+            y = normalise_with_own_statistics(input, *stored, self.example_weight)
         else:
-            y = kernels.by_statistics(input, mean, var, self.weight, self.bias, self.eps)  # N x C x ...
+            y = kernels.by_statistics(input, *stored)  # N x C x ...
         return F.relu(y, inplace=True) if relu else y
 
     def _check_shape(self, input: Tensor) -> None:
@@ -88,52 +220,86 @@ class BatchNorm(StatisticsMode, _BatchNorm):
         except ValueError as error:
             if type(error) is not ValueError:  # a tracer's own
                 raise
-            raise ValueError(f"{error} at {name_of(self)}") from None
+            raise ValueError(f"{error} at {layer_name(self)}") from None
         if input.size(1) != self.num_features:
-            raise RuntimeError(  # torch's class of error for it
-                f"{name_of(self)} is for {self.num_features} channels, and got {input.shape[1]}: {list(input.shape)}"
+            raise RuntimeError(  # torch raises this class for it
+                f"{layer_name(self)} is for {self.num_features} channels, and got {input.shape[1]}: {list(input.shape)}"
             )
 
     def extra_repr(self) -> str:
-        """torch.nn's, and what is not as there."""
         more = [f"statistics={self.statistics!r}"] * (self.statistics != "running")
         more += [f"example_weight={self.example_weight}"] * bool(self.example_weight)
         return ", ".join([super().extra_repr(), *more, *["frozen"] * self.frozen])  # type: ignore[no-untyped-call]
 
-    def _by_batch(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+    def _normalise_by_batch(
+        self, input: Tensor, running: Running | None, *, relu: bool
+    ) -> tuple[Tensor, bool | Tensor]:
         if input.numel() < 2 * self.num_features:
-            self._check_size(input)
+            self._check_batch_size(input)
         if self.eps <= 0:
-            raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps} at {name_of(self)}")
+            raise ValueError(
+                f"batch_norm eps must be positive during training, but got {self.eps} at {layer_name(self)}"
+            )
         return self._transform(input, running, relu=relu)
 
     def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
-        """Normalise by the batch and move the running statistics: what other kinds of layer do their own way."""
+        """Normalise by the batch and update the running statistics; subclasses override this step.
+
+        Returns the normalised batch, N x C x ..., and whether the running statistics were updated.
+        """
         if relu:
             return batch_norm_relu(input, self.weight, self.bias, running, self.eps)
-        done = kernels.by_batch(input, self.weight, self.bias, running, self.eps)
-        return done.y, done.moved
+        normalised = kernels.by_batch(input, self.weight, self.bias, running, self.eps)
+        return normalised.y, normalised.updated
 
-    def _running(self) -> Running | None:
-        """What a training batch moves; nothing where population statistics stand."""
-        mean, var, momentum = self.running_mean, self.running_var, self.momentum
-        if mean is None or var is None or not self.track_running_stats or self._statistics == "population":
+    def _running_to_update(self) -> Running | None:
+        """The statistics that a training batch updates; None for population statistics and where none are tracked."""
+        mean, var = self.running_mean, self.running_var
+        if mean is None or var is None or not self._updates_running():
             return None
-        if momentum is None:
-            momentum = 0.0 if self.num_batches_tracked is None else 1 / (1 + int(self.num_batches_tracked))
-        return Running(mean, var, momentum)
+        return Running(mean, var, self._weight_of_new_batch())
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
-    """Over N x C, or N x C x L."""
+    """Batch normalisation of N x C, or N x C x L."""
 
 
 class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
-    """Over N x C x H x W."""
+    """Batch normalisation of N x C x H x W."""
 
 
 class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
-    """Over N x C x D x H x W."""
+    """Batch normalisation of N x C x D x H x W."""
+
+
+def normalise_with_own_statistics(
+    x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, example_weight: float
+) -> Tensor:
+    """Normalise each example by a mixture of the given statistics (C each) and its own, of weight `example_weight`.
+
+    Training normalises each example by a batch that contains it; plain inference does not, so an example has less
+    influence on its own normalisation than the weights were trained for (its weight in a batch of B is 1 / B).
+    Mixing its own statistics in restores that influence: Summers & Dinneen 2020, "Four things everyone should know to
+    improve batch normalization", arXiv 1906.03548, sec. 3.1, who choose the weight w on validation data.
+
+    The first two moments are mixed, E[x] and E[x^2]. The mixture's variance is
+    (1 - w) var + w var_own + w (1 - w) (mean - mean_own)^2: E[x^2] - E[x]^2 without their cancellation.
+    """
+    weight, dtype = example_weight, x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32))  # squares would not fit into float16
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    mean, var = mean.view(shape), var.view(shape)  # 1 x C x 1 ...
+    own_mean, own_var = x, x.new_zeros(())  # one value is its own mean
+    if x.ndim > 2:
+        positions = list(range(2, x.ndim))
+        own_mean = x.mean(positions, keepdim=True)  # N x C x 1 ...
+        own_var = (x - own_mean).square().mean(positions, keepdim=True)
+    apart = own_mean - mean
+    mixed_var = (1 - weight) * var + weight * own_var + weight * (1 - weight) * apart.square()
+    y = (x - mean - weight * apart) * (mixed_var + eps).rsqrt()  # N x C x ...
+    if gamma is not None:
+        y = y * gamma.view(shape)
+    return (y if beta is None else y + beta.view(shape)).to(dtype)
 
 
 def is_plain(layer: _BatchNorm) -> bool:
@@ -143,7 +309,7 @@ def is_plain(layer: _BatchNorm) -> bool:
 
 
 def batch_norm_layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """Every batch normalisation layer of a model once, torch.nn's and bnlab's, under its first name."""
+    """Yield every batch normalisation layer of a model once, torch.nn's and bnlab's, with its first name."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             yield name, module

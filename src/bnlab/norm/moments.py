@@ -1,7 +1,7 @@
-"""How many values, their mean and their scatter about it: statistics that can be merged without loss.
+"""Moments that merge without loss: count, mean and scatter (the sum of squared distances from the mean).
 
-Averaging the variances of batches, as is often done, forgets that their means differ. Merging (Chan, Golub & LeVeque
-1979) does not: whichever way the values are batched, the result is that of all of them at once.
+Averaging the variances of batches, as is often done, ignores that their means differ. Merging moments (Chan, Golub &
+LeVeque 1979) does not: however the values are batched, the result is that of all of them at once.
 
 Shapes: C channels. Everything is float64.
 """
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK = 4096  # values of a channel that are summed in float32 at a time: torch's kernel adds them one by one
+_CHUNK = 4096  # values of a channel that are summed in float32 at a time, since torch's kernel adds them one by one
 _FAR = 100.0  # |mean| / std from which float32 sums are not to be trusted
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of each channel's values: how many, their mean (C), and the sum of their squared distances from it (C).
+    """The number of each channel's values, their mean (C), and the sum of their squared distances from it (C).
 
-    For whitening `scatter` is the sum of outer products, groups x D x D for C = groups * D channels.
+    For whitening, `scatter` is the sum of outer products, groups x D x D for C = groups * D channels.
     """
 
     count: int
@@ -28,37 +28,31 @@ class Moments:
     scatter: Tensor
 
     def variance(self, *, unbiased: bool) -> Tensor:
-        """The scatter by count, or by count - 1; NaN for no values, or fewer than two."""
+        """Scatter / count or, unbiased, scatter / (count - 1); NaN where the divisor is not positive."""
         return self.scatter / (self.count - unbiased) if self.count > unbiased else self.scatter * torch.nan
 
     def cpu(self) -> "Moments":
-        """The same in main memory."""
         return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
-
-
-def none(channels: int, device: torch.device) -> Moments:
-    """The moments of no values, which change nothing they are merged with."""
-    zero = torch.zeros(channels, dtype=torch.float64, device=device)
-    return Moments(0, zero, zero)
 
 
 @torch.no_grad()
 def measure(x: Tensor) -> Moments:
-    """The moments of a batch, N x C x ...
+    """Return the moments of a batch, N x C x ...; an empty one has count 0, and merging it changes nothing.
 
-    torch's kernel sums float32 values that lie channels-last one by one in float32. So it is given few at a time, whose
-    moments are merged; and where a mean lies far from 0, where that does not suffice, the values are taken in float64.
+    torch's kernel sums float32 values in channels-last order one by one in float32. It therefore gets few at a time,
+    whose moments are merged. Where a mean lies far from 0 this does not suffice, and the values are taken in float64.
     """
     channels = x.shape[1]
     if not x.numel():
-        return none(channels, x.device)
+        zero = torch.zeros(channels, dtype=torch.float64, device=x.device)
+        return Moments(0, zero, zero)
     if x.dtype == torch.float64:
         return _measure_exactly(x)
     x, count = x.float(), x.numel() // channels
     if x.is_cuda:  # there the kernel is Welford's
         mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)  # C, C
         return Moments(count, mean.double(), var.double() * count)
-    x = x.cpu()  # where it is not already: other devices may know no float64
+    x = x.cpu()  # other devices may lack float64
     rows = x.movedim(1, -1)  # N x ... x C
     if rows.is_contiguous():
         x = rows.flatten(0, -2)  # count x C: can be cut within an example too
@@ -72,7 +66,7 @@ def measure(x: Tensor) -> Moments:
 
 
 def measure_covariance(x: Tensor, groups: int) -> Moments:
-    """As `measure`, with the scatter of the channels of each group with one another."""
+    """Return the moments as `measure` does, but with the co-scatter of the channels of each group, groups x D x D."""
     values = x.detach().double().transpose(0, 1).reshape(groups, x.shape[1] // groups, -1)  # groups x D x count
     if not x.numel():
         zero = values.new_zeros(groups, values.shape[1], values.shape[1])
@@ -83,21 +77,20 @@ def measure_covariance(x: Tensor, groups: int) -> Moments:
 
 
 def merge(parts: Iterable[Moments]) -> Moments:
-    """The moments of all the parts' values together; of at least one part."""
+    """Return the moments of the values of all parts together; there must be at least one part."""
     parts = list(parts)
     counts = torch.tensor([part.count for part in parts], dtype=torch.float64, device=parts[0].mean.device)
     return _merge(counts, torch.stack([p.mean for p in parts]), torch.stack([p.scatter for p in parts]))
 
 
 def _measure_exactly(x: Tensor) -> Moments:
-    over = [d for d in range(x.ndim) if d != 1]
-    var, mean = torch.var_mean(x.double(), over, correction=0)  # C, C
+    var, mean = torch.var_mean(x.double(), [d for d in range(x.ndim) if d != 1], correction=0)  # C, C
     count = x.numel() // x.shape[1]
     return Moments(count, mean, var * count)
 
 
 def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> Moments:
-    """P parts: counts P, means P x C, scatters P x C or P x groups x D x D."""
+    """Merge P parts: counts P, means P x C, scatters P x C or P x groups x D x D."""
     total = counts.sum()
     weights = counts / total.clamp(min=1)  # P
     mean = torch.einsum("p,pc->c", weights, means)  # C

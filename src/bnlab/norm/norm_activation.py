@@ -1,6 +1,7 @@
 """Normalisation before or after the activation.
 
-The paper places it before (sec. 3.2). Later measurements disagree, by network: ducha-aiki/caffenet-benchmark.
+The paper normalises before the activation (sec. 3.2). Later measurements differ from network to network
+(ducha-aiki/caffenet-benchmark).
 """
 
 from collections import OrderedDict
@@ -9,15 +10,15 @@ from typing import Literal, cast, get_args
 from torch import Tensor, nn
 
 from bnlab.norm.layers import BatchNorm
-from bnlab.norm.models import hooked
+from bnlab.norm.model_utils import hooked
 
 Placement = Literal["before", "after"]
 
 
 class NormActivation(nn.Sequential):
-    """A normalisation and an activation, one after the other; N x C x ... in and out.
+    """A normalisation and an activation, one after the other, N x C x ... to the same shape.
 
-    Their names, `norm` and `activation`, do not depend on the order, so that weights can be exchanged between both.
+    Their names, `norm` and `activation`, do not depend on the order, so that both orders have the same state_dict.
     """
 
     norm: nn.Module
@@ -26,17 +27,18 @@ class NormActivation(nn.Sequential):
     def __init__(self, norm: nn.Module, activation: nn.Module, placement: Placement = "before") -> None:
         parts = [("norm", norm), ("activation", activation)]
         if placement not in get_args(Placement):
-            raise ValueError(f"normalisation is placed 'before' or 'after' the activation, not {placement!r}")
+            raise ValueError(
+                f"placement of the normalisation must be 'before' or 'after' the activation, not {placement!r}"
+            )
         super().__init__(OrderedDict(parts if placement == "before" else parts[::-1]))
         self.placement = placement
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalised and activated."""
         return norm_activation(input, self.norm, self.activation, self.placement)
 
 
 def norm_activation(x: Tensor, norm: nn.Module, activation: nn.Module, placement: Placement) -> Tensor:
-    """Normalised and activated, in that order or the other; in one call where both are BN and a ReLU."""
+    """Normalise and activate, N x C x ..., in the order of `placement`; BN and then ReLU are one call."""
     if placement == "after":
         return cast(Tensor, norm(activation(x)))
     if isinstance(norm, BatchNorm) and type(activation) is nn.ReLU and not hooked(norm) and not hooked(activation):

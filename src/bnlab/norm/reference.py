@@ -1,9 +1,9 @@
-"""Batch normalisation as the paper writes it, slowly, in float64: what every faster way is held against.
+"""Batch normalisation as the paper writes it, slow and in float64: the tests compare every faster way with it.
 
 Ioffe & Szegedy 2015, arXiv 1502.03167: Algorithm 1 (training), its gradients (sec. 3), Algorithm 2 (inference).
 
-Shapes: N examples, C channels, then any number of positions (none, H x W, ...). A channel's values over all examples
-and positions are its mini-batch (sec. 3.2), m of them.
+Shapes: N examples, C channels, then any number of positions (none, H x W, ...). The m values of a channel, over all
+examples and positions, are its mini-batch (sec. 3.2).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Forward(NamedTuple):
-    """What Algorithm 1 computes: y and what its gradients need. `x_hat` has the shape of x, the others C."""
+    """The results of Algorithm 1: y and what its gradients need. `y` and `x_hat` have the shape of x, the others C."""
 
     y: Tensor
     x_hat: Tensor
@@ -23,7 +23,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The loss's gradient in x (its shape), gamma and beta (C each)."""
+    """The loss's gradients with respect to x (of its shape), gamma and beta (C each)."""
 
     x: Tensor
     gamma: Tensor
@@ -38,33 +38,33 @@ class Population(NamedTuple):
 
 
 def transform(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Forward:
-    """Algorithm 1: the batch normalising transform."""
+    """Compute Algorithm 1, the batch normalising transform."""
     x, gamma, beta = x.double(), gamma.double(), beta.double()
-    mean = x.mean(_examples(x))  # C
-    var = (x - _wide(mean, x)).square().mean(_examples(x))  # C, biased: divided by m
-    x_hat = (x - _wide(mean, x)) / _wide(var + eps, x).sqrt()  # N x C x ...
-    y = _wide(gamma, x) * x_hat + _wide(beta, x)  # N x C x ...
+    mean = x.mean(_all_but_channels(x))  # C
+    var = (x - _per_channel(mean, x)).square().mean(_all_but_channels(x))  # C, biased: divided by m
+    x_hat = (x - _per_channel(mean, x)) / _per_channel(var + eps, x).sqrt()  # N x C x ...
+    y = _per_channel(gamma, x) * x_hat + _per_channel(beta, x)  # N x C x ...
     return Forward(y, x_hat, mean, var)
 
 
 def gradients(dy: Tensor, x: Tensor, gamma: Tensor, eps: float) -> Gradients:
-    """The gradients of sec. 3, line by line; `dy` is the loss's gradient in y."""
+    """Compute the gradients of sec. 3, line by line; `dy` is the loss's gradient with respect to y."""
     dy, x, gamma = dy.double(), x.double(), gamma.double()
-    over, m = _examples(x), x.numel() // x.shape[1]
+    dims, m = _all_but_channels(x), x.numel() // x.shape[1]
     _, x_hat, mean, var = transform(x, gamma, torch.zeros_like(gamma), eps)
-    centred, std = x - _wide(mean, x), (var + eps).sqrt()
-    dx_hat = dy * _wide(gamma, x)
-    dvar = (dx_hat * centred).sum(over) * -0.5 * (var + eps) ** -1.5  # C
-    dmean = -dx_hat.sum(over) / std + dvar * (-2 * centred).mean(over)  # C; the second term is 0
-    dx = dx_hat / _wide(std, x) + _wide(dvar, x) * 2 * centred / m + _wide(dmean, x) / m
-    return Gradients(dx, gamma=(dy * x_hat).sum(over), beta=dy.sum(over))
+    centred, std = x - _per_channel(mean, x), (var + eps).sqrt()
+    dx_hat = dy * _per_channel(gamma, x)
+    dvar = (dx_hat * centred).sum(dims) * -0.5 * (var + eps) ** -1.5  # C
+    dmean = -dx_hat.sum(dims) / std + dvar * (-2 * centred).mean(dims)  # C; the second term is 0
+    dx = dx_hat / _per_channel(std, x) + _per_channel(dvar, x) * 2 * centred / m + _per_channel(dmean, x) / m
+    return Gradients(dx, gamma=(dy * x_hat).sum(dims), beta=dy.sum(dims))
 
 
 def population(batches: Sequence[Tensor]) -> Population:
-    """Algorithm 2, step 10: the mean of the batches' means, and m/(m-1) times the mean of their variances.
+    """Compute Algorithm 2, step 10: the mean of the batches' means, and m/(m-1) times the mean of their variances.
 
     Raises:
-        ValueError: the batches are not of one size, as the algorithm has them.
+        ValueError: the batches are not of one size, which the algorithm presumes.
     """
     sizes = {batch.numel() // batch.shape[1] for batch in batches}
     if len(sizes) != 1:
@@ -78,17 +78,15 @@ def population(batches: Sequence[Tensor]) -> Population:
 
 
 def inference(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """Algorithm 2, step 11: the linear function that batch normalisation is once the statistics are fixed."""
+    """Compute Algorithm 2, step 11: with fixed statistics, batch normalisation is a linear function."""
     x, gamma, beta, mean, var = (t.double() for t in (x, gamma, beta, mean, var))
     std = (var + eps).sqrt()  # C
-    return _wide(gamma / std, x) * x + _wide(beta - gamma * mean / std, x)  # N x C x ...
+    return _per_channel(gamma / std, x) * x + _per_channel(beta - gamma * mean / std, x)  # N x C x ...
 
 
-def _examples(x: Tensor) -> list[int]:
-    """All dimensions but the channel's."""
+def _all_but_channels(x: Tensor) -> list[int]:
     return [d for d in range(x.ndim) if d != 1]
 
 
-def _wide(channels: Tensor, x: Tensor) -> Tensor:
-    """C values, so shaped that they meet x's channels."""
+def _per_channel(channels: Tensor, x: Tensor) -> Tensor:
     return channels.view(-1, *[1] * (x.ndim - 2))

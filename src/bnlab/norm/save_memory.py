@@ -1,11 +1,11 @@
-"""Batch normalisation followed by ReLU, keeping one tensor for backward instead of two.
+"""Batch normalisation followed by ReLU that keeps one tensor for backward instead of two.
 
-Plainly, backward needs the normalisation's input x and the rectified output y. But y is a cheap function of x and the
-batch's statistics: it is computed again, to the same bits, when it is asked for. The statistics are not, so that the
-running ones are moved once (recomputing the whole layer, as `torch.utils.checkpoint` does, moves them twice).
+Without this, backward keeps the normalisation's input x and the rectified output y. But y is a cheap function of x and
+the batch's statistics, so backward recomputes it, to the same bits. The statistics are not recomputed, so that the
+running statistics move once (`torch.utils.checkpoint`, which recomputes the complete layer, moves them twice).
 
-`batch_norm_relu` alone keeps no y for itself. The layer that reads y, the next convolution say, would keep it still;
-within `save_memory()` it does not either.
+`batch_norm_relu` alone keeps no y for itself, but the layer that reads y, such as the next convolution, still does.
+Within `save_memory()` that layer does not keep y either.
 
 Shapes: N examples, C channels, then any number of positions.
 """
@@ -27,21 +27,21 @@ class _BatchNormReLU(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
     ) -> tuple[Tensor, bool | Tensor]:
-        done = kernels.by_batch(x, weight, bias, running, eps)
-        ctx.save_for_backward(x, weight, bias, done.mean, done.invstd, done.shift)
-        y = done.y.relu_()
+        normalised = kernels.by_batch(x, weight, bias, running, eps)
+        ctx.save_for_backward(x, weight, bias, normalised.mean, normalised.invstd, normalised.shift)
+        y = normalised.y.relu_()
         ctx.eps, ctx.version = eps, y._version
-        ctx.shadow = y.detach()  # without y's memory, it has y's version still: whether y was changed in place
+        ctx.shadow = y.detach()  # has y's version counter, which shows a change of y in place, but not y's memory
         ctx.shadow.data = y.new_empty(0)
-        ctx.y = None  # what the last of its readers leaves of it for backward, which comes next
-        return y, done.moved
+        ctx.y = None  # set by the last reader of the recomputed y, for the backward that follows it
+        return y, normalised.updated
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: within torch.utils.checkpoint they cannot be read again
+        saved = ctx.saved_tensors  # within torch.utils.checkpoint they can be read only once
         x, weight, _, mean, invstd, shift = saved
         y, ctx.y = ctx.y, None
-        x, y = kernels.shifted(x, shift), _y_again(*saved) if y is None else y
+        x, y = kernels.shifted(x, shift), _recompute_y(*saved) if y is None else y
         if torch.is_grad_enabled():  # for a gradient of the gradient
             dy = torch.ops.aten.threshold_backward(dy, y, 0)
         else:
@@ -59,106 +59,106 @@ _NODE: Any = _BatchNormReLU._backward_cls
 def batch_norm_relu(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
 ) -> tuple[Tensor, bool | Tensor]:
-    """ReLU of the batch, normalised by its own statistics; and whether the running statistics were moved.
+    """Normalise a batch by its own statistics and apply ReLU; return y and whether the running statistics moved.
 
-    In pure half precision (parameters too) the statistics are too coarse to compute y from again: two tensors are kept.
-    When compiling too, and under torch.func: what to keep and what to compute again is theirs to choose.
+    Two tensors are kept where recomputing is not possible or not ours to decide: in pure half precision (parameters
+    too), where the statistics are too coarse to recompute y from them, when compiling, and under torch.func.
     """
     coarse = (weight if weight is not None else x).dtype in (torch.float16, torch.bfloat16)
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if coarse or transformed or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-        done = kernels.by_batch(x, weight, bias, running, eps)
-        return done.y.relu_(), done.moved
-    y, moved = _BatchNormReLU.apply(x, weight, bias, running, eps)  # type: ignore[no-untyped-call]
-    return y, moved
+        normalised = kernels.by_batch(x, weight, bias, running, eps)
+        return normalised.y.relu_(), normalised.updated
+    y, updated = _BatchNormReLU.apply(x, weight, bias, running, eps)  # type: ignore[no-untyped-call]
+    return y, updated
 
 
 @contextmanager
 def save_memory() -> Iterator[None]:
-    """Run a network's forward within it, and no layer keeps a rectified output for backward: it is computed again.
+    """Within this context, no layer keeps the output of BN and ReLU for backward, which recomputes it.
 
-    Nor does it keep several of them concatenated, as an Inception block gives them. It costs one more reading of each
-    such tensor. Outputs and gradients are the same to the bit (on a GPU but for rounding), if nothing is changed
-    behind autograd's back, through `.data`, before backward.
+    The same holds for a concatenation of such outputs, as in an Inception block. It costs one more reading of each such
+    tensor. Outputs and gradients are the same to the bit (on a GPU up to rounding), provided that nothing is changed
+    through `.data`, which autograd does not notice, before backward.
 
         with norm.save_memory():
             loss = criterion(network(images), labels)
         loss.backward()
     """
     saver = _Saver()
-    with torch.autograd.graph.saved_tensors_hooks(saver.keep, saver.give):
+    with torch.autograd.graph.saved_tensors_hooks(saver.pack, saver.unpack):
         try:
             yield
-        finally:  # what autograd keeps holds the saver, which would hold all that autograd keeps
-            saver.recipes.clear()
+        finally:  # autograd's tensors refer to the saver, which would otherwise refer to them
+            saver.recomputations.clear()
 
 
-class _Recipe:
-    """How to compute a tensor again, from the autograd node that did; kept, once computed, until all have read it."""
+class _Recomputation:
+    """Recomputes the output of an autograd node, and keeps it until all its readers have read it."""
 
     def __init__(self, node: Any) -> None:
         self.node = node
-        self.readers = self.to_come = 0
+        self.readers = self.remaining = 0
         self.tensor: Tensor | None = None
 
     def read(self) -> Tensor:
         if self.tensor is None:
-            self.tensor, self.to_come = _again(self.node), self.readers
-        tensor, self.to_come = self.tensor, self.to_come - 1
-        if not self.to_come:
+            self.tensor, self.remaining = _recompute(self.node), self.readers
+        tensor, self.remaining = self.tensor, self.remaining - 1
+        if not self.remaining:
             self.tensor = None
             if isinstance(self.node, _NODE):
                 self.node.y = tensor
         return tensor
 
 
-class _Kept(NamedTuple):
+class _Saved(NamedTuple):
     tensor: Tensor
     version: int
 
 
 class _Saver:
-    """Keeps for backward what cannot be computed again, and recipes for what can."""
+    """Saves the tensors that backward cannot recompute, and recomputations of the others."""
 
     def __init__(self) -> None:
-        self.recipes: WeakValueDictionary[Any, _Recipe] = WeakValueDictionary()  # theirs who keep them
+        self.recomputations: WeakValueDictionary[Any, _Recomputation] = WeakValueDictionary()  # autograd owns them
 
-    def keep(self, tensor: Tensor) -> _Kept | _Recipe:
+    def pack(self, tensor: Tensor) -> _Saved | _Recomputation:
         node: Any = tensor.grad_fn
         if not _is_cheap(node) or tensor._version != getattr(node, "version", 0):
-            return _Kept(tensor.detach(), tensor._version)  # itself, it would keep what computed it, which keeps this
-        recipe = self.recipes.get(node) or _Recipe(node)
-        self.recipes[node] = recipe
-        recipe.readers += 1
-        return recipe
+            return _Saved(tensor.detach(), tensor._version)  # without its graph, which refers to what is saved here
+        recomputation = self.recomputations.get(node) or _Recomputation(node)
+        self.recomputations[node] = recomputation
+        recomputation.readers += 1
+        return recomputation
 
     @staticmethod
-    def give(kept: _Kept | _Recipe) -> Tensor:
-        if isinstance(kept, _Recipe):
-            return kept.read()
-        if kept.tensor._version != kept.version:  # with hooks in place autograd does not look itself
+    def unpack(saved: _Saved | _Recomputation) -> Tensor:
+        if isinstance(saved, _Recomputation):
+            return saved.read()
+        if saved.tensor._version != saved.version:  # autograd itself does not check where hooks are set
             raise RuntimeError(
-                f"a tensor of shape {list(kept.tensor.shape)} that backward needs was changed in place after it was "
-                "kept: do it out of place, or outside of save_memory()"
+                f"a tensor of shape {list(saved.tensor.shape)} that backward needs was changed in place after it was "
+                "saved: change it out of place, or outside of save_memory()"
             )
-        return kept.tensor
+        return saved.tensor
 
 
 def _is_cheap(node: Any) -> bool:
-    """Whether it is BN and ReLU, or a concatenation of their outputs, none changed in place since."""
+    """Whether the node is BN and ReLU, or a concatenation of their outputs, none changed in place since."""
     nodes = [n for n, _ in node.next_functions] if node is not None and node.name() == "CatBackward0" else [node]
     return all(isinstance(n, _NODE) and n.shadow._version == n.version for n in nodes)
 
 
-def _again(node: Any) -> Tensor:
+def _recompute(node: Any) -> Tensor:
     if isinstance(node, _NODE):
-        return _y_again(*node.saved_tensors)
-    dim = node._saved_dim  # negative ones wrapped around
-    return torch.cat([_again(n) for n, _ in node.next_functions], dim - 2**64 if dim >= 2**63 else dim)
+        return _recompute_y(*node.saved_tensors)
+    dim = node._saved_dim  # as unsigned: a negative one is 2^64 too large
+    return torch.cat([_recompute(n) for n, _ in node.next_functions], dim - 2**64 if dim >= 2**63 else dim)
 
 
-def _y_again(
+def _recompute_y(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, shift: Tensor | None
 ) -> Tensor:
     with torch.no_grad():
-        return kernels.again(kernels.shifted(x, shift), weight, bias, mean, invstd).relu_()
+        return kernels.recompute(kernels.shifted(x, shift), weight, bias, mean, invstd).relu_()

@@ -1,11 +1,11 @@
 """Batch normalisation by the statistics of all processes' batches together, on any backend of torch.distributed.
 
-nn.SyncBatchNorm refuses CPU tensors; this does with collectives that gloo has too. Batches may be of different sizes,
-and a process that has no data left takes part with an empty batch (N = 0), so that the others need not wait for ever.
-As with nn.SyncBatchNorm the gradients of gamma and beta are the process's own, for DistributedDataParallel to average.
+nn.SyncBatchNorm refuses CPU tensors; this layer uses collectives that gloo has too. Batches may differ in size, and a
+process that has no data left takes part with an empty batch (N = 0), so that the other processes do not wait for ever.
+As with nn.SyncBatchNorm, the gradients of gamma and beta are the process's own, for DistributedDataParallel to average.
 
-Exchanged are each process's count, mean and scatter, merged in float64 (see `moments.py`), and in backward two sums a
-channel: 3C + 1 numbers, however large the maps.
+The processes exchange their counts, means and scatters, merged in float64 (see `moments.py`), and in backward two sums
+for each channel: 3C + 1 numbers, however large the maps.
 
 Shapes: N examples in this process, C channels, then any number of positions; M values a channel in all processes.
 """
@@ -23,41 +23,30 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.norm import kernels, moments
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.kernels import Running
-from bnlab.norm.layers import BatchNorm, is_plain
-from bnlab.norm.modes import TooFewValuesError
+from bnlab.norm.layers import BatchNorm, TooFewValuesError, is_plain
+from bnlab.norm.model_utils import layer_name
 from bnlab.norm.moments import Moments
-from bnlab.norm.naming import name_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class SyncBatchNorm(BatchNorm):
-    """Over N x C x ..., N of all processes together; in inference, or with one process, plain batch normalisation.
+    """Batch normalisation of N x C x ..., N over all processes; plain in inference and with one process.
 
-    Parameters are nn.SyncBatchNorm's and those of `BatchNorm`. All processes of the group have to call the layer, and
-    its backward, equally often.
+    Parameters are those of `BatchNorm`, and `process_group`: the processes to synchronise with (default: all). All of
+    them have to call the layer, and its backward, equally often.
 
     Raises:
         TooFewValuesError: all processes together have one value for each channel, or none.
     """
 
     process_group: dist.ProcessGroup | None = None
-    _origin: type[_BatchNorm] | None = None
-    """what it was before `convert_sync`"""
+    _converted_from: type[_BatchNorm] | None = None  # by `convert_sync`
 
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        process_group: dist.ProcessGroup | None = None,
-        device: Any = None,
-        dtype: Any = None,
-        **more: Any,
+        self, num_features: int, *args: Any, process_group: dist.ProcessGroup | None = None, **more: Any
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
+        super().__init__(num_features, *args, **more)
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -66,33 +55,33 @@ class SyncBatchNorm(BatchNorm):
 
     def _synchronised(self) -> bool:
         return (
-            self._moves()
+            self._in_training()
             and dist.is_available()
             and dist.is_initialized()
             and dist.get_world_size(self.process_group) > 1
         )
 
-    def _check_size(self, input: Tensor) -> None:
+    def _check_batch_size(self, input: Tensor) -> None:
         if not self._synchronised():
-            super()._check_size(input)
+            super()._check_batch_size(input)
 
     def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
         if not self._synchronised():
             return super()._transform(input, running, relu=relu)
-        everyone = _merged(moments.measure(input), self.process_group)
+        everyone = _merge_processes(moments.measure(input), self.process_group)
         if everyone.count < 2:
             raise TooFewValuesError(
                 f"Expected more than 1 value per channel when training, got {everyone.count} in all processes at "
-                f"{name_of(self)}: use batches of two or more, larger images, or freeze() the layer"
+                f"{layer_name(self)}: use batches of two or more, larger images, or freeze() the layer"
             )
-        y = _Synchronised.apply(  # type: ignore[no-untyped-call]
+        y = _SyncBatchNormFunction.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, everyone, self.eps, self.process_group
         )  # N x C x ...
-        moved = False if running is None else kernels.move(running, everyone)
-        return F.relu(y, inplace=True) if relu else y, moved
+        updated = False if running is None else kernels.update_running(running, everyone)
+        return F.relu(y, inplace=True) if relu else y, updated
 
 
-class _Synchronised(torch.autograd.Function):
+class _SyncBatchNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -103,8 +92,8 @@ class _Synchronised(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        held = torch.promote_types(x.dtype, torch.float32) if weight is None else weight.dtype
-        mean, var = everyone.mean.to(held), everyone.variance(unbiased=False).to(held)  # C, C
+        dtype = torch.promote_types(x.dtype, torch.float32) if weight is None else weight.dtype
+        mean, var = everyone.mean.to(dtype), everyone.variance(unbiased=False).to(dtype)  # C, C
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
         ctx.eps, ctx.group, ctx.count = eps, group, everyone.count
         return kernels.by_statistics(x, mean, var, weight, bias, eps)
@@ -123,10 +112,10 @@ class _Synchronised(torch.autograd.Function):
         dist.all_reduce(sums, group=ctx.group)
         sum_dy_x_hat, sum_dy = (sums / ctx.count).chunk(2)
         scale = invstd if weight is None else invstd * weight
-        wide = (-1, *[1] * (x.ndim - 2))
-        centred = x - mean.view(wide).to(x.dtype)
+        shape = (-1, *[1] * (x.ndim - 2))
+        centred = x - mean.view(shape).to(x.dtype)
         # scale * (dy - sum_dy - x_hat * sum_dy_x_hat), the sums divided by M (paper, sec. 3)
-        dx = (dy - sum_dy.view(wide)).addcmul_(centred, (-invstd * sum_dy_x_hat).view(wide)).mul_(scale.view(wide))
+        dx = (dy - sum_dy.view(shape)).addcmul_(centred, (-invstd * sum_dy_x_hat).view(shape)).mul_(scale.view(shape))
         return (
             dx.to(x.dtype),
             dgamma if ctx.needs_input_grad[1] else None,
@@ -136,11 +125,11 @@ class _Synchronised(torch.autograd.Function):
 
 
 def convert_sync(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Make every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, a `SyncBatchNorm`.
+    """Turn every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, into a `SyncBatchNorm`.
 
-    In place; parameters, buffers and hooks are the very same, so that optimisers still hold them. Left as they are:
-    ghost batch normalisation, and subclasses with a forward of their own. Convert before DistributedDataParallel.
-    Returns the model, or the new layer where the model is itself one.
+    The model is changed in place. Parameters, buffers and hooks remain the same objects, so that an optimiser still
+    holds them. Ghost batch normalisation and subclasses with a forward of their own are not converted. Convert before
+    wrapping the model in DistributedDataParallel. Returns the model, or the new layer where the model is a layer.
     """
 
     def convert(layer: nn.Module) -> nn.Module:
@@ -149,39 +138,41 @@ def convert_sync(model: nn.Module, process_group: dist.ProcessGroup | None = Non
         plain = isinstance(layer, _BatchNorm) and is_plain(layer)
         if not plain or isinstance(layer, SyncBatchNorm | GhostBatchNorm):
             return layer
-        mode = vars(layer).get("_mode", layer.training)
+        mode = vars(layer).get("_requested_mode", layer.training)
         group = process_group or getattr(layer, "process_group", None)
-        return _become(layer, SyncBatchNorm, _origin=type(layer), process_group=group, _mode=mode)
+        return _with_class(layer, SyncBatchNorm, _converted_from=type(layer), process_group=group, _requested_mode=mode)
 
-    return _replace(model, convert)
+    return _replace_modules(model, convert)
 
 
 def revert_sync(model: nn.Module) -> nn.Module:
-    """Undo `convert_sync`. A layer that was made as a SyncBatchNorm, rather than converted, stays one.
+    """Undo `convert_sync`. A layer that was constructed as a SyncBatchNorm, rather than converted, stays one.
 
     Raises:
-        ValueError: a layer was frozen meanwhile, and was torch.nn's, which cannot be.
+        ValueError: a converted layer of torch.nn's was frozen meanwhile, which torch.nn's layers do not support.
     """
 
     def revert(layer: nn.Module) -> nn.Module:
-        if not isinstance(layer, SyncBatchNorm) or layer._origin is None:
+        if not isinstance(layer, SyncBatchNorm) or layer._converted_from is None:
             return layer
-        if layer.frozen and not issubclass(layer._origin, BatchNorm):
-            raise ValueError(f"a frozen layer cannot become {layer._origin.__name__} again: unfreeze() it first")
-        return _become(layer, layer._origin)
+        if layer.frozen and not issubclass(layer._converted_from, BatchNorm):
+            raise ValueError(
+                f"a frozen layer cannot become {layer._converted_from.__name__} again: unfreeze() it first"
+            )
+        return _with_class(layer, layer._converted_from)
 
-    return _replace(model, revert)
+    return _replace_modules(model, revert)
 
 
-def _become(layer: nn.Module, kind: type[Module], **more: Any) -> Module:
-    """The layer as another class, with the same parameters, buffers, hooks and flags."""
+def _with_class(layer: nn.Module, kind: type[Module], **more: Any) -> Module:
+    """Return the layer as another class, with the same parameters, buffers, hooks and flags."""
     new = kind.__new__(kind)
     vars(new).update(vars(layer) | more)
     return new
 
 
-def _replace(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    done: dict[nn.Module, nn.Module] = {}  # a layer used in several places stays one
+def _replace_modules(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    done: dict[nn.Module, nn.Module] = {}  # a layer that is used in several places stays one layer
 
     def visit(module: nn.Module) -> nn.Module:
         if module not in done:
@@ -194,8 +185,8 @@ def _replace(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.M
     return visit(model)
 
 
-def _merged(own: Moments, group: dist.ProcessGroup | None) -> Moments:
-    """The moments of all processes' values, the same to the bit in each."""
+def _merge_processes(own: Moments, group: dist.ProcessGroup | None) -> Moments:
+    """Return the moments of all processes' values, the same to the bit in each process."""
     mine = torch.cat([own.mean.new_tensor([own.count]), own.mean, own.scatter])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)

@@ -38,5 +38,5 @@ class Renormalisation(BatchNorm):
             r, d = torch.sqrt(var + self.eps) / scale, (mean - running.mean) / scale  # C, C
             weight, bias = weight * r, bias + weight * d
         y = kernels.by_batch(input, weight, bias, None, self.eps).y  # N x C x ...
-        moved = kernels.move(running._replace(momentum=max(running.momentum, 1 / (1 + batches))), found)
+        moved = kernels.update_running(running._replace(momentum=max(running.momentum, 1 / (1 + batches))), found)
         return F.relu(y, inplace=True) if relu else y, moved

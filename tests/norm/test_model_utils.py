@@ -1,0 +1,98 @@
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab.norm.model_utils import hooked, layer_name, unwrap_model
+
+
+def test_wrappers_are_unwrapped() -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    assert unwrap_model(network) is network
+    assert unwrap_model(nn.DataParallel(network)) is network
+    assert unwrap_model(torch.compile(nn.DataParallel(network), backend="eager")) is network
+
+
+def test_models_that_cannot_be_used() -> None:
+    with pytest.raises(TypeError, match=r"must be the model, an nn.Module, not list"):
+        unwrap_model([nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match=r"lazy layers .*: run it once on a batch"):
+        unwrap_model(nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"meta device, .*: move it and load its weights"):
+        unwrap_model(nn.Linear(2, 2, device="meta"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own
+        scripted = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"scripted model .*: pass the model that it was made of"):
+        unwrap_model(scripted)
+
+
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
+def test_hooks_are_found(register: str) -> None:
+    layer = nn.Linear(2, 2)
+    assert not hooked(layer)
+    handle = getattr(layer, register)(lambda *_: None)
+    assert hooked(layer)
+    handle.remove()
+    assert not hooked(layer)
+
+
+class Layer(nn.Module):
+    def forward(self, x: Tensor) -> str:
+        return layer_name(self)
+
+
+class Holder:
+    """Not a module, though it has a `self`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def run(self, x: Tensor) -> str:
+        return self.layer(x)
+
+
+class Around(nn.Module):
+    def __init__(self, held: nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: Tensor) -> str:
+        return Holder(self.held).run(x)
+
+
+X = torch.zeros(1)
+
+
+def test_a_layer_called_by_itself_has_its_class_as_name() -> None:
+    assert Layer()(X) == "Layer"
+    assert layer_name(nn.BatchNorm2d(3)) == "BatchNorm2d"
+
+
+def test_the_name_is_the_one_in_the_outermost_module() -> None:
+    network = nn.Sequential(nn.Identity(), nn.Sequential(Around(Layer())))
+    assert network(X) == "1.0.held (Layer)"
+    assert network[1](X) == "0.held (Layer)"
+
+
+def test_outer_modules_that_do_not_contain_the_layer_are_ignored() -> None:
+    layer = Layer()
+
+    class Elsewhere(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return nn.Sequential(layer)(x)
+
+    assert Elsewhere()(X) == "0 (Layer)"
+
+
+def test_a_layer_used_twice_has_its_first_name() -> None:
+    layer = Layer()
+    network = nn.Sequential()
+    network.add_module("a", nn.Identity())
+    network.add_module("b", layer)
+    network.a.inner = layer
+    assert network(X) == "a.inner (Layer)"
