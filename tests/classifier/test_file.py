@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_classifier_survives_without_its_heads(saved: Path) -> None:
+def test_a_classifier_is_saved_without_its_auxiliary_heads(saved: Path) -> None:
     network, card = load_network(saved)
     assert card == CARD
     assert not network.training
@@ -38,33 +39,31 @@ def test_a_classifier_survives_without_its_heads(saved: Path) -> None:
     assert all(torch.equal(tensors[name], own[name]) for name in own)
 
 
-def test_the_same_classifier_is_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+def test_the_same_classifier_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     save_classifier(tmp_path / "again", build("bn_googlenet", classes=3, auxiliary=True, dropout=0.2), CARD)
     assert (tmp_path / "again").read_bytes() == saved.read_bytes()
 
 
-def test_files_that_are_none(saved: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_classifiers(saved: Path, tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == f"there is no classifier file {tmp_path / 'none'}: check the path"
-    assert refusal(tmp_path) == f"{tmp_path} is a folder: give the file, such as {tmp_path}/best.safetensors"
+    assert f"{tmp_path} is a folder" in refusal(tmp_path)
+    assert f"{tmp_path}/best.safetensors" in refusal(tmp_path)
     whole = saved.read_bytes()
     for length in (0, 5, 1000, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut").write_bytes(whole[:length])
-        assert refusal(tmp_path / "cut").startswith(f"{tmp_path / 'cut'} is no whole classifier file (")
+        assert refusal(tmp_path / "cut").startswith(f"{tmp_path / 'cut'} is not a complete classifier file (")
     (tmp_path / "photo").write_bytes(b"\xff\xd8\xff\xe0" * 100)
-    assert "is no whole classifier file" in refusal(tmp_path / "photo")
+    assert "is not a complete classifier file" in refusal(tmp_path / "photo")
 
 
-def test_a_normalisation_that_no_card_can_name(tmp_path: Path) -> None:
+def test_a_normalisation_that_a_card_cannot_name_is_refused(tmp_path: Path) -> None:
     network = build("mlp", classes=3, norm=nn.LayerNorm)
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(UsageError, match=r"normalisation of your own .*state_dict"):
         save_classifier(tmp_path / "x", network, CARD)
-    assert str(error.value) == (
-        "a network with a normalisation of your own has no classifier file: keep its state_dict"
-    )
     assert not (tmp_path / "x").exists()
 
 
-def test_a_file_of_half_precision_is_a_network_of_single(tmp_path: Path) -> None:
+def test_a_half_precision_file_gives_a_single_precision_network(tmp_path: Path) -> None:
     network = build("mlp", classes=3)
     save_classifier(tmp_path / "x", network.half(), replace(CARD, network="mlp", arguments=network.arguments))
     loaded, _ = load_network(tmp_path / "x")
@@ -72,7 +71,7 @@ def test_a_file_of_half_precision_is_a_network_of_single(tmp_path: Path) -> None
     assert all(p.requires_grad for p in loaded.parameters())
 
 
-def test_terminal_codes_in_a_file_stay_in_it(tmp_path: Path) -> None:
+def test_terminal_codes_in_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:
     network = build("mlp", classes=3)
     card = replace(CARD, network="mlp", arguments=network.arguments)
     tensors = network.state_dict() | {"\x1b[31mred": torch.zeros(1)}
@@ -90,16 +89,13 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))  # type: ignore[return-value]
 
     torch.save({"a": Trap()}, tmp_path / "x.pth")
-    assert refusal(tmp_path / "x.pth") == (
-        f"{tmp_path / 'x.pth'} is a pickle, which can run code when it is loaded: "
-        "give a .safetensors file: bnlab import makes one"
-    )
+    assert re.search("x.pth is a pickle, which can run code .*bnlab import", refusal(tmp_path / "x.pth"))
     torch.save({"a": Trap()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "is a pickle" in refusal(tmp_path / "old.pth")
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path: Path) -> None:
+def test_a_header_whose_length_begins_like_a_pickle_is_not_one(tmp_path: Path) -> None:
     """One file in 32 has a header of 128 bytes more than a multiple of 256."""
     contents = (safetensors.torch.save({"a": torch.zeros(2)}, {"x": "x" * length}) for length in range(256))
     (tmp_path / "x.safetensors").write_bytes(next(content for content in contents if content[:1] == b"\x80"))
@@ -108,23 +104,20 @@ def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path: Path) -> N
 
 def test_weights_without_a_card(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
-    assert "holds weights but no bnlab card: give a .safetensors file that bnlab wrote" in refusal(
-        tmp_path / "x.safetensors"
-    )
+    assert "holds weights but no bnlab card" in refusal(tmp_path / "x.safetensors")
 
 
 def test_a_mismatch_names_the_tensor(tmp_path: Path) -> None:
     good = build("bn_googlenet", classes=3, dropout=0.2).inference_state()
 
-    def spoilt(tensors: dict[str, torch.Tensor]) -> str:
+    def refusal_of(tensors: dict[str, torch.Tensor]) -> str:
         path = tmp_path / "x"
         path.write_bytes(safetensors.torch.save(tensors, {"bnlab": cards.to_json(CARD)}))
         return refusal(path)
 
-    assert "lacks the tensor conv1.conv.weight of bn_googlenet" in spoilt(
+    assert "lacks the tensor conv1.conv.weight of bn_googlenet" in refusal_of(
         {name: t for name, t in good.items() if name != "conv1.conv.weight"}
     )
-    assert "has a tensor extra that bn_googlenet has not" in spoilt(good | {"extra": torch.zeros(1)})
-    assert "has the tensor fc.bias in the shape [4], not [3], as bn_googlenet has it" in spoilt(
-        good | {"fc.bias": torch.zeros(4)}
-    )
+    assert "has a tensor extra, which bn_googlenet does not have" in refusal_of(good | {"extra": torch.zeros(1)})
+    wrong = refusal_of(good | {"fc.bias": torch.zeros(4)})
+    assert re.search(r"the tensor fc.bias of .*x has the shape \[4\], and bn_googlenet needs \[3\]", wrong)

@@ -201,7 +201,7 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
     ),
     (("predict", "BEST", "empty"), "empty has no photos: give photos, or a folder of them"),
     (("predict", "PICKLE", "text.jpg"), "pickle.pth is a pickle, which can run code when it is loaded: give a"),
-    (("predict", "CUT", "text.jpg"), "cut.safetensors is no whole classifier file ("),
+    (("predict", "CUT", "text.jpg"), "cut.safetensors is not a complete classifier file ("),
     (("split", "data/val", "--into", "data/val/x"), "data/val/x lies within data/val, which is never written to: give"),
     (("split", "data", "--into", "x"), "data is split already: train on it: bnlab train data"),
     (("train", "pickle.pth"), "pickle.pth lists no photos: it needs the columns path, class, split, sha256"),
@@ -211,8 +211,14 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         "Invalid value: --link and --copy exclude each other: see",
     ),
     (("import", "none.pth", "--output", "x.safetensors"), "there is no file none.pth: check the path"),
-    (("import", "CUT", "--output", "x.safetensors"), "cut.safetensors is no whole file of weights: give what torch"),
-    (("import", "PICKLE", "--output", "x.safetensors"), "pickle.pth is no whole file of weights: give what torch.save"),
+    (
+        ("import", "CUT", "--output", "x.safetensors"),
+        "cut.safetensors is not a complete file of weights: use what torch",
+    ),
+    (
+        ("import", "PICKLE", "--output", "x.safetensors"),
+        "pickle.pth is not a complete file of weights: use what torch.save",
+    ),
     (("import", "none.pth"), "Missing option '--output': see `bnlab import --help`"),
     (("split", "data/val", "--into", "text.jpg", "--val", 0.3), "text.jpg is a file: give --into a new folder"),
 ]

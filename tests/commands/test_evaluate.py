@@ -98,7 +98,7 @@ def test_evaluating_an_ensemble(bnlab: Command, trained: Path) -> None:
 
     stranger = other_classifier(trained, Path("stranger.safetensors"), classes=("disc", "ring", "lily"))
     assert bnlab("evaluate", best, stranger, data).complaint == (
-        f"{best} knows the class 'stripes' and stranger.safetensors does not: give classifiers of the same classes"
+        f"{best} has the class 'stripes' and stranger.safetensors has not: use classifiers of the same classes"
     )
 
 

@@ -235,7 +235,7 @@ def write_files() -> None:
 
 
 ALONE = "save the state_dict() of the network alone: torch.save(network.state_dict(), FILE)"
-NOT_WHOLE = "is no whole file of weights: give what torch.save(network.state_dict(), FILE) wrote, or safetensors"
+NOT_WHOLE = "is not a complete file of weights: use what torch.save(network.state_dict(), FILE) wrote, or safetensors"
 MORE = f"holds more than weights, which could run code when loaded: {ALONE}"
 NAMES = "give --classes a JSON file, or a name a line"
 REFUSALS: list[tuple[tuple[str, ...], str]] = [
@@ -251,15 +251,15 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
     (("other.zip",), f"other.zip {NOT_WHOLE}"),
     (("cut.safetensors",), f"cut.safetensors {NOT_WHOLE}"),
     (("none.pt",), "there is no file none.pt: check the path"),
-    (("folder",), "folder is a folder: give a file of weights"),
-    (("pipe",), "pipe is no regular file: give a file of weights"),
+    (("folder",), "folder is a folder: pass a file of weights"),
+    (("pipe",), "pipe is not a regular file: pass a file of weights"),
     (
         ("script.pt",),
         "script.pt is a TorchScript archive, a program with its weights: "
         "save the weights alone where it was made: torch.save(network.state_dict(), FILE)",
     ),
-    (("list.pt",), f"list.pt holds a list, no tensors by name: {ALONE}"),
-    (("nothing.pt",), f"nothing.pt holds nothing, no tensors by name: {ALONE}"),
+    (("list.pt",), f"list.pt holds a list in place of tensors by name: {ALONE}"),
+    (("nothing.pt",), f"nothing.pt holds nothing in place of tensors by name: {ALONE}"),
     (("mixed.pt",), f"mixed.pt has 'epoch' (int) among its tensors: {ALONE}"),
     (("looped.pt",), f"looped.pt has 'model' (dict) among its tensors: {ALONE}"),
     (

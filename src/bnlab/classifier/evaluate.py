@@ -1,4 +1,4 @@
-"""How good a classifier is on photos whose classes are known."""
+"""Measures a classifier on photos whose classes are known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.classifier.ensemble import Ensemble, mean_of
-from bnlab.classifier.predict import Classifier, Probabilities
+from bnlab.classifier.predict import Classifier, Probabilities, classify
 from bnlab.data.cache import Cache
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import Crops
@@ -22,7 +22,7 @@ BINS = 15  # of the reliability diagram, as Guo et al. 2017 (On Calibration of M
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """The scores of one class, in 0..1; None where nothing defines them (no photo of it, or none called so)."""
+    """The scores of one class, in 0..1; None where undefined (no photo of the class, or none predicted as it)."""
 
     label: str
     n: int
@@ -33,7 +33,7 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Photos predicted with a probability in one range: how sure the classifier was, and how often it was right."""
+    """Photos whose predicted class has a probability in one range: the mean probability, and the accuracy."""
 
     n: int
     confidence: float
@@ -42,23 +42,22 @@ class Bin:
 
 @dataclass(frozen=True)
 class Member:
-    """One classifier of an ensemble, and how it does alone."""
+    """One classifier of an ensemble, evaluated alone."""
 
     classifier: str
-    """what the ensemble calls it: for a command the path of its file"""
+    """its name in the ensemble; commands use the path of the file"""
     top1: float
-    """of the ensemble's n photos, in 0..1"""
+    """accuracy on the ensemble's n photos, in 0..1"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A classifier's answers on n photos, and what follows from them. All shares are in 0..1."""
+    """A classifier's probabilities for n photos, and the metrics that follow from them. All fractions are in 0..1."""
 
     split: str
-    """the side of the data that was read"""
     classes: tuple[str, ...]
     paths: tuple[str, ...]
-    """of the n photos"""
+    """the n photos"""
     targets: NDArray[np.int64]
     """n true class indices"""
     probabilities: Probabilities
@@ -66,13 +65,12 @@ class Evaluation:
     refused: tuple[Refusal, ...] = ()
     """photos that could not be used, and are not counted"""
     crops: int = 1
-    """crops of each photo whose answers were averaged"""
+    """crops of each photo whose probabilities were averaged"""
     members: tuple[Member, ...] = ()
-    """of an ensemble"""
+    """the members of an ensemble; empty for a single classifier"""
 
     @property
     def n(self) -> int:
-        """Number of photos."""
         return len(self.targets)
 
     @cached_property
@@ -83,12 +81,16 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of photos whose most probable class is right."""
+        """Fraction of photos whose most probable class is the true one."""
         return float((self.predicted == self.targets).mean())
 
     @property
     def top5(self) -> float:
-        """Share of photos whose class is among the five most probable; 1 when there are no more than five."""
+        """Fraction of photos whose class is among the five most probable; 1 if there are no more than five classes.
+
+        Ties are ranked as in `predicted`: the lower index first. (scikit-learn's top_k_accuracy_score ranks the higher
+        index first, and takes no probabilities of two classes.)
+        """
         best = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :5]
         return float((best == self.targets[:, None]).any(1).mean())
 
@@ -97,8 +99,8 @@ class Evaluation:
         """95% interval of top-1 (Wilson 1927), for photos drawn independently."""
         from scipy.stats import binomtest
 
-        right = int((self.predicted == self.targets).sum())
-        interval = binomtest(right, self.n).proportion_ci(0.95, method="wilson")
+        num_correct = int((self.predicted == self.targets).sum())
+        interval = binomtest(num_correct, self.n).proportion_ci(0.95, method="wilson")
         return float(interval.low), float(interval.high)
 
     @property
@@ -111,10 +113,10 @@ class Evaluation:
     def bins(self) -> list[Bin]:
         """The reliability diagram: photos in BINS equal ranges of the predicted class's probability."""
         confidence = self.probabilities.max(1).astype(np.float64)
-        right = self.predicted == self.targets
+        correct = self.predicted == self.targets
         which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         return [
-            Bin(n=int(here.sum()), confidence=float(confidence[here].mean()), accuracy=float(right[here].mean()))
+            Bin(n=int(here.sum()), confidence=float(confidence[here].mean()), accuracy=float(correct[here].mean()))
             for here in (which == b for b in range(BINS))
             if here.any()
         ]
@@ -148,7 +150,7 @@ class Evaluation:
         ]
 
     def mistakes(self) -> list[int]:
-        """Positions of the photos that were taken for another class, the surest mistake first."""
+        """Indices of the wrongly classified photos, the most confident mistake first."""
         wrong = np.flatnonzero(self.predicted != self.targets)
         return [int(i) for i in wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]]
 
@@ -181,15 +183,15 @@ def evaluate(
     cache: Cache | None = None,
     crops: Crops = 1,
 ) -> Evaluation:
-    """Classify photos and compare with their labels, matched by name.
+    """Classify photos and compare with their labels, matched by name; the options are those of `classify`.
 
-    `cache` is of these photos, this view and these crops alone. Of an ensemble the members' own accuracies are told.
+    For an ensemble, the result has each member's own accuracy as well.
 
     Raises:
-        ClassifierError: a photo's class is none of the classifier's.
+        ClassifierError: the classifier does not know a photo's class.
         DataError: not one photo could be used.
         DivergedError: the network's outputs are not finite.
-        UsageError: the papers have no such number of crops.
+        UsageError: an unknown number of crops.
     """
     photos = Photos.of(photos)
     for label in photos.labels:
@@ -200,10 +202,11 @@ def evaluate(
                 f"it knows {known}; rename or remove that folder",
             )
     paths = photos.paths
-    ensemble = classifier if isinstance(classifier, Ensemble) else Ensemble([classifier])
-    each, errors = ensemble.classify_each(
-        paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache, crops=crops
+    ensemble = classifier if isinstance(classifier, Ensemble) else Ensemble([classifier], ["the network"])
+    answers, errors = classify(
+        ensemble.members, paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache, crops=crops
     )
+    each = ensemble.in_order(answers)
     usable = np.array([error is None for error in errors], dtype=bool)
     refused = tuple(Refusal(error.path, error.reason) for error in errors if error)
     if not usable.any():
@@ -211,9 +214,9 @@ def evaluate(
         raise DataError(f"not one of {len(paths)} photos could be used{why}", "replace them or give another folder")
     for name, probabilities in zip(ensemble.names, each, strict=True):
         if not np.isfinite(probabilities[usable]).all():
-            whose = f"{printable(name)}'s" if ensemble is classifier else "the network's"
             raise DivergedError(
-                f"{whose} probabilities on {split} are not finite numbers", "train with a lower --learning-rate"
+                f"the probabilities of {printable(name)} on {split} are not finite",
+                "train with a lower --learning-rate",
             )
     evaluation = Evaluation(
         split=split,

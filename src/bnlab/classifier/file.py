@@ -1,4 +1,4 @@
-"""Reads and writes the classifier file: safetensors weights with the card in the header. Nothing in it is ever run."""
+"""Reads and writes the classifier file: safetensors weights with the card in the header. Nothing in it is executed."""
 
 import inspect
 import json
@@ -22,14 +22,16 @@ _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
 
 
 def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
-    """Write the network's inference weights and the card; atomically, and the same bytes for the same classifier.
+    """Write the network's inference weights and the card: atomically, and the same bytes for the same classifier.
 
     Raises:
-        UsageError: the network has a normalisation that no card can name.
+        UsageError: the network was built with a normalisation of the caller's own, which a card cannot name.
         StorageError: no space left or no permission; an older file is untouched.
     """
     if network.arguments["norm"] is None:
-        raise UsageError("a network with a normalisation of your own has no classifier file", "keep its state_dict")
+        raise UsageError(
+            "a network with a normalisation of your own cannot be saved as a classifier file", "save its state_dict()"
+        )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.inference_state().items()}
     write_atomic(path, safetensors.torch.save(tensors, {CARD_KEY: cards.to_json(card)}))
 
@@ -38,7 +40,7 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
     """The tensors and the card of a classifier file.
 
     Raises:
-        ClassifierError: there is no such file, it is cut short, a pickle, of a newer format, or no classifier file.
+        ClassifierError: the file is missing, truncated, a pickle, of another format, or not a classifier file.
     """
     name = printable(path)
     try:
@@ -46,38 +48,38 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
     except FileNotFoundError:
         raise ClassifierError(f"there is no classifier file {name}", "check the path") from None
     except IsADirectoryError:
-        raise ClassifierError(f"{name} is a folder", f"give the file, such as {name}/best.safetensors") from None
+        raise ClassifierError(f"{name} is a folder", f"pass the file, such as {name}/best.safetensors") from None
     except OSError as error:
         raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check the path") from None
     if is_pickle(content):
         raise ClassifierError(
             f"{name} is a pickle, which can run code when it is loaded",
-            "give a .safetensors file: bnlab import makes one",
+            "use a .safetensors file: bnlab import makes one",
         )
     try:
         tensors, metadata = parse_safetensors(content)
     except (SafetensorError, ValueError) as error:
-        raise ClassifierError(f"{name} is no whole classifier file ({error})", "copy or train it again") from None
+        raise ClassifierError(f"{name} is not a complete classifier file ({error})", "copy or train it again") from None
     if CARD_KEY not in metadata:
-        raise ClassifierError(f"{name} holds weights but no bnlab card", "give a .safetensors file that bnlab wrote")
+        raise ClassifierError(f"{name} holds weights but no bnlab card", "use a .safetensors file that bnlab wrote")
     return tensors, cards.from_json(metadata[CARD_KEY], name)
 
 
 def is_pickle(content: bytes) -> bool:
-    """Whether the file is torch.save's. The length of a safetensors header may begin with the same byte as a pickle."""
+    """Whether torch.save wrote it. (The length of a safetensors header may begin with the same byte as a pickle.)"""
     return content.startswith(_PICKLES) and content[8:9] != b"{"
 
 
 def parse_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the texts of a safetensors file.
+    """The tensors and the metadata of a safetensors file.
 
     Raises:
-        SafetensorError, ValueError: it is none, or cut short.
+        SafetensorError, ValueError: it is not a safetensors file, or truncated.
     """
     try:
         tensors = safetensors.torch.load(content)
     except KeyError as error:
-        raise ValueError(f"torch has no numbers of the kind {error}") from None
+        raise ValueError(f"torch has no data type {error}") from None
     header_size = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__") or {}
     return tensors, {str(key): str(value) for key, value in metadata.items()}
@@ -87,7 +89,7 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
     """The network of a classifier file, in evaluation mode on the CPU, and its card.
 
     Raises:
-        ClassifierError: as `read_classifier`, or tensors that do not fit the network the card names.
+        ClassifierError: as `read_classifier`, or the tensors do not fit the network that the card names.
     """
     tensors, card = read_classifier(path)
     network = network_from_card(card, printable(path))
@@ -98,25 +100,25 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
 
 
 def network_from_card(card: Card, name: str) -> TableNetwork:
-    """The network that a card describes, with shapes and no weights yet; `name` is what messages call its file.
+    """The network that a card describes, on the meta device, without weights; `name` is what messages call its file.
 
     Raises:
-        ClassifierError: this bnlab has no such network, or cannot build it so.
+        ClassifierError: this bnlab has no such network, or cannot build it with these arguments.
     """
     unknown = sorted(card.arguments.keys() - inspect.signature(build).parameters.keys())
     if card.network not in NETWORKS or unknown:
         what = f"with {printable(', '.join(unknown))}" if unknown else f"'{printable(card.network)}'"
-        raise ClassifierError(f"{name} is of a network {what}, which this bnlab does not know", "upgrade bnlab")
+        raise ClassifierError(f"{name} holds a network {what}, which this bnlab does not know", "upgrade bnlab")
     try:
         arguments: dict[str, Any] = dict(card.arguments)
-        with torch.device("meta"):  # a card may ask for any width: nothing is allocated before the tensors fit
+        with torch.device("meta"):  # a card may name any width: nothing is allocated before the tensors fit
             return build(card.network, classes=len(card.classes), **arguments)
     except (UsageError, TypeError, ValueError, RuntimeError) as error:  # of any types and sizes
         raise ClassifierError(f"{name} has a card that cannot be read ({error})", "train or copy it again") from None
 
 
 def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str, network: str) -> None:
-    """Refuse tensors that are missing, unknown or of another shape, naming the first.
+    """Refuse tensors that are missing, unknown or of another shape; the message names the first.
 
     Raises:
         ClassifierError: a tensor does not fit.
@@ -126,7 +128,7 @@ def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str
         if key not in tensors:
             raise ClassifierError(f"{name} lacks the tensor {key} of {network}", remedy)
         if key not in expected:
-            raise ClassifierError(f"{name} has a tensor {printable(key)} that {network} has not", remedy)
+            raise ClassifierError(f"{name} has a tensor {printable(key)}, which {network} does not have", remedy)
         if tensors[key].shape != expected[key].shape:
-            shapes = f"{list(tensors[key].shape)}, not {list(expected[key].shape)}"
-            raise ClassifierError(f"{name} has the tensor {key} in the shape {shapes}, as {network} has it", remedy)
+            shapes = f"{list(tensors[key].shape)}, and {network} needs {list(expected[key].shape)}"
+            raise ClassifierError(f"the tensor {key} of {name} has the shape {shapes}", remedy)

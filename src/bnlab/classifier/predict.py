@@ -1,14 +1,14 @@
-"""A classifier that answers: which class is this photo, and how sure is that?"""
+"""A classifier that answers: which class does a photo show, and with what probability?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from bnlab.classifier.card import Card
 from bnlab.classifier.file import load_network
@@ -23,7 +23,7 @@ from bnlab.norm import fold
 from bnlab.progress import NullProgress, Progress
 
 Probabilities = NDArray[np.float32]
-_WORTH_FOLDING = 100  # photos: folding BN away takes a fifth of a second, and saves about a tenth of the time after
+_WORTH_FOLDING = 100  # images: folding takes as long as a few images do, and saves about a tenth of the time after
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,18 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a classifier says of one photo. Of one that cannot be used it says only the reason."""
+    """The answer for one photo; for a photo that cannot be used only the reason."""
 
     path: str
     """as it was given"""
     label: str | None
-    """the most probable class; None where the photo cannot be used"""
+    """the most probable class; None if the photo cannot be used"""
     probability: float | None
     """of that class, in 0..1"""
     top: tuple[Candidate, ...]
     """the most probable classes, best first"""
     error: str | None = None
-    """why the photo cannot be used, else None"""
+    """why the photo cannot be used"""
 
 
 class Classifier:
@@ -62,14 +62,13 @@ class Classifier:
         self.network = network
         self.card = card
         self.device = device
-        self._folded: nn.Module | None = None
 
     @classmethod
     def load(cls, path: str | PathLike[str], device: str = "auto") -> "Classifier":
-        """Read a classifier file and put its network on a device ("auto", "cpu", "cuda" or "mps").
+        """Read a classifier file and move its network to a device ("auto", "cpu", "cuda" or "mps").
 
         Raises:
-            ClassifierError: the file is not there, cut short, a pickle, of a newer format, or does not fit its network.
+            ClassifierError: the file is missing, truncated, a pickle or of another format, or does not fit its network.
             UsageError: there is no such device.
         """
         network, card = load_network(Path(path))
@@ -81,18 +80,48 @@ class Classifier:
         """Class names, in the order of the probabilities' columns."""
         return self.card.classes
 
-    def refresh(self) -> None:
-        """Take in that the network's weights or statistics were changed."""
-        self._folded = None
+    def predict(
+        self,
+        paths: Sequence[str | PathLike[str]],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> list[Prediction]:
+        """One prediction for each photo, in the order given, with the `top` most probable classes.
+
+        A photo that cannot be used raises nothing: the `error` of its prediction gives the reason.
+
+        Raises:
+            UsageError: `paths` is a single path, or a number is below 1.
+            ClassifierError: the weights are broken, so that the probabilities are not finite.
+        """
+        if isinstance(paths, (str, PathLike)):
+            raise UsageError(f"predict takes a list of paths, not one ({printable(paths)})", "pass a list: [path]")
+        if top < 1 or batch_size < 1:
+            raise UsageError(f"top {top} with batch_size {batch_size} is not valid", "both must be at least 1")
+        names = [fspath(path) for path in paths]
+        (probabilities,), errors = classify([self], names, batch_size=batch_size, progress=progress)
+        if not np.isfinite(probabilities[[error is None for error in errors]]).all():
+            raise ClassifierError("the classifier's probabilities are not finite", "train it again")
+        predictions = []
+        for name, row, error in zip(names, probabilities, errors, strict=True):
+            if error:
+                predictions.append(Prediction(name, None, None, (), error.reason))
+            else:
+                best = np.argsort(-row, kind="stable")[:top]
+                candidates = tuple(Candidate(self.classes[i], float(row[i])) for i in best)
+                predictions.append(Prediction(name, candidates[0].label, candidates[0].probability, candidates))
+        return predictions
 
     @torch.inference_mode()
     def probabilities(self, pixels: Pixels, *, flip_tta: bool | None = None) -> Probabilities:
         """Softmax of the logits: uint8 N x size x size x 3 (from `preprocess`) to float32 N x classes.
 
-        With `flip_tta`, the mean of the photos' probabilities and their mirror images'. The card says so unless given.
+        With `flip_tta` (default: as the card has it), the mean over each image and its mirror image.
         """
         flip_tta = self.card.preprocessing.flip_tta if flip_tta is None else flip_tta
-        network = self._folded or self.network
+        network = self.network
         training = network.training
         network.eval()
         try:
@@ -106,75 +135,8 @@ class Classifier:
         finally:
             network.train(training)
 
-    def classify(
-        self,
-        paths: Sequence[str],
-        *,
-        batch_size: int = 32,
-        workers: int = -1,
-        progress: Progress | None = None,
-        cache: Cache | None = None,
-        crops: Crops = 1,
-    ) -> tuple[Probabilities, list[PhotoError | None]]:
-        """Probabilities of photos by path, len(paths) x classes, and each photo's error or None.
 
-        The row of a photo with an error is NaN. `cache` is of these paths, this view and these crops alone. With 10 or
-        144 `crops`, the mean of those of each (see `tta_crops`); they have their mirror images among them, whatever
-        the card says of `flip_tta`.
-
-        Raises:
-            UsageError: the papers have no such number of crops.
-        """
-        (answers,), errors = classify_alike(
-            [self], paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache, crops=crops
-        )
-        return answers, errors
-
-    def fold(self) -> None:
-        """Fold batch normalisation away, for the answers from here on, until `refresh`."""
-        if self._folded is None:
-            self._folded = fold(self.network).model
-
-    def predict(
-        self,
-        paths: Sequence[str | PathLike[str]],
-        *,
-        top: int = 5,
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> list[Prediction]:
-        """One prediction for each photo, in the order given, with the `top` most probable classes.
-
-        A photo that cannot be used gives a prediction whose `error` says why; it raises nothing.
-
-        Raises:
-            UsageError: `paths` is a single path, or a number is below 1.
-            ClassifierError: its weights are broken: what it gives are no numbers.
-        """
-        if isinstance(paths, (str, PathLike)):
-            raise UsageError(f"predict takes a list of paths, not one ({printable(paths)})", "put it in a list: [path]")
-        if top < 1 or batch_size < 1:
-            raise UsageError(f"top {top} with batch_size {batch_size} cannot be", "both are at least 1")
-        names = [fspath(path) for path in paths]
-        probabilities, errors = self.classify(names, batch_size=batch_size, progress=progress)
-        usable = [error is None for error in errors]
-        if not np.isfinite(probabilities[usable]).all():
-            raise ClassifierError("the classifier's probabilities are no finite numbers", "train it again")
-        return list(self._predictions(names, probabilities, errors, top))
-
-    def _predictions(
-        self, names: Sequence[str], probabilities: Probabilities, errors: Sequence[PhotoError | None], top: int
-    ) -> Iterator[Prediction]:
-        for name, row, error in zip(names, probabilities, errors, strict=True):
-            if error:
-                yield Prediction(name, None, None, (), error.reason)
-            else:
-                best = np.argsort(-row, kind="stable")[:top]
-                candidates = tuple(Candidate(self.classes[i], float(row[i])) for i in best)
-                yield Prediction(name, candidates[0].label, candidates[0].probability, candidates)
-
-
-def classify_alike(
+def classify(
     classifiers: Sequence[Classifier],
     paths: Sequence[str],
     *,
@@ -184,36 +146,56 @@ def classify_alike(
     cache: Cache | None = None,
     crops: Crops = 1,
 ) -> tuple[list[Probabilities], list[PhotoError | None]]:
-    """As `Classifier.classify`, by several of as many classes whose views take the same squares: a photo is read once.
+    """Each classifier's probabilities for photos, len(paths) x its classes, and each photo's error or None.
 
-    Each one's probabilities, len(paths) x classes in its own order of classes, and each photo's error or None.
+    The row of a photo with an error is NaN. A photo is read once for all classifiers that take the same pixels of it.
+    `cache` is for these paths, this preprocessing and these crops alone. With 10 or 144 `crops` the probabilities are
+    the mean over each photo's crops and their mirror images, whatever the card has for `flip_tta`.
+
+    Raises:
+        UsageError: an unknown number of crops, or a cache with classifiers that take different pixels.
     """
-    preprocessing = classifiers[0].card.preprocessing
-    rows: list[list[Probabilities]] = [[] for _ in classifiers]
-    errors: list[PhotoError | None] = []
-    if len(paths) * crops >= _WORTH_FOLDING:
-        for classifier in classifiers:
-            classifier.fold()
-    task_of_all = (progress or NullProgress()).task("classifying", len(paths), "photos")
-    with memory_errors(batch_size, preprocessing.size), task_of_all as task:
-        for pixels, errors_of_batch in preprocessed_batches(
-            paths, preprocessing, batch_size=batch_size, workers=workers, cache=cache, crops=crops
-        ):
-            for classifier, its_rows in zip(classifiers, rows, strict=True):
-                found = iter(_answers(classifier, pixels, crops, batch_size)) if len(pixels) else iter(())
-                unknown = np.full(len(classifier.classes), np.nan, dtype=np.float32)
-                its_rows += [unknown if error else next(found) for error in errors_of_batch]
-            errors += errors_of_batch
-            task.advance(len(errors_of_batch))
-    shape = (len(paths), len(classifiers[0].classes))
-    return [np.array(its_rows, dtype=np.float32).reshape(shape) for its_rows in rows], errors
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, classifier in enumerate(classifiers):
+        alike.setdefault(_pixels_depend_on(classifier, crops), []).append(i)
+    if cache and len(alike) > 1:
+        raise UsageError(
+            f"a cache holds the pixels of one preprocessing, and these classifiers have {len(alike)}",
+            "leave the cache out",
+        )
+    if len(paths) * crops >= _WORTH_FOLDING:  # for this call alone, since the weights may change between two
+        classifiers = [Classifier(cast(TableNetwork, fold(c.network).model), c.card, c.device) for c in classifiers]
+    answers: list[Probabilities] = [np.full((len(paths), len(c.classes)), np.nan, np.float32) for c in classifiers]
+    errors: list[PhotoError | None] = [None] * len(paths)
+    for indices in alike.values():
+        preprocessing, done = classifiers[indices[0]].card.preprocessing, 0
+        task_of_all = (progress or NullProgress()).task("classifying", len(paths), "photos")
+        with memory_errors(batch_size, preprocessing.size), task_of_all as task:
+            for pixels, errors_of_batch in preprocessed_batches(
+                paths, preprocessing, batch_size=batch_size, workers=workers, cache=cache, crops=crops
+            ):
+                usable = [done + i for i, error in enumerate(errors_of_batch) if error is None]
+                if usable:
+                    for i in indices:
+                        answers[i][usable] = _mean_over_crops(classifiers[i], pixels, crops, batch_size)
+                for i, error in enumerate(errors_of_batch, done):
+                    errors[i] = errors[i] or error
+                done += len(errors_of_batch)
+                task.advance(len(errors_of_batch))
+    return answers, errors
 
 
-def _answers(classifier: Classifier, pixels: Pixels, crops: Crops, batch_size: int) -> Probabilities:
-    """M x classes of M photos by their M*K pictures, of which the network sees `batch_size` at a time."""
+def _pixels_depend_on(classifier: Classifier, crops: Crops) -> tuple[object, ...]:
+    preprocessing = classifier.card.preprocessing
+    pixels = (preprocessing.size, preprocessing.interpolation)
+    return (*pixels, preprocessing.resize, preprocessing.crop_fraction) if crops == 1 else pixels
+
+
+def _mean_over_crops(classifier: Classifier, pixels: Pixels, crops: Crops, batch_size: int) -> Probabilities:
+    """M x classes for M photos from the pixels of their M*K crops, `batch_size` crops at a time."""
     if crops == 1:
         return classifier.probabilities(pixels)
-    parts = np.array_split(pixels, -(-len(pixels) // batch_size))  # of b x size x size x 3
+    parts = np.array_split(pixels, -(-len(pixels) // batch_size))  # each b x size x size x 3
     answers = np.concatenate([classifier.probabilities(part, flip_tta=True) for part in parts])  # M*K x classes
     by_photo = answers.reshape(-1, images_per_photo(crops), answers.shape[1])  # M x K x classes
     mean: Probabilities = by_photo.mean(1, dtype=np.float64).astype(np.float32)

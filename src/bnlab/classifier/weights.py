@@ -1,4 +1,4 @@
-"""Reads weights that other programs wrote: pickles of tensors alone, and plain safetensors. Nothing is ever run."""
+"""Reads weights that other programs wrote: pickles of tensors alone, and safetensors. Nothing in them is executed."""
 
 import io
 import pickle
@@ -20,24 +20,25 @@ _REMEDY = "save the state_dict() of the network alone: torch.save(network.state_
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by their names there.
+    """The tensors of a file, by the names they have there.
 
     Raises:
-        ClassifierError: it cannot be read, or is no file of weights alone.
+        ClassifierError: the file cannot be read, or holds anything but weights.
     """
     name = printable(path)
     if path.is_dir():
-        raise ClassifierError(f"{name} is a folder", "give a file of weights")
+        raise ClassifierError(f"{name} is a folder", "pass a file of weights")
     if not path.exists():
         raise ClassifierError(f"there is no file {name}", "check the path")
     if not path.is_file():
-        raise ClassifierError(f"{name} is no regular file", "give a file of weights")
+        raise ClassifierError(f"{name} is not a regular file", "pass a file of weights")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check its permissions") from None
     broken = ClassifierError(
-        f"{name} is no whole file of weights", "give what torch.save(network.state_dict(), FILE) wrote, or safetensors"
+        f"{name} is not a complete file of weights",
+        "use what torch.save(network.state_dict(), FILE) wrote, or safetensors",
     )
     if is_pickle(content):
         return _tensors_of(_load_pickle(content, name, broken), name)
@@ -51,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(content: bytes, name: str, broken: ClassifierError) -> object:
-    """What torch.save wrote, as far as it is weights; code is never run."""
+    """What torch.save wrote, if it is weights alone; code in it is never run."""
     zipped = content.startswith(b"PK")
     try:
         if zipped:
@@ -62,7 +63,7 @@ def _load_pickle(content: bytes, name: str, broken: ClassifierError) -> object:
                         "save the weights alone where it was made: torch.save(network.state_dict(), FILE)",
                     )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch says of old files
+            warnings.simplefilter("ignore")  # torch warns of old files
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ClassifierError:
         raise
@@ -72,31 +73,31 @@ def _load_pickle(content: bytes, name: str, broken: ClassifierError) -> object:
                 f"{name} holds more than weights, which could run code when loaded", _REMEDY
             ) from None
         raise broken from None
-    except Exception:  # whatever zipfile, torch and pickle make of a broken file
+    except Exception:  # zipfile, torch and pickle raise many types for a broken file
         raise broken from None
 
 
 def _ends(content: bytes) -> bool:
-    """Whether the pickles of an old file are whole: cut within the name of a class, they seem to ask for another."""
+    """Whether the pickles of an old file are complete: if truncated in a class name, they seem to name another."""
     stream = io.BytesIO(content)
     try:
-        for _ in range(4):  # a magic number, a version, the system, the object; read as a list of steps, none is taken
+        for _ in range(4):  # a magic number, a version, the system, the object; opcodes are listed, not executed
             for _ in pickletools.genops(stream):
                 pass
-    except Exception:  # whatever it makes of what is no pickle
+    except Exception:  # pickletools raises many types for what is not a pickle
         return False
     return True
 
 
 def _tensors_of(loaded: object, name: str) -> dict[str, Tensor]:
-    for _ in _WRAPPERS:  # one within another, such as {"model": {"state_dict": ...}}
+    for _ in _WRAPPERS:  # they may be nested, such as {"model": {"state_dict": ...}}
         inner = next((loaded[key] for key in _WRAPPERS if key in loaded), None) if isinstance(loaded, Mapping) else None
         if not isinstance(inner, Mapping):
             break
         loaded = inner
     if not isinstance(loaded, Mapping) or not loaded:
         what = "nothing" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
-        raise ClassifierError(f"{name} holds {what}, no tensors by name", _REMEDY)
+        raise ClassifierError(f"{name} holds {what} in place of tensors by name", _REMEDY)
     for key, value in loaded.items():
         if not isinstance(value, Tensor):
             raise ClassifierError(

@@ -113,7 +113,6 @@ class Validator:
         )
 
     def _evaluate(self, progress: Progress) -> Evaluation:
-        self.classifier.refresh()
         evaluation = evaluate(
             self.classifier, self.photos, "val", workers=self.workers, progress=progress, cache=self.val_cache
         )

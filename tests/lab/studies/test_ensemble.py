@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bnlab.classifier.predict import Classifier
+from bnlab.classifier.predict import Classifier, classify
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
@@ -93,7 +93,7 @@ def test_members_differ_and_are_averaged(make_experiment: MakeBench, job: JobCon
         network = trained.context.network
         classifier = Classifier(network, card_of(trained.context))
         photos = trained.dataset.in_split("test")
-        found.append(classifier.classify(photos.paths, workers=0)[0])
+        found += classify([classifier], photos.paths, workers=0)[0]
     targets = photos.class_indices(trained.dataset.classes)
     assert not np.allclose(*found)
     for member, one in enumerate(found):
