@@ -1,153 +1,136 @@
-"""Jobs in processes of their own, which tell how far they are, and stop when they are asked to."""
+"""Runs jobs in worker processes. They report their progress, and stop in order when they are asked to.
+
+Why not joblib: its loky backend kills its workers on an interruption, so that no training could save a checkpoint; the
+workers of a killed parent go on with the jobs that it had queued; and a running job has no way to report progress.
+"""
 
 import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
-from queue import Empty
 from types import FrameType
 from typing import Any
 
 from bnlab.errors import OutOfMemoryError
 from bnlab.progress import Task
 
-_TELL_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Job:
-    """A function of a module, to be called with its arguments and with whom to tell that so many steps are done."""
+    """A call of `do(*arguments, report_steps)`, where `do` is a function of a module."""
 
     do: Callable[..., None]
     arguments: tuple[Any, ...]
     steps: int
 
-    def __call__(self, tell: Callable[[int], None]) -> None:
-        """Do it; of its steps as many are told as it said it has."""
+    def __call__(self, report_steps: Callable[[int], None]) -> None:
+        """Run the job. Exactly `steps` steps are reported in the end, however many `do` reports."""
         left = self.steps
 
-        def told(steps: int) -> None:
+        def report(steps: int) -> None:
             nonlocal left
             steps = min(steps, left)
             left -= steps
-            tell(steps)
+            report_steps(steps)
 
-        self.do(*self.arguments, told)
-        told(left)
+        self.do(*self.arguments, report)
+        report(left)
 
 
 def run_jobs(jobs: Sequence[Job], *, processes: int, task: Task) -> None:
-    """Do all jobs, so many at a time, the longest first; 0: one after the other, in this process.
+    """Run all jobs in so many processes, the longest first. With 0 processes, run them in turn in this process.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or a request to stop, which the jobs were passed on, once each.
-        OutOfMemoryError: a process was killed.
-        Exception: what a job raised; those that had begun were stopped.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. The running jobs got a SIGTERM each and have ended.
+        OutOfMemoryError: the system killed a process.
+        Exception: what a job raised; the other running jobs were stopped.
     """
     if processes == 0 or len(jobs) < 2:
         for job in jobs:
             job(task.advance)
         return
+    processes = min(processes, len(jobs))
     context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
-    queue = context.Queue()
-    longest_first = sorted(jobs, key=lambda job: -job.steps)
-    with ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, (queue,)) as pool:
-        waiting: set[Future[None]] = {pool.submit(_do, job) for job in longest_first}
+    counter, counted = context.Value("q"), 0
+    with ProcessPoolExecutor(processes, context, _start_worker, (counter,)) as pool:
+        pending: set[Future[None]] = {pool.submit(_run, job) for job in sorted(jobs, key=lambda job: -job.steps)}
         try:
-            while waiting:
-                done, waiting = wait(waiting, _TELL_SECONDS, FIRST_COMPLETED)
-                _drain(queue, task)
+            while pending:
+                done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+                steps = counter.get_obj().value  # without the lock, which a killed worker may hold
+                task.advance(steps - counted)
+                counted = steps
                 for future in done:
                     future.result()
-        except BaseException as error:
-            running = list((pool._processes or {}).values())
+        except BrokenProcessPool:  # the pool has sent the other workers a SIGTERM
+            raise OutOfMemoryError(
+                f"one of {processes} processes was killed, most likely because memory ran out", "try fewer --processes"
+            ) from None
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in running:
-                process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise OutOfMemoryError(
-                    f"one of {len(running)} processes was killed, most likely for want of memory",
-                    "try fewer --processes",
-                ) from None
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
-    _drain(queue, task)
 
 
-def _drain(queue: Any, task: Task) -> None:
-    while True:
-        try:
-            task.advance(queue.get_nowait())
-        except Empty:
-            return
+# What follows runs in the workers.
+
+_counter: Any = None  # of the steps of all workers
+_stop_requested = False
+_idle = threading.Event()
 
 
-# The rest is of the processes.
-
-_queue: Any = None
-_stopping = _working = False
-
-
-def _begin(queue: Any) -> None:
-    """A process begins: only the first process stops it, by SIGTERM."""
-    global _queue  # noqa: PLW0603 (a process of a pool is given what it needs once)
+def _start_worker(counter: Any) -> None:
+    """Prepare a worker, which is stopped by a SIGTERM of its parent only, or by its parent's end."""
+    global _counter  # noqa: PLW0603 (a pool passes objects that are shared to its initializer only)
     from bnlab.machine import tune_allocator
 
     tune_allocator()
-    _queue = queue
-    signal.signal(signal.SIGTERM, _stop)
+    _counter = counter
+    _idle.set()
+    signal.signal(signal.SIGTERM, _request_stop)
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # out of reach of the terminal's Ctrl-C, which the first process passes on
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+        os.setpgrp()  # so that Ctrl-C in the terminal reaches the parent alone, which then stops the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    global _stopping  # noqa: PLW0603
-    _stopping = True
-    if _working:
-        raise KeyboardInterrupt
+def _request_stop(number: int, frame: FrameType | None) -> None:
+    global _stop_requested  # noqa: PLW0603
+    _stop_requested = True
 
 
-def _stop_with_parent() -> None:
-    """A process whose parent was killed would else wait for work for ever."""
+def _end_with_parent() -> None:
+    """Stop the running job, then the process, once the parent has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    _idle.wait()
+    os._exit(1)
 
 
-def _do(job: Job) -> None:
-    global _stopping, _working  # noqa: PLW0603
-    tell = _Teller()
-    _working = True
+def _run(job: Job) -> None:
+    _idle.clear()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
-        if _stopping:  # a job that was on its way already
+        if _stop_requested:  # this job was queued already
             raise KeyboardInterrupt
-        job(tell)
-    except KeyboardInterrupt:  # of a job that listens itself, as a training does, to end with the step
-        _stopping = True
+        job(_report_steps)
+    except KeyboardInterrupt:
+        _request_stop(signal.SIGTERM, None)
         raise
     finally:
-        _working = False
-        tell.flush()
+        signal.signal(signal.SIGTERM, _request_stop)
+        _idle.set()
 
 
-class _Teller:
-    """Tells the first process, not too often."""
-
-    def __init__(self) -> None:
-        self.steps, self.at = 0, time.monotonic()
-
-    def __call__(self, steps: int) -> None:
-        self.steps += steps
-        if time.monotonic() - self.at > _TELL_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        _queue.put(self.steps)
-        self.steps, self.at = 0, time.monotonic()
+def _report_steps(steps: int) -> None:
+    with _counter.get_lock():
+        _counter.value += steps
