@@ -57,46 +57,31 @@ def test_what_was_measured_is_kept(make: Callable[..., list[Measurement]], tmp_p
     assert [done.results["t"][0]["square"] for done in first] == [1 / 3, 4 / 3]
     assert first[0].results["t"][0]["threads"] == 1
     assert run(make(2, 1), folder) == first[::-1]
-    assert [done.results["t"][0]["x"] for done in run(make(3, 2, 3), folder)] == [3, 2, 3]  # the same twice: once
+    assert [done.results["t"][0]["x"] for done in run(make(3, 2, 3), folder)] == [3, 2, 3]  # one measurement twice
     assert CALLS == [1, 2, 3]
     assert len(list(folder.glob("*.json"))) == 3
 
 
 def test_a_key_follows_from_all_that_a_result_does(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
-    cell = make(1)[0]
-    keys = {cell.key("cpu"), make(2)[0].key("cpu"), cell.key("cuda"), make(1, do=other)[0].key("cpu")}
-    keys |= {Measurement(do=squared, split=cell.split, seed=1, settings={"x": 1}).key("cpu")}
+    measurement = make(1)[0]
+    keys = {measurement.key("cpu"), make(2)[0].key("cpu"), measurement.key("cuda"), make(1, do=other)[0].key("cpu")}
+    keys |= {Measurement(do=squared, split=measurement.split, seed=1, settings={"x": 1}).key("cpu")}
     keys |= {make(1, recipe=Recipe(size=size))[0].key("cpu") for size in (32, 64)}
     assert len(keys) == 7
-    assert Measurement(do=squared, split=cell.split, seed=0, settings={"x": 1}, labels={"arm": "a"}).key("cpu") in keys
-    cell.split.write_text("path,class,split,sha256\nmoved/a,b,train,1\n")
-    assert cell.key("cpu") in keys  # the same photo elsewhere
-    cell.split.write_text("path,class,split,sha256\na,b,test,1\n")
-    assert cell.key("cpu") not in keys
+    assert (
+        Measurement(do=squared, split=measurement.split, seed=0, settings={"x": 1}, labels={"arm": "a"}).key("cpu")
+        in keys
+    )
+    measurement.split.write_text("path,class,split,sha256\nmoved/a,b,train,1\n")
+    assert measurement.key("cpu") in keys  # the same photo elsewhere
+    measurement.split.write_text("path,class,split,sha256\na,b,test,1\n")
+    assert measurement.key("cpu") not in keys
 
 
 def test_other_code_measures_anew(make: Callable[..., list[Measurement]], monkeypatch: pytest.MonkeyPatch) -> None:
     before = make(1)[0].key("cpu")
-    monkeypatch.setattr(module, "_code", lambda of: f"other {of}")
+    monkeypatch.setattr(module, "code_digest", lambda *functions: "other")
     assert make(1)[0].key("cpu") != before
-
-
-def test_the_code_is_that_of_its_own_study_and_of_all_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    contents = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), contents(path))[1])
-    codes = {name: module._code.__wrapped__(f"bnlab.lab.studies.{name}") for name in ("bias.study", "seven_changes")}
-    assert codes["bias.study"] != codes["seven_changes"]
-    assert [read.count(name) for name in ("detached_mean.py", "seven_changes.py", "smoothness.py")] == [1, 1, 0]
-    assert [read.count(name) for name in ("trained_network.py", "validate.py", "verdict.py")] == [2, 2, 0]
-
-
-def test_no_study_takes_from_another() -> None:
-    studies = Path(module.__file__).parent / "studies"
-    imports = re.compile(r"bnlab\.lab\.studies\.(\w+)")
-    for path in studies.rglob("*.py"):
-        own = path.relative_to(studies).parts[0]
-        assert set(imports.findall(path.read_text(encoding="utf-8"))) <= {own}, path
 
 
 def test_processes_give_the_same(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
@@ -105,9 +90,11 @@ def test_processes_give_the_same(make: Callable[..., list[Measurement]], tmp_pat
     assert {one.results["t"][0]["threads"] for one in done} == {1}
 
 
-def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+def test_an_interruption_keeps_what_is_done_and_the_same_call_continues(
+    make: Callable[..., list[Measurement]], tmp_path: Path
+) -> None:
     measurements = make(1, 2, 3, do=interrupted)
-    with pytest.raises(Interrupted, match="the study was interrupted; the same command goes on where it stood"):
+    with pytest.raises(Interrupted, match="the same command continues it"):
         run(measurements, tmp_path)
     assert CALLS == [1]
     done = run(measurements, tmp_path)
@@ -116,7 +103,7 @@ def test_an_interruption_keeps_what_is_done_and_goes_on(make: Callable[..., list
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def test_two_studies_do_not_measure_in_one_place(tmp_path: Path) -> None:
+def test_two_studies_do_not_measure_in_one_folder(tmp_path: Path) -> None:
     problem = r"another study measures in .*: wait for it"
     with exclusive(tmp_path / "measured"), pytest.raises(RunError, match=problem), exclusive(tmp_path / "measured"):
         pass
@@ -124,23 +111,23 @@ def test_two_studies_do_not_measure_in_one_place(tmp_path: Path) -> None:
         pass
 
 
-def test_a_result_that_cannot_be_read_again_is_told(
+def test_a_result_that_cannot_be_read_back_is_an_error(
     make: Callable[..., list[Measurement]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "read_json", lambda path: {})
-    with pytest.raises(StorageError, match=r"\.json, just written, cannot be read: see to the disk"):
+    with pytest.raises(StorageError, match=r"\.json was just written and cannot be read: check the disk"):
         run(make(1), tmp_path)
 
 
-def test_the_time_of_all_sittings_counts(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
-    cell = make(2, do=interrupted)[0]
+def test_the_time_of_interrupted_attempts_counts(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+    measurement = make(2, do=interrupted)[0]
     with pytest.raises(Interrupted):
-        run([cell], tmp_path)
-    spent = tmp_path / cell.key("cpu") / "seconds.json"
+        run([measurement], tmp_path)
+    spent = tmp_path / measurement.key("cpu") / "seconds.json"
     spent.write_text(json.dumps({"seconds": 100.0}))
-    assert 100 < run([cell], tmp_path)[0].seconds < 150
+    assert 100 < run([measurement], tmp_path)[0].seconds < 150
 
 
-def test_settings_that_are_no_json_are_a_defect(make: Callable[..., list[Measurement]]) -> None:
-    with pytest.raises(TypeError, match="a cell's settings hold a PosixPath"):
+def test_settings_that_json_cannot_hold_are_refused(make: Callable[..., list[Measurement]]) -> None:
+    with pytest.raises(TypeError, match="settings hold a PosixPath"):
         make(1, path=Path("x").absolute())[0].key("cpu")

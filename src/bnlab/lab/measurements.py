@@ -1,10 +1,10 @@
-"""Measurements that are kept: each is made once for its settings, in a process of its own where there is a core for it.
+"""Measurements, and the folder that keeps their results.
 
-A cell is a function and its settings. Its result is filed under a digest of both, of the photos and of bnlab's code, so
-what was measured is not measured again, an interrupted study goes on where it stood, and studies share trainings.
+A measurement is a function and its settings. Its result is filed under a digest of both, of the photos and of the code
+that it follows from. So nothing is measured twice, an interrupted study continues, and studies share trainings.
 
-On a CPU a cell computes with one thread, whatever the machine: the networks of the studies are too small for more, two
-trainings side by side are faster than two in turn, and results do not depend on the number of cores.
+On a CPU a measurement computes with one thread. The networks of the studies are too small for more, two trainings at a
+time are faster than two in turn, and results do not depend on the number of cores.
 """
 
 import hashlib
@@ -23,88 +23,71 @@ from filelock import FileLock, Timeout
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import Interrupted, RunError, StorageError, printable
 from bnlab.files import read_json, storage_errors, write_json
+from bnlab.lab.code_digest import code_digest
 from bnlab.lab.processes import Job, run_jobs
 from bnlab.lab.records import Records, Results, Value
 from bnlab.machine import versions
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 
-# The parts of bnlab that numbers follow from, and those of lab that only show them, or whose choices a key has in it.
-_MEASURES = ("norm", "nets", "data", "classifier", "training", "lab", "recipe.py", "machine.py")
-_SHOWS = (
-    "bench",
-    "catalogue",
-    "plots",
-    "processes",
-    "race",
-    "records",
-    "report",
-    "sides",
-    "study",
-    "tuning",
-    "verdict",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
-    """Where a cell is measured."""
+    """What a measurement is made with, apart from its settings."""
 
     split: Path
-    """the list of photos, with the sides that the seed gave them"""
+    """The split.csv of the seed."""
     folder: Path
-    """of its own, for what it needs to go on; gone when it is done"""
+    """A folder for checkpoints, which is removed when the measurement is done."""
     device: str
     seed: int
     report_steps: Callable[[int], None] = lambda steps: None
-    """that so many steps are done"""
+    """Reports that so many more steps are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One measurement."""
+    """One measurement: `do(job, **settings)`."""
 
     do: Callable[..., Results]
-    """a function of a module, called with a Place and the settings"""
+    """A function of a module. Its first argument is a JobContext."""
     split: Path
     seed: int
     settings: Mapping[str, Any]
-    """keyword arguments: what JSON can hold, and recipes"""
+    """Keyword arguments: recipes, and values that JSON can hold."""
     labels: Mapping[str, Value] = field(default_factory=dict)
-    """columns that say whose rows these are"""
+    """Columns that are added to each row of the result."""
     steps: int = 1
-    """how long it takes, in steps of training"""
+    """How long it takes, in steps of training."""
 
     def key(self, device: str) -> str:
-        """A digest of all that its result follows from."""
+        """A digest of everything that the result follows from."""
         what = {
             "do": f"{self.do.__module__}.{self.do.__qualname__}",
-            "photos": _photos(self.split, self.split.stat().st_mtime_ns),
+            "photos": _photos_digest(self.split, self.split.stat().st_mtime_ns),
             "seed": self.seed,
             "settings": self.settings,
             "device": device,
             "versions": versions(),
-            "code": _code(self.do.__module__),
+            "code": code_digest(self.do, _one_thread),
         }
-        text = json.dumps(what, sort_keys=True, default=_plain)
+        text = json.dumps(what, sort_keys=True, default=_recipe_to_json)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementResult:
-    """A cell's result."""
-
     results: Results
     seconds: float
-    """that measuring it took, whenever that was"""
+    """The time that the measurement took, interrupted attempts included."""
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other studies out: two that measure the same would write over each other.
+    """Lock the folder of measurements: two studies that make the same measurement would overwrite each other's files.
 
     Raises:
-        RunError: another study is there.
+        RunError: another study has locked it.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,46 +105,46 @@ def exclusive(folder: Path) -> Iterator[None]:
 def measure_all(
     measurements: Sequence[Measurement], *, folder: Path, device: str, processes: int, title: str, progress: Progress
 ) -> list[MeasurementResult]:
-    """The results of all cells, in their order; those not in `folder` yet are measured and put there.
+    """The results of all measurements, in their order. Those that `folder` does not keep yet are made.
 
-    `processes` is how many at a time; 0 is none but this one.
+    `processes` is how many are made at a time, on a CPU; with 0 they are made in this process.
 
     Raises:
-        BnlabError: what a cell raised.
-        Interrupted: Ctrl-C; what is done is kept, and long trainings were saved.
+        BnlabError: what a measurement raised.
+        Interrupted: Ctrl-C. Finished measurements are kept, and long trainings have saved a checkpoint.
     """
-    keys = [cell.key(device) for cell in measurements]
-    pending = {key: cell for key, cell in zip(keys, measurements, strict=True) if _kept(folder, key) is None}
-    weights = {key: cell.steps for key, cell in zip(keys, measurements, strict=True)}
-    total, left = sum(weights.values()), sum(cell.steps for cell in pending.values())
-    if len(pending) < len(weights):
-        progress.note(f"{title}: {len(weights) - len(pending)} of {len(weights)} measurements were made before")
+    keys = [measurement.key(device) for measurement in measurements]
+    by_key = dict(zip(keys, measurements, strict=True))
+    pending = {key: each for key, each in by_key.items() if _kept(folder, key) is None}
+    total, left = (sum(each.steps for each in some.values()) for some in (by_key, pending))
+    if len(pending) < len(by_key):
+        progress.note(f"{title}: {len(by_key) - len(pending)} of {len(by_key)} measurements were made before")
     with progress.task(title, total, "steps", done=total - left) as task:
-        work = [Job(_measure, (key, cell, folder, device), cell.steps) for key, cell in pending.items()]
+        jobs = [Job(_measure, (key, each, folder, device), each.steps) for key, each in pending.items()]
         try:
-            run_jobs(work, processes=processes if device == "cpu" else 0, task=task)
+            run_jobs(jobs, processes=processes if device == "cpu" else 0, task=task)
         except KeyboardInterrupt:
-            raise Interrupted("the study was interrupted; the same command goes on where it stood") from None
-    found = {key: _kept(folder, key) for key in keys}
-    for key, done in found.items():
-        if done is None:
-            raise StorageError(f"{printable(folder / key)}.json, just written, cannot be read", "see to the disk")
-    return [done for key in keys if (done := found[key])]
+            raise Interrupted("the study was interrupted; the same command continues it") from None
+    return [_read_back(folder, key) for key in keys]
 
 
-def _measure(key: str, cell: Measurement, folder: Path, device: str, tell: Callable[[int], None]) -> None:
-    """Measure a cell and keep its result."""
+def _measure(
+    key: str, measurement: Measurement, folder: Path, device: str, report_steps: Callable[[int], None]
+) -> None:
+    """Make a measurement and keep its result."""
     own = folder / key
     own.mkdir(parents=True, exist_ok=True)
-    job = JobContext(split=cell.split, folder=own, device=device, seed=cell.seed, report_steps=tell)
-    spent = own / "seconds.json"
-    before = float(read_json(spent).get("seconds", 0.0))  # of sittings that were interrupted
+    job = JobContext(
+        split=measurement.split, folder=own, device=device, seed=measurement.seed, report_steps=report_steps
+    )
+    interrupted = own / "seconds.json"
+    before = float(read_json(interrupted).get("seconds", 0.0))
     began = time.monotonic()
     try:
         with _one_thread(device):
-            results = cell.do(job, **cell.settings)
+            results = measurement.do(job, **measurement.settings)
     except KeyboardInterrupt:
-        write_json(spent, {"seconds": before + time.monotonic() - began})
+        write_json(interrupted, {"seconds": before + time.monotonic() - began})
         raise
     write_json(folder / f"{key}.json", {"tables": results, "seconds": before + time.monotonic() - began})
     shutil.rmtree(own, ignore_errors=True)
@@ -171,6 +154,13 @@ def _kept(folder: Path, key: str) -> MeasurementResult | None:
     document = read_json(folder / f"{key}.json")
     results: dict[str, Records] | None = document.get("tables")
     return None if results is None else MeasurementResult(results=results, seconds=float(document["seconds"]))
+
+
+def _read_back(folder: Path, key: str) -> MeasurementResult:
+    result = _kept(folder, key)
+    if result is None:
+        raise StorageError(f"{printable(folder / key)}.json was just written and cannot be read", "check the disk")
+    return result
 
 
 @contextmanager
@@ -187,37 +177,15 @@ def _one_thread(device: str) -> Iterator[None]:
 
 
 @cache
-def _photos(split: Path, changed: int) -> str:
-    """A digest of a list of photos: what is in them, on which side, in their order; not where they lie."""
+def _photos_digest(split: Path, changed: int) -> str:
+    """A digest of a split.csv: the content, split and class of its photos, in their order, but not their paths."""
     digest = hashlib.sha256()
     for photo in read_split_csv(split):
         digest.update(f"{photo.sha256} {photo.split} {photo.label}\n".encode())
     return digest.hexdigest()
 
 
-@cache
-def _code(module: str) -> str:
-    """A digest of the code that a number can follow from: what was measured by other code is not what this would.
-
-    Of the studies it is that of the file or folder of `module`, for no study takes anything from another.
-    """
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    study = module.removeprefix("bnlab.lab.studies.").partition(".")[0]
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).parts
-        if parts[0] not in _MEASURES:
-            continue
-        if parts[:2] == ("lab", "studies"):
-            needed = parts[2].removesuffix(".py") == study
-        else:
-            needed = parts[0] != "lab" or path.stem not in _SHOWS
-        if needed:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _plain(value: object) -> object:
+def _recipe_to_json(value: object) -> object:
     if isinstance(value, Recipe):
         return value.model_dump(mode="json")
-    raise TypeError(f"a cell's settings hold a {type(value).__name__}, not what JSON can")
+    raise TypeError(f"a measurement's settings hold a {type(value).__name__}, which JSON cannot hold")
