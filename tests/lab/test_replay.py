@@ -7,13 +7,23 @@ from torch import Tensor
 
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.replay import batch_at, is_probe_step, loss_and_gradients, replaying, set_parameters
+from bnlab.lab.replay import (
+    batch_at,
+    is_probe_step,
+    loss_and_gradients,
+    preserving_state,
+    replaying,
+    set_parameters,
+    use_batch_statistics,
+)
 from bnlab.lab.trained_network import Probe, train
+from bnlab.nets import build
+from bnlab.norm.layers import StatisticsMode
 from bnlab.training.build import TrainingContext
 
 
-class Watched(Probe):
-    """Compares what the loop does with what can be seen again."""
+class Comparison(Probe):
+    """Compares each step of the loop with a replay of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +58,11 @@ class Watched(Probe):
 
 
 @pytest.mark.parametrize("mixup", [0.0, 1.0])
-def test_a_step_seen_again_is_the_step_that_the_loop_takes(
+def test_a_replayed_step_is_the_step_that_the_loop_takes(
     make_experiment: Callable[..., Experiment], tmp_path: Path, mixup: float
 ) -> None:
     experiment = make_experiment(momentum=0.0, weight_decay=0.0, dropout=0.3, mixup=mixup, schedule="constant")
-    probe = Watched()
+    probe = Comparison()
     job = JobContext(split=experiment.splits.for_seed(1), folder=tmp_path, device="cpu", seed=1)
     train(job, experiment.recipe("bn_small_inception", size=16), probe=probe)
     assert len(probe.images) == 6  # more than one epoch
@@ -60,10 +70,32 @@ def test_a_step_seen_again_is_the_step_that_the_loop_takes(
 
 
 @pytest.mark.parametrize("options", [{"steps": 12}, {"steps": 0, "epochs": 3}])
-def test_looks_are_so_many_however_long_is_said(
+def test_probe_steps_are_as_many_as_asked_however_the_length_is_given(
     make_experiment: Callable[..., Experiment], job: JobContext, options: dict[str, int]
 ) -> None:
     trained = train(job, make_experiment(**options).recipe("bn_mlp", size=28))
     context, steps = trained.context, options["steps"] or 3 * trained.context.loader.batches
-    looks = [step for step in range(steps) if is_probe_step(step, context, 3)]
-    assert looks == [(2 * i + 1) * (steps // 3) // 2 for i in range(3)]
+    probe_steps = [step for step in range(steps) if is_probe_step(step, context, 3)]
+    assert probe_steps == [(2 * i + 1) * (steps // 3) // 2 for i in range(3)]
+
+
+def test_whatever_is_done_to_a_network_is_undone() -> None:
+    network = build("bn_small_inception", classes=3, width=0.25)
+    next(network.children()).eval()  # flags differ between layers
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    flags = [module.training for module in network.modules()]
+    assert len(set(flags)) == 2
+    layers = [layer for layer in network.modules() if isinstance(layer, StatisticsMode)]
+    assert layers
+    with pytest.raises(KeyError), preserving_state(network):
+        network.eval()
+        use_batch_statistics(network)
+        assert {layer.statistics for layer in layers} == {"batch"}
+        with torch.no_grad():
+            for tensor in network.state_dict().values():
+                tensor.add_(1)
+        raise KeyError
+    after = network.state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert flags == [module.training for module in network.modules()]
+    assert {layer.statistics for layer in layers} == {"running"}

@@ -6,20 +6,25 @@ from typing import Any
 import pytest
 import torch
 
+from bnlab.data.dataset import open_recorded_data
+from bnlab.data.split_csv import read_split_csv
 from bnlab.lab import trained_network as module
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.trained_network import Probe, preserving_state, train, use_batch_statistics
+from bnlab.lab.splits import open_study_splits
+from bnlab.lab.trained_network import Probe, baseline_row, majority_baseline, train
 from bnlab.nets import build
 from bnlab.norm import BatchNorm2d
 from bnlab.norm.layers import StatisticsMode
+from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.training.build import TrainingContext
+from tests.conftest import write_photos
 
-MakeBench = Callable[..., Experiment]
+MakeExperiment = Callable[..., Experiment]
 
 
-class Looker(Probe):
+class Recorder(Probe):
     """Writes each step's number and a weight before and after it."""
 
     def __init__(self, stop_at: int = -1) -> None:
@@ -36,14 +41,14 @@ class Looker(Probe):
 
 
 @pytest.fixture
-def recipe(make_experiment: MakeBench) -> Recipe:
+def recipe(make_experiment: MakeExperiment) -> Recipe:
     return make_experiment().recipe("bn_small_inception", validate_every=1)
 
 
-def test_a_network_is_trained_judged_and_looked_at(job: JobContext, recipe: Recipe) -> None:
-    told: list[int] = []
-    trained = train(replace(job, report_steps=told.append), recipe, probe=Looker())
-    assert sum(told) == 6
+def test_a_network_is_trained_probed_and_validated(job: JobContext, recipe: Recipe) -> None:
+    reported: list[int] = []
+    trained = train(replace(job, report_steps=reported.append), recipe, probe=Recorder())
+    assert sum(reported) == 6
     assert [row["step"] for row in trained.results["before"]] == list(range(6))
     assert trained.results["after"][0]["weight"] == trained.results["before"][1]["weight"]
     assert trained.results["after"][0]["weight"] != trained.results["before"][0]["weight"]
@@ -58,38 +63,36 @@ def test_a_network_is_trained_judged_and_looked_at(job: JobContext, recipe: Reci
     assert rows[-1]["val_top1"] == pytest.approx(trained.evaluation("val", "recalibrated", images=24).top1)
 
 
-def test_looking_on_changes_nothing(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_probe_changes_nothing(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
     plain = train(replace(job, folder=tmp_path / "a"), recipe)
-    looked = train(replace(job, folder=tmp_path / "b"), recipe, probe=Looker())
-    assert plain.results["accuracy"] == looked.results["accuracy"]
-    for a, b in zip(
-        plain.context.network.state_dict().values(), looked.context.network.state_dict().values(), strict=True
-    ):
-        assert torch.equal(a, b)
+    probed = train(replace(job, folder=tmp_path / "b"), recipe, probe=Recorder())
+    assert plain.results["accuracy"] == probed.results["accuracy"]
+    tensors = (trained.context.network.state_dict().values() for trained in (plain, probed))
+    assert all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
 
 
-def test_an_interrupted_training_goes_on_to_the_same_numbers(
+def test_an_interrupted_training_resumes_to_the_same_numbers(
     job: JobContext, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(replace(job, folder=tmp_path / "whole"), recipe, probe=Looker())
+    uninterrupted = train(replace(job, folder=tmp_path / "uninterrupted"), recipe, probe=Recorder())
     monkeypatch.setattr(module, "_WORTH_SAVING", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        train(job, recipe, probe=Looker(stop_at=4))
-    told: list[int] = []
-    halves = train(replace(job, report_steps=told.append), recipe, probe=Looker())
-    assert 0 < told[0] <= 4  # what was saved need not be made again
-    assert sum(told) == 6
-    assert halves.results == whole.results
+        train(job, recipe, probe=Recorder(stop_at=4))
+    reported: list[int] = []
+    resumed = train(replace(job, report_steps=reported.append), recipe, probe=Recorder())
+    assert 0 < reported[0] <= 4  # the steps of the checkpoint
+    assert sum(reported) == 6
+    assert resumed.results == uninterrupted.results
 
 
-def test_the_seed_of_the_place_rules(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
-    first = train(replace(job, folder=tmp_path / "a"), recipe.model_copy(update={"seed": 5}), probe=Looker())
-    other = train(replace(job, folder=tmp_path / "b", seed=1), recipe, probe=Looker())
+def test_the_seed_of_the_job_takes_the_place_of_the_recipes(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
+    first = train(replace(job, folder=tmp_path / "a"), recipe.model_copy(update={"seed": 5}), probe=Recorder())
+    other = train(replace(job, folder=tmp_path / "b", seed=1), recipe, probe=Recorder())
     assert first.context.recipe.seed == 0
     assert first.results["before"][0] != other.results["before"][0]
 
 
-def test_a_training_that_diverges_counts_as_guessing(job: JobContext, recipe: Recipe) -> None:
+def test_a_training_that_diverges_counts_as_the_majority_baseline(job: JobContext, recipe: Recipe) -> None:
     wild = recipe.model_copy(
         update={"network": "small_inception", "learning_rate": 1e12, "schedule": "constant", "steps": 20}
     )
@@ -102,7 +105,7 @@ def test_a_training_that_diverges_counts_as_guessing(job: JobContext, recipe: Re
     steps = [row["step"] for row in trained.results["accuracy"]]
     assert steps == sorted(set(steps))
     assert all(row["diverged_at"] is None for row in trained.results["accuracy"][:-1])
-    assert len(steps) == -(-20 // trained.context.loader.batches)  # each epoch is judged
+    assert len(steps) == -(-20 // trained.context.loader.batches)  # one for each epoch
     assert set(last) == set(train(replace(job, folder=job.folder / "b"), recipe).results["accuracy"][0])
 
 
@@ -117,19 +120,16 @@ def test_a_network_of_ones_own_is_trained(job: JobContext, recipe: Recipe) -> No
     assert {type(layer) for layer in trained.context.network.modules() if isinstance(layer, StatisticsMode)} == {Own}
 
 
-def test_whatever_is_done_is_undone() -> None:
-    network = build("bn_small_inception", classes=3, width=0.25)
-    network.stem.eval() if hasattr(network, "stem") else None
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    flags = [module.training for module in network.modules()]
-    with pytest.raises(KeyError), preserving_state(network):
-        network.eval()
-        use_batch_statistics(network)
-        assert {layer.statistics for layer in network.modules() if isinstance(layer, StatisticsMode)} == {"batch"}
-        with torch.no_grad():
-            for tensor in network.state_dict().values():
-                tensor.add_(1)
-        raise KeyError
-    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-    assert flags == [module.training for module in network.modules()]
-    assert {layer.statistics for layer in network.modules() if isinstance(layer, StatisticsMode)} == {"running"}
+def test_the_majority_baseline_names_the_most_common_class_of_test(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", each=20)
+    write_photos(photos, each=60, classes=("ring",), first=20)
+    splits = open_study_splits(photos, quick=True, min_photos=10, folder=tmp_path / "s", progress=NullProgress())
+    split = splits.for_seed(0)
+    test = [photo.label for photo in read_split_csv(split) if photo.split == "test"]
+    dataset = open_recorded_data(split)
+    baseline = majority_baseline(dataset)
+    assert baseline == pytest.approx(test.count("ring") / len(test))
+    assert baseline > 0.5
+    row = baseline_row(7, dataset)
+    assert (row["step"], row["n_test"]) == (7, len(test))
+    assert row["val_top1"] == row["test_top1"] == row["guess"] == baseline

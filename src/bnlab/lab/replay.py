@@ -1,6 +1,7 @@
-"""A step's batch once more: its loss and gradients at other weights, with the training left as it was.
+"""What a probe may do to a network within a training: it is restored afterwards, and a step can be replayed.
 
-What a batch holds and what dropout drops follow from the seed and the step alone, so a witness can see a step again.
+The photos of a batch and what dropout drops follow from the seed and the step alone. So the loss and the gradients of a
+step can be computed again, at the same weights or at others.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,24 +11,56 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnlab.lab.trained_network import preserving_state
+from bnlab.nets.network import TableNetwork
+from bnlab.norm.layers import StatisticsMode
 from bnlab.training.build import TrainingContext
 from bnlab.training.loop import loss_of, seed_step, training_batch
 from bnlab.training.mixup import Targets
 from bnlab.training.schedule import Plan
 
 
+@contextmanager
+def preserving_state(network: TableNetwork) -> Iterator[None]:
+    """Restore the network's weights, statistics, modes and flags afterwards, whatever was done to them."""
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    training = {module: module.training for module in network.modules()}
+    statistics = {layer: layer.statistics for layer in network.modules() if isinstance(layer, StatisticsMode)}
+    try:
+        yield
+    finally:
+        for layer, mode in statistics.items():
+            layer.statistics = mode
+        with torch.no_grad():
+            network.load_state_dict(before)
+        for module, flag in training.items():
+            module.training = flag
+
+
+def use_batch_statistics(network: TableNetwork) -> None:
+    """Have the network normalise by batch statistics in evaluation too, without updating its running statistics."""
+    for layer in network.modules():
+        if isinstance(layer, StatisticsMode):
+            layer.statistics = "batch"
+
+
+@contextmanager
+def replaying(context: TrainingContext) -> Iterator[None]:
+    """Set the network to training mode. Afterwards restore it, and torch's generators."""
+    devices = [torch.cuda.current_device()] if context.device == "cuda" else []
+    with torch.random.fork_rng(devices=devices), preserving_state(context.network):
+        context.network.train()
+        yield
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step trains on."""
-
     images: Tensor
     """N x 3 x H x W"""
     targets: Targets
 
 
 def batch_at(step: int, context: TrainingContext) -> Batch:
-    """The batch of a step, counted from 0, as the loop has it."""
+    """The batch that the loop trains on in this step, counted from 0."""
     recipe, loader = context.recipe, context.loader
     epoch, number = divmod(step, loader.batches)
     size = Plan.of(recipe, loader.batches).size(recipe, epoch)
@@ -36,34 +69,27 @@ def batch_at(step: int, context: TrainingContext) -> Batch:
     return Batch(images=images, targets=targets)
 
 
-@contextmanager
-def replaying(context: TrainingContext) -> Iterator[None]:
-    """The network in training mode; its weights, statistics, flags and torch's generators are put back afterwards."""
-    devices = [torch.cuda.current_device()] if context.device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), preserving_state(context.network):
-        context.network.train()
-        yield
-
-
 def loss_and_gradients(
     context: TrainingContext, batch: Batch, parameters: Sequence[nn.Parameter], step: int
 ) -> tuple[float, list[Tensor]]:
-    """The loss of a batch at the present weights, and its gradients; random layers do as in that step."""
+    """The loss of a batch at the present weights and its gradients, with the random numbers of this step."""
     seed_step(context.recipe, step)
     loss = loss_of(context.network(batch.images), batch.targets, context.recipe)
     return loss.item(), list(torch.autograd.grad(loss, parameters))
 
 
 def is_probe_step(step: int, context: TrainingContext, probe_steps: int) -> bool:
-    """Whether it is time for one of so many looks in a training, evenly spread, the first not at step 0,
-    where a one-cycle has not begun to learn."""
+    """Whether a step is one of `probe_steps` that are spread evenly over a training.
+
+    The first is not step 0, where a one-cycle schedule has not begun to learn.
+    """
     steps = Plan.of(context.recipe, context.loader.batches).steps
     every = max(1, steps // probe_steps)
     return step % every == every // 2
 
 
 def set_parameters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Give parameters the values that are there for them."""
+    """Set the parameters that `values` has a value for."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             if name in values:

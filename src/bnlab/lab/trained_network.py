@@ -1,95 +1,96 @@
-"""A network trained for a study: by the product's own loop and settings, with someone looking on."""
+"""Trains a network for a study by the product's own loop, with a probe that measures while it is trained."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
+from bnlab.data.cache import Cache
 from bnlab.data.dataset import Dataset, open_recorded_data
+from bnlab.data.photos import Photos
 from bnlab.errors import DivergedError
-from bnlab.lab.held_out import HeldOut, baseline_row, majority_baseline, shared_cache
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.records import Results, Row
+from bnlab.lab.records import Results, Row, Value
+from bnlab.lab.replay import preserving_state, use_batch_statistics
 from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import MakeNorm
 from bnlab.nets.registry import ARCHITECTURE_KEYS
-from bnlab.norm.layers import StatisticsMode
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training import loop
-from bnlab.training.build import (
-    TrainingContext,
-    build_context,
-    cached_side,
-    card_of,
-    init_on_first_batch,
-    new_network,
-)
+from bnlab.training.build import TrainingContext, build_context, cached_side, card_of, init_on_first_batch, new_network
 from bnlab.training.checkpoint import load_state, save_state
 from bnlab.training.memory_advice import batch_errors
 from bnlab.training.schedule import Plan
 from bnlab.training.state import TrainState
-from bnlab.training.validate import ValidationResult, keeps_statistics, recalibrate_on
+from bnlab.training.validate import ValidationResult, Validator, keeps_statistics, recalibrate_on
 
-_WORTH_SAVING = 20.0  # seconds: a shorter training is begun anew
+_WORTH_SAVING = 20.0  # seconds: a training that was interrupted earlier is begun anew
+_CACHE_BYTES = 2**31  # of decoded photos in memory
 
 MakeNetwork = Callable[[Recipe, int], TableNetwork]
-"""from a recipe and a number of classes"""
+"""Makes a network from a recipe and a number of classes."""
 
 
 class Probe:
-    """Looks on while a network is trained, and writes down; what it wrote survives an interruption.
+    """Measures while a network is trained. Its rows are saved in checkpoints.
 
-    It must leave the network, its flags and its gradients as they were.
+    A probe has to leave the network, its flags and its gradients as they were.
     """
 
     def __init__(self) -> None:
         self.results: Results = {}
 
     def write(self, table: str, row: Row) -> None:
-        """A row for a table."""
         self.results.setdefault(table, []).append(row)
 
     def begin(self, context: TrainingContext) -> None:
-        """The training is about to begin, or to go on."""
+        """Called before the first step, and again when an interrupted training is resumed."""
 
     def before(self, step: int, context: TrainingContext) -> None:
-        """A step is about to begin; it is numbered from 0."""
+        """Called before each step. The first is 0."""
 
     def after(self, step: int, context: TrainingContext) -> None:
-        """The step is done."""
+        """Called after each step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive."""
         return {"tables": self.results}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Stand where it stood."""
         self.results = state["tables"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """A training that is over."""
-
     context: TrainingContext
-    """the network as the last step left it; where it diverged, of no use"""
-    dataset: Dataset
-    results: Results
-    """what the witness wrote, and "accuracy": a row for each judgement"""
-    diverged: bool
+    """The network has the weights of the last step. If the training diverged, they are of no use."""
+    results: Results = field(default_factory=dict)
+    """The tables of the probe, and "accuracy" with a row for each validation."""
+    diverged: bool = False
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.context.dataset
+
+    @property
+    def majority_baseline(self) -> float:
+        return majority_baseline(self.dataset)
 
     def evaluation(self, split: str, statistics: str = "running", *, images: int = 1024) -> Evaluation:
-        """The network on train, val or test, by running, recalibrated (on so many photos) or batch statistics.
+        """Evaluate on train, val or test, by running, recalibrated (on so many photos) or batch statistics.
 
-        Batches are shuffled, for a batch of one class has other statistics. The network is as it was, afterwards.
+        Photos are shuffled, since a batch of one class has other statistics. The network is left as it was.
+
+        Raises:
+            DivergedError: the outputs or the recalibrated statistics are not finite.
         """
         network, recipe = self.context.network, self.context.recipe
         photos = self.dataset.in_split(split)
@@ -102,13 +103,8 @@ class TrainedNetwork:
             classifier = Classifier(network, card_of(self.context), self.context.device)
             return evaluate(classifier, photos, split, batch_size=recipe.batch_size, workers=0)
 
-    @property
-    def majority_baseline(self) -> float:
-        """The share of test that guessing gets right."""
-        return majority_baseline(self.dataset)
-
     def recalibrate(self, images: int = 1024) -> None:
-        """Measure the network's statistics anew, on so many photos of train as inference sees them.
+        """Measure the population statistics anew, on so many photos of train as inference sees them.
 
         Raises:
             DivergedError: they are not finite.
@@ -123,19 +119,19 @@ class TrainedNetwork:
 def train(
     job: JobContext, recipe: Recipe, *, probe: Probe | None = None, make: MakeNetwork | None = None
 ) -> TrainedNetwork:
-    """Train a network by the recipe, on the sides that the place's seed gave the photos.
+    """Train a network by the recipe with the seed and the split of the job, or resume the job's checkpoint.
 
-    Judged as the recipe has it, by statistics measured anew, on val and on test: of each judgement a row of the table
-    "accuracy" has the accuracies (0..1). A training that diverges is written down as guessing from there on, its last
-    row with the step at which it did.
+    When the recipe says so, it is validated on val and test by recalibrated statistics, which adds a row of accuracies
+    (0..1) to the table "accuracy". If the training diverges, the rows of the remaining validations have the accuracy of
+    the majority baseline, and the last row has the step at which it diverged.
     """
     probe = probe or Probe()
     recipe = recipe.model_copy(update={"seed": job.seed})
     dataset = open_recorded_data(job.split)
     network = make(recipe, len(dataset.classes)) if make else new_network(recipe, classes=len(dataset.classes))[0]
-    cache = shared_cache(job.split, "train", str(cached_side(recipe)), len(dataset.in_split("train")))
+    cache = _shared_cache(job.split, "train", str(cached_side(recipe)), len(dataset.in_split("train")))
     context = build_context(recipe, network, dataset, job.device, cache)
-    held_out = HeldOut(job, context, dataset)
+    validator = _validator(job, context)
     run = Run(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     if not run.split.exists():
@@ -145,15 +141,15 @@ def train(
     job.report_steps(state.step)
 
     @contextmanager
-    def watched(step: int) -> Iterator[None]:
+    def around_step(step: int) -> Iterator[None]:
         probe.before(step, context)
         yield
         probe.after(step, context)
         job.report_steps(1)
 
     def validate() -> ValidationResult:
-        validation = held_out(context.network)
-        probe.write("accuracy", held_out.row(state, validation))
+        validation = validator(context.network, NullProgress())
+        probe.write("accuracy", _accuracies(state, validation.evaluation, dataset))
         return validation
 
     def save(state: TrainState) -> None:
@@ -166,27 +162,24 @@ def train(
             init_on_first_batch(context)
             state.plan = Plan.of(recipe, context.loader.batches)
         probe.begin(context)
-        hooks = loop.Callbacks(validate=validate, save=save, epoch_done=lambda *_: None, around_step=watched)
+        callbacks = loop.Callbacks(validate=validate, save=save, epoch_done=lambda *_: None, around_step=around_step)
         try:
-            loop.fit(context, state, hooks, progress=NullProgress())
+            loop.fit(context, state, callbacks, progress=NullProgress())
         except DivergedError:
             diverged = True
-            for step in remaining_validation_steps(state.plan, recipe, state.step):
+            for step in _remaining_validations(state.plan, recipe, state.step):
                 probe.write("accuracy", baseline_row(step, dataset))
             probe.results["accuracy"][-1]["diverged_at"] = state.step
-    return TrainedNetwork(context=context, dataset=dataset, results=probe.results, diverged=diverged)
+    return TrainedNetwork(context=context, results=probe.results, diverged=diverged)
 
 
-def or_guess(measured: Callable[[], float], guess: float) -> float:
-    """An accuracy, or that of guessing where the network or its statistics are not finite."""
-    try:
-        return measured()
-    except DivergedError:
-        return guess
+def measure_accuracy(job: JobContext, recipe: Recipe) -> Results:
+    """The measurement that most studies need: a training and its accuracies."""
+    return {"accuracy": train(job, recipe).results["accuracy"]}
 
 
 def with_norm(norm: MakeNorm) -> MakeNetwork:
-    """Makes the recipe's network with a normalisation of the study's own, from the same initial weights."""
+    """Makes the recipe's network with other normalisation layers, from the same initial weights."""
 
     def make(recipe: Recipe, classes: int) -> TableNetwork:
         options: dict[str, Any] = {
@@ -197,38 +190,76 @@ def with_norm(norm: MakeNorm) -> MakeNetwork:
     return make
 
 
-def measure_accuracy(job: JobContext, recipe: Recipe) -> Results:
-    """The cell that most studies need: a training, and its accuracies on the way."""
-    return {"accuracy": train(job, recipe).results["accuracy"]}
+def or_guess(measured: Callable[[], float], guess: float) -> float:
+    """An accuracy, or that of guessing where the network or its statistics are not finite."""
+    try:
+        return measured()
+    except DivergedError:
+        return guess
 
 
-def remaining_validation_steps(plan: Plan, recipe: Recipe, after: int) -> list[int]:
-    """The steps at which a training is still to be judged."""
+def majority_baseline(dataset: Dataset) -> float:
+    """The accuracy on test of always answering with its most common class."""
+    targets = dataset.in_split("test").class_indices(dataset.classes)
+    return float(np.bincount(targets).max() / len(targets))
+
+
+def baseline_row(step: int, dataset: Dataset, **measured: Value) -> Row:
+    """A row of the table "accuracy". What was not measured is that of the majority baseline, or None."""
+    baseline = majority_baseline(dataset)
+    row: Row = {
+        "step": step,
+        "train_loss": None,
+        "train_top1": None,
+        "val_top1": baseline,
+        "test_top1": baseline,
+        "test_loss": None,
+        "n_test": len(dataset.in_split("test")),
+        "guess": baseline,
+        "diverged_at": None,
+    }
+    return row | measured
+
+
+def _accuracies(state: TrainState, evaluation: Evaluation, dataset: Dataset) -> Row:
+    """The row of a validation on val and test."""
+    num_val = len(dataset.in_split("val"))
+    correct = evaluation.predicted == evaluation.targets
+    targets = evaluation.targets[num_val:]
+    probabilities = evaluation.probabilities[num_val:][np.arange(len(targets)), targets]  # of the right classes
+    return baseline_row(
+        state.step,
+        dataset,
+        train_loss=state.loss / max(state.num_images, 1),
+        train_top1=state.num_correct / max(state.num_images, 1),
+        val_top1=float(correct[:num_val].mean()),
+        test_top1=float(correct[num_val:].mean()),
+        test_loss=float(-np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).mean()),
+    )
+
+
+def _validator(job: JobContext, context: TrainingContext) -> Validator:
+    """Validates on val, by which things are chosen, and on test, which is reported, in one pass."""
+    photos = Photos.of([*context.dataset.in_split("val"), *context.dataset.in_split("test")])
+    preprocessing, images = str(context.preprocessing), context.recipe.recalibration_images
+    return Validator(
+        context,
+        photos,
+        sample_cache=_shared_cache(job.split, f"sample {images}", preprocessing, images),
+        val_cache=_shared_cache(job.split, "val and test", preprocessing, len(photos)),
+        evaluate_running=False,
+    )
+
+
+@lru_cache(maxsize=6)
+def _shared_cache(split: Path, photos: str, preprocessing: str, number: int) -> Cache:
+    """A cache of decoded photos that the measurements of a process share."""
+    return Cache(number, _CACHE_BYTES)
+
+
+def _remaining_validations(plan: Plan, recipe: Recipe, after: int) -> list[int]:
+    """The steps after `after` at which a training would be validated."""
     ends = [
         min(plan.steps, (epoch + 1) * plan.batches) for epoch in range(plan.epochs) if plan.validates(recipe, epoch)
     ]
     return [step for step in ends if step > after] or [plan.steps]
-
-
-def use_batch_statistics(network: TableNetwork) -> None:
-    """Have it normalise by the batch in evaluation too, which moves nothing; `preserving_state` undoes it."""
-    for layer in network.modules():
-        if isinstance(layer, StatisticsMode):
-            layer.statistics = "batch"
-
-
-@contextmanager
-def preserving_state(network: TableNetwork) -> Iterator[None]:
-    """Whatever is done to the network's weights, statistics and flags is undone."""
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    training = {module: module.training for module in network.modules()}
-    kinds = {layer: layer.statistics for layer in network.modules() if isinstance(layer, StatisticsMode)}
-    try:
-        yield
-    finally:
-        for layer, kind in kinds.items():
-            layer.statistics = kind
-        with torch.no_grad():
-            network.load_state_dict(before)
-        for module, mode in training.items():
-            module.training = mode

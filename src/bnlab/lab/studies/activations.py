@@ -10,8 +10,9 @@ from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, series_by_arm
 from bnlab.lab.records import Records, Results, by_seed, gained, last, mean, number, ratios, resolution, where
+from bnlab.lab.replay import preserving_state, use_batch_statistics
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import Probe, preserving_state, train, use_batch_statistics
+from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results
-from bnlab.lab.trained_network import Probe, preserving_state, train
+from bnlab.lab.replay import preserving_state
+from bnlab.lab.trained_network import Probe, train
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.data.dataset import Dataset
-from bnlab.lab.held_out import majority_baseline
 from bnlab.lab.records import Row
-from bnlab.lab.trained_network import Probe, TrainedNetwork, or_guess, preserving_state
+from bnlab.lab.replay import preserving_state
+from bnlab.lab.trained_network import Probe, TrainedNetwork, majority_baseline, or_guess
 from bnlab.nets.network import TableNetwork
 from bnlab.norm.layers import batch_norm_layers
 from bnlab.training.build import TrainingContext
@@ -101,7 +101,7 @@ class EmaStatistics(Probe):
         self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
 
     def _course(self, context: TrainingContext) -> TrainedNetwork:
-        return TrainedNetwork(context=context, dataset=self.dataset, results={}, diverged=False)
+        return TrainedNetwork(context=context)
 
     def _add(self, table: str, row: Row, top1: float) -> None:
         self.write(table, row | {"top1": top1, "n_test": len(self.dataset.in_split("test"))})
