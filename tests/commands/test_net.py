@@ -65,7 +65,7 @@ def test_the_list(bnlab: Command) -> None:
     assert done.status == 0
     lines = done.out.splitlines()
     assert lines[0].split() == ["network", "what", "it", "is", "variants", "stems"]
-    assert tuple(line.split()[0] for line in lines[1:-2]) == NETWORKS
+    assert tuple(line.split()[0] for line in lines[1:-2]) == tuple(NETWORKS)
     assert "  GoogLeNet with BN  " in lines[1]
     assert "  double, 5x5, torchvision  separable, small" in lines[1]
     assert lines[-1] == "Count one: bnlab net NAME"

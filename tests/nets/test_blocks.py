@@ -7,17 +7,24 @@ from torch.nn import functional as F
 
 from bnlab import norm
 from bnlab.nets import tables
-from bnlab.nets.blocks import Inception, MaxPool, Pixels, Pool, convolution, max_pool, pool_to_4x4, shrink
+from bnlab.nets.blocks import (
+    BranchPool,
+    FlattenPixels,
+    Inception,
+    MaxPool,
+    adaptive_avg_pool,
+    conv_norm_act,
+    max_pool,
+    pool_to_4x4,
+)
 
-PLAIN = partial(convolution, norm=None, activation=nn.Identity, placement="before", bias=False)
+PLAIN = partial(conv_norm_act, norm=None, activation=nn.Identity, placement="before", bias=False)
 
 
 @pytest.mark.parametrize("placement", ["before", "after"])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
-def test_a_unit_is_a_convolution_normalised_and_activated_in_its_order(
-    placement: str, activation: type[nn.Module]
-) -> None:
-    unit = convolution(
+def test_conv_norm_act_normalises_before_or_after_the_activation(placement: str, activation: type[nn.Module]) -> None:
+    unit = conv_norm_act(
         3,
         5,
         3,
@@ -27,17 +34,17 @@ def test_a_unit_is_a_convolution_normalised_and_activated_in_its_order(
         placement=placement,
         bias=True,  # type: ignore[arg-type]
     )
-    twin = nn.BatchNorm2d(5)
+    bn = nn.BatchNorm2d(5)
     x = torch.randn(4, 3, 8, 8)
     y = F.conv2d(x, unit.layer.weight, unit.layer.bias, 2, 1)  # type: ignore[arg-type]
-    expected = activation()(twin(y)) if placement == "before" else twin(activation()(y))
+    expected = activation()(bn(y)) if placement == "before" else bn(activation()(y))
     torch.testing.assert_close(unit(x), expected)
-    torch.testing.assert_close(unit.bn.running_var, twin.running_var)
+    torch.testing.assert_close(unit.bn.running_var, bn.running_var)
 
 
-def test_a_hook_on_the_normalisation_sees_what_it_gives() -> None:
-    """In one call with its ReLU there would be nothing to see."""
-    unit = convolution(3, 5, 1, norm=norm.BatchNorm2d, activation=nn.ReLU, placement="before", bias=False)
+def test_a_hook_on_the_normalisation_gets_its_output() -> None:
+    """Normalisation and ReLU are one call only without hooks: together they have no negative outputs."""
+    unit = conv_norm_act(3, 5, 1, norm=norm.BatchNorm2d, activation=nn.ReLU, placement="before", bias=False)
     seen: list[torch.Tensor] = []
     unit.bn.register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
     unit(torch.randn(4, 3, 8, 8))
@@ -45,7 +52,7 @@ def test_a_hook_on_the_normalisation_sees_what_it_gives() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 6, 7, 8, 14, 37])
-def test_what_passes_through_is_as_large_as_what_is_convolved(side: int) -> None:
+def test_the_pooled_branch_is_as_large_as_the_convolved_ones(side: int) -> None:
     row = tables.Inception("x", 0, 2, 3, 2, 4, 0, "max", stride=2)
     y = Inception(5, row, PLAIN)(torch.randn(1, 5, side, side + 1))
     assert y.shape == (1, 3 + 4 + 5, -(-side // 2), -(-(side + 1) // 2))
@@ -53,26 +60,26 @@ def test_what_passes_through_is_as_large_as_what_is_convolved(side: int) -> None
 
 @pytest.mark.parametrize("side", range(1, 12))
 def test_pooling_with_stride_2_has_the_windows_of_same_padding(side: int) -> None:
-    """TensorFlow's "same": all padding that is needed, its larger half behind."""
+    """TensorFlow's "same": as much padding as is needed, the larger half of it at the end."""
     x = torch.randn(2, 3, side, side)
     total = max((-(-side // 2) - 1) * 2 + 3 - side, 0)
     before, behind = total // 2, total - total // 2
     padded = F.pad(x, (before, behind, before, behind), value=-torch.inf)
-    assert torch.equal(Pool("max", 2)(x), F.max_pool2d(padded, 3, 2))
+    assert torch.equal(BranchPool("max", 2)(x), F.max_pool2d(padded, 3, 2))
 
 
 def test_pooling_with_stride_2_is_ceil_mode_where_sides_are_even() -> None:
     x = torch.randn(2, 3, 28, 14)
-    assert torch.equal(Pool("max", 2)(x), F.max_pool2d(x, 3, 2, ceil_mode=True))
+    assert torch.equal(BranchPool("max", 2)(x), F.max_pool2d(x, 3, 2, ceil_mode=True))
 
 
 def test_pooling_with_stride_1() -> None:
     x = torch.randn(2, 3, 7, 6)
-    assert torch.equal(Pool("max", 1)(x), F.max_pool2d(x, 3, 1, 1))
-    assert torch.equal(Pool("avg", 1)(x), F.avg_pool2d(x, 3, 1, 1, count_include_pad=True))
+    assert torch.equal(BranchPool("max", 1)(x), F.max_pool2d(x, 3, 1, 1))
+    assert torch.equal(BranchPool("avg", 1)(x), F.avg_pool2d(x, 3, 1, 1, count_include_pad=True))
 
 
-def test_branches_stand_in_their_order() -> None:
+def test_branches_are_concatenated_in_order() -> None:
     row = tables.Inception("x", 1, 2, 3, 4, 5, 6, "avg", kernels=(5,))
     block = Inception(7, row, PLAIN)
     x = torch.randn(2, 7, 6, 6)
@@ -90,13 +97,13 @@ def test_pooling_to_4x4(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(pool_to_4x4(x), expected)
 
 
-def test_pixels() -> None:
+def test_flatten_pixels() -> None:
     x = torch.randn(2, 3, 28, 28)
-    assert torch.equal(Pixels(28)(x), x.flatten(1))
-    assert torch.equal(Pixels(28)(x.contiguous(memory_format=torch.channels_last)), x.flatten(1))
+    assert torch.equal(FlattenPixels(28)(x), x.flatten(1))
+    assert torch.equal(FlattenPixels(28)(x.contiguous(memory_format=torch.channels_last)), x.flatten(1))
     larger = torch.randn(2, 1, 96, 64)
-    torch.testing.assert_close(Pixels(28)(larger), F.adaptive_avg_pool2d(larger, 28).flatten(1))
-    assert shrink(x, 28) is x
+    torch.testing.assert_close(FlattenPixels(28)(larger), F.adaptive_avg_pool2d(larger, 28).flatten(1))
+    assert adaptive_avg_pool(x, 28) is x
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -104,7 +111,7 @@ def test_pixels() -> None:
 def test_max_pooling_is_torchs_without_the_indices(
     kernel: int, stride: int, padding: int, ceil: bool, dtype: torch.dtype
 ) -> None:
-    """The same values and gradients, ties and all, and nothing kept but its input."""
+    """It has the same values and gradients, for ties as well, and stores its input only."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 5, (2, 8, 13, 14), generator=generator).to(dtype)  # full of ties
     x = x.contiguous(memory_format=torch.channels_last)
@@ -122,7 +129,7 @@ def test_max_pooling_is_torchs_without_the_indices(
     assert torch.equal(found.grad, expected.grad)
 
 
-def test_networks_pool_so_in_training_alone() -> None:
+def test_indices_are_recomputed_in_training_only() -> None:
     layer = MaxPool(3, stride=2, ceil_mode=True)
     x = torch.randn(2, 3, 9, 9, requires_grad=True)
     assert layer(x).grad_fn.name() == "_MaxPoolBackward"

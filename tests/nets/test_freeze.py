@@ -11,9 +11,9 @@ from bnlab.nets.network import TableNetwork
 
 
 def trained(network: TableNetwork) -> set[str]:
-    """The rows of which any number changes in two steps of training, statistics included."""
+    """The layers in which any number, statistics included, changes in two steps of training."""
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    network.train()  # as every loop says, and which must not undo it
+    network.train()  # every training loop calls it, and it must not undo the freezing
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     torch.manual_seed(0)
     for _ in range(2):
@@ -34,7 +34,7 @@ ALL = set(build("bn_googlenet", classes=3, width=0.25).order) - {"pool1", "pool2
     ("part", "changes"),
     [("none", ALL | {"aux1", "aux2"}), ("stem", ALL - STEM | {"aux1", "aux2"}), ("backbone", {"fc", "aux1", "aux2"})],
 )
-def test_what_is_frozen_stays_to_the_bit(part: Part, changes: set[str]) -> None:
+def test_frozen_layers_do_not_change_to_the_bit(part: Part, changes: set[str]) -> None:
     network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
     freeze(network, part, norms=False)
     assert trained(network) == changes
@@ -52,7 +52,7 @@ def test_frozen_normalisation_lets_the_filters_train() -> None:
 
 
 def test_heads_are_never_frozen() -> None:
-    """They are new in fine-tuning: their statistics are those of no batch."""
+    """They are new in fine-tuning, so their statistics are not those of any batch."""
     network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
     frozen = freeze(network, "backbone", norms=True)
     assert frozen.norms == 57 + 9  # three in the stem, seven in each of nine blocks
@@ -74,7 +74,7 @@ def test_heads_are_never_frozen() -> None:
         ("bn_mlp", "none", {}, ""),
     ],
 )
-def test_it_says_what_it_froze(name: str, part: Part, options: dict[str, Any], text: str) -> None:
+def test_the_report_says_what_is_frozen(name: str, part: Part, options: dict[str, Any], text: str) -> None:
     network = build(name, classes=3, **options)
     frozen = freeze(network, part, norms=False)
     assert frozen.of == sum(p.numel() for p in network.parameters())
@@ -82,6 +82,5 @@ def test_it_says_what_it_froze(name: str, part: Part, options: dict[str, Any], t
 
 
 def test_a_network_without_a_stem() -> None:
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(UsageError, match=r"mlp has no stem.*: use backbone or none"):
         freeze(build("mlp", classes=3), "stem", norms=False)
-    assert str(error.value) == "mlp has no stem to freeze: say backbone or none"

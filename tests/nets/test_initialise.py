@@ -26,7 +26,7 @@ def test_he_before_one_sided_activations_and_xavier_before_others() -> None:
     assert spread(hidden) == pytest.approx((2 / 100) ** 0.5, rel=0.01)
 
 
-def test_gaussian_is_for_every_unit_and_last_layers_begin_small() -> None:
+def test_gaussian_fills_every_conv_norm_act_and_last_layers_begin_small() -> None:
     network = build("bn_googlenet", classes=50, initialisation="gaussian:0.3", auxiliary=True)
     for unit in conv_norm_acts(network):
         assert spread(unit.layer) == pytest.approx(0.3, rel=0.1)
@@ -43,7 +43,7 @@ def test_a_separable_stem_keeps_the_scale_of_a_plain_one(name: str) -> None:
         float(build(name, classes=2, stem=stem).get_submodule("conv1.conv")(x).detach().std())
         for stem in (None, "separable")
     )
-    # Fan-out makes of 3 * 49 inputs by 64 * 49 outputs a factor sqrt(2 * 3 / 64), of 24 by 64 one of sqrt(2 * 24 / 64).
+    # By fan-out, 3 * 49 inputs and 64 * 49 outputs scale by sqrt(2 * 3 / 64), 24 and 64 by sqrt(2 * 24 / 64).
     assert plain == pytest.approx((2 * 3 / 64) ** 0.5, rel=0.2)
     assert separable == pytest.approx((2 * 24 / 64) ** 0.5, rel=0.2)
 
@@ -58,7 +58,7 @@ def test_a_separable_stem_keeps_the_scale_of_a_plain_one(name: str) -> None:
     ],
     ids=str,
 )
-def test_fitted_to_data_every_unit_begins_at_the_same_scale(name: str, options: dict[str, Any]) -> None:
+def test_lsuv_gives_every_layer_the_same_scale(name: str, options: dict[str, Any]) -> None:
     network = build(name, classes=3, initialisation="gaussian:0.7", **options)
     images = torch.randn(8, 3, 64, 64) * 5 + 2
     units = conv_norm_acts(network)
@@ -73,8 +73,8 @@ def test_fitted_to_data_every_unit_begins_at_the_same_scale(name: str, options: 
         assert float(output.square().mean()) == pytest.approx(1, abs=1e-3)
 
 
-def test_each_layer_is_scaled_as_a_whole() -> None:
-    """By hand: two units that give 3 and 4 have a mean square of 12.5."""
+def test_lsuv_scales_complete_layers() -> None:
+    """By hand: outputs of 3 and -4 in equal numbers have a mean square of 12.5."""
     network = build("mlp", classes=2, in_channels=1)
     hidden: Any = network.get_submodule("hidden1.linear")
     nn.init.zeros_(hidden.weight)
@@ -84,7 +84,7 @@ def test_each_layer_is_scaled_as_a_whole() -> None:
     torch.testing.assert_close(hidden.bias[[0, 99]].detach(), torch.tensor([3.0, -4.0]) / 12.5**0.5)
 
 
-def test_a_unit_that_gives_nothing_is_left() -> None:
+def test_lsuv_does_not_scale_outputs_of_zeros() -> None:
     network = build("mlp", classes=2, in_channels=1)
     hidden: Any = network.get_submodule("hidden2.linear")
     nn.init.zeros_(hidden.weight)
@@ -92,7 +92,7 @@ def test_a_unit_that_gives_nothing_is_left() -> None:
     assert not hidden.weight.any()
 
 
-def test_fitting_draws_no_numbers_and_leaves_the_mode() -> None:
+def test_lsuv_draws_no_random_numbers_and_keeps_the_mode() -> None:
     network = build("small_inception", classes=2, dropout=0.5)
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -103,43 +103,29 @@ def test_fitting_draws_no_numbers_and_leaves_the_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "message"),
+    ("name", "options", "value", "problem", "remedy"),
     [
-        (
-            "bn_mlp",
-            torch.zeros(4, 3, 28, 28),
-            "normalisation would undo weights that are fitted to data (lsuv_init): "
-            "leave it out, or take a network without, such as googlenet",
-        ),
-        (
-            "mlp",
-            torch.full((4, 3, 28, 28), torch.nan),
-            "a layer gives no finite numbers for these images: check the images, or take another seed",
-        ),
+        ("bn_mlp", {}, 0.0, "normalisation would undo", "leave lsuv_init out"),
+        ("mlp", {}, torch.nan, "not finite", "another seed"),
+        ("mlp", {"initialisation": "gaussian:1e-41"}, 1.0, "too small or too large", "another initialisation"),
     ],
 )
-def test_refusals(name: str, images: Tensor, message: str) -> None:
-    network = build(name, classes=2)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
+def test_lsuv_refuses_and_changes_nothing(
+    name: str, options: dict[str, Any], value: float, problem: str, remedy: str
+) -> None:
+    network = build(name, classes=2, **options)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     with pytest.raises(UsageError) as error:
-        lsuv_init(network, images)
-    assert str(error.value) == message
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+        lsuv_init(network, torch.full((4, 3, 28, 28), value))
+    assert problem in error.value.problem
+    assert remedy in error.value.remedy
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
     assert not [m for m in network.modules() if m._forward_hooks]
 
 
-def test_weights_too_small_to_be_scaled() -> None:
-    network = build("mlp", classes=2, initialisation="gaussian:1e-41")
-    with pytest.raises(UsageError) as error:
-        lsuv_init(network, torch.randn(4, 3, 28, 28))
-    assert str(error.value) == (
-        "a layer's outputs are too small or too large to be scaled: take another initialisation"
-    )
-
-
 @pytest.mark.parametrize("fitted", [False, True])
-def test_a_deep_network_without_bn_learns_from_a_bad_scale_once_fitted(fitted: bool) -> None:
-    """Weights ten times too small: nothing reaches the loss, unless each layer is scaled on the first batch."""
+def test_with_lsuv_a_deep_network_without_bn_learns_from_a_bad_scale(fitted: bool) -> None:
+    """The weights are ten times too small, so that the logits do not depend on the images unless layers are scaled."""
     torch.manual_seed(0)
     labels = torch.arange(16) % 2
     images = torch.randn(16, 3, 32, 32) + labels.view(-1, 1, 1, 1) * 2
@@ -152,12 +138,12 @@ def test_a_deep_network_without_bn_learns_from_a_bad_scale_once_fitted(fitted: b
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert (loss.item() < 0.3) == fitted, loss.item()  # log 2 is guessing's
+    assert (loss.item() < 0.3) == fitted, loss.item()  # guessing has log 2
 
 
 @pytest.mark.parametrize("scale", ["gaussian:0.001", "gaussian:0.01", "he", "gaussian:0.2"])
 def test_a_batch_normalised_network_learns_from_weights_of_any_scale(scale: str) -> None:
-    """From scratch, both heads and all: what torchvision's own never did (pytorch/vision#821)."""
+    """From scratch, with both heads, which torchvision's own network did not (pytorch/vision#821)."""
     torch.manual_seed(0)
     labels = torch.arange(16) % 2
     images = torch.randn(16, 3, 32, 32) + labels.view(-1, 1, 1, 1) * 2

@@ -4,12 +4,13 @@ from torch import nn
 
 from bnlab.nets import build, registry, tables
 
-TABLES = [(n, v) for n, network in registry.CATALOGUE.items() for v in network.variants]
+TABLES = [(n, v) for n, network in registry.NETWORKS.items() for v in network.variants]
 
 
 def outputs(name: str, variant: str, size: int, stem: str | None = None) -> dict[str, tuple[int, ...]]:
     """C x H x W of every row of the table."""
-    network = build(name, classes=2, variant=variant, stem=stem, norm="none").eval()
+    with torch.device("meta"):
+        network = build(name, classes=2, variant=variant, stem=stem).eval()
     seen: dict[str, tuple[int, ...]] = {}
 
     def note(row: str, output: torch.Tensor) -> None:
@@ -18,11 +19,11 @@ def outputs(name: str, variant: str, size: int, stem: str | None = None) -> dict
     for row in network.order:
         network.get_submodule(row).register_forward_hook(lambda _m, _i, output, row=row: note(row, output))
     with torch.no_grad():
-        network(torch.zeros(1, 3, size, size))
+        network(torch.zeros(1, 3, size, size, device="meta"))
     return seen
 
 
-def test_googlenets_maps_are_those_of_its_paper() -> None:
+def test_googlenets_maps_have_the_shapes_of_its_paper() -> None:
     for variant in ("double", "5x5", "torchvision"):
         seen = outputs("googlenet", variant, 224)
         assert seen["conv1"] == (64, 112, 112)
@@ -33,7 +34,7 @@ def test_googlenets_maps_are_those_of_its_paper() -> None:
 
 
 @pytest.mark.parametrize(("variant", "contradiction"), [("literal", (608, 608, 1056)), ("corrected", (576, 576, 1024))])
-def test_inceptions_maps_are_those_of_figure_5(variant: str, contradiction: tuple[int, ...]) -> None:
+def test_inceptions_maps_have_the_shapes_of_figure_5(variant: str, contradiction: tuple[int, ...]) -> None:
     seen = outputs("inception", variant, 224)
     assert [seen[f"inception3{x}"] for x in "abc"] == [(256, 28, 28), (320, 28, 28), (576, 14, 14)]
     assert [seen[f"inception4{x}"][0] for x in "abcde"] == [576, 576, *contradiction]
@@ -42,17 +43,18 @@ def test_inceptions_maps_are_those_of_figure_5(variant: str, contradiction: tupl
 
 
 @pytest.mark.parametrize(("name", "variant"), TABLES)
-def test_the_smallest_side_is_the_smallest(name: str, variant: str) -> None:
+def test_smallest_side_is_the_smallest_that_works(name: str, variant: str) -> None:
     stems = (None, *registry.find(name).stems)
     for stem in stems:
-        network = build(name, classes=2, variant=variant, stem=stem, width=0.25).eval()
+        with torch.device("meta"):
+            network = build(name, classes=2, variant=variant, stem=stem).eval()
         side = network.smallest_side
-        assert network(torch.zeros(1, 3, side, side)).shape == (1, 2)
-        assert network(torch.zeros(1, 3, side + 3, side)).shape == (1, 2)
+        assert network(torch.empty(1, 3, side, side, device="meta")).shape == (1, 2)
+        assert network(torch.empty(1, 3, side + 3, side, device="meta")).shape == (1, 2)
         if side > 1:
             network.smallest_side = 1
             with pytest.raises(RuntimeError, match=r"[Oo]utput size is too small"):
-                network(torch.zeros(1, 3, side - 1, side - 1))
+                network(torch.empty(1, 3, side - 1, side - 1, device="meta"))
 
 
 def test_a_separable_stem_has_the_papers_depth_multiplier() -> None:
@@ -63,7 +65,7 @@ def test_a_separable_stem_has_the_papers_depth_multiplier() -> None:
     assert [tuple(layer.weight.shape) for layer in conv1] == [(24, 1, 7, 7), (64, 24, 1, 1)]  # type: ignore[union-attr, arg-type]
 
 
-def test_a_small_stem_sees_four_times_as_much() -> None:
+def test_a_small_stem_makes_maps_four_times_as_high_and_wide() -> None:
     plain, small = tables.inception(128), tables.small_stem(tables.inception(128))
     assert small[0] == tables.Conv("conv1", 64, 3)
     assert [row.name for row in plain if row not in small] == ["conv1", "pool1"]
@@ -72,11 +74,11 @@ def test_a_small_stem_sees_four_times_as_much() -> None:
         assert outputs("inception", "literal", 32, stem)["inception5b"] == (1024, side, side)
 
 
-def test_width_multiplies_every_layer_and_nothing_vanishes() -> None:
+def test_widen_multiplies_every_layer_and_nothing_vanishes() -> None:
     for name, variant in TABLES:
         table = registry.find(name).variants[variant]
-        assert tables.widened(table, 1.0) == table
-        double, least = tables.widened(table, 2), tables.widened(table, 0.001)
+        assert tables.widen(table, 1.0) == table
+        double, least = tables.widen(table, 2), tables.widen(table, 0.001)
         for row, wide, thin in zip(table, double, least, strict=True):
             for key in set(row._fields) & {"channels", "one", "reduce3", "three", "reduce5", "five", "pool", "units"}:
                 assert getattr(wide, key) == 2 * getattr(row, key)

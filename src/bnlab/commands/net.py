@@ -76,7 +76,7 @@ def listing() -> list[dict[str, Any]]:
     """All networks, the default variant of each first: the document of `bnlab net --json`."""
     return [
         {"name": name, "summary": network.summary, "variants": list(network.variants), "stems": list(network.stems)}
-        for name, network in registry.CATALOGUE.items()
+        for name, network in registry.NETWORKS.items()
     ]
 
 

@@ -1,6 +1,6 @@
-"""The blocks the tables are built of.
+"""The blocks that the networks are made of.
 
-Shapes: N photos, C channels in, H x W the size of the map; H' = ceil(H / stride), W' likewise.
+Shapes: N images, C input channels, H x W the size of the map; H' = ceil(H / stride), and W' likewise.
 """
 
 from collections.abc import Callable
@@ -15,54 +15,65 @@ from bnlab.nets import tables
 from bnlab.nets.options import MakeActivation, MakeNorm
 from bnlab.norm.norm_activation import Placement, norm_activation
 
-MakeConvNormAct = Callable[..., "ConvNormAct"]
-"""`convolution` or `dense`, with all but the shapes settled"""
+MakeLayer = Callable[..., "ConvNormAct"]
+"""`conv_norm_act` or `linear_norm_act`, with all arguments given but the shapes."""
 
 
 class ConvNormAct(nn.Module):
-    """A convolution or a fully connected layer, its normalisation (or none), its activation: the one place for them.
+    """A convolution or a fully connected layer, its normalisation (or none) and its activation.
 
-    "before" the activation, as the paper places it (sec. 3.2), normalisation makes a bias redundant: the mean would
-    remove it, and beta takes its place. So there is one only where nothing is normalised, where normalisation comes
-    "after", and where it is asked for.
+    Shapes: N x C x H x W in, N x channels x H' x W' out; with a fully connected layer N x C in, N x channels out.
+
+    A bias in `layer` is redundant where normalisation follows directly, as the paper places it (sec. 3.2): the mean
+    removes the bias, and beta replaces it.
+
+    Args:
+        layer: the convolution or fully connected layer; `state_dict` calls it "conv" or "linear".
+        channels: its outputs.
+        norm: makes the normalisation of so many channels; None for none.
+        activation: makes the activation.
+        placement: whether the normalisation is "before" or "after" the activation.
+
+    Raises:
+        UsageError: `norm` does not return a layer.
     """
 
-    placement: Placement
-
     def __init__(
-        self, layer: nn.Module, bn: nn.Module, activation: nn.Module, placement: Placement, *, name: str = "conv"
+        self,
+        layer: nn.Module,
+        channels: int,
+        *,
+        norm: MakeNorm | None,
+        activation: MakeActivation,
+        placement: Placement,
     ) -> None:
         super().__init__()
-        self.layer_name = name  # "conv" and "linear" stand in the names of the weights
-        self.add_module(name, layer)
+        self.layer_name = "linear" if isinstance(layer, nn.Linear) else "conv"
+        self.add_module(self.layer_name, layer)
+        bn: object = nn.Identity() if norm is None else norm(channels)
+        if not isinstance(bn, nn.Module):
+            raise UsageError(f"norm made a {type(bn).__name__}, not a layer", "return an nn.Module")
         self.bn = bn
-        self.activation = activation
-        self.placement = placement
+        self.activation = activation()
+        self.placement: Placement = placement
 
     @property
     def layer(self) -> nn.Module:
-        """The convolution, or the fully connected layer."""
+        """The convolution (of a separable one, both in an nn.Sequential) or the fully connected layer."""
         return self.get_submodule(self.layer_name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x C x H x W to N x channels x H' x W', or N x C to N x units."""
-        x = self.layer(x)  # N x channels x H' x W', or N x units
+        x = self.layer(x)  # N x channels x H' x W', or N x channels
         return norm_activation(x, self.bn, self.activation, self.placement)
 
 
-def convolution(
-    inputs: int,
-    channels: int,
-    kernel: int,
-    stride: int = 1,
-    *,
-    multiplier: int = 0,
-    norm: MakeNorm | None,
-    activation: MakeActivation,
-    placement: Placement,
-    bias: bool,
+def conv_norm_act(
+    inputs: int, channels: int, kernel: int, stride: int = 1, *, multiplier: int = 0, bias: bool, **options: Any
 ) -> ConvNormAct:
-    """A unit of a convolution padded to keep the size at stride 1; `multiplier` as in `tables.Conv`."""
+    """A ConvNormAct of a convolution, padded so that stride 1 keeps the size; `multiplier` as in `tables.Conv`.
+
+    Further `options` are arguments of ConvNormAct.
+    """
     depthwise = inputs * multiplier
     if depthwise:
         layer: nn.Module = nn.Sequential(
@@ -71,70 +82,51 @@ def convolution(
         )
     else:
         layer = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2, bias=bias)
-    return ConvNormAct(layer, _normalisation(norm, channels), activation(), placement)
+    return ConvNormAct(layer, channels, **options)
 
 
-def dense(
-    inputs: int,
-    units: int,
-    *,
-    norm: MakeNorm | None,
-    activation: MakeActivation,
-    placement: Placement,
-    bias: bool,
-) -> ConvNormAct:
-    """A unit of a fully connected layer."""
-    layer = nn.Linear(inputs, units, bias=bias)
-    return ConvNormAct(layer, _normalisation(norm, units), activation(), placement, name="linear")
-
-
-def _normalisation(norm: MakeNorm | None, channels: int) -> nn.Module:
-    if norm is None:
-        return nn.Identity()
-    layer: object = norm(channels)
-    if not isinstance(layer, nn.Module):
-        raise UsageError(f"norm made a {type(layer).__name__}, not a layer", "return an nn.Module")
-    return layer
+def linear_norm_act(inputs: int, units: int, *, bias: bool, **options: Any) -> ConvNormAct:
+    """A ConvNormAct of a fully connected layer; `options` are arguments of ConvNormAct."""
+    return ConvNormAct(nn.Linear(inputs, units, bias=bias), units, **options)
 
 
 def conv_norm_acts(network: nn.Module) -> list[ConvNormAct]:
-    """Every unit of a network."""
+    """Every ConvNormAct of a network, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, ConvNormAct)]
 
 
 def is_normalised(network: nn.Module) -> bool:
-    """Whether any of its units is."""
+    """Whether any ConvNormAct of the network has a normalisation."""
     return any(not isinstance(unit.bn, nn.Identity) for unit in conv_norm_acts(network))
 
 
 class Inception(nn.Module):
-    """The branches of one row of a table. N x C x H x W in, N x `channels` x H' x W' out."""
+    """The branches of one row of a table, concatenated. N x C x H x W in, N x `channels` x H' x W' out."""
 
-    def __init__(self, inputs: int, row: tables.Inception, unit: MakeConvNormAct) -> None:
+    def __init__(self, inputs: int, row: tables.Inception, conv: MakeLayer) -> None:
         super().__init__()
-        self.has_one = row.one > 0
-        if self.has_one:
-            self.branch1 = unit(inputs, row.one, 1, row.stride)
-        self.branch2 = nn.Sequential(unit(inputs, row.reduce3, 1), unit(row.reduce3, row.three, 3, row.stride))
+        self.branch1 = conv(inputs, row.one, 1, row.stride) if row.one else None
+        self.branch2 = nn.Sequential(conv(inputs, row.reduce3, 1), conv(row.reduce3, row.three, 3, row.stride))
         others = len(row.kernels) - 1
         widths, strides = [row.reduce5] + [row.five] * others, [1] * others + [row.stride]
-        spatial = [unit(w, row.five, k, s) for w, k, s in zip(widths, row.kernels, strides, strict=True)]
-        self.branch3 = nn.Sequential(unit(inputs, row.reduce5, 1), *spatial)
-        self.branch4 = nn.Sequential(Pool(row.pooling, row.stride), *([unit(inputs, row.pool, 1)] if row.pool else []))
+        spatial = [conv(w, row.five, k, s) for w, k, s in zip(widths, row.kernels, strides, strict=True)]
+        self.branch3 = nn.Sequential(conv(inputs, row.reduce5, 1), *spatial)
+        projection = [conv(inputs, row.pool, 1)] if row.pool else []
+        self.branch4 = nn.Sequential(BranchPool(row.pooling, row.stride), *projection)
         self.channels = row.one + row.three + row.five + (row.pool or inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branches' feature maps, concatenated."""
-        maps = [self.branch1(x)] if self.has_one else []  # N x one x H' x W'
+        maps = [] if self.branch1 is None else [self.branch1(x)]  # N x one x H' x W'
         maps += [self.branch2(x), self.branch3(x), self.branch4(x)]
         return torch.cat(maps, dim=1)  # N x channels x H' x W'
 
 
-class Pool(nn.Module):
-    """3 x 3 pooling within a block; N x C x H x W in, N x C x H' x W' out. The average counts the padding in.
+class BranchPool(nn.Module):
+    """3 x 3 pooling within an Inception block; N x C x H x W in, N x C x H' x W' out. The average includes the padding.
 
-    With stride 2 its windows lie as the padding "same" of TensorFlow has them, so that its output is as large as the
-    convolutions' beside it: from the first pixel of an even side (as ceil mode has it), centred on it of an odd one.
+    With stride 2 its windows are those of TensorFlow's padding "same", so that its output is as large as that of the
+    convolutions: they begin at the first pixel where the size is even (as in ceil mode), and are centred on it where
+    the size is odd.
     """
 
     def __init__(self, kind: str, stride: int) -> None:
@@ -142,7 +134,6 @@ class Pool(nn.Module):
         self.kind, self.stride = kind, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """The largest, or the mean, of each window."""
         if self.kind == "avg":
             return F.avg_pool2d(x, 3, self.stride, padding=1)  # N x C x H x W
         pool = max_pool if self.training else F.max_pool2d
@@ -151,15 +142,13 @@ class Pool(nn.Module):
         return pool(x, 3, 2, (x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)  # N x C x H' x W'
 
     def extra_repr(self) -> str:
-        """What a printed network says of it."""
         return f"{self.kind}, stride={self.stride}"
 
 
 class MaxPool(nn.MaxPool2d):
-    """torch's, that keeps no indices for backward. N x C x H x W in, N x C x H' x W' out."""
+    """`nn.MaxPool2d` without stored indices (see `max_pool`). N x C x H x W in, N x C x H' x W' out."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """The largest of each window."""
         pool = max_pool if self.training else F.max_pool2d
         return pool(input, self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode)  # N x C x H' x W'
 
@@ -181,52 +170,49 @@ class _MaxPool(torch.autograd.Function):
 
 
 def max_pool(x: Tensor, kernel: Any, stride: Any, padding: Any, *, ceil_mode: bool = False) -> Tensor:
-    """`F.max_pool2d`, which looks once more, in backward, where the largest of each window was.
+    """`F.max_pool2d` that finds the indices of the maxima again in backward, and so stores less.
 
-    torch keeps 8 bytes for each window, twice as much as the float32 value it gives.
+    torch stores 8 bytes for each window, twice as much as the float32 value that it returns.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)  # what to keep is theirs to choose
+        return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)  # they decide what to store
     window = ([kernel] * 2, [stride] * 2, list(padding) if isinstance(padding, tuple) else [padding] * 2)
     pooled: Tensor = _MaxPool.apply(x, *window, [1, 1], ceil_mode)  # type: ignore[no-untyped-call]
     return pooled
 
 
-class Pixels(nn.Module):
-    """The picture averaged to side x side, as a vector; N x C x H x W in, N x (C * side * side) out."""
+class FlattenPixels(nn.Module):
+    """The image averaged to side x side pixels, as one vector; N x C x H x W in, N x (C * side * side) out."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
-        """Channel by channel, row by row."""
-        return shrink(x, self.side).flatten(1)  # N x C*side*side
+        return adaptive_avg_pool(x, self.side).flatten(1)  # N x C*side*side
 
 
 class GlobalPool(nn.Module):
     """The mean of each map; N x C x H x W in, N x C out."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """One value a channel."""
         return x.mean((2, 3))  # N x C
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier on a middle layer, which gives early layers a shorter way to the loss.
+    """A classifier on a middle layer, which gives early layers a shorter path to the loss (Szegedy et al. 2015).
 
-    N x C x H x W in, for any H and W; N x classes out. Its fully connected layers have ReLU and dropout, whatever the
-    network's own options are.
+    Shapes: N x C x H x W in, for any H and W; N x classes logits out. Its fully connected layers always have ReLU and
+    dropout of 0.5, whatever the options of the network are.
     """
 
-    def __init__(self, inputs: int, classes: int, unit: MakeConvNormAct) -> None:
+    def __init__(self, inputs: int, classes: int, conv: MakeLayer) -> None:
         super().__init__()
-        self.conv = unit(inputs, 128, 1)
+        self.conv = conv(inputs, 128, 1)
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
         self.fc2 = nn.Linear(1024, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the middle layer."""
         x = pool_to_4x4(x)  # N x C x 4 x 4
         x = self.conv(x).flatten(1)  # N x 2048
         x = F.dropout(x, 0.5, self.training)
@@ -239,14 +225,13 @@ def pool_to_4x4(x: Tensor) -> Tensor:
     """Average pooling to 4 x 4: GoogLeNet's own windows (5 x 5, stride 3) on its 14 x 14 maps, adaptive elsewhere."""
     if x.shape[-2:] == (14, 14):
         return F.avg_pool2d(x, 5, stride=3)  # N x C x 4 x 4
-    return shrink(x, 4)
+    return adaptive_avg_pool(x, 4)
 
 
-def shrink(x: Tensor, side: int) -> Tensor:
-    """The means of side x side windows, which overlap or repeat where `side` is no divisor; N x C x side x side out.
+def adaptive_avg_pool(x: Tensor, side: int) -> Tensor:
+    """`F.adaptive_avg_pool2d` to side x side as two matrix products; N x C x H x W in, N x C x side x side out.
 
-    The windows are those of `F.adaptive_avg_pool2d`, as two products with the windows' matrices: that function's
-    gradient on a GPU adds in no fixed order, which would break exact resuming.
+    torch's own gradient on a GPU adds in no fixed order, so that a resumed training would not repeat to the bit.
     """
     height, width = x.shape[-2:]
     if height == width == side:
@@ -256,6 +241,7 @@ def shrink(x: Tensor, side: int) -> Tensor:
 
 
 def _windows(length: int, side: int, like: Tensor) -> Tensor:
+    """Row i averages the i-th window of so many pixels; windows overlap or repeat where `side` is not a divisor."""
     matrix = torch.zeros(side, length)
     for i in range(side):
         start, stop = i * length // side, -(-(i + 1) * length // side)

@@ -1,8 +1,9 @@
-"""From a name and options to a network."""
+"""`build`: from a name and options to a network."""
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -11,6 +12,24 @@ from bnlab.nets import blocks, initialise, options, registry, tables
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import MakeNorm
 from bnlab.norm.norm_activation import Placement
+
+# Argument -> its type, the values that are valid (None is, where the type has it), and what to use instead of others.
+_NAME = (str, lambda _: True, "use a name")
+_COUNT = (int, lambda number: number >= 1, "use a whole number of at least 1")
+_CONSTRAINTS: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "name": _NAME,
+    "classes": _COUNT,
+    "variant": (str | None, *_NAME[1:]),
+    "norm_eps": (int | float, lambda eps: 0 < eps < math.inf, "use a small number above 0"),
+    "norm_momentum": (int | float | None, lambda m: 0 <= m <= 1, "use the weight of the new batch, 0 to 1"),
+    "activation": (str | None, *_NAME[1:]),
+    "placement": (str, lambda place: place in ("before", "after"), "use before or after"),
+    "width": (int | float, lambda factor: 0 < factor <= 16, "use a factor above 0 and at most 16"),
+    "stem": (str | None, *_NAME[1:]),
+    "dropout": (int | float | None, lambda p: 0 <= p < 1, "use a fraction of at least 0 and below 1"),
+    "in_channels": _COUNT,
+    "seed": (int, lambda _: True, "use a whole number"),
+}
 
 
 def build(
@@ -33,122 +52,91 @@ def build(
     in_channels: int = 3,
     seed: int = 0,
 ) -> TableNetwork:
-    """A new network, its weights following from `seed` alone; torch's own generator is left as it was.
+    """Build a new network. Its weights follow from `seed` alone, and torch's own generator is not touched.
 
     >>> network = build("bn_inception", classes=1000, variant="corrected", norm="ghost:16")
 
     Args:
         name: one of `NETWORKS`.
-        classes: how many there are.
-        variant: of the table, where it can be read in more ways than one; the first unless given.
+        classes: how many outputs the network has.
+        variant: which reading of the network's table (default: the first).
         norm: "none", "batch", "sync", "ghost:SIZE" or "whitening:SIZE" (see `options.py`), or a function from a number
-            of channels to a layer of your own; the network's own unless given.
+            of channels to a layer of your own (default: the network's own).
         norm_eps: added to the variance.
         norm_momentum: weight of the new batch in the running statistics; None: their plain average.
-        activation: "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh" or "none"; the network's own unless
-            given.
+        activation: "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh" or "none" (default: the network's
+            own).
         placement: normalise "before" or "after" the activation.
         conv_bias: keep the biases that normalisation makes redundant.
-        width: every layer so many times as wide.
-        stem: "separable" (the paper's first layer) or "small" (for 32 px pictures); the table's own unless given.
-        local_response: with GoogLeNet's local response normalisation.
-        dropout: share of the features before the last layer that training drops; the network's own unless given.
-        auxiliary: with GoogLeNet's two auxiliary classifiers.
-        initialisation: "he", "xavier" or "gaussian:STD"; the one that suits the activation unless given.
+        width: factor by which every layer is wider.
+        stem: "separable" (the paper's first layer) or "small" (for 32 px images) (default: the table's own).
+        local_response: add GoogLeNet's local response normalisation.
+        dropout: fraction of the features before the last layer that training drops (default: the network's own).
+        auxiliary: add GoogLeNet's two auxiliary classifiers.
+        initialisation: "he", "xavier" or "gaussian:STD" (default: the one that suits the activation).
         in_channels: of the images.
         seed: of the weights.
 
     Raises:
-        UsageError: there is no such network, an argument is out of range, or this network has no use for it.
+        UsageError: no network has that name, an argument is not valid, or the argument has no effect on this network.
     """
-    for key, word in (("name", name), ("variant", variant), ("activation", activation), ("stem", stem)):
-        _check_type(key, word, str, "give a name")
-    for key, number in (
-        ("width", width),
-        ("dropout", dropout),
-        ("norm_eps", norm_eps),
-        ("norm_momentum", norm_momentum),
-    ):
-        _check_type(key, number, (int, float), "give a number")
-    for key, number in (("classes", classes), ("in_channels", in_channels), ("seed", seed)):
-        _check_type(key, number, int, "give a whole number of at least 1")
-    network = registry.find(name)
-    variant = network.default_variant if variant is None else variant
-    norm = network.norm if norm is None else norm
-    activation = network.activation if activation is None else activation
-    dropout = network.dropout if dropout is None else dropout
-    _check_numbers(classes=classes, in_channels=in_channels, dropout=dropout, eps=norm_eps, momentum=norm_momentum)
+    arguments = dict(locals())
+    _check_arguments(arguments)
+    spec = registry.find(name)
+    variant = spec.default_variant if variant is None else variant
+    norm = spec.norm if norm is None else norm
+    activation = spec.activation if activation is None else activation
+    dropout = spec.dropout if dropout is None else dropout
     table = registry.table_of(name, variant=variant, stem=stem, width=width)
-    norms = (norm, norm) if callable(norm) else options.choose_norm(norm, eps=norm_eps, momentum=norm_momentum)
-    _check_use(name, norms is not None, placement, auxiliary=auxiliary, local_response=local_response)
+    norm_2d, norm_1d = (
+        (norm, norm) if callable(norm) else options.choose_norm(norm, eps=norm_eps, momentum=norm_momentum)
+    )
+    _check_effects(name, norm_2d is not None, placement, auxiliary=auxiliary, local_response=local_response)
     fill = initialise.choose(initialisation, activation)
-    settled: dict[str, Any] = {
+    layer_options: dict[str, Any] = {
         "activation": options.choose_activation(activation),
         "placement": placement,
-        "bias": conv_bias or norms is None or placement == "after",
+        "bias": conv_bias or norm_2d is None or placement == "after",
     }
-    for_maps, for_units = norms or (None, None)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which turns every GPU's back too
-        made = TableNetwork(
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
+        network = TableNetwork(
             table,
             in_channels=in_channels,
             classes=classes,
-            convolution=partial(blocks.convolution, norm=for_maps, **settled),
-            dense=partial(blocks.dense, norm=for_units, **settled),
+            conv=partial(blocks.conv_norm_act, norm=norm_2d, **layer_options),
+            linear=partial(blocks.linear_norm_act, norm=norm_1d, **layer_options),
             dropout=dropout,
             local_response=local_response,
             auxiliary=auxiliary,
         )
-        torch.default_generator.manual_seed(seed)  # again: twins with and without biases begin with the same weights
-        initialise.initialise(made, fill)
-    made.name = name
-    made.arguments = {
-        "variant": variant,
-        "norm": norm if isinstance(norm, str) else None,
-        "norm_eps": norm_eps,
-        "norm_momentum": norm_momentum,
-        "activation": activation,
-        "placement": placement,
-        "conv_bias": conv_bias,
-        "width": width,
-        "stem": stem,
-        "local_response": local_response,
-        "dropout": dropout,
-        "in_channels": in_channels,
-    }
-    return made
+        torch.default_generator.manual_seed(seed)  # again, so that weights do not depend on whether there are biases
+        initialise.initialise(network, fill)
+    network.name = name
+    arguments |= {"variant": variant, "activation": activation, "dropout": dropout}
+    arguments["norm"] = norm if isinstance(norm, str) else None  # a function is not kept
+    network.arguments = {key: arguments[key] for key in (*registry.ARCHITECTURE_KEYS, "dropout", "in_channels")}
+    return network
 
 
 def move_network(network: TableNetwork, device: str) -> TableNetwork:
-    """The network on a device, its filters with channels last in memory, as its images are."""
+    """Move a network to a device, with channels last in memory, which is how images are laid out, too."""
     return network.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _check_type(key: str, value: object, kind: type | tuple[type, ...], remedy: str) -> None:
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise UsageError(f"{key} {printable(repr(value))} cannot be", remedy)
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    for key, (kind, is_valid, remedy) in _CONSTRAINTS.items():
+        value = arguments[key]
+        right_type = isinstance(value, kind) and not isinstance(value, bool)
+        if not right_type or (value is not None and not is_valid(value)):
+            raise UsageError(f"{key} {printable(repr(value))} is not valid", remedy)
 
 
-def _check_numbers(*, classes: int, in_channels: int, dropout: float, eps: float, momentum: float | None) -> None:
-    for key, number in (("classes", classes), ("in_channels", in_channels)):
-        if number < 1:
-            raise UsageError(f"{key} {printable(repr(number))} cannot be", "give a whole number of at least 1")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"dropout {dropout} cannot be", "it is a share, at least 0 and below 1")
-    if not 0 < eps < math.inf:
-        raise UsageError(f"norm_eps {eps} cannot be", "it is a small number above 0")
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise UsageError(f"norm_momentum {momentum} cannot be", "it is the new batch's weight, 0 to 1")
-
-
-def _check_use(name: str, normalised: bool, placement: str, *, auxiliary: bool, local_response: bool) -> None:
-    """Refuse what would change nothing."""
+def _check_effects(name: str, normalised: bool, placement: str, *, auxiliary: bool, local_response: bool) -> None:
+    """Refuse options that would have no effect."""
     if auxiliary and not registry.has_row(name, tables.Auxiliary):
         raise UsageError(f"{name} has no auxiliary classifiers", "leave auxiliary out")
     if local_response and not registry.has_row(name, tables.LocalResponse):
-        raise UsageError(f"{name} has no place for local response normalisation", "leave local_response out")
-    if placement not in get_args(Placement):
-        raise UsageError(f"placement '{printable(str(placement))}' cannot be", "say before or after")
+        raise UsageError(f"{name} has no local response normalisation", "leave local_response out")
     if placement == "after" and not normalised:
         raise UsageError(f"{name} has no normalisation to place after the activation", "leave placement out")

@@ -1,17 +1,17 @@
-"""Weights from elsewhere as a network of the catalogue.
+"""Convert weights from other programs to networks of bnlab.
 
-A file of weights says neither which network it is nor what that network sees. The names and the shapes of its tensors
-tell the network; who publishes such names, what it was trained to see.
+A file of weights says neither which network it is nor what that network expects. The network follows from the names and
+shapes of the tensors; what it expects, from who publishes such names (see `convert_formats.py`).
 
-Biases before batch normalisation are merged into it: BN(conv(x) + b) subtracts E[conv(x) + b] = E[conv(x)] + b, so
+A bias before batch normalisation is merged into it: BN(conv(x) + b) subtracts E[conv(x) + b] = E[conv(x)] + b, so
 
     running_mean <- running_mean - b
 
-gives the same outputs without them (Ioffe & Szegedy 2015, sec. 3.2).
+gives the same outputs without it (Ioffe & Szegedy 2015, sec. 3.2).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -23,14 +23,12 @@ from torch import Tensor
 from bnlab.errors import ClassifierError, UsageError, did_you_mean, printable
 from bnlab.nets import registry
 from bnlab.nets.build import build
-from bnlab.nets.convert_formats import CAFFE, FORMATS, Format, guess
-from bnlab.nets.convert_names import Named, rename
+from bnlab.nets.convert_formats import CAFFE, FORMATS, Format, NamedTensors, guess_format, rename
 from bnlab.nets.network import TableNetwork
 
 Shape = tuple[int, ...]
 
-_NOT_FLOATS = "not as floating-point numbers"
-_PLAIN = "save the weights before they are quantised or packed"
+_REMEDY = "save the weights before they are quantised or packed"
 _COUNTER = ".num_batches_tracked"
 _HEADS = ("aux1.", "aux2.")
 _BIAS = re.compile(r"(.+)\.(?:conv|linear)(?:\.1)?\.bias")
@@ -38,31 +36,32 @@ _BIAS = re.compile(r"(.+)\.(?:conv|linear)(?:\.1)?\.bias")
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What the tensors of a file came to."""
+    """The network that a file's tensors were converted to."""
 
     network: TableNetwork
-    """in evaluation mode on the CPU; the nearest one, without weights, where there are mismatches"""
+    """In evaluation mode on the CPU; where there are mismatches, the nearest network, without weights."""
     format: Format
     tensors: int
-    """how many of the file's are used"""
+    """How many of the file's tensors are used."""
     dropped: tuple[str, ...]
-    """the file's names of tensors that inference does not need"""
+    """The file's names of tensors that inference does not need."""
     merged: int
-    """biases that went into batch normalisation"""
+    """How many biases were merged into batch normalisation."""
     last_layer: str
-    """the file's name of the last layer's weight, which has one row a class"""
+    """The file's name of the last layer's weight, which has one row for each class."""
     mismatches: tuple[str, ...]
-    """a line for each tensor that is missing, unknown or of another shape"""
+    """One line for each tensor that is missing, unknown or of another shape."""
 
 
 class _Candidate(NamedTuple):
     network: str
     options: tuple[tuple[str, Any], ...]
-    """arguments of `build`"""
+    """Arguments of `build`, hashable."""
 
-    def given(self, **options: Any) -> "_Candidate":
-        """With other options."""
-        return _Candidate(self.network, tuple(sorted({**dict(self.options), **options}.items())))
+    def build(self, classes: int, defaults: Mapping[str, Any]) -> TableNetwork:
+        """The network without memory for its weights."""
+        with torch.device("meta"):
+            return build(self.network, classes=classes, **{**defaults, **dict(self.options)})
 
 
 def convert(
@@ -73,18 +72,18 @@ def convert(
     network: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Conversion:
-    """Find the network the tensors are of, and give it their values.
+    """Find the network that tensors are of, and load them into it.
 
     Args:
-        tensors: by the names they have in the file.
-        file: what messages call it.
-        format: a name in FORMATS, where it is known; else it is guessed from the names and the shapes.
-        network: of the catalogue, where it is known; else the nearest is looked for.
-        options: arguments of `build`, where they are known; they win over what the format has.
+        tensors: by their names in the file.
+        file: its name for messages.
+        format: a name in FORMATS (default: guessed from names and shapes).
+        network: a name in NETWORKS (default: the nearest).
+        options: known arguments of `build`; they override what the format implies.
 
     Raises:
-        UsageError: there is no such format or network, or it cannot be built so.
-        ClassifierError: a tensor holds no plain, finite numbers, or a negative variance.
+        UsageError: no format or network has that name, or the network cannot be built with these options.
+        ClassifierError: a tensor is not a plain array of finite numbers, or has a negative variance.
     """
     given = dict(options or {})
     if format is not None and format not in FORMATS:
@@ -96,21 +95,17 @@ def convert(
     needed = {name: tensor for name, tensor in named.tensors.items() if name not in dropped}
     counters = {name: needed.pop(name) for name in list(needed) if name.endswith(_COUNTER)}
     shapes = {name: _shape(name, tensor) for name, tensor in needed.items()}
-    kept = given.get("conv_bias", False) or given.get("placement") == "after"
-    biases = {} if kept else _redundant_biases(shapes)
+    keep_biases = given.get("conv_bias", False) or given.get("placement") == "after"
+    biases = {} if keep_biases else _redundant_biases(shapes)
     shapes = {name: shape for name, shape in shapes.items() if name not in biases}
-    rows = _rows(shapes)
-    best = _nearest(shapes, rows, network, given)
-    kind = (
-        FORMATS[format]
-        if format
-        else CAFFE
-        if named.caffe
-        else guess(best.network, dict(best.options), merged=len(biases))
-    )
-    with torch.device("meta"):
-        made = build(best.network, classes=rows, **(dict(kind.network) | dict(best.options)))
-    mismatches = tuple(_mismatches(shapes, _expected(best, rows), named))
+    classes = max(1, next(iter(shapes.get("fc.weight", ())), 1))
+    nearest = _nearest(shapes, classes, network, given)
+    if format:
+        kind = FORMATS[format]
+    else:
+        kind = CAFFE if named.caffe else guess_format(nearest.network, dict(nearest.options), merged=len(biases))
+    made = nearest.build(classes, kind.network)
+    mismatches = tuple(_mismatches(shapes, _expected(nearest, classes), named))
     if not mismatches:
         values = {name: _values(needed[name], shape, named.own_name(name), file) for name, shape in shapes.items()}
         for bias, mean in biases.items():
@@ -119,7 +114,7 @@ def convert(
             values["conv1.conv.weight"] = values["conv1.conv.weight"].flip(1)  # BGR to RGB
         for name in made.state_dict():
             if name.endswith(_COUNTER):
-                values[name] = _counted(counters.get(name))
+                values[name] = _batch_count(counters.get(name))
         made.load_state_dict(values, assign=True)
     return Conversion(
         network=made.eval(),
@@ -133,25 +128,27 @@ def convert(
 
 
 def _check_plain(name: str, tensor: Tensor, file: str) -> None:
-    """Refuse what is more, or less, than an array of numbers that are all in the file.
-
-    A few bytes can claim any shape by a stride of 0.
-    """
-    plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-    if not plain:
-        raise ClassifierError(f"{file} has {printable(name)} as {_kind(tensor)}, {_NOT_FLOATS}", _PLAIN)
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise _not_floats(name, tensor, file)
+    # A stride of 0 lets a few bytes claim any shape.
     if 0 in tensor.shape or tensor.untyped_storage().nbytes() < prod(tensor.shape) * tensor.element_size():
-        raise ClassifierError(f"{file} has {printable(name)} without the numbers of its shape", _PLAIN)
+        raise ClassifierError(f"{file} has {printable(name)} without the numbers of its shape", _REMEDY)
+
+
+def _not_floats(name: str, tensor: Tensor, file: str) -> ClassifierError:
+    layout = "" if tensor.layout == torch.strided else f"{tensor.layout} of ".removeprefix("torch.")
+    kind = layout + str(tensor.dtype).removeprefix("torch.") + (" without values" if tensor.is_meta else "")
+    return ClassifierError(f"{file} has {printable(name)} as {kind}, not as floating-point numbers", _REMEDY)
 
 
 def _shape(name: str, tensor: Tensor) -> Shape:
-    """Of the tensor; old files keep those of batch normalisation as 1 x C."""
+    """The tensor's shape; old files have the tensors of batch normalisation as 1 x C."""
     shape = tuple(tensor.shape)
     return shape[1:] if ".bn." in name and len(shape) == 2 and shape[0] == 1 else shape
 
 
 def _redundant_biases(shapes: Mapping[str, Shape]) -> dict[str, str]:
-    """Biases with a normalisation behind them, and the running mean that takes each."""
+    """Biases that a normalisation follows -> the running mean that each is merged into."""
     found = {}
     for name, shape in shapes.items():
         match = _BIAS.fullmatch(name)
@@ -161,62 +158,40 @@ def _redundant_biases(shapes: Mapping[str, Shape]) -> dict[str, str]:
     return found
 
 
-def _rows(shapes: Mapping[str, Shape]) -> int:
-    """How many classes the last layer tells apart."""
-    return max(1, next(iter(shapes.get("fc.weight", ())), 1))
+def _nearest(shapes: Mapping[str, Shape], classes: int, network: str | None, given: Mapping[str, Any]) -> _Candidate:
+    """The candidate with the most tensors in common, then with the most names, then with the fewest other tensors."""
 
-
-def _nearest(shapes: Mapping[str, Shape], rows: int, network: str | None, given: Mapping[str, Any]) -> _Candidate:
-    """The candidate with the most tensors in common, then with the most names, then with the fewest others."""
+    def candidate(name: str, variant: str, stem: str | None) -> _Candidate:
+        return _Candidate(name, tuple(sorted({"stem": stem, **given, "variant": variant}.items())))
 
     def rank(candidate: _Candidate) -> tuple[int, int, int]:
-        expected = _expected(candidate, rows)
-        alike = sum(shapes.get(name) == shape for name, shape in expected.items())
-        return alike, len(expected.keys() & shapes.keys()), -len(expected)
+        expected = _expected(candidate, classes)
+        equal = sum(shapes.get(name) == shape for name, shape in expected.items())
+        return equal, len(expected.keys() & shapes.keys()), -len(expected)
 
-    names = (network,) if network else _of_kind(given.get("norm"), shapes)
-    best = max(_candidates(names, given), key=rank)
-    if "stem" in given:
-        return best
-    stems = (best.given(stem=stem) for stem in registry.find(best.network).stems)  # they change the first layer alone
-    return max([best, *stems], key=rank)
-
-
-def _of_kind(norm: str | None, shapes: Mapping[str, Shape]) -> list[str]:
-    """The networks that are normalised by themselves, or those that are not, as was told or as the tensors are."""
-    normalised = any(".bn." in name for name in shapes) if norm is None else norm != "none"
-    return [name for name, entry in registry.CATALOGUE.items() if (entry.norm != "none") == normalised]
-
-
-def _candidates(names: Sequence[str], given: Mapping[str, Any]) -> list[_Candidate]:
-    found, errors = [], []
-    for name in names:
-        entry = registry.find(name)
-        for variant in (given["variant"],) if given.get("variant") else entry.variants:
-            candidate = _Candidate(name, ()).given(**{"stem": None, **given, "variant": variant})
+    normalised = given["norm"] != "none" if given.get("norm") else any(".bn." in name for name in shapes)
+    alike = [name for name, spec in registry.NETWORKS.items() if (spec.norm != "none") == normalised]
+    ranks, errors = {}, []
+    for name in [network] if network else alike:
+        for variant in (given["variant"],) if given.get("variant") else registry.find(name).variants:
             try:
-                _shapes_of(candidate)
-                found.append(candidate)
-            except UsageError as error:  # what was told may not suit every network
+                ranks[name, variant] = rank(candidate(name, variant, None))
+            except UsageError as error:  # the options may not suit every network
                 errors.append(error)
-    if not found:
+    if not ranks:
         raise errors[0]
-    return found
+    name, variant = max(ranks, key=lambda key: ranks[key])
+    # A stem changes the first layer only, so it does not decide which network is nearest.
+    return max((candidate(name, variant, stem) for stem in (None, *registry.find(name).stems)), key=rank)
 
 
 @lru_cache(maxsize=256)
-def _shapes_of(candidate: _Candidate) -> Mapping[str, Shape]:
-    with torch.device("meta"):  # shapes alone: nothing is allocated or filled
-        network = build(candidate.network, classes=1, **dict(candidate.options))
-    return {name: tuple(t.shape) for name, t in network.state_dict().items() if not name.endswith(_COUNTER)}
+def _expected(candidate: _Candidate, classes: int) -> Mapping[str, Shape]:
+    state = candidate.build(classes, {}).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(_COUNTER)}
 
 
-def _expected(candidate: _Candidate, rows: int) -> dict[str, Shape]:
-    shapes = _shapes_of(candidate)
-    return {**shapes, "fc.weight": (rows, *shapes["fc.weight"][1:]), "fc.bias": (rows,)}
-
-
-def _mismatches(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], named: Named) -> Iterator[str]:
+def _mismatches(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], named: NamedTensors) -> Iterator[str]:
     for name in [*expected, *(name for name in shapes if name not in expected)]:
         own = printable(named.own_name(name))
         if name not in shapes:
@@ -232,25 +207,21 @@ def _shown(shape: Shape) -> str:
 
 
 def _values(tensor: Tensor, shape: Shape, name: str, file: str) -> Tensor:
-    """A copy as float32, and of that shape."""
+    """A float32 copy of that shape; shared memory could not be saved."""
     if not tensor.is_floating_point():
-        raise ClassifierError(f"{file} has {printable(name)} as {_kind(tensor)}, {_NOT_FLOATS}", _PLAIN)
-    values = tensor.detach().to(torch.float32, copy=True).reshape(shape)  # shared memory could not be saved
+        raise _not_floats(name, tensor, file)
+    values = tensor.detach().to(torch.float32, copy=True).reshape(shape)
     if not bool(values.isfinite().all()):
         raise ClassifierError(
-            f"{file} has NaN or infinite numbers in {printable(name)}", "its training diverged: give an earlier file"
+            f"{file} has NaN or infinite numbers in {printable(name)}",
+            "its training diverged: use a file from before that",
         )
     if name.endswith("running_var") and bool((values < 0).any()):
         raise ClassifierError(f"{file} has a negative variance in {printable(name)}", "it is broken: save it again")
     return values
 
 
-def _kind(tensor: Tensor) -> str:
-    layout = "" if tensor.layout == torch.strided else f"{tensor.layout} of ".removeprefix("torch.")
-    return layout + str(tensor.dtype).removeprefix("torch.") + (" without values" if tensor.is_meta else "")
-
-
-def _counted(counter: Tensor | None) -> Tensor:
-    """How many batches the statistics are of; files from before there were counters have statistics all the same."""
+def _batch_count(counter: Tensor | None) -> Tensor:
+    """How many batches the statistics are of; old files have statistics without counters, which count as 1."""
     known = counter is not None and counter.dtype in (torch.int64, torch.int32) and counter.numel() == 1
     return torch.tensor(max(1, int(counter.item())) if counter is not None and known else 1)

@@ -1,22 +1,25 @@
-"""The kinds of files that weights come in, and what is known of the networks they are of."""
+"""The files of weights that other programs publish: what their networks expect, and how they name their tensors."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A kind of file, and what is known of the networks it comes from."""
+    """A kind of file, and what is known of the networks whose weights it holds."""
 
     name: str
     summary: str
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """how its network sees a photo, as keys of a recipe; nothing where that is not known"""
+    """Keys of a recipe; empty where it is not known."""
     network: Mapping[str, Any] = field(default_factory=dict)
-    """arguments of `build` that no tensor tells"""
+    """Arguments of `build` that do not follow from the tensors."""
     guessed: bool = False
-    """a bnlab network of that shape has the same names: nothing in the file tells them apart"""
+    """Whether a bnlab network can have the same names and shapes, so that the file does not show which it is."""
 
 
 _HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -37,15 +40,15 @@ TORCHVISION = Format(
 CAFFE = Format(
     name="caffe",
     summary="BN-Inception with Caffe's names",
-    # It sees BGR of 0 to 255 less (104, 117, 128); its first filters are turned to RGB, and the view does the rest.
+    # It expects BGR of 0 to 255 minus (104, 117, 128). `convert` reorders its first filters to RGB; this does the rest.
     preprocessing=_CROP | {"mean": (128 / 255, 117 / 255, 104 / 255), "std": (1 / 255, 1 / 255, 1 / 255)},
 )
 BNLAB = Format(name="bnlab", summary="the state_dict of a bnlab network")
 FORMATS = {kind.name: kind for kind in (TUTORIAL, TORCHVISION, CAFFE, BNLAB)}
 
 
-def guess(network: str, options: Mapping[str, Any], *, merged: int) -> Format:
-    """Who publishes such a network under bnlab's names: built with these options, with so many redundant biases."""
+def guess_format(network: str, options: Mapping[str, Any], *, merged: int) -> Format:
+    """Who publishes weights with bnlab's names of a network with these options and so many redundant biases."""
     if options["stem"] is not None or options.get("width", 1) != 1:
         return BNLAB
     match network, options["variant"]:
@@ -56,3 +59,85 @@ def guess(network: str, options: Mapping[str, Any], *, merged: int) -> Format:
         case "bn_googlenet", "torchvision" if not merged:
             return TORCHVISION
     return BNLAB
+
+
+# Prefixes that DataParallel, torch.compile and networks for videos add to every name.
+_PREFIXES = ("module.", "_orig_mod.", "base_model.")
+
+_CAFFE_STEM = {"conv1_7x7_s2": "conv1", "conv2_3x3_reduce": "conv2", "conv2_3x3": "conv3"}
+_CAFFE_BRANCHES = {
+    "1x1": "branch1",
+    "3x3_reduce": "branch2.0",
+    "3x3": "branch2.1",
+    "double_3x3_reduce": "branch3.0",
+    "double_3x3_1": "branch3.1",
+    "double_3x3_2": "branch3.2",
+    "pool_proj": "branch4.1",
+}
+_FROM_CAFFE: Mapping[str, str] = _CAFFE_STEM | {
+    f"inception_{block}_{theirs}": f"inception{block}.{ours}"
+    for block in ("3a", "3b", "3c", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+    for theirs, ours in _CAFFE_BRANCHES.items()
+}
+_TO_CAFFE: Mapping[str, str] = {ours: theirs for theirs, ours in _FROM_CAFFE.items()}
+_CAFFE_LAST = ("last_linear", "fc", "fc_action", "new_fc", "classifier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedTensors:
+    """The tensors of a file by bnlab's names."""
+
+    tensors: Mapping[str, Tensor]
+    own: Mapping[str, str]
+    """bnlab's name -> the file's name."""
+    caffe: bool
+    """Whether the file names the layers as Caffe's BN-Inception does."""
+    prefix: str
+    """The prefix of most names in the file."""
+
+    def own_name(self, name: str) -> str:
+        """The name that the file has, or would have, for a tensor."""
+        if name in self.own:
+            return self.own[name]
+        if self.caffe:
+            layer, _, part = name.rpartition(".")
+            unit, _, kind = layer.rpartition(".")
+            if unit in _TO_CAFFE:
+                name = f"{_TO_CAFFE[unit]}{'_bn' if kind == 'bn' else ''}.{part}"
+            elif layer == "fc":
+                name = f"{_CAFFE_LAST[0]}.{part}"
+        return self.prefix + name
+
+
+def rename(tensors: Mapping[str, Tensor]) -> NamedTensors:
+    """Give the tensors of a file bnlab's names. A name that is not known stays as it is."""
+    stems = {name: _without_prefixes(name) for name in tensors}
+    caffe = any(_caffe_layer(stem) in _FROM_CAFFE for stem in stems.values())
+    own: dict[str, str] = {}
+    for name, stem in stems.items():
+        ours = _from_caffe(stem) if caffe else stem
+        own[name if ours in own else ours] = name  # the second of two with the same name is reported as unknown
+    prefixes = Counter(name.removesuffix(stem) for name, stem in stems.items())
+    return NamedTensors(
+        tensors={ours: tensors[name] for ours, name in own.items()},
+        own=own,
+        caffe=caffe,
+        prefix=prefixes.most_common(1)[0][0] if prefixes else "",
+    )
+
+
+def _without_prefixes(name: str) -> str:
+    while prefix := next((p for p in _PREFIXES if name.startswith(p)), ""):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _caffe_layer(name: str) -> str:
+    return name.rpartition(".")[0].removesuffix("_bn")
+
+
+def _from_caffe(name: str) -> str:
+    layer, _, part = name.rpartition(".")
+    if unit := _FROM_CAFFE.get(_caffe_layer(name)):
+        return f"{unit}.{'bn' if layer.endswith('_bn') else 'conv'}.{part}"
+    return f"fc.{part}" if layer in _CAFFE_LAST else name

@@ -1,4 +1,4 @@
-"""Fine-tuning: parts of a network that stay as they are."""
+"""Freeze parts of a network for fine-tuning."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,19 +15,19 @@ Part = Literal["none", "stem", "backbone"]
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """What no longer changes in training."""
+    """What training does not change."""
 
     layers: tuple[str, ...]
-    """rows of the table with anything to train in them, all of each"""
+    """Frozen rows of the table that have parameters."""
     parameters: int
-    """numbers that are not trained"""
+    """How many numbers are frozen."""
     of: int
-    """numbers that inference needs, so trained or not"""
+    """How many numbers inference needs, frozen or not."""
     norms: int
-    """normalisation layers whose statistics, gamma and beta stay"""
+    """How many normalisation layers keep their statistics, gamma and beta."""
 
     def __str__(self) -> str:
-        """In a line, as a report has it; nothing frozen: an empty one."""
+        """One line for a report; empty if nothing is frozen."""
         if not self.parameters and not self.norms:
             return ""
         first, last = (self.layers[0], self.layers[-1]) if self.layers else ("", "")
@@ -38,10 +38,15 @@ class Frozen:
 
 
 def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
-    """Train no more the "stem" (all before the first Inception block) or the "backbone" (all before the last layer).
+    """Freeze the "stem" (all before the first Inception block), the "backbone" (all before the last layer) or "none".
 
-    Its normalisation layers are frozen, too: they normalise by the statistics they have, in training as well, and a
-    later `train()` does not undo it. With `norms` so are those of the whole backbone. Auxiliary heads are never frozen.
+    Frozen normalisation layers normalise by their running statistics in training as well, and a later `train()` does
+    not change that. Auxiliary heads are never frozen.
+
+    Args:
+        network: in any mode.
+        part: what to freeze.
+        norms: freeze all normalisation layers of the backbone as well.
 
     Raises:
         UsageError: the network has no stem.
@@ -69,7 +74,7 @@ def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
 def _stem(network: TableNetwork) -> list[str]:
     blocks = [i for i, name in enumerate(network.order) if isinstance(network.get_submodule(name), Inception)]
     if not blocks:
-        raise UsageError(f"{network.name} has no stem to freeze", "say backbone or none")
+        raise UsageError(f"{network.name} has no stem to freeze", "use backbone or none")
     return network.order[: blocks[0]]
 
 

@@ -1,4 +1,4 @@
-"""The weights a network begins with."""
+"""The weights that a network begins with."""
 
 import math
 from collections.abc import Callable
@@ -18,14 +18,14 @@ _SATURATING = ("sigmoid", "tanh", "none")
 
 
 def choose(scheme: str | None, activation: str) -> Fill:
-    """What fills the weights of the convolutions and fully connected layers before an activation.
+    """The function that fills the weights of a convolution or fully connected layer before an activation.
 
-    "he": N(0, 2 / fan-out), for activations that pass one side on (He et al. 2015, arXiv 1502.01852); "xavier":
-    N(0, 2 / (fan-in + fan-out)), for those that pass both (Glorot & Bengio 2010); "gaussian:STD": N(0, STD^2), as the
-    paper has it for its first experiment (sec. 4.1). None: the one that suits the activation.
+    "he": N(0, 2 / fan-out), for activations that pass one sign (He et al. 2015, arXiv 1502.01852); "xavier":
+    N(0, 2 / (fan-in + fan-out)), for those that pass both (Glorot & Bengio 2010); "gaussian:STD": N(0, STD^2), as in
+    the paper's first experiment (sec. 4.1). None: the one that suits the activation.
 
     Raises:
-        UsageError: there is none of that name, or its standard deviation cannot be.
+        UsageError: no initialisation has that name, or its standard deviation is not valid.
     """
     if scheme is None:
         scheme = "xavier" if activation in _SATURATING else "he"
@@ -36,17 +36,18 @@ def choose(scheme: str | None, activation: str) -> Fill:
         return partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
     if std is None or not 0 < std < math.inf:
         raise UsageError(
-            f"initialisation {printable(scheme)} cannot be", "give its standard deviation, as in gaussian:0.05"
+            f"initialisation {printable(scheme)} is not valid", "give its standard deviation, as in gaussian:0.05"
         )
     return partial(nn.init.normal_, std=std)
 
 
 def initialise(network: nn.Module, fill: Fill) -> None:
-    """Fill every unit's weights so, and other linear layers' with N(0, 0.01^2), so that classes start alike; biases 0.
+    """Apply `fill` to the weights of every ConvNormAct, and set all biases to 0.
 
-    A separable convolution's first half has no activation behind it and keeps its input's variance instead.
+    Other linear layers, such as the last, get N(0, 0.01^2), so that all classes start alike. The first half of a
+    separable convolution has no activation after it, and keeps the variance of its input instead.
     """
-    before_activation = {_last(unit) for unit in conv_norm_acts(network)}
+    before_activation = {_last_layer(unit) for unit in conv_norm_acts(network)}
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             if module in before_activation:
@@ -61,31 +62,33 @@ def initialise(network: nn.Module, fill: Fill) -> None:
 
 @torch.no_grad()
 def lsuv_init(network: nn.Module, images: Tensor) -> int:
-    """Scale each unit so that on these images it has a root mean square of 1 before its activation; how many.
+    """Scale each ConvNormAct so that its layer's outputs for these images have a root mean square of 1.
 
-    It is what batch normalisation does for the scale of a network, done once, at the beginning (Mishkin & Matas 2016,
-    arXiv 1511.06422), in one pass: each unit sees what the ones before it now give. A unit that gives zeros alone is
-    left as it is. For networks without normalisation: with it, there is nothing to do.
+    This is what batch normalisation does for the scale of a network, done once before training (Mishkin & Matas 2016,
+    arXiv 1511.06422), in one forward pass: each layer gets the outputs of the layers that are scaled already. A layer
+    whose outputs are all 0 is not scaled.
 
-    It scales whole layers and moves no mean: standardised channel by channel (Salimans & Kingma 2016), a deep network
-    diverged in trials where this one trained.
+    Complete layers are scaled and no mean is moved: standardised channel by channel (Salimans & Kingma 2016,
+    arXiv 1602.07868), a deep network diverged in trials in which this one trained.
 
     Args:
-        network: without normalisation. Of one in training mode the auxiliary heads are fitted, too.
+        network: without normalisation. If it is in training mode, its auxiliary heads are scaled as well.
         images: N x C x H x W.
 
+    Returns:
+        How many layers were scaled.
+
     Raises:
-        UsageError: the network is normalised, or a unit gives what is no finite number; nothing was changed then.
+        UsageError: the network is normalised, or outputs are not finite or out of range. Nothing is changed then.
     """
     check_unnormalised(network)
-    units = conv_norm_acts(network)
     scales: dict[nn.Conv2d | nn.Linear, Tensor] = {}
 
-    def measure(layer: Any, _: Any, output: Tensor) -> Tensor:
-        scales[layer] = scale = _to_one(output)
+    def scale_output(layer: Any, _: Any, output: Tensor) -> Tensor:
+        scales[layer] = scale = _scale_to_one(output)
         return output * scale
 
-    hooks = [_last(unit).register_forward_hook(measure) for unit in units]
+    hooks = [_last_layer(unit).register_forward_hook(scale_output) for unit in conv_norm_acts(network)]
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             network(images)
@@ -100,29 +103,31 @@ def lsuv_init(network: nn.Module, images: Tensor) -> int:
 
 
 def check_unnormalised(network: nn.Module) -> None:
-    """Refuse a network whose normalisation would undo what is fitted to data.
+    """Check that a network has no normalisation, which would undo what `lsuv_init` does.
 
     Raises:
-        UsageError: it has such layers.
+        UsageError: the network has normalisation layers.
     """
     if is_normalised(network):
         raise UsageError(
-            "normalisation would undo weights that are fitted to data (lsuv_init)",
-            "leave it out, or take a network without, such as googlenet",
+            "normalisation would undo the scale that lsuv_init gives to weights",
+            "leave lsuv_init out, or use a network without normalisation, such as googlenet",
         )
 
 
-def _last(unit: ConvNormAct) -> nn.Conv2d | nn.Linear:
+def _last_layer(unit: ConvNormAct) -> nn.Conv2d | nn.Linear:
     layer = unit.layer[-1] if isinstance(unit.layer, nn.Sequential) else unit.layer
     return cast(nn.Conv2d | nn.Linear, layer)
 
 
-def _to_one(output: Tensor) -> Tensor:
-    """The factor that makes the output's root mean square 1; a number, as a tensor."""
+def _scale_to_one(output: Tensor) -> Tensor:
+    """The factor, as a tensor of one number, that makes the output's root mean square 1."""
     square = output.double().square().mean()
     if not square.isfinite():
-        raise UsageError("a layer gives no finite numbers for these images", "check the images, or take another seed")
+        raise UsageError(
+            "the outputs of a layer for these images are not finite", "check the images, or use another seed"
+        )
     scale = torch.where(square > 0, square.rsqrt(), 1.0).to(output.dtype)
     if not (scale.isfinite() and scale):
-        raise UsageError("a layer's outputs are too small or too large to be scaled", "take another initialisation")
+        raise UsageError("the outputs of a layer are too small or too large to scale", "use another initialisation")
     return scale

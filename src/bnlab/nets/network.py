@@ -1,4 +1,4 @@
-"""A network of a table's rows."""
+"""The network that the rows of a table describe."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,24 +7,24 @@ from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 from bnlab.nets import blocks, tables
-from bnlab.nets.blocks import MakeConvNormAct
+from bnlab.nets.blocks import MakeLayer
 from bnlab.nets.tables import Table
 
 
 class TableNetwork(nn.Module):
-    """The rows of a table in order, the mean of each map, dropout and one linear layer.
+    """The rows of a table in order, global average pooling, dropout and one linear layer.
 
-    N x C x H x W in, C = `in_channels`, H and W at least `smallest_side`. In evaluation N x classes logits out; in
-    training with auxiliary heads the tuple (main, last auxiliary, ..., first auxiliary), each N x classes.
+    Shapes: N x C x H x W in, C = `in_channels`, H and W at least `smallest_side`. In evaluation N x classes logits out;
+    in training with auxiliary heads the tuple (main, last auxiliary, ..., first auxiliary), each N x classes.
+
+    `build` sets `name`, the network's name in the registry, and `arguments`, those of `build` that inference needs.
 
     Raises:
-        UsageError: the input is no N x C x H x W, has other channels, or is too small.
+        UsageError: the input is not N x C x H x W, has other channels, or is too small.
     """
 
     name: str = "the network"
-    """in the catalogue; `build` sets both"""
     arguments: Mapping[str, Any]
-    """of `build`, as far as inference needs them"""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class TableNetwork(nn.Module):
         *,
         in_channels: int,
         classes: int,
-        convolution: MakeConvNormAct,
-        dense: MakeConvNormAct,
+        conv: MakeLayer,
+        linear: MakeLayer,
         dropout: float,
         local_response: bool,
         auxiliary: bool,
@@ -41,13 +41,13 @@ class TableNetwork(nn.Module):
         super().__init__()
         self.in_channels = channels = in_channels
         self.smallest_side = tables.smallest_side(table)
-        self.order: list[str] = []
+        self.order: list[str] = []  # the names of the rows' layers
         self.heads: dict[str, str] = {}  # layer -> the auxiliary head on its output
         for row in table:
             layer: nn.Module
             match row:
                 case tables.Conv():
-                    layer = convolution(channels, row.channels, row.kernel, row.stride, multiplier=row.multiplier)
+                    layer = conv(channels, row.channels, row.kernel, row.stride, multiplier=row.multiplier)
                     channels = row.channels
                 case tables.MaxPool():
                     layer = blocks.MaxPool(row.kernel, stride=2, ceil_mode=True)
@@ -56,18 +56,18 @@ class TableNetwork(nn.Module):
                         continue
                     layer = nn.LocalResponseNorm(5)  # GoogLeNet's: alpha 1e-4, beta 0.75, k 1
                 case tables.Inception():
-                    layer = block = blocks.Inception(channels, row, convolution)
+                    layer = block = blocks.Inception(channels, row, conv)
                     channels = block.channels
                 case tables.Auxiliary():
                     if auxiliary:
-                        self.add_module(row.name, blocks.AuxiliaryHead(channels, classes, convolution))
+                        self.add_module(row.name, blocks.AuxiliaryHead(channels, classes, conv))
                         self.heads[self.order[-1]] = row.name
                     continue
-                case tables.Pixels():
-                    layer = blocks.Pixels(row.side)
+                case tables.FlattenPixels():
+                    layer = blocks.FlattenPixels(row.side)
                     channels *= row.side**2
                 case tables.Dense():
-                    layer = dense(channels, row.units)
+                    layer = linear(channels, row.units)
                     channels = row.units
             self.add_module(row.name, layer)
             self.order.append(row.name)
@@ -76,11 +76,10 @@ class TableNetwork(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Logits (see the class)."""
         self._check(x)
         auxiliary = []
         for name in self.order:
-            x = self.get_submodule(name)(x)  # as the comments in `tables.py` say
+            x = self.get_submodule(name)(x)  # the shapes stand in `tables.py`
             if self.training and name in self.heads:
                 auxiliary.append(self.get_submodule(self.heads[name])(x))  # N x classes
         x = self.pool(x)  # N x features
@@ -88,29 +87,31 @@ class TableNetwork(nn.Module):
         return (x, *reversed(auxiliary)) if auxiliary else x
 
     def inference_state(self) -> dict[str, Tensor]:
-        """The tensors that inference needs: all but the auxiliary heads'."""
+        """The `state_dict` without the auxiliary heads."""
         heads = tuple(f"{head}." for head in self.heads.values())
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
 
     def _check(self, x: object) -> None:
-        if not isinstance(x, Tensor):  # a tracer's stand-in
+        if not isinstance(x, Tensor):  # a tracer passes its own proxy
             return
         if x.ndim != 4 or x.shape[1] != self.in_channels:
-            last = x.ndim == 4 and x.shape[3] == self.in_channels
+            channels_last = x.ndim == 4 and x.shape[3] == self.in_channels
             raise UsageError(
                 f"{self.name} takes images of N x {self.in_channels} x H x W, not {' x '.join(map(str, x.shape))}",
-                "put the channels second: x.permute(0, 3, 1, 2)" if last else "reshape the batch",
+                "make the channels the second dimension: x.permute(0, 3, 1, 2)"
+                if channels_last
+                else "reshape the batch",
             )
         self.check_size(*x.shape[2:])
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse images that are too small for it, in pixels.
+        """Check that images of that size, in pixels, are large enough.
 
         Raises:
             UsageError: a layer would have no output for them.
         """
         if min(height, width) < self.smallest_side:
             raise UsageError(
-                f"{self.name} cannot see images of {height} x {width} pixels",
-                f"give {self.smallest_side} x {self.smallest_side} or more",
+                f"{self.name} cannot process images of {height} x {width} pixels",
+                f"use at least {self.smallest_side} x {self.smallest_side}",
             )

@@ -1,6 +1,6 @@
-"""What a network's options may be, in plain words that a recipe and a classifier file can hold.
+"""The normalisations and activations of networks, by the names that a recipe and a classifier file hold.
 
-Some take a number after a colon: "ghost:16", "whitening:8", "gaussian:0.05".
+Some names take a number after a colon: "ghost:16", "whitening:8", "gaussian:0.05".
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from bnlab import norm
 from bnlab.errors import UsageError, did_you_mean, printable
 
 MakeNorm = Callable[[int], nn.Module]
-"""from a number of channels to a layer for N x C x H x W (or N x C, behind fully connected layers)"""
+"""Makes a layer of so many channels, for N x C x H x W (or N x C, after fully connected layers)."""
 MakeActivation = Callable[[], nn.Module]
 
 NORMS = ("none", "batch", "sync", "ghost", "whitening")
@@ -29,43 +29,43 @@ ACTIVATIONS: Mapping[str, MakeActivation] = {
 }
 
 
-def choose_norm(name: str, *, eps: float, momentum: float | None) -> tuple[MakeNorm, MakeNorm] | None:
-    """Makers of the layer for N x C x H x W and for N x C; None for no normalisation.
+def choose_norm(name: str, *, eps: float, momentum: float | None) -> tuple[MakeNorm | None, MakeNorm | None]:
+    """The functions that make the layers for N x C x H x W and for N x C; (None, None) for "none".
 
-    "ghost:16" normalises by parts of at most 16 examples (32 unless said), "whitening:8" whitens groups of at most 8
-    channels (16 unless said): the largest size up to that which divides a layer's channels.
+    "ghost:16" normalises by parts of at most 16 examples (default: 32). "whitening:8" whitens groups of at most 8
+    channels (default: 16): of the sizes up to that, the largest that divides a layer's channels.
 
     Raises:
-        UsageError: there is no normalisation of that name, or its number cannot be.
+        UsageError: no normalisation has that name, or its number is not valid.
     """
     word, number = split_number("norm", name, NORMS, with_number=("ghost", "whitening"))
     if number is not None and not (number >= 1 and number.is_integer()):
         raise UsageError(
-            f"norm {printable(name)} cannot be", f"after the colon comes a whole number of at least 1, as in {word}:16"
+            f"norm {printable(name)} is not valid", f"use a whole number of at least 1 after the colon, as in {word}:16"
         )
-    size = int(number or 0)
     common: dict[str, Any] = {"eps": eps, "momentum": momentum}
     match word:
         case "none":
-            return None
+            return None, None
         case "batch":
             return partial(norm.BatchNorm2d, **common), partial(norm.BatchNorm1d, **common)
         case "sync":
             return partial(norm.SyncBatchNorm, **common), partial(norm.SyncBatchNorm, **common)
         case "ghost":
-            common["ghost_size"] = size or 32
+            common["ghost_size"] = int(number or 32)
             return partial(norm.GhostBatchNorm2d, **common), partial(norm.GhostBatchNorm1d, **common)
+    size = int(number or 16)
     return (
-        lambda channels: norm.Whitening2d(channels, groups=_groups(channels, size or 16), **common),
-        lambda channels: norm.Whitening1d(channels, groups=_groups(channels, size or 16), **common),
+        lambda channels: norm.Whitening2d(channels, groups=_groups(channels, size), **common),
+        lambda channels: norm.Whitening1d(channels, groups=_groups(channels, size), **common),
     )
 
 
 def choose_activation(name: str) -> MakeActivation:
-    """The maker of an activation.
+    """The function that makes an activation.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no activation has that name.
     """
     if name not in ACTIVATIONS:
         raise UsageError(f"no activation is called '{printable(name)}'", did_you_mean(str(name), list(ACTIVATIONS)))
@@ -75,10 +75,10 @@ def choose_activation(name: str) -> MakeActivation:
 def split_number(
     option: str, text: str, known: tuple[str, ...], *, with_number: tuple[str, ...]
 ) -> tuple[str, float | None]:
-    """The word and the number after its colon, if there is one.
+    """The word and the number after its colon, or None without a colon.
 
     Raises:
-        UsageError: the word is not known, takes no number, or what follows the colon is none.
+        UsageError: the word is not known, takes no number, or has no number after the colon.
     """
     word, colon, number = str(text).partition(":")
     if word not in known:
@@ -86,15 +86,14 @@ def split_number(
     if not colon:
         return word, None
     if word not in with_number:
-        raise UsageError(f"{option} {word} takes no number ('{printable(text)}')", f"say {word}")
+        raise UsageError(f"{option} {word} takes no number ('{printable(text)}')", f"use {word}")
     try:
         return word, float(number)
     except ValueError:
         raise UsageError(
-            f"{option} '{printable(text)}' has no number after the colon", f"say, for example, {word}:16"
+            f"{option} '{printable(text)}' has no number after the colon", f"use, for example, {word}:16"
         ) from None
 
 
 def _groups(channels: int, largest: int) -> int:
-    """How many groups of the largest size up to `largest` that divides the channels."""
     return channels // next(size for size in range(min(largest, channels), 0, -1) if channels % size == 0)

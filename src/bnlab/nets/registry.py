@@ -1,14 +1,14 @@
-"""The networks there are, by name: which tables each has, and how it is meant to be built."""
+"""The networks by name: the tables of each, and the options that it is built with unless others are given."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.nets import tables
 from bnlab.nets.tables import Table
 
 Stem = Callable[[Table], Table]
-WIDEST = 16  # times a table's own width
+
 ARCHITECTURE_KEYS = (
     "variant",
     "norm",
@@ -21,115 +21,85 @@ ARCHITECTURE_KEYS = (
     "stem",
     "local_response",
 )
-"""the arguments of `build`, and keys of a recipe, that say what a trained network computes: its weights go with them"""
+"""Arguments of `build`, and keys of a recipe, that decide what a network computes with given weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network of the catalogue; its fields are the defaults of `build`."""
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network of the registry. `norm`, `activation` and `dropout` are the defaults of `build`."""
 
     summary: str
     variants: Mapping[str, Table]
-    """the first is the default"""
+    """The first is the default."""
     norm: str
     activation: str = "relu"
     dropout: float = 0.0
-    stems: Mapping[str, Stem]
-    """first layers other than the table's own"""
+    stems: Mapping[str, Stem] = field(default_factory=dict)
+    """First layers that can replace the table's own."""
 
     @property
     def default_variant(self) -> str:
-        """The first."""
         return next(iter(self.variants))
 
 
-_GOOGLENETS = {
+_GOOGLENET = {
     "double": tables.googlenet(),
     "5x5": tables.googlenet(kernels=(5,)),
     "torchvision": tables.googlenet(kernels=(3,), last_pool=2),
 }
-_INCEPTIONS = {"literal": tables.inception(projection=128), "corrected": tables.inception(projection=96)}
+_INCEPTION = {"literal": tables.inception(projection=128), "corrected": tables.inception(projection=96)}
 _SMALL = {"table": tables.SMALL_INCEPTION}
 _MLP = {"table": tables.MLP}
 _STEMS: Mapping[str, Stem] = {"separable": tables.separable_stem, "small": tables.small_stem}
 
-CATALOGUE: Mapping[str, Network] = {
-    "bn_googlenet": Network(summary="GoogLeNet with BN", variants=_GOOGLENETS, norm="batch", dropout=0.2, stems=_STEMS),
-    "googlenet": Network(
-        summary="GoogLeNet (Szegedy et al. 2015)", variants=_GOOGLENETS, norm="none", dropout=0.2, stems=_STEMS
-    ),
-    "bn_inception": Network(
-        summary="BN-Inception, the BN paper's network (Fig. 5)", variants=_INCEPTIONS, norm="batch", stems=_STEMS
-    ),
-    "inception": Network(
-        summary="the paper's baseline: no BN, dropout 0.4",
-        variants=_INCEPTIONS,
-        norm="none",
-        dropout=0.4,
-        stems=_STEMS,
-    ),
-    "bn_small_inception": Network(
-        summary="small Inception for 32 px, with BN",
-        variants=_SMALL,
-        norm="batch",
-        dropout=0.2,
-        stems={},
-    ),
-    "small_inception": Network(
-        summary="small Inception for 32 px", variants=_SMALL, norm="none", dropout=0.2, stems={}
-    ),
-    "bn_mlp": Network(
-        summary="3 x 100 sigmoid units with BN (sec. 4.1)",
-        variants=_MLP,
-        norm="batch",
-        activation="sigmoid",
-        stems={},
-    ),
-    "mlp": Network(
-        summary="3 x 100 sigmoid units, on 28 x 28 pixels",
-        variants=_MLP,
-        norm="none",
-        activation="sigmoid",
-        stems={},
-    ),
+# fmt: off
+NETWORKS: Mapping[str, NetworkSpec] = {
+    "bn_googlenet": NetworkSpec("GoogLeNet with BN", _GOOGLENET, "batch", dropout=0.2, stems=_STEMS),
+    "googlenet": NetworkSpec("GoogLeNet (Szegedy et al. 2015)", _GOOGLENET, "none", dropout=0.2, stems=_STEMS),
+    "bn_inception": NetworkSpec("BN-Inception, the BN paper's network (Fig. 5)", _INCEPTION, "batch", stems=_STEMS),
+    "inception": NetworkSpec("the paper's baseline: no BN, dropout 0.4", _INCEPTION, "none", dropout=0.4, stems=_STEMS),
+    "bn_small_inception": NetworkSpec("small Inception for 32 px, with BN", _SMALL, "batch", dropout=0.2),
+    "small_inception": NetworkSpec("small Inception for 32 px", _SMALL, "none", dropout=0.2),
+    "bn_mlp": NetworkSpec("3 x 100 sigmoid units with BN (sec. 4.1)", _MLP, "batch", "sigmoid"),
+    "mlp": NetworkSpec("3 x 100 sigmoid units, on 28 x 28 pixels", _MLP, "none", "sigmoid"),
 }
-NETWORKS: tuple[str, ...] = tuple(CATALOGUE)
+# fmt: on
 
 
-def find(name: str) -> Network:
-    """The network of that name.
+def find(name: str) -> NetworkSpec:
+    """The network with that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no network has that name.
     """
-    if name not in CATALOGUE:
-        raise UsageError(f"no network is called '{printable(name)}'", did_you_mean(str(name), list(CATALOGUE)))
-    return CATALOGUE[name]
+    if name not in NETWORKS:
+        raise UsageError(f"no network is called '{printable(name)}'", did_you_mean(str(name), list(NETWORKS)))
+    return NETWORKS[name]
 
 
 def table_of(name: str, *, variant: str, stem: str | None, width: float) -> Table:
-    """The table of a network's variant, with another stem and width where asked for.
+    """The table of a network's variant, with another stem and width if they are given.
 
     Raises:
-        UsageError: there is no such network, or it has no such variant or stem, or the width is out of range.
+        UsageError: no network has that name, or it has no such variant or stem.
     """
-    network = find(name)
-    if variant not in network.variants:
-        raise UsageError(
-            f"{name} has no variant '{printable(str(variant))}'", did_you_mean(str(variant), list(network.variants))
-        )
-    table = network.variants[variant]
+    spec = find(name)
+    if variant not in spec.variants:
+        raise UsageError(f"{name} has no variant '{printable(variant)}'", did_you_mean(variant, list(spec.variants)))
+    table = spec.variants[variant]
     if stem is not None:
-        if stem not in network.stems:
-            known = did_you_mean(str(stem), list(network.stems)) if network.stems else "leave it out"
-            raise UsageError(f"{name} has no stem '{printable(str(stem))}' beside its table's own", known)
-        table = network.stems[stem](table)
-    if not 0 < width <= WIDEST:
-        raise UsageError(f"width {width} cannot be", f"it is a factor, above 0 and up to {WIDEST}")
-    return tables.widened(table, width)
+        if stem not in spec.stems:
+            remedy = did_you_mean(stem, list(spec.stems)) if spec.stems else "leave stem out"
+            raise UsageError(f"{name} has no stem '{printable(stem)}' to replace its table's own", remedy)
+        table = spec.stems[stem](table)
+    return tables.widen(table, width)
 
 
 def has_row(name: str, kind: type[tables.Row]) -> bool:
-    """Whether the network's tables have a row of that kind, such as one for auxiliary heads."""
-    network = find(name)
-    return any(isinstance(row, kind) for row in network.variants[network.default_variant])
+    """Whether the network's tables have a row of that kind, such as `Auxiliary`.
+
+    Raises:
+        UsageError: no network has that name.
+    """
+    spec = find(name)
+    return any(isinstance(row, kind) for row in spec.variants[spec.default_variant])

@@ -4,14 +4,14 @@ from typing import Any, Literal, NamedTuple
 
 
 class Conv(NamedTuple):
-    """A convolution with its normalisation and activation, padded to keep the size at stride 1."""
+    """A convolution with its normalisation and activation, padded so that stride 1 keeps the size."""
 
     name: str
     channels: int
     kernel: int
     stride: int = 1
     multiplier: int = 0
-    """separable: so many filters on each input channel by itself, then a 1x1 convolution; 0: a plain convolution"""
+    """0: a plain convolution. Else separable: so many filters on each input channel, then a 1 x 1 convolution."""
 
 
 class MaxPool(NamedTuple):
@@ -22,38 +22,38 @@ class MaxPool(NamedTuple):
 
 
 class LocalResponse(NamedTuple):
-    """Local response normalisation, where it is asked for."""
+    """Local response normalisation, which a network has only if it is built with `local_response`."""
 
     name: str
 
 
 class Inception(NamedTuple):
-    """Branches side by side, concatenated: 1x1 | 1x1, 3x3 | 1x1, `kernels` of one width | 3x3 pool, 1x1."""
+    """Concatenated branches: 1 x 1 | 1 x 1, 3 x 3 | 1 x 1, one layer for each of `kernels` | 3 x 3 pooling, 1 x 1."""
 
     name: str
     one: int
-    """0: no such branch"""
+    """0: the block has no such branch."""
     reduce3: int
     three: int
     reduce5: int
     five: int
     pool: int
-    """channels of the projection after the pooling; 0: what was pooled is passed through"""
+    """Channels of the 1 x 1 convolution after the 3 x 3 pooling. 0: the pooled map is passed on as it is."""
     pooling: Literal["max", "avg"] = "max"
     stride: int = 1
-    """of the last convolution of each branch, and of the pooling"""
+    """Of the last convolution of each branch, and of the pooling."""
     kernels: tuple[int, ...] = (3, 3)
-    """of the third branch: 5 x 5 in the first Inception, two 3 x 3 in Inception v2"""
+    """Of the third branch: 5 x 5 in GoogLeNet, two 3 x 3 in BN-Inception."""
 
 
 class Auxiliary(NamedTuple):
-    """An auxiliary classifier on the output of the layer above it, in training alone."""
+    """An auxiliary classifier on the output of the layer above it, which runs in training only."""
 
     name: str
 
 
-class Pixels(NamedTuple):
-    """The picture averaged to `side` x `side` (as it is where it has that size), as one vector."""
+class FlattenPixels(NamedTuple):
+    """The image, averaged to `side` x `side` pixels, as one vector."""
 
     name: str
     side: int
@@ -66,11 +66,11 @@ class Dense(NamedTuple):
     units: int
 
 
-Row = Conv | MaxPool | LocalResponse | Inception | Auxiliary | Pixels | Dense
+Row = Conv | MaxPool | LocalResponse | Inception | Auxiliary | FlattenPixels | Dense
 Table = tuple[Row, ...]
 
 
-# What GoogLeNet and BN-Inception begin with.
+# The first layers of both GoogLeNet and BN-Inception.
 _STEM: Table = (
     Conv("conv1", 64, 7, stride=2),  # 64 x 112 x 112
     MaxPool("pool1"),  # 64 x 56 x 56
@@ -83,7 +83,7 @@ _STEM: Table = (
 
 
 def googlenet(kernels: tuple[int, ...] = (3, 3), last_pool: int = 3) -> Table:
-    """Szegedy et al. 2015 (arXiv 1409.4842), Table 1, with `kernels` in the place of its 5 x 5 convolutions."""
+    """Szegedy et al. 2015 (arXiv 1409.4842), Table 1, with `kernels` in place of its 5 x 5 convolutions."""
 
     def block(name: str, one: int, reduce3: int, three: int, reduce5: int, five: int, pool: int) -> Inception:
         return Inception(name, one, reduce3, three, reduce5, five, pool, kernels=kernels)
@@ -109,7 +109,7 @@ def googlenet(kernels: tuple[int, ...] = (3, 3), last_pool: int = 3) -> Table:
 def inception(projection: int) -> Table:
     """Ioffe & Szegedy 2015 (arXiv 1502.03167), Fig. 5, with `projection` channels after the pooling of 4c and 4d.
 
-    The figure contradicts itself there: it prints 128, and an output of 576 channels, which takes 96.
+    The figure contradicts itself there: it prints 128 channels, and an output of 576 channels, which needs 96.
     """
     return (
         *_STEM,
@@ -128,7 +128,7 @@ def inception(projection: int) -> Table:
     )
 
 
-# GoogLeNet's block at the scale of a 32 px picture, for studies and for the demo.
+# GoogLeNet's block at the scale of 32 x 32 pixels, for studies and for the demo.
 SMALL_INCEPTION: Table = (
     Conv("conv1", 32, 3),  # 32 x 32 x 32
     MaxPool("pool1"),  # 32 x 16 x 16
@@ -144,7 +144,7 @@ SMALL_INCEPTION: Table = (
 
 # The network of Ioffe & Szegedy's first experiment (sec. 4.1), on 28 x 28 pixels.
 MLP: Table = (
-    Pixels("pixels", 28),  # C * 784
+    FlattenPixels("pixels", 28),  # C * 784
     Dense("hidden1", 100),  # 100
     Dense("hidden2", 100),  # 100
     Dense("hidden3", 100),  # 100
@@ -152,32 +152,35 @@ MLP: Table = (
 
 
 def separable_stem(table: Table) -> Table:
-    """With the paper's first layer: separable, depth multiplier 8."""
+    """The table with the paper's first layer: a separable convolution with depth multiplier 8."""
     first = table[0]
     assert isinstance(first, Conv)
     return (first._replace(multiplier=8), *table[1:])
 
 
 def small_stem(table: Table) -> Table:
-    """For small pictures: a first convolution of 3 x 3 with stride 1, no pooling: maps 4 times as high and wide."""
+    """The table for small images: 3 x 3 with stride 1 first, no first pooling, so maps 4 times as high and wide."""
     first = table[0]
     assert isinstance(first, Conv)
-    at = next(i for i, row in enumerate(table) if isinstance(row, MaxPool))
-    return (first._replace(kernel=3, stride=1), *table[1:at], *table[at + 1 :])
+    pool = next(i for i, row in enumerate(table) if isinstance(row, MaxPool))
+    return (first._replace(kernel=3, stride=1), *table[1:pool], *table[pool + 1 :])
 
 
-def widened(table: Table, width: float) -> Table:
-    """Every layer `width` times as wide, to the nearest whole channel; what is there stays there."""
+def widen(table: Table, factor: float) -> Table:
+    """Multiply the channels of every layer, rounded to whole channels; no layer or branch vanishes."""
 
-    def scaled(row: Row) -> Row:
-        widths: dict[str, Any] = {key: _times(getattr(row, key), width) for key in _WIDTHS if key in row._fields}
-        return row._replace(**widths)
+    def widened(row: Row) -> Row:
+        keys = {"channels", "one", "reduce3", "three", "reduce5", "five", "pool", "units"} & set(row._fields)
+        wider: dict[str, Any] = {
+            key: max(1, int(getattr(row, key) * factor + 0.5)) for key in keys if getattr(row, key)
+        }
+        return row._replace(**wider)
 
-    return tuple(scaled(row) for row in table)
+    return tuple(widened(row) for row in table)
 
 
 def smallest_side(table: Table) -> int:
-    """The least height and width that every layer has an output for."""
+    """The least height and width of an image, in pixels, for which every layer has an output."""
     side = 1
     for row in reversed(table):
         match row:
@@ -185,15 +188,6 @@ def smallest_side(table: Table) -> int:
                 side = (side - 1) * row.stride + 1
             case MaxPool():
                 side = 2 * side + row.kernel - 3
-            case Pixels():
+            case FlattenPixels():
                 side = 1
-            case _:
-                pass
     return side
-
-
-_WIDTHS = ("channels", "one", "reduce3", "three", "reduce5", "five", "pool", "units")
-
-
-def _times(channels: int, width: float) -> int:
-    return max(1, int(channels * width + 0.5)) if channels else 0
