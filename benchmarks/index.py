@@ -1,13 +1,13 @@
-"""What a long list of photos costs: time to open it, memory to keep it, and time of a training step with it.
+"""Measure what a long list of photos costs: time to open it, memory to keep it, and time of a training step with it.
 
     python benchmarks/index.py [ROUNDS]
 
-Two lists, of 10,000 and of 1,000,000 photos in 1,000 classes, a twentieth of them val. The files are few: every class
-is a link to one folder, whose 1,000 names are hard links to 16 pictures. Each measurement is a process of its own, the
-two lists in turn. Opened as `bnlab train` does it: the list read and checked, every file looked for, and the run's own
-list written; then steps of bn_googlenet, 16 photos of 64 px, photos read between them by the same thread. Peaks are the
-most memory resident until then; torch is imported only after the first, so that it hides nothing. Three rounds take
-about three minutes on one core. Linux alone.
+The two lists have 10,000 and 1,000,000 photos in 1,000 classes; a twentieth of the photos is val. There are few files:
+every class is a link to one folder, whose 1,000 names are hard links to 16 images. Each measurement runs in a separate
+process, and the two lists take turns. A list is opened as `bnlab train` opens it: it is read and checked, every file is
+looked up, and the run's own list is written. Then bn_googlenet trains on 16 photos of 64 px a step, which the same
+thread reads between the steps. Peaks are the highest resident memory so far; torch is imported after the first peak,
+so that its memory does not hide the list's. Three rounds take about three minutes on one core. The script needs Linux.
 """
 
 import json
@@ -31,14 +31,13 @@ from bnlab.data.split_csv import report_missing_classes, write_rows, write_split
 from bnlab.progress import NullProgress
 
 SIZES = (10_000, 1_000_000)
-CLASSES, NAMES, PICTURES = 1000, 1000, 16
+CLASSES, NAMES, IMAGES = 1000, 1000, 16
 BATCH, PIXELS, WARM_UP, STEPS = 16, 64, 2, 10
 
 Found = dict[str, float]
 
 
 def main(rounds: int) -> None:
-    """Measure both lists in turn and print the table."""
     from bnlab.machine import environment
 
     machine = environment("cpu")
@@ -60,7 +59,7 @@ def main(rounds: int) -> None:
         print(f"| {size:,} | {' | '.join(cells)} |")
     for key in ("opened", "trained"):
         small, large = (statistics.median(one[key] for one in found[size]) for size in SIZES)
-        print(f"\nmore for the long list, {key}: {large - small:.0f} MB")
+        print(f"\nadditional memory for the long list, {key}: {large - small:.0f} MB")
 
 
 def _spread(found: list[Found], key: str) -> str:
@@ -72,15 +71,15 @@ def _spread(found: list[Found], key: str) -> str:
 
 def _make(home: Path) -> None:
     """The photos and both lists."""
-    pictures, names = home / "pictures", home / "names"
-    pictures.mkdir()
+    images, names = home / "images", home / "names"
+    images.mkdir()
     names.mkdir()
     random = np.random.default_rng(0)
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         small = Image.fromarray(random.integers(0, 256, (8, 10, 3), dtype=np.uint8))
-        small.resize((500, 400), Image.Resampling.BICUBIC).save(pictures / f"{i}.jpg")
+        small.resize((500, 400), Image.Resampling.BICUBIC).save(images / f"{i}.jpg")
     for i in range(NAMES):
-        os.link(pictures / f"{i % PICTURES}.jpg", names / _name(i))
+        os.link(images / f"{i % IMAGES}.jpg", names / _name(i))
     (home / "photos" / "train").mkdir(parents=True)
     for i in range(CLASSES):
         (home / "photos" / "train" / _label(i)).symlink_to(names)
@@ -109,7 +108,7 @@ def _list(home: Path, size: int) -> Path:
 
 
 def one(data: Path) -> Found:
-    """All figures of one list, in this process."""
+    """All measurements of one list, in this process."""
     start = time.perf_counter()
     dataset = open_training_data(data, val=0.2, seed=0, progress=NullProgress())
     report_missing_classes(dataset.photos, "val", NullProgress())
@@ -153,7 +152,7 @@ def one(data: Path) -> Found:
 
 
 def _peak() -> float:
-    """The most memory this process has had resident, in MB; the kernel's other figure is inherited from the parent."""
+    """The highest resident memory of this process so far, in MB; getrusage would include that of the parent process."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
     assert found
     return int(found[1]) * 1024 / 1e6

@@ -1,10 +1,11 @@
-"""What norm/ costs and what it saves, each against the plain way in the same run.
+"""Measure what norm/ costs and what it saves, each compared with the plain way in the same run.
 
     python benchmarks/norm.py [layers] [recalibrate] [population] [sync] [memory] [fold]
 
-Without names all of it; about ten minutes on two idle cores. Ways are timed in turn, over and over, and each time is
-divided by that of the plain way beside it; printed are the median ratio and the middle half of the ratios. Shapes,
-channels last, are those of bn_googlenet with both auxiliary heads in a training step of 32 images.
+Without names all parts run, which takes about ten minutes on two idle cores. The ways take turns, round after round,
+and each time is divided by that of the plain way in the same round; the script prints the median ratio and the middle
+half of the ratios. Shapes are those of bn_googlenet with both auxiliary heads in a training step of 32 images, channels
+last.
 """
 
 import copy
@@ -36,7 +37,6 @@ LAST = torch.channels_last
 
 
 def main(parts: list[str]) -> None:
-    """Run the parts named, or all."""
     machine = environment("cpu")
     print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
     for name, part in PARTS.items():
@@ -46,7 +46,7 @@ def main(parts: list[str]) -> None:
 
 
 def layers() -> None:
-    """Forward and backward of each layer of bn_googlenet, on its own, against torch.nn's."""
+    """Time forward and backward of each BN layer of bn_googlenet, separately, against that of torch.nn."""
     shapes = Counter(_layer_shapes(224))
     print(
         f"{sum(shapes.values())} layers of {len(shapes)} shapes, forward and backward, ratio to torch.nn.BatchNorm2d\n"
@@ -59,7 +59,7 @@ def layers() -> None:
         x = x.to(memory_format=LAST).requires_grad_()
         dy = torch.randn(shape).to(memory_format=LAST)
         ways = {"plain": _step(nn.BatchNorm2d(shape[1]), x, dy), "own": _step(BatchNorm2d(shape[1]), x, dy)}
-        found = _race(ways, seconds=4.0)
+        found = _alternate(ways, seconds=4.0)
         plain, own = statistics.median(found["plain"]), statistics.median(found["own"])
         plain_total, own_total = plain_total + count * plain, own_total + count * own
         ratios.append(own / plain)
@@ -68,11 +68,11 @@ def layers() -> None:
         size = " x ".join(map(str, shape))
         print(f"| {size} | {count} | {plain * 1e6:.0f} us | {ratio:.3f} | {low:.3f} to {high:.3f} |")
     print(f"\nall layers, by their time: {own_total / plain_total:.3f}; worst shape {max(ratios):.3f}")
-    print(f"more for a layer, median: {statistics.median(more) * 1e6:.1f} us")
+    print(f"additional time for a layer, median: {statistics.median(more) * 1e6:.1f} us")
 
 
 def recalibration() -> None:
-    """The measuring pass against the forwards it needs: those of the network normalising by its batches."""
+    """Time the measuring pass against the forward passes it needs, in which the network normalises by batches."""
     network = move_network(build("bn_googlenet", classes=5), "cpu")
     batches = [torch.randn(BATCH, 3, 128, 128).to(memory_format=LAST) for _ in range(4)]
 
@@ -90,7 +90,7 @@ def recalibration() -> None:
         network.eval()
         forwards()
 
-    found = _race(
+    found = _alternate(
         {
             "plain": as_training,
             "inference": as_inference,
@@ -98,7 +98,7 @@ def recalibration() -> None:
         },
         seconds=45.0,
     )
-    slow = _race(
+    slow = _alternate(
         {"plain": as_training, "slow": lambda: recalibrate(network.eval(), batches, layer_by_layer=True)}, least=3
     )
     print(f"{len(batches)} batches of {BATCH}, 128 px; ratio to plain forwards that normalise by batches\n")
@@ -109,13 +109,11 @@ def recalibration() -> None:
     print(f"- layer by layer: {ratio:.1f} ({low:.1f} to {high:.1f}), n = {len(slow['slow'])}")
     ratio = statistics.median(a / b for a, b in zip(found["one pass"], found["inference"], strict=True))
     print(f"- one pass, against inference: {ratio:.2f}")
-    print(
-        f"- layer by layer goes through the batches {recalibrate(network, batches, layer_by_layer=True).passes} times"
-    )
+    print(f"- layer by layer reads the batches {recalibrate(network, batches, layer_by_layer=True).passes} times")
 
 
 def population() -> None:
-    """What each way of measuring is worth: held-out digits, by a network that has seen few batches."""
+    """Compare the held-out accuracy with each kind of statistics, of a network trained on few batches of digits."""
     seeds, epochs = 3, (1, 3)
     print(f"scikit-learn's digits at 32 px, 1,200 to train on and 597 held out, batches of {BATCH}, {seeds} seeds;")
     print("held-out accuracy, mean (lowest to highest); logits apart: largest distance from the exact way's, in std\n")
@@ -126,8 +124,8 @@ def population() -> None:
     for seed in range(seeds):
         for epoch, found in _digits(seed, epochs):
             exact = found["layer by layer"][1]
-            for name, (right, logits) in found.items():
-                accuracy.setdefault(name, {}).setdefault(epoch, []).append(right)
+            for name, (correct, logits) in found.items():
+                accuracy.setdefault(name, {}).setdefault(epoch, []).append(correct)
                 if epoch == epochs[-1]:
                     apart.setdefault(name, []).append(float((logits - exact).abs().max() / exact.std()))
     for name, by_epoch in accuracy.items():
@@ -136,7 +134,7 @@ def population() -> None:
 
 
 def _digits(seed: int, epochs: tuple[int, ...]) -> Iterator[tuple[int, dict[str, tuple[float, Tensor]]]]:
-    """After each of these epochs, accuracy and logits on the held-out digits by each way of measuring."""
+    """After each of these epochs, accuracy and logits on the held-out digits with each kind of statistics."""
     images, labels = _digit_images(seed)
     train, held_out = images[:1200], images[1200:]
     network = move_network(build("bn_small_inception", classes=10, seed=seed), "cpu")
@@ -180,7 +178,7 @@ WAYS: dict[str, dict[str, bool] | None] = {
 
 
 def synchronisation() -> None:
-    """A training step of two processes, one thread each, with and without synchronised statistics."""
+    """Time a training step of two processes, one thread each, with and without synchronised statistics."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_sync_process, args=(folder,), nprocs=2)
 
@@ -191,20 +189,20 @@ def _sync_process(rank: int, folder: str) -> None:
     plain = move_network(build("bn_googlenet", classes=5), "cpu")
     networks = {"plain": plain, "sync": convert_sync(copy.deepcopy(plain))}
     x, targets = torch.randn(16, 3, 128, 128).to(memory_format=LAST), torch.arange(16) % 5
-    # Both processes have to do the same number of steps: as many as are told, not as many as there is time for.
-    found = _race({name: _training_step(net, x, targets) for name, net in networks.items()}, rounds=12)
+    # Both processes must do the same number of steps, so that number is fixed rather than the time.
+    found = _alternate({name: _training_step(net, x, targets) for name, net in networks.items()}, rounds=12)
     if rank == 0:
         low, ratio, high = _spread(found["sync"], found["plain"])
         layer_count = sum(1 for _ in batch_norm_layers(plain))
         more = statistics.median(a - b for a, b in zip(found["sync"], found["plain"], strict=True)) / layer_count
         print("two processes on gloo, one thread each, 16 images of 128 px each, forward and backward\n")
         print(f"- step: {ratio:.2f} ({low:.2f} to {high:.2f}) times the step without, n = {len(found['sync'])}")
-        print(f"- {layer_count} layers, {more * 1e3:.2f} ms more for each")
+        print(f"- {layer_count} layers, {more * 1e3:.2f} additional ms for each")
     dist.destroy_process_group()
 
 
 def memory() -> None:
-    """Peak of live tensors, as torch dispatches them, and time, of a training step at 224 px."""
+    """Measure the peak of live tensors, as torch dispatches them, and the time of a training step at 224 px."""
     own = move_network(build("bn_googlenet", classes=5, auxiliary=True), "cpu")
     plain = move_network(_with_torchs_layers(own), "cpu")
     x, targets = torch.randn(BATCH, 3, 224, 224).to(memory_format=LAST), torch.arange(BATCH) % 5
@@ -219,7 +217,7 @@ def memory() -> None:
             step()
         peaks[name] = peak.highest
         gradients[name] = [p.grad for p in (plain if name == "plain" else own).parameters()]
-    found = _race(steps, seconds=150.0, least=7)
+    found = _alternate(steps, seconds=150.0, least=7)
     print(f"bn_googlenet, {BATCH} images of 224 px, forward and backward; plain: nn.BatchNorm2d, ReLU in place\n")
     print("| way | peak | less | time | middle half | gradients differ by |\n| --- | --- | --- | --- | --- | --- |")
     for name in steps:
@@ -233,7 +231,7 @@ def memory() -> None:
 
 
 def folding() -> None:
-    """Inference with and without batch normalisation folded away, of a network that has learned a little."""
+    """Compare inference with and without folded batch normalisation, of a network after a short training."""
     images, labels = _digit_images(0)
     network = move_network(build("bn_googlenet", classes=10), "cpu")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
@@ -252,16 +250,16 @@ def folding() -> None:
             off = float((logits[one] - logits[other]).abs().max()) / std
             print(f"- logits, {one} against {other}: {off:.1e} of their standard deviation, {len(x)} digits")
         x = torch.randn(BATCH, 3, 128, 128).to(memory_format=LAST)
-        found = _race({"plain": lambda: network(x), "folded": lambda: folding.model(x)}, seconds=30.0)
+        found = _alternate({"plain": lambda: network(x), "folded": lambda: folding.model(x)}, seconds=30.0)
     low, ratio, high = _spread(found["folded"], found["plain"])
     n = len(found["plain"])
     print(f"- inference, {BATCH} images of 128 px: {ratio:.3f} ({low:.3f} to {high:.3f}) of the time, n = {n}")
 
 
-def _race(
+def _alternate(
     ways: Mapping[str, Callable[[], object]], *, seconds: float = 10.0, least: int = 5, rounds: int | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each way, in turn, each round in another order; one round before the clock starts."""
+    """Seconds of each way. They take turns, each round in another order, after one round that is not timed."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
@@ -276,7 +274,7 @@ def _race(
 
 
 def _spread(times: list[float], plain: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of the ratios of each time to the plain one beside it."""
+    """Lower quartile, median and upper quartile of the ratios of each time to the plain one in the same round."""
     low, middle, high = statistics.quantiles([a / b for a, b in zip(times, plain, strict=True)], n=4)
     return low, middle, high
 
@@ -320,7 +318,7 @@ def _with_torchs_layers(network: TableNetwork) -> TableNetwork:
 
 
 class _Peak(TorchDispatchMode):
-    """The most bytes of tensors, made within it, that live at one time."""
+    """Records the most bytes of tensors made within it that are alive at one time."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,12 @@
-"""The ordinary way, as PyTorch's tutorials have it, for the others to be measured against: contiguous tensors, Pillow,
-a DataLoader without workers, torch's own layers and defaults.
+"""The plain way of PyTorch's tutorials, with which the other benchmarks compare.
+
+It has contiguous tensors, Pillow, a DataLoader without workers, and torch's own layers and defaults.
 
     python benchmarks/plain.py train PHOTOS [SIZE]
     python benchmarks/plain.py evaluate PHOTOS [SIZE]
 
-prints the images a second of bn_googlenet, with both auxiliary heads in training, and the peak resident memory.
+The script prints images per second of bn_googlenet, with both auxiliary heads in training, and the peak resident memory
+in MiB.
 """
 
 import resource
@@ -28,7 +30,7 @@ MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.2
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
-    """A folder of classes: random crops, mirrored half of the time, or the centre."""
+    """A folder of classes: random crops, half of them flipped, or the centre."""
 
     def __init__(self, folder: Path, size: int, *, training: bool) -> None:
         classes = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -42,8 +44,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         path, label = self.items[i]
         image = Image.open(path).convert("RGB")
-        share = float(np.sqrt(self.random.uniform(0.25, 1))) if self.training else 0.9
-        side = share * min(image.size)
+        scale = float(np.sqrt(self.random.uniform(0.25, 1))) if self.training else 0.9
+        side = scale * min(image.size)
         left, top = ((full - side) * (self.random.random() if self.training else 0.5) for full in image.size)
         box = (left, top, left + side, top + side)
         pixels = np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
@@ -54,7 +56,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
 
 
 def training(photos: Path, size: int) -> Iterator[int]:
-    """Train without end; gives the photos of each step once it is done."""
+    """Train without end, and yield the number of photos after each step."""
     torch.manual_seed(0)
     loader = DataLoader(Photos(photos, size, training=True), BATCH, shuffle=True, drop_last=True)
     network = build("bn_googlenet", classes=5, auxiliary=True, norm=nn.BatchNorm2d).train()
@@ -73,7 +75,7 @@ def training(photos: Path, size: int) -> Iterator[int]:
 
 @torch.no_grad()
 def evaluation(photos: Path, size: int) -> Iterator[int]:
-    """Evaluate without end; gives the photos of each batch once it is done."""
+    """Evaluate without end, and yield the number of photos after each batch."""
     network = build("bn_googlenet", classes=5, norm=nn.BatchNorm2d).eval()
     loader = DataLoader(Photos(photos, size, training=False), BATCH, drop_last=True)
     while True:
@@ -83,7 +85,7 @@ def evaluation(photos: Path, size: int) -> Iterator[int]:
 
 
 def report(steps: Iterator[int], number: int = 12, warm: int = 3) -> None:
-    """Print the median images a second of so many steps, and the peak resident memory in MiB."""
+    """Print the median images per second of so many steps, and the peak resident memory in MiB."""
     rates = []
     began = time.perf_counter()
     for step, photos in enumerate(steps):

@@ -1,13 +1,13 @@
-"""What a training starts from: initial weights with and without BN, and fine-tuning.
+"""Compare what a training can start from: initial weights with and without BN, and fine-tuning.
 
     python benchmarks/start.py initialisation [SEEDS]
     python benchmarks/start.py scratch PHOTOS [SEEDS]
     python benchmarks/start.py tuning PHOTOS [SEEDS]
 
-`initialisation` trains the small Inception on scikit-learn's digits; about 12 minutes for 3 seeds on two cores.
-`scratch` trains GoogLeNet on a folder of photos for 2 epochs at 96 px. `tuning` trains on the first half of its classes
-and goes on from there with the others; and again on half the photos, and on with the other half. Every seed is another
-split and other weights. What is printed is the accuracy of the last epoch on val, which nothing was chosen by; a
+`initialisation` trains the small Inception on scikit-learn's digits; 3 seeds take about 12 minutes on two cores.
+`scratch` trains GoogLeNet on a folder of photos for 2 epochs at 96 px. `tuning` trains on the first half of the classes
+and fine-tunes on the others; then it trains on half of the photos and fine-tunes on the other half. Every seed has its
+own split and initial weights. The scripts print the val accuracy of the last epoch, by which nothing was chosen; a
 diverged training counts as guessing.
 """
 
@@ -25,7 +25,7 @@ from bnlab.errors import DivergedError
 from bnlab.machine import environment
 
 Starts = Mapping[str, Mapping[str, Any]]
-# A short training, of the recipe's settings as they were when docs/nets.md was measured.
+# A short training, with the settings that the recipe had when the figures of docs/nets.md were measured.
 QUICK = {
     "epochs": 2, "size": 96, "start_size": 1.0, "pre_resize": 0.0, "learning_rate": 0.1, "precision": "float32",
     "recalibration_images": 0,
@@ -33,13 +33,13 @@ QUICK = {
 
 
 def initialisation(seeds: int) -> None:
-    """Ways to begin, at learning rates that are easy, hard and too high without BN."""
+    """Compare initial weights at learning rates that are easy, hard and too high without BN."""
     starts: Starts = {
         "BN, He": {"network": "bn_small_inception"},
         "BN, N(0, 0.01^2)": {"network": "bn_small_inception", "initialisation": "gaussian:0.01"},
         "no BN, He": {"network": "small_inception"},
         "no BN, N(0, 0.01^2)": {"network": "small_inception", "initialisation": "gaussian:0.01"},
-        "no BN, fitted to the first batch": {"network": "small_inception", "lsuv_init": True},
+        "no BN, LSUV on the first batch": {"network": "small_inception", "lsuv_init": True},
     }
     with tempfile.TemporaryDirectory() as home:
         photos = Path(home, "digits")
@@ -58,7 +58,7 @@ def initialisation(seeds: int) -> None:
 
 
 def scratch(photos: Path, seeds: int) -> None:
-    """GoogLeNet from scratch, with and without BN, from He's weights, torchvision's scale and fitted ones."""
+    """Train GoogLeNet with and without BN, from He's weights, from torchvision's scale and from LSUV."""
     starts: Starts = {
         "BN, He": {"network": "bn_googlenet"},
         "BN, N(0, 0.01^2)": {"network": "bn_googlenet", "initialisation": "gaussian:0.01"},
@@ -68,13 +68,13 @@ def scratch(photos: Path, seeds: int) -> None:
             "initialisation": "gaussian:0.01",
             "learning_rate": 0.01,
         },
-        "no BN, fitted, a tenth of the rate": {"network": "googlenet", "lsuv_init": True, "learning_rate": 0.01},
+        "no BN, LSUV, a tenth of the rate": {"network": "googlenet", "lsuv_init": True, "learning_rate": 0.01},
     }
     _table("GoogLeNet, 2 epochs at 96 px", photos, starts, seeds, **QUICK)
 
 
 def tuning(photos: Path, seeds: int) -> None:
-    """A new last layer on a network that knows other classes, and on one that knows other photos of the same."""
+    """Fine-tune a network that was trained on other classes, and one trained on other photos of the same classes."""
     classes = sorted(folder for folder in photos.iterdir() if folder.is_dir())
     half = len(classes) // 2
     with tempfile.TemporaryDirectory() as home:
@@ -85,7 +85,9 @@ def tuning(photos: Path, seeds: int) -> None:
         for folder in classes:
             files = sorted(folder.iterdir())
             _link(files[::2], Path(home, "known", folder.name))
-            _link(files[1::2], Path(home, "new", f"another {folder.name}"))  # by another name the last layer is new
+            _link(
+                files[1::2], Path(home, "new", f"another {folder.name}")
+            )  # another name, so that the last layer is new
         _tune(Path(home), f"{len(classes)} classes after other photos of them", seeds)
 
 
@@ -97,7 +99,7 @@ def _link(files: Iterable[Path], folder: Path) -> None:
 
 def _tune(home: Path, title: str, seeds: int) -> None:
     known = train(home / "known", runs=home / "runs", name="known", size=96, epochs=8)
-    print(f"\nwhat is fine-tuned: {known.rows[-1]['val_top1']:.1%} of its own val photos after 8 epochs")
+    print(f"\nthe network to fine-tune: {known.rows[-1]['val_top1']:.1%} of its own val photos after 8 epochs")
     init = str(known.run.last)
     starts: Starts = {
         "from scratch": {},
@@ -105,7 +107,7 @@ def _tune(home: Path, title: str, seeds: int) -> None:
         "fine-tuned, backbone at the full rate": {"init": init, "backbone_lr_factor": 1.0},
         "fine-tuned, statistics frozen": {"init": init, "freeze_bn": True},
         "fine-tuned, stem frozen": {"init": init, "freeze": "stem"},
-        "last layer alone": {"init": init, "freeze": "backbone"},
+        "last layer only": {"init": init, "freeze": "backbone"},
     }
     _table(f"{title}, 2 epochs at 96 px", home / "new", starts, seeds, **QUICK)
 

@@ -1,15 +1,16 @@
-"""How fast bnlab trains and evaluates, against the ordinary way (plain.py) beside it.
+"""Measure how fast bnlab trains and evaluates, compared with the plain way (plain.py) in the same run.
 
     python benchmarks/training.py PHOTOS [PAIRS] [SIZE]
 
-PHOTOS is a folder of classes. Each pair is a process of the ordinary way and one of bnlab's, one after the other; what
-is printed are the medians over the pairs of the rates and of their ratios, with the smallest and the largest. The step
-is that of bn_googlenet with both auxiliary heads, 32 photos of SIZE (224) px, decoded anew each time, waiting for them
-counted in, in float32 as the ordinary way's, and in bfloat16. About 90 seconds a pair on two idle cores.
+PHOTOS is a folder of classes. Each pair is one process of the plain way and one of bnlab for each precision, one after
+the other. The script prints the medians of the rates and of their ratios over the pairs, with the smallest and the
+largest. A step trains bn_googlenet with both auxiliary heads on 32 photos of SIZE (default: 224) px, which are decoded
+anew each time; waiting for them counts. The plain way uses float32, bnlab float32 and bfloat16. A pair takes about 90
+seconds on two idle cores.
 
-The limit is what the machine could do if a step were nothing but its multiplications: 3 x 2 x the multiply-adds of the
-forward (the backward has two products for each of the forward), at the rate `bnlab machine` measures, of a square
-matrix product, and of a 1 x 1 convolution, which another library computes.
+The limit is the rate of a step that only multiplies and adds: 3 x 2 x the multiply-adds of the forward pass (the
+backward pass has two products for each of the forward pass), at the two rates that `bnlab machine` measures: that of a
+square matrix product, and that of a 1 x 1 convolution, which another library computes.
 """
 
 import os
@@ -25,7 +26,6 @@ HERE = Path(__file__).parent
 
 
 def main(photos: Path, pairs: int, size: int) -> None:
-    """Measure and print."""
     from bnlab.commands.machine import run
     from bnlab.nets import build
     from bnlab.nets.count import count
@@ -54,8 +54,8 @@ def main(photos: Path, pairs: int, size: int) -> None:
             print(f"| {what}, {kind} | {' | '.join(cells)} |", flush=True)
             if what == "train" and kind == "float32":
                 rate = statistics.median(r for r, _ in rates[kind])
-                shares = ", ".join(f"{rate / limit:.0%} of the {name}'s" for name, limit in limits.items())
-                note = f"limit: {', '.join(f'{limit:.1f}' for limit in limits.values())} images/s; reached {shares}"
+                fractions = ", ".join(f"{rate / limit:.0%} of the {name}'s" for name, limit in limits.items())
+                note = f"limit: {', '.join(f'{limit:.1f}' for limit in limits.values())} images/s; reached {fractions}"
     print(f"\n{note}; n = {pairs} pairs of processes, 9 steps each")
 
 
@@ -66,7 +66,7 @@ def spread(values: list[float], form: str) -> str:
 
 
 def measured(what: str, kind: str, photos: Path, size: int) -> tuple[float, float]:
-    """Images a second and peak MiB of a process of its own."""
+    """Images per second and peak MiB, measured in a separate process."""
     words = [str(HERE / ("plain.py" if kind == "plain" else "training.py")), what, str(photos), str(size)]
     done = subprocess.run(
         [sys.executable, *words, kind], capture_output=True, text=True, check=True, env=os.environ | {"OWN": "1"}
@@ -78,7 +78,7 @@ def measured(what: str, kind: str, photos: Path, size: int) -> tuple[float, floa
 
 
 def one(what: str, photos: Path, size: int, kind: str) -> None:
-    """bnlab's way, in this process: print as `plain.report` does, and the share of the time spent waiting."""
+    """Measure bnlab in this process: print what `plain.report` prints, and the fraction of time spent on waiting."""
     from bnlab.machine import tune_allocator
 
     tune_allocator()

@@ -1,9 +1,10 @@
-"""The demo over several seeds: the same network with and without batch normalisation, on held-out digits.
+"""Run the demo over several seeds: the same network with and without batch normalisation, on held-out digits.
 
-    python benchmarks/twins.py [SEEDS]
+    python benchmarks/demo.py [SEEDS]
 
-Each seed is another split, other weights and another order. Prints a table for the README; about 35 s a seed on two
-cores. The learning rate is the recipe's own (`digits`); nothing was tuned on the held-out digits.
+Each seed has its own split, initial weights and order of photos. The script prints a table for the README and takes
+about 35 s a seed on two cores. The learning rate is that of the recipe `digits`; nothing was tuned on the held-out
+digits.
 """
 
 import statistics
@@ -18,11 +19,10 @@ from bnlab.machine import environment
 from bnlab.options import DemoOptions
 from bnlab.progress import NullProgress
 
-CHANCE = 0.1  # what a network gone to NaN is worth
+CHANCE = 0.1  # the accuracy that a diverged network counts with
 
 
 def main(seeds: int) -> None:
-    """Run the demo for each seed and print what came out."""
     accuracy: dict[str, list[float]] = {name: [] for name in demo.NETWORKS}
     diverged = dict.fromkeys(demo.NETWORKS, 0)
     photos, seconds = 0, []
@@ -31,10 +31,10 @@ def main(seeds: int) -> None:
             began = time.perf_counter()
             result = demo.run(DemoOptions(seed=seed, runs=Path(folder)), NullProgress())
             seconds.append(time.perf_counter() - began)
-        for name, twin in result.networks.items():
-            accuracy[name].append(twin.test.top1 if twin.test and not twin.diverged else CHANCE)
-            diverged[name] += twin.diverged is not None
-            photos += twin.test.n if twin.test and name == "with BN" else 0
+        for name, trained in result.networks.items():
+            accuracy[name].append(trained.test.top1 if trained.test and not trained.diverged else CHANCE)
+            diverged[name] += trained.diverged is not None
+            photos += trained.test.n if trained.test and name == "with BN" else 0
     machine = environment("cpu")
     print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
     print(f"{seeds} seeds, {photos} held-out digits in all, {statistics.median(seconds):.0f} s a demo (median)\n")
