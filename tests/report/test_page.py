@@ -14,7 +14,7 @@ from bnlab.report.page import demo_page, evaluation_page, mistakes_png, run_page
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects what a page would fetch, and sees that its tags are closed."""
+    """Collects what a page would fetch, and checks that its tags are closed."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def check(page: str) -> Reader:
     return reader
 
 
-def test_the_page_of_a_run(trained: Path) -> None:
+def test_the_page_of_a_run_has_all_sections(trained: Path) -> None:
     page = (trained / "report.html").read_text("utf-8")
     reader = check(page)
     assert page.count("<svg") == 2
@@ -49,11 +49,11 @@ def test_the_page_of_a_run(trained: Path) -> None:
         assert f"<h2>{heading}</h2>" in page
     assert "network: bn_small_inception  # (yours)" in page
     assert "prefers-color-scheme: dark" in page
-    mistakes = re.search(r"(\d+) of 12 photos; the surest", page)
+    mistakes = re.search(r"(\d+) of 12 photos are classified wrongly", page)
     assert len(reader.fetched) == (int(mistakes[1]) if mistakes else 0)
 
 
-def test_figures_stand_in_the_page() -> None:
+def test_a_run_page_has_its_metrics() -> None:
     rows = [row | {"seconds": 90, "images_per_second": 7} for row in ROWS]
     page = run_page("runs/x", KNOWN, rows, "conv1 to pool2, 5 of 9", "a: 1", {"p": 1})
     assert "Not trained: conv1 to pool2, 5 of 9." in page
@@ -61,11 +61,11 @@ def test_figures_stand_in_the_page() -> None:
     assert "60.0%" in page
     low, high = KNOWN.top1_interval
     assert f"{low:.1%} – {high:.1%}" in page
-    assert "The best epoch was 5 of 5" in page
-    assert "top-5" not in page  # with three classes it says nothing
+    assert "The best epoch is 5 of 5" in page
+    assert "top-5" not in page  # useless with three classes
 
 
-def test_an_ensembles_members_stand_in_the_page() -> None:
+def test_the_page_of_an_ensemble_has_its_members() -> None:
     of_two = replace(KNOWN, crops=144, members=(Member("<a>", 0.25), Member("b\nc", 0.5)))
     page = evaluation_page("x", of_two, "net, 224 px")
     check(page)
@@ -87,7 +87,7 @@ def test_names_cannot_break_the_page() -> None:
     assert r"x\ny" in page
 
 
-def test_many_classes_have_no_table_wider_than_the_page() -> None:
+def test_many_classes_have_no_confusion_matrix() -> None:
     random = np.random.default_rng(0)
     many = answers(random.integers(0, 60, 90).tolist(), random.dirichlet(np.ones(60), 90).tolist(), ["c"] * 60)  # type: ignore[arg-type]
     page = evaluation_page("x", many, "net")
@@ -96,14 +96,14 @@ def test_many_classes_have_no_table_wider_than_the_page() -> None:
     assert "top-5" in page
 
 
-def test_the_demos_page_with_a_twin_that_diverged(trained: Path) -> None:
+def test_the_demo_page_with_a_network_that_diverged(trained: Path) -> None:
     page = demo_page({"with BN": ROWS, "without BN": []}, {"with BN": "fine", "without BN": "gone"}, KNOWN, [], "", {})
     check(page)
     assert "gone" in page
 
 
-def test_mistakes_survive_a_photo_that_went_away(trained: Path, tmp_path: Path) -> None:
+def test_mistakes_of_missing_photos_are_left_out(trained: Path, tmp_path: Path) -> None:
     photos = [Photo(str(p), "disc", "val", "") for p in sorted((trained.parents[1] / "data/val/ring").iterdir())]
     evaluation = evaluate(Classifier.load(trained / "best.safetensors"), photos, "val")
     assert mistakes_png(evaluation)[:4] == b"\x89PNG"
-    assert mistakes_png(KNOWN)[:4] == b"\x89PNG"  # its photos were never there
+    assert mistakes_png(KNOWN)[:4] == b"\x89PNG"  # its photos do not exist

@@ -1,4 +1,4 @@
-"""What figures are drawn on: matplotlib set up once, PNG for files, and SVG that takes the colours of its page."""
+"""Sets up matplotlib for figures: PNG for files, and SVG in the colours of the page around it."""
 
 import io
 import warnings
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by everyone, and readable on white and on black.
+# Okabe and Ito's colours: distinct for colour-blind readers too, and readable on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK = "#010203"  # stands for "the colour of the page's text" until the SVG is written
+_INK = "#010203"  # a placeholder for the colour of the page's text, replaced in the SVG
 # Tried in order for letters that matplotlib's own font lacks.
 _FONTS = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei",
@@ -21,7 +21,7 @@ _FONTS = (
 
 
 def svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
-    """A figure of so many inches, its text in the colour of the page around it."""
+    """What `draw` draws as SVG, `width` x `height` inches, with text in the colour of the page around it."""
     ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
     content = io.BytesIO()
     with _style(dict.fromkeys(ink, _INK)) as new:
@@ -33,7 +33,7 @@ def svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
 
 
 def png(draw: Callable[["Figure"], None], width: float, height: float) -> bytes:
-    """The same as a PNG on white."""
+    """What `draw` draws as PNG on white, `width` x `height` inches."""
     content = io.BytesIO()
     with _style({}) as new:
         figure = new(width, height)
@@ -43,9 +43,9 @@ def png(draw: Callable[["Figure"], None], width: float, height: float) -> bytes:
 
 
 def plain_labels(axis: "Axis") -> None:
-    """Numbers of a logarithmic axis as 0.01 or 1e−05: matplotlib's own are mathematics, which texts here are not.
+    """Label a logarithmic axis as 0.01 or 1e−05: matplotlib's own labels are TeX, which is switched off here.
 
-    Between powers of ten they stand where there are hardly two powers.
+    Ticks between powers of ten are labelled if the axis spans hardly two powers.
     """
     from matplotlib.ticker import LogFormatter
 
@@ -59,7 +59,7 @@ def plain_labels(axis: "Axis") -> None:
 
 @contextmanager
 def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figure"]]:
-    """matplotlib set up for us alone, and for the time of one figure."""
+    """Sets matplotlib up for one figure, and restores its settings."""
     import matplotlib as mpl
     from matplotlib import font_manager
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figur
     style: dict[Any, Any] = {
         "font.family": [name for name in _FONTS if name in installed],
         "font.size": 9,
-        "text.parse_math": False,  # a class may be called $5
+        "text.parse_math": False,  # a class may be named $5
         "svg.hashsalt": "bnlab",  # the same figure gives the same file
     }
     with mpl.rc_context(style | dict(extra)), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Figures, by matplotlib, as PNG files and as SVG that takes the colours of the page around it."""
+"""Figures of trainings and evaluations: PNG for files, and SVG for pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, float | None]]
-"""metrics by epoch; what was not measured is None"""
+"""metrics by epoch; None if not measured"""
 
-_MANY_CLASSES = 25  # more than so many, and their names and counts no longer fit
+_MANY_CLASSES = 25  # names and counts of more do not fit
 
 
 def curves(runs: Mapping[str, Rows]) -> str:
-    """Loss and accuracy by epoch, of one run or of several side by side, as SVG."""
+    """Loss and accuracy by epoch, of one run or several, as SVG."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots(1, 2)
         for colour, (name, rows) in zip(COLOURS, runs.items(), strict=False):
             prefix = f"{name}, " if len(runs) > 1 else ""
             for axis, what, scale in ((axes[0], "loss", 1), (axes[1], "top1", 100)):
-                for side in ("train", "val"):
-                    known = [(row["epoch"], row[f"{side}_{what}"]) for row in rows]
+                for split in ("train", "val"):
+                    known = [(row["epoch"], row[f"{split}_{what}"]) for row in rows]
                     points = [(epoch or 0, scale * value) for epoch, value in known if value is not None]
-                    _line(axis, points, colour, prefix + side, dashed=side == "train")
+                    _line(axis, points, colour, prefix + split, dashed=split == "train")
         for axis, title, unit in ((axes[0], "Loss", "nats"), (axes[1], "Accuracy", "%")):
             axis.set_title(title)
             axis.set_xlabel("epoch")
@@ -44,25 +44,24 @@ def curves(runs: Mapping[str, Rows]) -> str:
 
 
 def reliability(evaluation: Evaluation) -> str:
-    """How often the classifier was right, by how sure it was, as SVG."""
+    """Accuracy by the probability of the predicted class, as SVG."""
     return svg(lambda figure: _reliability(figure.subplots(), evaluation), 4.4, 4.0)
 
 
 def reliability_png(evaluation: Evaluation) -> bytes:
-    """The same as PNG."""
     return png(lambda figure: _reliability(figure.subplots(), evaluation), 4.8, 4.4)
 
 
 def confusion_png(evaluation: Evaluation) -> bytes:
-    """The confusion matrix: rows the true classes, columns the predicted ones, shaded by share of the row."""
+    """The confusion matrix: rows are true classes, columns predicted ones; shading is the fraction of the row."""
     count = len(evaluation.classes)
     side = min(14.0, 3.2 + 0.45 * min(count, _MANY_CLASSES))
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         matrix = evaluation.confusion
-        share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        fraction = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         axes.set_title(f"{evaluation.split}, n = {evaluation.n}, top-1 {evaluation.top1:.1%}")
@@ -72,7 +71,9 @@ def confusion_png(evaluation: Evaluation) -> bytes:
             axes.set_yticks(range(count), names)
             for (i, j), n in np.ndenumerate(matrix):
                 if n:
-                    axes.text(j, i, str(n), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+                    axes.text(
+                        j, i, str(n), ha="center", va="center", color="white" if fraction[i, j] > 0.5 else "black"
+                    )
 
     return png(draw, side + 0.6, side)
 
@@ -95,17 +96,17 @@ def photos_png(images: Sequence[Image.Image], titles: Sequence[str], heading: st
     return png(draw, 2.1 * columns + 0.2, 2.5 * rows + (0.5 if heading else 0.1))
 
 
-def answer_png(image: Image.Image, names: Sequence[str], shares: Sequence[float]) -> bytes:
-    """One photo with its most probable class as the title, and the others as bars beside it."""
+def answer_png(image: Image.Image, names: Sequence[str], probabilities: Sequence[float]) -> bytes:
+    """One photo, titled by its most probable class, and a bar chart of the probabilities."""
 
     def draw(figure: "Figure") -> None:
         photo, bars = figure.subplots(1, 2, width_ratios=(1.3, 1))
         photo.imshow(image)
         photo.axis("off")
-        photo.set_title(f"{_short(names[0])}  {shares[0]:.1%}", fontsize=14)
-        places = range(len(names))[::-1]
-        bars.barh(places, [100 * share for share in shares], color=COLOURS[0])
-        bars.set_yticks(places, [_short(name) for name in names])
+        photo.set_title(f"{_short(names[0])}  {probabilities[0]:.1%}", fontsize=14)
+        positions = range(len(names))[::-1]
+        bars.barh(positions, [100 * p for p in probabilities], color=COLOURS[0])
+        bars.set_yticks(positions, [_short(name) for name in names])
         bars.set_xlim(0, 100)
         bars.set_xlabel("probability, %")
         bars.spines[["top", "right"]].set_visible(False)
@@ -120,14 +121,14 @@ def lr_range_test_png(
     marks: Mapping[str, float | None],
     title: str,
 ) -> bytes:
-    """Loss by learning rate: each batch a dot, their smoothed course a line, `marks` upright lines by name and rate."""
+    """Loss by learning rate: dots for batches, a line for the smoothed loss, vertical lines for `marks`."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.scatter(rates, losses, 8, color="gray", alpha=0.6, linewidths=0, label="of each batch")
         axes.plot(rates, smoothed, color=COLOURS[0], linewidth=2, label="smoothed")
-        there = [(name, rate) for name, rate in marks.items() if rate is not None]
-        for (name, rate), style in zip(there, ("-", "--", "-.", ":"), strict=False):
+        known = [(name, rate) for name, rate in marks.items() if rate is not None]
+        for (name, rate), style in zip(known, ("-", "--", "-.", ":"), strict=False):
             is_answer = name == "suggested"
             axes.axvline(
                 rate,
@@ -136,8 +137,8 @@ def lr_range_test_png(
                 label=f"{name}: {rate:.2g}",
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own would be mathematics, which names are not read as
-        # What diverges leaves the picture at its top, for drawn whole it would press the valley before it flat.
+        axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own labels are TeX, which is switched off
+        # A diverging loss is cut off at the top: the full range would flatten the minimum before it.
         first, low = smoothed[0], min(smoothed)
         high = min(max(smoothed), first + max(6 * (first - low), abs(first) / 4))
         axes.set_ylim(low - 0.3 * (high - low) - 1e-3, high + 0.2 * (high - low) + 1e-3)
@@ -158,13 +159,13 @@ def _line(axes: "Axes", points: Sequence[tuple[float, float]], colour: str, name
 def _reliability(axes: "Axes", evaluation: Evaluation) -> None:
     bins = evaluation.bins
     confidence, accuracy = [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins]
-    axes.plot([0, 100], [0, 100], color="gray", linestyle=":", label="as sure as right")
+    axes.plot([0, 100], [0, 100], color="gray", linestyle=":", label="perfectly calibrated")
     areas = [8 + 250 * b.n / evaluation.n for b in bins]
     axes.scatter(confidence, accuracy, areas, color=COLOURS[0], zorder=3, clip_on=False)
     axes.set_xlim(0, 102)
     axes.set_ylim(0, 102)
-    axes.set_xlabel("probability given, %")
-    axes.set_ylabel("of these right, %")
+    axes.set_xlabel("predicted probability, %")
+    axes.set_ylabel("accuracy, %")
     axes.set_title(f"ECE {evaluation.ece:.3f}, n = {evaluation.n}")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="upper left")

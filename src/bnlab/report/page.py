@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +17,16 @@ from bnlab.report.html import render
 from bnlab.runs import Run
 
 SHOWN_MISTAKES = 24
-MOST_CLASSES = 30  # a wider confusion matrix is no longer read as a table
+MOST_CLASSES = 30  # a wider confusion matrix is not readable as a table
 THUMBNAIL = 160  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """A small picture that lies within the page, and what stands below it."""
+    """A small picture embedded in the page, and its caption."""
 
     image: str
-    """data: address"""
+    """a data: URL; empty if the photo can no longer be read"""
     lines: tuple[str, ...]
     path: str
 
@@ -38,7 +39,7 @@ def run_page(
     recipe: str,
     environment: Mapping[str, Any],
 ) -> str:
-    """The page of one training: its figures, what was frozen, curves, mistakes, recipe and environment."""
+    """The page of one training: metrics, what was frozen, curves, mistakes, recipe and environment."""
     return _render(
         "run.html",
         title=title,
@@ -56,28 +57,27 @@ def run_page(
 
 
 def evaluation_page(title: str, evaluation: Evaluation, classifier: str) -> str:
-    """The page of one evaluation."""
     return _render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier)
 
 
 def demo_page(
-    twins: Mapping[str, Rows],
+    networks: Mapping[str, Rows],
     outcomes: Mapping[str, str],
     evaluation: Evaluation,
-    asked: Iterable[tuple[str, str, float]],
+    predictions: Iterable[tuple[str, str, float]],
     recipe: str,
     environment: Mapping[str, Any],
 ) -> str:
-    """The page of the demo: two trainings from one recipe, and what the better one knows.
+    """The page of the demo: two trainings from one recipe, and the evaluation of the better one.
 
-    `asked` are photos the classifier was asked about: path, the class it said, and how sure it was (0..1).
+    `predictions` are its answers for a few photos: path, most probable class, probability (0..1).
     """
-    answers = [_thumbnail(path, (f"“{label}”", f"{probability:.1%}")) for path, label, probability in asked]
+    answers = [_thumbnail(path, (label, f"{probability:.1%}")) for path, label, probability in predictions]
     return _render(
         "demo.html",
         title="bnlab demo",
         evaluation=evaluation,
-        curves=figures.curves({name: rows for name, rows in twins.items() if rows}),
+        curves=figures.curves({name: rows for name, rows in networks.items() if rows}),
         outcomes=outcomes,
         answers=answers,
         recipe=recipe,
@@ -86,9 +86,9 @@ def demo_page(
 
 
 def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) -> None:
-    """Write the run's report.html; `evaluation` is of its best classifier on val, `rows` are its metrics.
+    """Write the run's report.html, from the evaluation of its best classifier on val and its metrics.
 
-    `frozen` says what of the network was not trained.
+    `frozen` names the part of the network that was not trained.
 
     Raises:
         StorageError: no space left; an older report is untouched.
@@ -99,22 +99,17 @@ def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) ->
 
 
 def mistakes_png(evaluation: Evaluation) -> bytes:
-    """The surest mistakes as a contact sheet."""
+    """The most confident mistakes as a contact sheet; photos that can no longer be read are left out."""
     images, titles = [], []
-    for i in evaluation.mistakes()[:SHOWN_MISTAKES]:
-        try:
-            photo = open_photo(evaluation.paths[i])
+    for path, lines in _mistakes(evaluation):
+        with suppress(PhotoError):
+            photo = open_photo(path)
             photo.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # a camera's photo is a hundred times what is drawn
             images.append(photo)
-        except PhotoError:
-            continue  # it was there a moment ago; the sheet does without
-        said, true = evaluation.predicted[i], evaluation.targets[i]
-        titles.append(
-            f"{printable(evaluation.classes[said])} {evaluation.probabilities[i, said]:.0%}\n"
-            f"is {printable(evaluation.classes[true])}"
-        )
+            titles.append("\n".join(map(printable, lines)))
     number = len(evaluation.mistakes())
-    return figures.photos_png(images, titles, f"{len(images)} surest of {number} mistakes in {evaluation.n} photos")
+    heading = f"the {len(images)} most confident of {number} mistakes in {evaluation.n} photos"
+    return figures.photos_png(images, titles, heading)
 
 
 def _render(template: str, *, evaluation: Evaluation, **values: Any) -> str:
@@ -125,14 +120,14 @@ def _render(template: str, *, evaluation: Evaluation, **values: Any) -> str:
         interval=(low, high),
         matrix=_shaded(evaluation),
         reliability=figures.reliability(evaluation),
-        mistakes=_mistakes(evaluation),
+        mistakes=[_thumbnail(path, lines) for path, lines in _mistakes(evaluation)],
         number_of_mistakes=len(evaluation.mistakes()),
         **values,
     )
 
 
 def _shaded(evaluation: Evaluation) -> Sequence[tuple[str, Sequence[tuple[int, float]]]]:
-    """The confusion matrix row by row: the class, each count and its share of the row; nothing where it is too wide."""
+    """The confusion matrix by row: the class, each count and its fraction of the row; empty if it is too wide."""
     if len(evaluation.classes) > MOST_CLASSES:
         return []
     return [
@@ -141,27 +136,27 @@ def _shaded(evaluation: Evaluation) -> Sequence[tuple[str, Sequence[tuple[int, f
     ]
 
 
-def _mistakes(evaluation: Evaluation) -> list[Thumbnail]:
-    thumbnails = []
+def _mistakes(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Path and caption of the mistakes that are shown: the predicted class with its probability, and the true one."""
     for i in evaluation.mistakes()[:SHOWN_MISTAKES]:
-        said, true = evaluation.predicted[i], evaluation.targets[i]
-        lines = (
-            f"“{evaluation.classes[said]}” {evaluation.probabilities[i, said]:.0%}",
-            f"is {evaluation.classes[true]}",
+        predicted, true = evaluation.predicted[i], evaluation.targets[i]
+        probability = evaluation.probabilities[i, predicted]
+        yield (
+            evaluation.paths[i],
+            (
+                f"{evaluation.classes[predicted]} {probability:.0%}",
+                f"is {evaluation.classes[true]}",
+            ),
         )
-        thumbnails.append(_thumbnail(evaluation.paths[i], lines))
-    return thumbnails
 
 
 def _thumbnail(path: str, lines: tuple[str, ...]) -> Thumbnail:
     image = ""
-    try:
+    with suppress(PhotoError):
         photo = open_photo(path)
         photo.thumbnail((THUMBNAIL, THUMBNAIL))
-        kind = "jpeg" if max(photo.size) == THUMBNAIL else "png"  # tiny pictures are worth their every pixel
+        kind = "jpeg" if max(photo.size) == THUMBNAIL else "png"  # tiny pictures lose by compression
         content = io.BytesIO()
         photo.save(content, kind, quality=85)
         image = f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")
-    except PhotoError:
-        pass  # the page shows its name alone
     return Thumbnail(image=image, lines=tuple(printable(line) for line in lines), path=printable(path))

@@ -1,4 +1,4 @@
-"""Plots of numbers that somebody else measured: lines with bands, and points with intervals, over any axes."""
+"""Plots of measured numbers: lines with bands, and points with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,48 +16,47 @@ _MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One thing, measured at several places."""
+    """One quantity at several values of x."""
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
-    """and from where"""
+    """lower end of the band or interval, such as over seeds"""
     high: tuple[float, ...] = ()
-    """to where it was, such as over seeds"""
     kind: Literal["line", "points"] = "line"
     colour: int | None = None
-    """the number of its colour; series that belong together share one, and differ in their style"""
+    """index of its colour; series with the same colour differ in style (default: the next colour)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One plot, and all that has to be said beside it."""
+    """One plot with its labels and caption."""
 
     title: str
     x: str
-    """what the axis is, with its unit"""
+    """label of the axis, with its unit"""
     y: str
     series: tuple[Series, ...]
     caption: str
     """n, seeds, and what a band is"""
     table: str
-    """name of the table that its numbers stand in"""
+    """name of the table that holds its numbers"""
     categories: Sequence[str] = ()
-    """names of x = 0, 1, ..., where it is no number"""
+    """names of x = 0, 1, ..., if x is a category"""
     log_x: bool = False
     log_y: bool = False
     lines: tuple[tuple[float, str], ...] = ()
-    """level lines: where, and what they say"""
+    """horizontal lines: level and label"""
 
 
 def plot_svg(plot: Plot) -> str:
-    """The plot as SVG for a page: its text has the page's colour, in light and in dark."""
+    """The plot as SVG for a page, without its caption."""
     return svg(lambda figure: _draw(figure, plot), *_size(plot))
 
 
 def plot_png(plot: Plot) -> bytes:
-    """The plot as PNG, black on white, with its caption."""
+    """The plot as PNG on white, with its caption."""
 
     def draw(figure: "Figure") -> None:
         _draw(figure, plot)
@@ -89,14 +88,13 @@ def _draw(figure: "Figure", plot: Plot) -> None:
     points = [series for series in plot.series if series.kind == "points"]
     for number, series in enumerate(plot.series):
         if series.kind == "points":
-            beside = 0.0 if not plot.categories else 0.14 * (points.index(series) - (len(points) - 1) / 2)
-            _points(axes, series, number, beside)
+            offset = 0.0 if not plot.categories else 0.14 * (points.index(series) - (len(points) - 1) / 2)
+            _points(axes, series, number, offset)
         elif series.x:
             _line(axes, series, number)
     if plot.categories:
         long = max(map(len, plot.categories)) * len(plot.categories) > 90
-        places = range(len(plot.categories))
-        axes.set_xticks(places, plot.categories)
+        axes.set_xticks(range(len(plot.categories)), plot.categories)
         if long:
             axes.tick_params("x", labelrotation=25)
             for label in axes.get_xticklabels():
@@ -112,27 +110,27 @@ def _draw(figure: "Figure", plot: Plot) -> None:
         axes.legend(frameon=False, **where)
 
 
-def _look(series: Series, number: int) -> tuple[str, int]:
-    """Colour, and how often that colour was had before."""
+def _style(series: Series, number: int) -> tuple[str, int]:
+    """The colour, and how many series before have the same one."""
     index = number if series.colour is None else series.colour
     return COLOURS[index % len(COLOURS)], (number if series.colour is not None else number // len(COLOURS))
 
 
 def _line(axes: "Axes", series: Series, number: int) -> None:
-    colour, round_ = _look(series, number)
+    colour, repeat = _style(series, number)
     marker = "." if len(series.x) < 25 else ""
-    axes.plot(series.x, series.y, color=colour, linestyle=_STYLES[round_ % 4], marker=marker, label=series.name)
+    axes.plot(series.x, series.y, color=colour, linestyle=_STYLES[repeat % 4], marker=marker, label=series.name)
     if series.low:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _points(axes: "Axes", series: Series, number: int, beside: float) -> None:
-    colour, _ = _look(series, number)
-    places = [x + beside for x in series.x]
+def _points(axes: "Axes", series: Series, number: int, offset: float) -> None:
+    colour, _ = _style(series, number)
+    positions = [x + offset for x in series.x]
     down = [y - low for y, low in zip(series.y, series.low or series.y, strict=True)]
     up = [high - y for y, high in zip(series.y, series.high or series.y, strict=True)]
     axes.errorbar(
-        places,
+        positions,
         series.y,
         yerr=[down, up],
         color=colour,
