@@ -10,7 +10,8 @@ from tests.report.test_figures import ROWS
 from bnlab import Classifier
 from bnlab.classifier.evaluate import Member, evaluate
 from bnlab.data.split_csv import Photo
-from bnlab.report.page import demo_page, evaluation_page, mistakes_png, run_page
+from bnlab.report.page import demo_page, evaluation_page, mistakes_png, write_run_page
+from bnlab.runs import Run
 
 
 class Reader(html.parser.HTMLParser):
@@ -53,9 +54,13 @@ def test_the_page_of_a_run_has_all_sections(trained: Path) -> None:
     assert len(reader.fetched) == (int(mistakes[1]) if mistakes else 0)
 
 
-def test_a_run_page_has_its_metrics() -> None:
+def test_a_run_page_has_its_metrics(tmp_path: Path) -> None:
     rows = [row | {"seconds": 90, "images_per_second": 7} for row in ROWS]
-    page = run_page("runs/x", KNOWN, rows, "conv1 to pool2, 5 of 9", "a: 1", {"p": 1})
+    run = Run(tmp_path)
+    run.recipe.write_text("a: 1")
+    run.environment.write_text('{"p": 1}')
+    write_run_page(run, KNOWN, rows, "conv1 to pool2, 5 of 9")
+    page = run.report.read_text("utf-8")
     assert "Not trained: conv1 to pool2, 5 of 9." in page
     check(page)
     assert "60.0%" in page

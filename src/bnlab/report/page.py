@@ -31,31 +31,6 @@ class Thumbnail:
     path: str
 
 
-def run_page(
-    title: str,
-    evaluation: Evaluation,
-    rows: Rows,
-    frozen: str,
-    recipe: str,
-    environment: Mapping[str, Any],
-) -> str:
-    """The page of one training: metrics, what was frozen, curves, mistakes, recipe and environment."""
-    return _render(
-        "run.html",
-        title=title,
-        evaluation=evaluation,
-        rows=rows,
-        best=max(
-            (row for row in rows if row["val_top1"] is not None),
-            key=lambda row: (row["val_top1"] or 0.0, -(row["val_loss"] or 0.0)),
-        ),
-        curves=figures.curves({"run": rows}),
-        frozen=frozen,
-        recipe=recipe,
-        environment=environment,
-    )
-
-
 def evaluation_page(title: str, evaluation: Evaluation, classifier: str) -> str:
     return _render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier)
 
@@ -86,15 +61,26 @@ def demo_page(
 
 
 def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) -> None:
-    """Write the run's report.html, from the evaluation of its best classifier on val and its metrics.
+    """Write the run's report.html: metrics, curves, mistakes, recipe and environment.
 
+    `evaluation` is of its best classifier on val, `rows` are its metrics by epoch.
     `frozen` names the part of the network that was not trained.
 
     Raises:
         StorageError: no space left; an older report is untouched.
     """
-    environment = read_json(run.environment)
-    page = run_page(printable(run.folder), evaluation, rows, frozen, run.recipe.read_text("utf-8"), environment)
+    validated = [row for row in rows if row["val_top1"] is not None]
+    page = _render(
+        "run.html",
+        title=printable(run.folder),
+        evaluation=evaluation,
+        rows=rows,
+        best=max(validated, key=lambda row: (row["val_top1"] or 0.0, -(row["val_loss"] or 0.0))),
+        curves=figures.curves({"run": rows}),
+        frozen=frozen,
+        recipe=run.recipe.read_text("utf-8"),
+        environment=read_json(run.environment),
+    )
     write_atomic(run.report, page)
 
 
@@ -113,15 +99,12 @@ def mistakes_png(evaluation: Evaluation) -> bytes:
 
 
 def _render(template: str, *, evaluation: Evaluation, **values: Any) -> str:
-    low, high = evaluation.top1_interval
     return render(
         template,
         evaluation=evaluation,
-        interval=(low, high),
         matrix=_shaded(evaluation),
         reliability=figures.reliability(evaluation),
         mistakes=[_thumbnail(path, lines) for path, lines in _mistakes(evaluation)],
-        number_of_mistakes=len(evaluation.mistakes()),
         **values,
     )
 
