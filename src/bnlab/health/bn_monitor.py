@@ -11,20 +11,14 @@ A window is `window` successive steps; one begins every `every` steps. Each wind
 between batches of the batch mean, as half the mean squared successive difference (von Neumann 1941). Unlike the plain
 variance, it does not grow with slow drift. The effective batch size (BN103) is N_eff = variance / variance between.
 
-Limits:
-- m is the layer's momentum, or 1 / (1 + batches) where it is None. Layers whose statistics do not move (frozen,
-  momentum 0, population statistics, a batch that is not finite) and layers without statistics are not measured: their
-  `batches` is 0.
-- A layer that moves k times in a step (accumulation, two uses) moves by 1 - (1 - m)^k, towards a weighted mean of k
-  batches. N_eff is that of one of them. (Recomputation moves it twice by the same batch: N_eff is then up to 2 times
-  too low.)
-- Ghost batches move the statistics once, by the full batch, so N_eff is that of the full batch. For synchronised layers
-  it is that of the batch of all processes. Whitening layers are not measured.
+- m is the layer's momentum, or 1 / (1 + batches) where it is None. A layer that moves k times in a step (accumulation,
+  two uses) moves by 1 - (1 - m)^k, towards a weighted mean of k batches; N_eff is that of one of them. Layers whose
+  statistics do not move (frozen, a batch that is not finite) are not measured: their `batches` is 0.
 - b is as exact as the rounding of r': about eps |r| / m. Channels where that is more than 0.01 standard deviations
   (half precision, a mean far from 0) are left out.
-- Weights move between batches. What successive differences do not cancel of it makes N_eff too low: a lower bound.
 - Dead channels follow from gamma and beta by the normal distribution: P(BN > 0) = Phi(beta / |gamma|).
 
+docs/checks.md has the known limits.
 How far the running statistics are from the population statistics (BN102) is measured by validation, not here.
 """
 
@@ -110,24 +104,20 @@ class BNMonitor:
         cost in accuracy.
         """
         self._close()
-        measured = recalibration.layers if recalibration else {}
-        batches = dict(zip(self._layers, self._batches, strict=True))
-        effective = dict(zip(self._layers, self._effective_batches(), strict=True))
+        sampled = dict(zip(self._layers, self._sampled(), strict=True))
+        recalibrated = recalibration.layers if recalibration else {}
         rows = []
         for name, layer in self._all.items():
             dead, near_zero = _affine(layer)
-            fields: dict[str, Any] = effective.get(name, {})
-            if found := measured.get(name):
-                off = {"mean_off": found.mean_off, "variance_off": found.variance_off, "off_share": found.off_share}
-                fields = fields | off
+            fields = sampled.get(name, {})
+            if found := recalibrated.get(name):
+                fields |= {"mean_off": found.mean_off, "variance_off": found.variance_off, "off_share": found.off_share}
             rows.append(
                 LayerHealth(
                     name=name,
                     channels=layer.num_features,
                     trained=layer.affine and layer.weight.requires_grad,
                     momentum=layer.momentum,
-                    batches=int(batches.get(name, 0)),
-                    initial=_weight_of_initial(layer) if batches.get(name) else 0.0,
                     dead=dead if layer in self._rectified else 0,
                     gamma_near_zero=near_zero,
                     **fields,
@@ -190,29 +180,29 @@ class BNMonitor:
         starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         return cast(Floats, np.add.reduceat(channels.astype(np.float64), starts, axis=-1))
 
-    def _effective_batches(self) -> Iterator[dict[str, float]]:
+    def _sampled(self) -> Iterator[dict[str, Any]]:
         """The fields of each layer's row that the windows give."""
-        for pairs, total, squares in self._ratios.T:
-            if pairs < 2 or total <= 0:
-                yield {}
-                continue
-            ratio = total / pairs
-            # 1.5: neighbouring differences share a batch, and their squares correlate by 1/4
-            error = math.sqrt(1.5 * max(0.0, squares / pairs - ratio**2) / (pairs - 1))
-            least = ratio - 2 * error
-            at_most = float(1 / least) if least > 0 else math.inf
-            yield {"effective_batch": float(1 / ratio), "effective_batch_at_most": at_most}
+        for layer, batches, (pairs, total, squares) in zip(
+            self._layers.values(), self._batches, self._ratios.T, strict=True
+        ):
+            fields: dict[str, Any] = {"batches": int(batches)}
+            if batches:
+                assert layer.num_batches_tracked is not None
+                kept = 0.0 if layer.momentum is None else 1 - layer.momentum  # of the old statistics, by each batch
+                fields["initial"] = kept ** int(layer.num_batches_tracked)
+            if pairs > 1 and total > 0:
+                ratio = total / pairs
+                # 1.5: neighbouring differences share a batch, and their squares correlate by 1/4
+                error = math.sqrt(1.5 * max(0.0, squares / pairs - ratio**2) / (pairs - 1))
+                least = ratio - 2 * error
+                at_most = float(1 / least) if least > 0 else math.inf
+                fields |= {"effective_batch": float(1 / ratio), "effective_batch_at_most": at_most}
+            yield fields
 
 
 def recover(statistics: Floats, rate: Floats, sizes: NDArray[np.int64]) -> Floats:
     """The batches' statistics, K x 2C, from the running ones, (K + 1) x 2C, which each moved by `rate`, K x L."""
     return statistics[:-1] + np.diff(statistics, axis=0) / np.tile(np.repeat(rate, sizes, axis=1), 2)  # K x 2C
-
-
-def _weight_of_initial(layer: _BatchNorm) -> float:
-    """What the initial statistics (0, 1) weigh in the running ones: (1 - m)^n after n batches."""
-    assert layer.num_batches_tracked is not None
-    return float((1 - (1.0 if layer.momentum is None else layer.momentum)) ** int(layer.num_batches_tracked))
 
 
 def _affine(layer: _BatchNorm) -> tuple[int, int]:

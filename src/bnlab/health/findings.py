@@ -16,22 +16,15 @@ from bnlab.norm.recalibrate import MEAN_OFF, VARIANCE_OFF
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Where a check begins to report."""
+    """From which values on the checks report; docs/checks.md explains them."""
 
-    off_share: float = 0.5
-    """BN102: more than this fraction of a layer's channels is off"""
-    accuracy_lost: float = 0.01
-    """BN102: the running statistics cost at least this much accuracy, in 0..1"""
-    p_value: float = 0.01
-    """BN102: and chance alone would do so with a probability below this"""
-    initial: float = 0.01
-    """BN102: above this weight of the initial statistics, norm_momentum is the likely cause"""
-    effective_batch: float = 32.0
-    """BN103: the batch is worth fewer independent values than this, with 95% confidence"""
-    batches: int = 8
-    """BN103: at least this many sampled batches"""
-    channels: float = 0.05
-    """BN109, BN110: more than this fraction of a layer's channels"""
+    off_share: float = 0.5  # BN102: fraction of a layer's channels
+    accuracy_lost: float = 0.01  # BN102: by the running statistics
+    p_value: float = 0.01  # BN102
+    initial: float = 0.01  # BN102: above this weight of the initial statistics, norm_momentum is the likely cause
+    effective_batch: float = 32.0  # BN103: values, with 95% confidence
+    batches: int = 8  # BN103: sampled at least
+    channels: float = 0.05  # BN109, BN110: fraction of a layer's channels
 
 
 THRESHOLDS = Thresholds()
@@ -124,19 +117,13 @@ class Health:
 
     def scalars(self) -> dict[str, float]:
         """Totals for charts; what was not measured is left out."""
-        means = [row.mean_off for row in self.layers if row.mean_off is not None]
-        variances = [row.variance_off for row in self.layers if row.variance_off is not None]
-        off = [(row.off_share, row.channels) for row in self.layers if row.off_share is not None]
-        sizes = [row.effective_batch for row in self.layers if row.effective_batch is not None]
         found: dict[str, float] = {}
-        if off:
-            found |= {"norm_mean_off_worst": max(means), "norm_mean_off_median": statistics.median(means)}
-            found |= {
-                "norm_variance_off_worst": max(variances),
-                "norm_variance_off_median": statistics.median(variances),
-            }
+        for key in ("mean_off", "variance_off"):
+            if values := [value for row in self.layers if (value := getattr(row, key)) is not None]:
+                found |= {f"norm_{key}_worst": max(values), f"norm_{key}_median": statistics.median(values)}
+        if off := [(row.off_share, row.channels) for row in self.layers if row.off_share is not None]:
             found["norm_off_share"] = sum(share * n for share, n in off) / sum(n for _, n in off)
-        if sizes:
+        if sizes := [row.effective_batch for row in self.layers if row.effective_batch is not None]:
             found["norm_effective_batch_smallest"] = min(sizes)
         if channels := sum(row.channels for row in self.layers):
             found["norm_dead_share"] = sum(row.dead for row in self.layers) / channels
