@@ -224,7 +224,7 @@ def test_every_way_of_calling_counts() -> None:
     assert_kept(Optional(), {"bn": "the output of conv (Conv2d) before it is also used elsewhere"})
 
 
-def test_parts_of_what_cannot_be_traced_fold() -> None:
+def test_parts_of_a_model_that_cannot_be_traced_fold() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         x = net.called(x)
         if x.sum() > 0:
@@ -292,8 +292,8 @@ class ManyArguments(Block):
 
 
 def stores(net: Any, x: Tensor) -> Tensor:
-    net.seen = {"conv": [net.conv(x)]}
-    return net.bn(net.seen["conv"][0])
+    net.stored = {"conv": [net.conv(x)]}
+    return net.bn(net.stored["conv"][0])
 
 
 CHAIN = "{} comes before it, not a convolution or linear layer"

@@ -262,7 +262,7 @@ BAD = {
 @ON_DEVICE
 @LAYOUTS
 @pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
-def test_what_is_not_finite_moves_nothing(
+def test_values_that_are_not_finite_move_nothing(
     device_path: bool, layout: torch.memory_format, spoil, momentum: float = 1.0
 ) -> None:
     x = values(0, (4, 3, 5, 5), torch.float32).to(memory_format=layout)

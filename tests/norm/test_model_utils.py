@@ -57,12 +57,12 @@ class Holder:
 
 
 class Around(nn.Module):
-    def __init__(self, held: nn.Module) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.held = held
+        self.inner = inner
 
     def forward(self, x: Tensor) -> str:
-        return Holder(self.held).run(x)
+        return Holder(self.inner).run(x)
 
 
 X = torch.zeros(1)
@@ -75,8 +75,8 @@ def test_a_layer_called_by_itself_has_its_class_as_name() -> None:
 
 def test_the_name_is_the_one_in_the_outermost_module() -> None:
     network = nn.Sequential(nn.Identity(), nn.Sequential(Around(Layer())))
-    assert network(X) == "1.0.held (Layer)"
-    assert network[1](X) == "0.held (Layer)"
+    assert network(X) == "1.0.inner (Layer)"
+    assert network[1](X) == "0.inner (Layer)"
 
 
 def test_outer_modules_that_do_not_contain_the_layer_are_ignored() -> None:

@@ -63,7 +63,7 @@ def assert_holds(bn: nn.Module, x: Tensor) -> None:
     torch.testing.assert_close(bn.running_var, unbiased(x), rtol=1e-10, atol=1e-10)
 
 
-def test_layer_by_layer_is_what_inference_sees() -> None:
+def test_layer_by_layer_measures_the_inputs_of_inference() -> None:
     model, x = Pair(), images()
     done = recalibrate(model, x.split(7), layer_by_layer=True)
     seen: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ def test_layer_by_layer_is_what_inference_sees() -> None:
     assert (done.passes, done.images, done.batches) == (4, 24, 4)
 
 
-def test_one_pass_normalises_by_batches_and_merges_what_they_give() -> None:
+def test_one_pass_normalises_by_batches_and_merges_their_moments() -> None:
     model, x = Pair(), images()
     with torch.no_grad():
         inner = torch.cat([torch.relu(normalised(model.bn1, model.first(part))) for part in x.split(7)])
@@ -311,7 +311,7 @@ def test_whitening_layers_are_measured_too() -> None:
     torch.testing.assert_close(model[1].running_covariance, torch.stack([torch.cov(y[:2]), torch.cov(y[2:])]))
 
 
-def test_population_statistics_are_good_for_the_weights_they_were_measured_with() -> None:
+def test_population_statistics_are_valid_for_the_measured_weights_alone() -> None:
     model, x = nn.Sequential(BatchNorm2d(3, statistics="population")).double(), images()
     with pytest.raises(ValueError, match="has no population statistics"):
         model.eval()(x)

@@ -211,7 +211,7 @@ def sums(y: Tensor, w: Tensor) -> Tensor:
     ],
     ids=["convolution", "itself", "two convolutions", "sum"],
 )
-def test_what_is_kept_for_backward(
+def test_tensors_kept_for_backward(
     reader: Callable[[Tensor, Tensor], Tensor], theirs: set[str], plainly: set[str], saving: set[str]
 ) -> None:
     ours, torchs = pair({}, torch.float32)
@@ -383,7 +383,7 @@ def test_nothing_is_kept_without_a_graph() -> None:
         assert torch.equal(ours(x), theirs(x))
 
 
-def test_what_is_not_finite_moves_nothing_and_is_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_is_not_finite_moves_nothing_and_has_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair({}, torch.float32)
     x, w = example(torch.float32, torch.channels_last)
     x[0, 0, 0, 0] = torch.nan

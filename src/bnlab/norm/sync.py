@@ -11,7 +11,7 @@ Shapes: N examples in this process, C channels, then any number of positions; M 
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,6 @@ from bnlab.norm.kernels import Running
 from bnlab.norm.layers import BatchNorm, TooFewValuesError, is_plain
 from bnlab.norm.model_utils import layer_name
 from bnlab.norm.moments import Moments
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -54,12 +52,8 @@ class SyncBatchNorm(BatchNorm):
             raise ValueError(f"expected at least 2D input (got {input.ndim}D input)")
 
     def _synchronised(self) -> bool:
-        return (
-            self._in_training()
-            and dist.is_available()
-            and dist.is_initialized()
-            and dist.get_world_size(self.process_group) > 1
-        )
+        distributed = self._in_training() and dist.is_available() and dist.is_initialized()
+        return distributed and dist.get_world_size(self.process_group) > 1
 
     def _check_batch_size(self, input: Tensor) -> None:
         if not self._synchronised():
@@ -164,7 +158,7 @@ def revert_sync(model: nn.Module) -> nn.Module:
     return _replace_modules(model, revert)
 
 
-def _with_class(layer: nn.Module, kind: type[Module], **more: Any) -> Module:
+def _with_class(layer: nn.Module, kind: type[nn.Module], **more: Any) -> nn.Module:
     """Return the layer as another class, with the same parameters, buffers, hooks and flags."""
     new = kind.__new__(kind)
     vars(new).update(vars(layer) | more)
