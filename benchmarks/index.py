@@ -27,7 +27,7 @@ from PIL import Image
 
 from bnlab.data.dataset import open_training_data
 from bnlab.data.photos import Photo
-from bnlab.data.split_csv import report_missing_classes, write_rows, write_split_csv
+from bnlab.data.split_csv import report_missing_classes, write_split_csv
 from bnlab.progress import NullProgress
 
 SIZES = (10_000, 1_000_000)
@@ -84,7 +84,7 @@ def _make(home: Path) -> None:
     for i in range(CLASSES):
         (home / "photos" / "train" / _label(i)).symlink_to(names)
     for size in SIZES:
-        write_rows(_list(home, size), _photos(home, size))
+        write_split_csv(_list(home, size), _photos(home, size), absolute=False)
 
 
 def _photos(home: Path, number: int) -> Iterator[Photo]:

@@ -1,5 +1,7 @@
+import io
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,21 +19,21 @@ def photos() -> Photos:
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_what_was_put_comes_back(
+def test_cached_photos_are_unchanged(
     photos: Photos, tmp_path: Path, on_disk: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CHUNK", 10_000)  # a photo has at most 4,563 bytes, so chunks end between them
     cache = Cache(60, 10**9, tmp_path if on_disk else None)
     for i in np.random.default_rng(1).permutation(50):
         cache.put(int(i), photos[i])
-        cache.put(int(i), photos[i] * 0)  # there already
+        cache.put(int(i), photos[i] * 0)  # is already cached
     assert all((cache.get(i) == photo).all() for i, photo in enumerate(photos))
     assert all(cache.get(i) is None for i in range(50, 60))
     assert cache.used == sum(photo.nbytes for photo in photos)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_no_more_is_kept_than_the_budget(photos: Photos, tmp_path: Path, on_disk: bool) -> None:
+def test_the_budget_is_not_exceeded(photos: Photos, tmp_path: Path, on_disk: bool) -> None:
     cache = Cache(50, 20_000, tmp_path if on_disk else None)
     for i, photo in enumerate(photos):
         cache.put(i, photo)
@@ -53,7 +55,7 @@ def test_a_photo_larger_than_a_chunk_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_many_threads_may_use_it(photos: Photos, tmp_path: Path, on_disk: bool) -> None:
+def test_threads_may_share_a_cache(photos: Photos, tmp_path: Path, on_disk: bool) -> None:
     cache = Cache(50, 10**9, tmp_path if on_disk else None)
     wrong: list[int] = []
 
@@ -73,41 +75,61 @@ def test_many_threads_may_use_it(photos: Photos, tmp_path: Path, on_disk: bool) 
     assert not wrong
 
 
-def test_the_file_leaves_nothing_behind(tmp_path: Path, photos: Photos) -> None:
+def test_the_file_is_deleted_with_the_cache(tmp_path: Path, photos: Photos) -> None:
     cache = Cache(50, 10**9, tmp_path)
     cache.put(0, photos[0])
     del cache
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fails_is_left_alone(photos: Photos, tmp_path: Path) -> None:
-    """A cache is worth no training: what it cannot keep or give is decoded again."""
-    if not Path("/dev/full").exists():
-        pytest.skip("no device that is always full")
+@pytest.mark.parametrize("fails", ["write", "short write", "read", "short read"])
+def test_a_disk_that_fails_costs_no_photo(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Photos that cannot be written or read are not cached, and nothing is written after a failed write."""
+    broken = False
+
+    class File(io.BytesIO):
+        def write(self, values: Any) -> int:
+            if broken and fails == "write":
+                raise OSError("broken")
+            return super().write(values[:1] if broken and fails == "short write" else values)
+
+        def readinto(self, values: Any) -> int:
+            if broken and fails == "read":
+                raise OSError("broken")
+            return super().readinto(values[:1] if broken and fails == "short read" else values)
+
+    monkeypatch.setattr(module.tempfile, "TemporaryFile", lambda **_: File())
     cache = Cache(50, 10**9, tmp_path)
     cache.put(1, photos[1])
-    cache._place.file.close()  # type: ignore[union-attr]
-    with Path("/dev/full").open("r+b", buffering=0) as full:
-        cache._place.file = full  # type: ignore[union-attr]
-        cache.put(0, photos[0])
+    assert (cache.get(1) == photos[1]).all()
+    broken = True
+    cache.put(0, photos[0])
+    if "write" in fails:
         assert cache.get(0) is None
         assert cache.budget == cache.used == photos[1].nbytes
-    cut = tmp_path / "cut"
-    cut.write_bytes(b"short")
-    with cut.open("r+b", buffering=0) as file:
-        cache._place.file = file  # type: ignore[union-attr]
+        broken = False
+        cache.put(2, photos[2])
+        assert cache.get(2) is None
+        assert (cache.get(1) == photos[1]).all()
+    else:
         assert cache.get(1) is None
-    cache._place.file = None  # type: ignore[union-attr]
 
 
-def test_auto_takes_the_disk_where_memory_is_too_small(tmp_path: Path) -> None:
-    def place(mode: str, memory: int, disk: int) -> tuple[bool, int]:
-        cache = choose_cache(mode, 100, memory=memory, disk=disk, estimate=10, folder=tmp_path)
-        return isinstance(cache._place, module._File), cache.budget
-
-    assert place("auto", 1000, 9000) == (False, 1000)
-    assert place("auto", 999, 9000) == (True, 9000)
-    assert place("auto", 900, 800) == (False, 900)  # neither holds all: the larger
-    assert place("ram", 1, 9000) == (False, 1)
-    assert place("disk", 9000, 1) == (True, 1)
-    assert place("none", 9000, 9000)[1] == 0
+@pytest.mark.parametrize(
+    ("mode", "memory", "disk", "expected"),
+    [
+        ("auto", 1000, 9000, (False, 1000)),
+        ("auto", 999, 9000, (True, 9000)),
+        ("auto", 900, 800, (False, 900)),  # neither is large enough for all: the larger
+        ("ram", 1, 9000, (False, 1)),
+        ("disk", 9000, 1, (True, 1)),
+        ("none", 9000, 9000, (False, 0)),
+    ],
+)
+def test_auto_uses_the_disk_if_memory_is_too_small(
+    tmp_path: Path, mode: str, memory: int, disk: int, expected: tuple[bool, int]
+) -> None:
+    cache = choose_cache(mode, 100, memory=memory, disk=disk, estimate=10, folder=tmp_path)
+    assert (cache.on_disk, cache.budget) == expected

@@ -27,7 +27,7 @@ def shape(dataset: Dataset) -> set[tuple[str, str, str]]:
     return {(Path(p.path).name, p.label, p.split) for p in dataset.photos}
 
 
-def test_all_three_kinds_give_the_same(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_a_split_folder_and_a_list_give_the_same(photos: Path, tmp_path: Path) -> None:
     split = split_folder(photos, val=0.3, test=0, seed=0, progress=NullProgress())
     write_split(split, tmp_path / "data", "link", NullProgress())
     plain, folder, listed = opened(photos), opened(tmp_path / "data"), opened(tmp_path / "data" / "split.csv")
@@ -42,7 +42,9 @@ def test_the_names_of_val(data: Path, name: str) -> None:
     assert len(opened(data).in_split("val")) == 12
 
 
-def test_a_photo_listed_is_not_read_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_photo_with_a_listed_sha256_is_not_read(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_split(
         split_folder(photos, val=0.3, test=0, seed=0, progress=NullProgress()),
         tmp_path / "data",
@@ -59,7 +61,7 @@ def test_a_photo_listed_is_not_read_again(photos: Path, tmp_path: Path, monkeypa
     assert len(dataset.photos) == 37
 
 
-def test_without_a_val_side_part_of_train_is_held_out(tmp_path: Path) -> None:
+def test_without_val_a_part_of_train_is_held_out(tmp_path: Path) -> None:
     write_photos(tmp_path / "data" / "train", each=12)
     dataset = opened(tmp_path / "data")
     assert 3 < len(dataset.in_split("val")) < 20
@@ -74,7 +76,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert opened(tmp_path / "photos").classes == ("disc", "stripes", "train")
 
 
-def test_a_class_missing_in_val_shifts_no_label(data: Path) -> None:
+def test_a_class_that_val_lacks_shifts_no_label(data: Path) -> None:
     shutil.rmtree(data / "val" / "disc")
     dataset = opened(data)
     assert dataset.classes == ("disc", "ring", "stripes")
@@ -83,24 +85,22 @@ def test_a_class_missing_in_val_shifts_no_label(data: Path) -> None:
 
 def test_a_class_unknown_to_train_is_named(data: Path) -> None:
     (data / "val" / "disc").rename(data / "val" / "disk")
-    assert refusal(data) == (
-        f"val of {data} has the class 'disk', which train has not: add photos of it to train or take it out of val"
-    )
+    assert f"val of {data} has the class 'disk', which train does not have" in refusal(data)
 
 
-def test_what_cannot_be_trained_on(data: Path, tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none") == f"there is no folder {tmp_path / 'none'}: check the path"
+def test_data_that_cannot_be_trained_on_are_refused(data: Path, tmp_path: Path) -> None:
+    assert f"no folder {tmp_path / 'none'}" in refusal(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "has neither sub-folders nor photos" in refusal(tmp_path / "empty")
     (data / "train" / "void").mkdir()
     assert "class 'void' has no photos in " in refusal(data)
     (data / "train" / "void").rmdir()
     shutil.copytree(data / "val", data / "valid")
-    assert "has two val folders: keep one of val, valid and validation" in refusal(data)
+    assert "has two val folders" in refusal(data)
     shutil.rmtree(data / "valid")
     for label in ("disc", "ring"):
         shutil.rmtree(data / "train" / label)
-    assert "has one class only, 'stripes'" in refusal(data)
+    assert "only one class, 'stripes'" in refusal(data)
 
 
 def test_broken_photos_are_refused(data: Path) -> None:
@@ -110,7 +110,7 @@ def test_broken_photos_are_refused(data: Path) -> None:
     assert len(dataset.photos) == 36
 
 
-def test_conflicts_are_told(photos: Path) -> None:
+def test_duplicates_in_two_classes_are_reported(photos: Path) -> None:
     shutil.copy(photos / "ring" / "ring000.png", photos / "disc" / "x.png")
     progress = NullProgress()
     opened(photos, progress)
@@ -122,36 +122,36 @@ def test_recorded_data_must_still_be_there(data: Path, tmp_path: Path) -> None:
     assert shape(open_recorded_data(tmp_path / "split.csv")) == shape(opened(data))
     gone = read_split_csv(tmp_path / "split.csv")[3].path
     Path(gone).unlink()
-    with pytest.raises(DataError, match=r"is gone, and the run was trained on it: put it back to resume"):
+    with pytest.raises(DataError, match=f"{Path(gone).name} is missing, .*resume"):
         open_recorded_data(tmp_path / "split.csv")
 
 
-def test_evaluation_reads_the_least_seen_side(data: Path, photos: Path) -> None:
+def test_evaluation_uses_test_before_val(data: Path, photos: Path) -> None:
     assert open_evaluation_data(data, None)[0] == "val"
     assert len(open_evaluation_data(data, "train")[1]) == 24
     assert len(open_evaluation_data(data, "all")[1]) == 36
     write_photos(data / "test", each=2, first=50)
-    side, listed = open_evaluation_data(data, None)
-    assert (side, len(listed)) == ("test", 6)
+    split, listed = open_evaluation_data(data, None)
+    assert (split, len(listed)) == ("test", 6)
     assert open_evaluation_data(photos, None)[0] == "all"
-    with pytest.raises(DataError, match="has no test side: say --split all"):
+    with pytest.raises(DataError, match="has no test split: use --split all"):
         open_evaluation_data(photos, "test")
 
 
 def test_held_out_photos_keep_their_duplicates(tmp_path: Path) -> None:
-    """Without a val side, as `bnlab split` does it: near duplicates on one side."""
+    """Near duplicates are assigned to the same split, as in `bnlab split`."""
     write_photos(tmp_path / "data" / "train", each=12)
     for path in sorted((tmp_path / "data" / "train" / "disc").iterdir()):
         with Image.open(path) as image:
             image.resize((80, 80)).save(path.with_suffix(".webp"), quality=95)
     dataset = opened(tmp_path / "data")
-    side_of = {Path(p.path).name: p.split for p in dataset.photos}
-    assert {side_of[f"disc{i:03}.png"] for i in range(12)} == {"train", "val"}
-    assert all(side_of[f"disc{i:03}.png"] == side_of[f"disc{i:03}.webp"] for i in range(12))
+    split_of = {Path(p.path).name: p.split for p in dataset.photos}
+    assert {split_of[f"disc{i:03}.png"] for i in range(12)} == {"train", "val"}
+    assert all(split_of[f"disc{i:03}.png"] == split_of[f"disc{i:03}.webp"] for i in range(12))
     assert not dataset.own_val
 
 
-def test_a_list_may_name_what_is_not_there(data: Path) -> None:
+def test_a_list_may_name_missing_and_broken_photos(data: Path) -> None:
     write_split_csv(data / "split.csv", opened(data).photos)
     gone = read_split_csv(data / "split.csv")[0].path
     Path(gone).unlink()
@@ -159,9 +159,10 @@ def test_a_list_may_name_what_is_not_there(data: Path) -> None:
     assert [(r.path, r.reason) for r in dataset.refused] == [(gone, "there is no such file")]
     bare = "path,class,split\n" + "".join(f"{p.path},{p.label},{p.split}\n" for p in dataset.photos)
     (data / "bare.csv").write_text(bare)
-    Path(dataset.photos[0].path).write_text("text")
+    broken = dataset.photos[0].path
+    Path(broken).write_text("text")
     dataset = opened(data / "bare.csv")
-    assert [r.reason for r in dataset.refused] == ["it is not an image that Pillow can read"]
+    assert [Path(r.path).name for r in dataset.refused] == [Path(broken).name]
     assert all(p.sha256 for p in dataset.photos)
 
 
@@ -172,11 +173,13 @@ def test_a_folder_that_holds_only_a_list_is_that_list(photos: Path, tmp_path: Pa
     assert open_evaluation_data(tmp_path / "lists", None)[0] == "val"
 
 
-def test_folders_beside_the_sides_are_told(data: Path) -> None:
+def test_other_folders_of_a_split_folder_are_reported(data: Path) -> None:
     (data / "unlabelled").mkdir()
     progress = NullProgress()
     opened(data, progress)
-    assert progress.warnings == [f"{data} has folders beside its sides, which are left out: unlabelled"]
+    (warning,) = progress.warnings
+    assert str(data) in warning
+    assert "unlabelled" in warning
 
 
 def test_a_class_called_train_with_sub_folders_is_a_class(photos: Path) -> None:
@@ -187,19 +190,19 @@ def test_a_class_called_train_with_sub_folders_is_a_class(photos: Path) -> None:
     assert opened(photos).classes == ("disc", "stripes", "train")
 
 
-def test_a_photo_on_two_sides_is_told_and_one_listed_twice_refused(data: Path) -> None:
+def test_a_photo_in_two_splits_is_reported_and_one_listed_twice_refused(data: Path) -> None:
     shutil.copy(data / "train" / "disc" / "disc000.png", data / "val" / "disc" / "x.png")
     progress = NullProgress()
     dataset = opened(data, progress)
-    assert progress.warnings == ["val and test share 1 photo with train, to the byte: accuracy will flatter"]
+    (warning,) = progress.warnings
+    assert "1 photo of val and test" in warning
     write_split_csv(data / "twice.csv", [*dataset.photos, dataset.photos[0]])
-    assert refusal(data / "twice.csv") == (
-        f"{data}/twice.csv lists {dataset.photos[0].path} more than once: a photo has one class and one side"
-    )
+    assert f"{data}/twice.csv lists {dataset.photos[0].path} more than once" in refusal(data / "twice.csv")
 
 
-def test_odd_things_on_a_side_are_told(data: Path) -> None:
+def test_ignored_files_of_a_split_are_reported(data: Path) -> None:
     shutil.copy(data / "train" / "disc" / "disc000.png", data / "train" / "loose.png")
     progress = NullProgress()
     opened(data, progress)
-    assert progress.warnings == [f"left out 1 photo beside the classes in {data}/train, in none of them"]
+    (warning,) = progress.warnings
+    assert f"1 photo in {data}/train" in warning

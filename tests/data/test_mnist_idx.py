@@ -28,12 +28,12 @@ def mnist(tmp_path: Path) -> Path:
     return folder
 
 
-def test_digits_become_black_and_white_pictures(mnist: Path, tmp_path: Path) -> None:
+def test_digits_become_black_and_white_images(mnist: Path, tmp_path: Path) -> None:
     pairs = find_pairs(mnist)
-    assert [side for _, _, side in pairs] == ["test"]
+    assert [split for _, _, split in pairs] == ["test"]
     assert find_pairs(mnist / "t10k-labels-idx1-ubyte.gz") == pairs
     found = write_binary_digits(pairs, tmp_path / "out", NullProgress())
-    assert [(Path(one.path).name, one.label, side) for one, side in found] == [
+    assert [(Path(one.path).name, one.label, split) for one, split in found] == [
         ("00000.png", "3", ""), ("00002.png", "3", ""), ("00003.png", "3", ""),
         ("00001.png", "7", ""), ("00004.png", "7", ""), ("00005.png", "7", ""),
     ]  # fmt: skip
@@ -44,11 +44,11 @@ def test_digits_become_black_and_white_pictures(mnist: Path, tmp_path: Path) -> 
     assert Path(found[0][0].path).stat().st_mtime_ns == before  # written once
 
 
-def test_both_halves_keep_their_sides(mnist: Path, tmp_path: Path) -> None:
+def test_train_and_test_keep_their_splits(mnist: Path, tmp_path: Path) -> None:
     (mnist / "train-images.idx3-ubyte").write_bytes(idx(IMAGES[:2]))  # as some unpackers name them
     (mnist / "train-labels.idx1-ubyte").write_bytes(idx(LABELS[:2]))
-    sides = [side for _, side in write_binary_digits(find_pairs(mnist), tmp_path / "out", NullProgress())]
-    assert sides == ["train"] * 2 + ["test"] * 6
+    splits = [split for _, split in write_binary_digits(find_pairs(mnist), tmp_path / "out", NullProgress())]
+    assert splits == ["train"] * 2 + ["test"] * 6
 
 
 def test_a_folder_without_them_has_none(tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_a_folder_without_them_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "is no IDX file of bytes in 3 dimensions: fetch it again"),
-        (idx(LABELS), "is no IDX file of bytes in 3 dimensions: fetch it again"),
-        (idx(IMAGES)[:-1], "has 4703 values, not 6 x 28 x 28: fetch it again"),
+        (b"", "is not an IDX file of bytes in 3 dimensions"),
+        (idx(LABELS), "is not an IDX file of bytes in 3 dimensions"),
+        (idx(IMAGES)[:-1], "has 4703 values, not 6 x 28 x 28"),
         (gzip.compress(idx(IMAGES))[:-9], "cannot be read (Compressed file ended before"),
         (b"\x1f\x8bnonsense", "cannot be read ("),
         (bytes((0, 0, 8, 3)) + b"\xff" * 12, "has 0 values, not 4294967295 x 4294967295 x 4294967295"),
@@ -76,10 +76,10 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, problem: str) 
         read_idx(path, 3)
 
 
-def test_labels_have_to_be_there_and_of_these_images(mnist: Path, tmp_path: Path) -> None:
+def test_missing_and_too_few_labels_are_refused(mnist: Path, tmp_path: Path) -> None:
     (mnist / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(LABELS[:4]))
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz has 6 images and 4 labels: fetch both again"):
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz has 6 images and 4 labels"):
         write_binary_digits(find_pairs(mnist), tmp_path / "out", NullProgress())
     (mnist / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataError, match=r"has no labels beside it: put t10k-labels-idx1-ubyte.gz into the same folder"):
+    with pytest.raises(DataError, match=r"t10k-images.* has no file of labels: .*t10k-labels-idx1-ubyte.gz"):
         find_pairs(mnist)

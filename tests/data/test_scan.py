@@ -3,9 +3,29 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.data.scan import Refusal, map_usable_photos, photos_below, report_refused, scan
+from bnlab.data.scan import (
+    PhotoFile,
+    Refusal,
+    map_photos,
+    photos_below,
+    report_ignored_files,
+    report_refused,
+    scan,
+    split_folders,
+)
 from bnlab.errors import DataError, PhotoError
 from bnlab.progress import NullProgress
+
+
+class Notes(NullProgress):
+    """Keeps notes as well as warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -19,7 +39,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     touch(
         tmp_path, "b/2.JPG", "b/1.png", "a/deep/er/x.jpeg", "a/notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/.x/y.jpg"
     )
-    found = [(os.path.relpath(one.path, tmp_path), one.label) for one in scan(tmp_path)]
+    found = [(os.path.relpath(file.path, tmp_path), file.label) for file in scan(tmp_path)]
     assert found == [("a/deep/er/x.jpeg", "a"), ("b/1.png", "b"), ("b/2.JPG", "b")]
 
 
@@ -28,57 +48,93 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     touch(tmp_path / "photos", "a/1.jpg")
     (tmp_path / "photos" / "b").symlink_to(tmp_path / "far")
     (tmp_path / "photos" / "a" / "up").symlink_to(tmp_path / "photos" / "a")
-    assert [(Path(one.path).name, one.label) for one in scan(tmp_path / "photos")] == [("1.jpg", "a"), ("x.jpg", "b")]
+    assert [(Path(file.path).name, file.label) for file in scan(tmp_path / "photos")] == [
+        ("1.jpg", "a"),
+        ("x.jpg", "b"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("x.txt",), "has neither sub-folders nor photos: put the photos of each class into a sub-folder of its name"),
-        (("x.jpg",), "has photos but no sub-folders: put the photos of each class into a sub-folder of its name"),
-        (("a/x.jpg", "b/x.txt"), "class 'b' has no photos in "),
+        (("x.txt",), "has neither sub-folders nor photos"),
+        (("x.jpg",), "has photos but no sub-folders"),
+        (("a/x.jpg", "b/x.txt"), "class 'b' has no photos in"),
     ],
 )
-def test_what_is_no_folder_of_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
-    with pytest.raises(DataError) as error:
+def test_a_folder_without_classes_or_photos_is_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         scan(touch(tmp_path, *names))
-    assert message in str(error.value)
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"there is no folder {tmp_path / 'none'}: check the path"):
+def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"no folder {tmp_path / 'none'}"):
         scan(tmp_path / "none")
     touch(tmp_path, "file")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="file cannot be read"):
         scan(tmp_path / "file")
 
 
-def test_examine_keeps_order_and_refusals(tmp_path: Path) -> None:
-    found = scan(touch(tmp_path, *(f"a/{i:03}.jpg" for i in range(300))))
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train/a/1.jpg", "Validation/a/2.jpg"), ["val", "train"]),
+        (("train/a/1.jpg",), ["train"]),
+        (("train/1.jpg", "val/2.jpg"), []),  # two classes
+        (("train/a/1.jpg", "car/2.jpg"), []),  # a class with a sub-folder
+        (("val/a/1.jpg", "test/a/2.jpg"), []),
+    ],
+)
+def test_a_split_folder_is_told_from_classes_called_train(
+    tmp_path: Path, names: tuple[str, ...], expected: list[str]
+) -> None:
+    assert [split for split, _ in split_folders(touch(tmp_path, *names))] == expected
 
-    def look(path: str) -> str:
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg")
+    with pytest.raises(DataError, match=r"two val folders.*valid"):
+        split_folders(tmp_path)
+
+
+def test_map_photos_keeps_the_order_and_refusals() -> None:
+    files = [PhotoFile(f"{i:03}.jpg", "a") for i in range(300)]
+
+    def read(path: str) -> str:
         if path.endswith("7.jpg"):
             raise PhotoError(path, "seven")
         return Path(path).stem
 
-    good, refused = map_usable_photos(found, look, title="", total=300, progress=NullProgress())
-    assert [value for _, value in good] == [f"{i:03}" for i in range(300) if i % 10 != 7]
-    assert len(refused) == 30
-    assert refused[0] == Refusal(found[7].path, "seven", "a")
+    results = list(map_photos(files, read, 300, NullProgress()))
+    assert [file for file, _ in results] == files
+    assert [result for _, result in results] == [
+        Refusal(file.path, "seven", "a") if i % 10 == 7 else f"{i:03}" for i, file in enumerate(files)
+    ]
 
 
 def test_refused_photos_are_named_and_counted() -> None:
     refused = [Refusal(f"{i}.jpg", "broken") for i in range(7)]
     progress = NullProgress()
     report_refused(refused, strict=False, progress=progress)
-    assert progress.warnings == [
-        *(f"left out {i}.jpg: broken" for i in range(5)),
-        "and 2 more photos that cannot be used",
-    ]
-    with pytest.raises(DataError) as error:
+    assert ["broken" in warning for warning in progress.warnings] == [True] * 5 + [False]
+    assert all(f"{i}.jpg" in warning for i, warning in enumerate(progress.warnings[:5]))
+    assert "2 more photos" in progress.warnings[5]
+    with pytest.raises(DataError, match=r"7 photos .*0.jpg, broken.*--strict"):
         report_refused(refused, strict=True, progress=progress)
-    assert str(error.value) == ("7 photos cannot be used (the first: 0.jpg, broken): mend them or leave --strict out")
     report_refused([], strict=True, progress=progress)
+
+
+def test_ignored_files_are_reported(tmp_path: Path) -> None:
+    touch(tmp_path, "loose.jpg", "a/1.jpg", "a/deep/2.jpg", "a/x.txt", "a/y.txt", "a/README", "b/3.jpg")
+    progress = Notes()
+    report_ignored_files(tmp_path, progress)
+    loose, nested = progress.warnings
+    assert "1 photo" in loose
+    assert "class 'a'" in nested
+    assert "deep" in nested
+    (note,) = progress.notes
+    assert "2 with .txt" in note
+    assert "1 with no suffix" in note
 
 
 def test_only_photos_are_found(tmp_path: Path) -> None:

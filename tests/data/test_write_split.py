@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import picture, write_photos
-from tests.data.test_split import do
+from tests.data.test_split import split_of
 
 from bnlab.data.split_csv import read_split_csv
 from bnlab.data.write_split import LinkMode, write_split
@@ -15,13 +15,13 @@ from bnlab.progress import NullProgress
 
 
 def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Each file with its content and its time."""
+    """The content and the modification time of each file."""
     files = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
 def test_a_split_folder_holds_every_photo_once(photos: Path, tmp_path: Path) -> None:
-    split = do(photos, val=0.3, test=0.2)
+    split = split_of(photos, val=0.3, test=0.2)
     assert write_split(split, tmp_path / "data", "link", NullProgress())
     rows = list(read_csv(tmp_path / "data" / "split.csv"))
     assert list(rows[0]) == ["path", "class", "split", "sha256"]
@@ -41,7 +41,7 @@ def test_a_split_folder_holds_every_photo_once(photos: Path, tmp_path: Path) -> 
 def test_copies_are_copies_and_links_fall_back_to_them(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = do(photos)
+    split = split_of(photos)
     write_split(split, tmp_path / "copies", "copy", NullProgress())
 
     def no_links(*_: object) -> None:
@@ -55,50 +55,52 @@ def test_copies_are_copies_and_links_fall_back_to_them(
         assert Path(row.path).read_bytes() == Path(split.photos[0].path).read_bytes()
 
 
-def test_the_list_alone(photos: Path, tmp_path: Path) -> None:
-    split = do(photos)
+def test_list_mode_writes_split_csv_alone(photos: Path, tmp_path: Path) -> None:
+    split = split_of(photos)
     write_split(split, tmp_path / "data", "list", NullProgress())
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["split.csv"]
     assert list(read_split_csv(tmp_path / "data" / "split.csv")) == split.photos
 
 
-@pytest.mark.parametrize("how", ["link", "copy", "list"])
-def test_again_changes_nothing(photos: Path, tmp_path: Path, how: LinkMode) -> None:
-    assert write_split(do(photos), tmp_path / "data", how, NullProgress())
+@pytest.mark.parametrize("mode", ["link", "copy", "list"])
+def test_writing_the_same_split_again_changes_nothing(photos: Path, tmp_path: Path, mode: LinkMode) -> None:
+    assert write_split(split_of(photos), tmp_path / "data", mode, NullProgress())
     before = tree(tmp_path)
-    assert not write_split(do(photos), tmp_path / "data", how, NullProgress())
+    assert not write_split(split_of(photos), tmp_path / "data", mode, NullProgress())
     assert tree(tmp_path) == before
 
 
 def test_another_split_is_never_written_over(photos: Path, tmp_path: Path) -> None:
-    write_split(do(photos), tmp_path / "data", "link", NullProgress())
+    write_split(split_of(photos), tmp_path / "data", "link", NullProgress())
     before = tree(tmp_path)
-    with pytest.raises(DataError, match=r"holds another split .*: give --into a new folder, or remove this one"):
-        write_split(do(photos, seed=1), tmp_path / "data", "link", NullProgress())
-    with pytest.raises(DataError, match="holds the same split as links, not copies"):
-        write_split(do(photos), tmp_path / "data", "copy", NullProgress())
+    with pytest.raises(DataError, match=r"data holds another split .*--into"):
+        write_split(split_of(photos, seed=1), tmp_path / "data", "link", NullProgress())
+    with pytest.raises(DataError, match="links, not copies"):
+        write_split(split_of(photos), tmp_path / "data", "copy", NullProgress())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="exists and is no split of bnlab"):
-        write_split(do(photos), tmp_path / "mine", "link", NullProgress())
+    with pytest.raises(DataError, match="mine exists and is not a split"):
+        write_split(split_of(photos), tmp_path / "mine", "link", NullProgress())
     after = tree(tmp_path)
     assert after.pop("mine/thesis.txt")[0] == b"years of work"
     assert after == before
 
 
 def test_photos_are_never_written_to(photos: Path) -> None:
+    split, before = split_of(photos), tree(photos)
     for into in (photos, photos / "data", photos / "disc"):
-        with pytest.raises(DataError, match="which is never written to: give --into another folder"):
-            write_split(do(photos), into, "link", NullProgress())
-    with pytest.raises(DataError, match=r"holds .* itself: give --into a new folder"):
-        write_split(do(photos), photos.parent, "link", NullProgress())
+        with pytest.raises(DataError, match=r"never written to: .*--into"):
+            write_split(split, into, "link", NullProgress())
+    with pytest.raises(DataError, match=r"contains .* itself: .*--into"):
+        write_split(split, photos.parent, "link", NullProgress())
+    assert tree(photos) == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_split_that_fails_leaves_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    split = do(photos)
+    split = split_of(photos)
     real, calls = shutil.copy2, 0
 
     def failing(*arguments: object) -> object:
@@ -128,7 +130,7 @@ def test_odd_names_survive(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", each=6)
     for number, name in enumerate(odd):
         picture("disc", 50 + number).save(photos / "disc" / name)
-    write_split(do(photos), tmp_path / "data", "copy", NullProgress())
+    write_split(split_of(photos), tmp_path / "data", "copy", NullProgress())
     listed = read_split_csv(tmp_path / "data" / "split.csv")
     assert {Path(p.path).name for p in listed} >= set(odd)
     assert all(Path(p.path).is_file() for p in listed)
@@ -137,7 +139,7 @@ def test_odd_names_survive(tmp_path: Path) -> None:
 def test_duplicates_and_conflicts_are_named(photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "disc" / "disc000.png", photos / "disc" / "again.png")
     shutil.copy(photos / "ring" / "ring000.png", photos / "stripes" / "wrong.png")
-    split = do(photos)
+    split = split_of(photos)
     assert [len(group.members) for group in split.groups] == [2, 2]
     (conflict,) = split.conflicts
     members = [split.photos[i] for i in conflict.members]

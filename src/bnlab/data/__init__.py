@@ -1,1 +1,1 @@
-"""Photos: found, read, told apart, split, and made into batches."""
+"""Photos: find them, find duplicates among them, split them, and read them in batches."""

@@ -1,4 +1,4 @@
-"""What training does to a photo before the network sees it. Each draws from the generator it is given, and no other."""
+"""Random changes to the photos of training. Every random number is drawn from the generator that is passed in."""
 
 import numpy as np
 import torch
@@ -21,36 +21,23 @@ def augment(
     color_jitter: float,
     random: np.random.Generator,
 ) -> Pixels:
-    """A random part of the photo (H x W x 3) as a square of `size` x `size` x 3 pixels, mirrored with chance `flip`.
+    """A random crop of the photo (H x W x 3), scaled to `size` x `size` x 3 and flipped with probability `flip`.
 
-    The part has a share of the photo's area uniform in `area`, and an aspect (width to height) log-uniform in `aspect`.
-    When ten tries do not fit in the photo, the largest centred part of a permitted aspect is taken, as in torchvision.
+    The crop covers a fraction of the photo's area that is uniform in `area`, with an aspect ratio (width to height)
+    that is log-uniform in `aspect`. If ten tries do not fit into the photo, the largest centred crop of a permitted
+    aspect ratio is used, as in torchvision. `color_jitter` is described at `jitter_colors`.
     """
     height, width = photo.shape[:2]
-    pixels = resized(photo, size, random_box(width, height, area, aspect, random))
+    pixels = resize_crop(photo, size, random_crop_box(width, height, area, aspect, random))
     if random.random() < flip:
         pixels = pixels[:, ::-1]
-    return distorted(pixels, color_jitter, random) if color_jitter else np.ascontiguousarray(pixels)
+    return jitter_colors(pixels, color_jitter, random) if color_jitter else np.ascontiguousarray(pixels)
 
 
-def resized(photo: Pixels, size: int, box: Box) -> Pixels:
-    """A part of the photo as a square, by bilinear interpolation that averages over all it shrinks.
-
-    By torch, not by Pillow as in `preprocess`: it takes a third of the time, and a training crop need not be exact.
-    To be called from the thread that trains (loader.py says why).
-    """
-    left, top, right, bottom = box
-    if (right - left, bottom - top) == (size, size):
-        return photo[top:bottom, left:right]
-    part = torch.from_numpy(photo[top:bottom, left:right]).permute(2, 0, 1)[None]  # 1 x 3 x h x w
-    square = F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]  # 3 x size x size
-    return square.permute(1, 2, 0).numpy()
-
-
-def random_box(
+def random_crop_box(
     width: int, height: int, area: tuple[float, float], aspect: tuple[float, float], random: np.random.Generator
 ) -> Box:
-    """Where `augment` crops."""
+    """The crop that `augment` takes from a photo of this width and height."""
     for _ in range(10):
         target = width * height * random.uniform(*area)
         ratio = np.exp(random.uniform(np.log(aspect[0]), np.log(aspect[1])))
@@ -64,8 +51,22 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def distorted(pixels: Pixels, strength: float, random: np.random.Generator) -> Pixels:
-    """Brightness, contrast and saturation, each times a factor from 1 - `strength` to 1 + `strength` (Howard 2013)."""
+def resize_crop(photo: Pixels, size: int, box: Box) -> Pixels:
+    """The part of the photo within the box as `size` x `size` x 3, by bilinear interpolation with antialiasing.
+
+    This uses torch and not Pillow as `preprocess` does: it takes a third of the time, and a training crop need not be
+    exact. Call it from the thread that trains (the docstring of loader.py says why).
+    """
+    left, top, right, bottom = box
+    if (right - left, bottom - top) == (size, size):
+        return photo[top:bottom, left:right]
+    part = torch.from_numpy(photo[top:bottom, left:right]).permute(2, 0, 1)[None]  # 1 x 3 x h x w
+    square = F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]  # 3 x size x size
+    return square.permute(1, 2, 0).numpy()
+
+
+def jitter_colors(pixels: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+    """Multiply brightness, contrast and saturation, each by a random factor in 1 +- `strength` (Howard 2013)."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(random.uniform(1 - strength, 1 + strength))

@@ -1,7 +1,7 @@
-"""What DATA can be: a split folder, a split.csv, or a plain folder of classes.
+"""Open DATA, which is a split folder, a split.csv, a run folder or a plain folder of classes.
 
-A split folder has the sub-folders `train`, `val` (or `valid`, `validation`) and perhaps `test`, each with one folder a
-class. Classes are matched by name, never by position.
+A split folder has the sub-folders `train`, `val` (or `valid`, `validation`) and optionally `test`, each with one folder
+for each class. Classes are matched by name, never by position.
 """
 
 import os
@@ -18,29 +18,30 @@ from bnlab.data.scan import (
     PhotoFile,
     Refusal,
     class_folders,
+    empty_class_error,
     map_photos,
     photos_below,
     report_ignored_files,
     scan,
     split_folders,
 )
-from bnlab.data.split import split_folder, split_found
+from bnlab.data.split import split_files, split_folder
 from bnlab.data.split_csv import SPLIT_CSV, as_label, check_classes, read_split_csv
-from bnlab.errors import DataError, PhotoError, plural, printable, quoted
+from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.files import file_sha256
 from bnlab.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """The photos of DATA, ready to train on."""
+    """The photos to train on: which there are, with which labels, in which split."""
 
     classes: tuple[str, ...]
-    """names of the classes of train, sorted: the position of a name is its index in the network"""
+    """class names of train, sorted: the position of a name is its index in the network"""
     photos: Photos
     refused: tuple[Refusal, ...] = ()
     own_val: bool = True
-    """whether DATA has a val side of its own, or a share was held out"""
+    """whether DATA has val photos of its own; else a fraction of train was held out"""
 
     def in_split(self, split: str) -> Photos:
         """The photos of train, val or test."""
@@ -48,171 +49,161 @@ class Dataset:
 
 
 def open_training_data(data: Path, *, val: float, seed: int, progress: Progress) -> Dataset:
-    """The photos of DATA with their sides; a plain folder is split on the fly, as `bnlab split` would.
+    """The photos of DATA with their splits.
 
-    Photos are read once to see that they can be used, except those a split.csv gives the SHA-256 of. Where there is no
-    val side, a share of train is held out as `bnlab split` would.
+    A plain folder of classes is split as `bnlab split` would; so is train, if there is no val. Each photo is read once
+    to check that it can be used, unless a split.csv lists its SHA-256.
 
     Raises:
-        DataError: DATA is nothing to train on; the message says why.
+        DataError: DATA cannot be trained on.
     """
-    if listed := _list_in(data):
-        photos, refused = _usable(read_split_csv(listed), progress)
-    elif sides := split_folders(data):
-        photos, refused = _usable(_of_sides(data, sides, progress), progress)
+    if split_csv := _split_csv_of(data):
+        photos, refused = _usable_photos(read_split_csv(split_csv), progress)
+    elif folders := split_folders(data):
+        photos, refused = _usable_photos(_read_split_folder(data, folders, progress), progress)
     else:
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
-        _tell_conflicts(len(split.conflicts), data, progress)
-        return _checked(data, split.photos, split.refused, own_val=False)
+        if split.conflicts:
+            progress.warn(
+                f"{plural(len(split.conflicts), 'group')} of duplicates in more than one class: "
+                f"`bnlab split {quoted(data)} --list --into FOLDER` names them"
+            )
+        return _make_dataset(data, split.photos, split.refused, own_val=False)
     own_val = "val" in photos.splits
     if not own_val:
-        progress.note(f"{printable(data)} has no val side: {val:.0%} of train is held out")
+        progress.note(f"{printable(data)} has no val split: {val:.0%} of train is held out")
         train = [PhotoFile(photo.path, photo.label) for photo in photos.in_split("train")]
-        split = split_found(data, train, val=val, test=0.0, seed=seed, progress=progress)
-        photos = Photos.of(chain(split.photos, photos.take(np.flatnonzero(~photos.is_in_split("train")))))
+        split = split_files(data, train, val=val, test=0.0, seed=seed, progress=progress)
+        photos = Photos.of(chain(split.photos, photos.where(~photos.is_in_split("train"))))
         refused += split.refused
-    _tell_leaks(photos, progress)
-    return _checked(data, photos, refused, own_val=own_val)
+    in_train = photos.is_in_split("train")
+    if shared := photos.where(~in_train).count_shared(photos.where(in_train)):
+        progress.warn(
+            f"{plural(shared, 'photo')} of val and test also in train, identical to the byte: accuracy will be too high"
+        )
+    return _make_dataset(data, photos, refused, own_val=own_val)
 
 
 def open_recorded_data(path: Path) -> Dataset:
-    """The photos of a run's own split.csv, which was checked when the run began.
+    """The photos of a run's own split.csv, which were checked when the run began.
 
     Raises:
-        DataError: the list cannot be read, or a photo that is trained or judged on is no longer there.
+        DataError: the list cannot be read, or a photo of train or val no longer exists.
     """
     photos = read_split_csv(path)
-    for photo in photos.take(np.flatnonzero(~photos.is_in_split("test"))).paths:
+    for photo in photos.where(~photos.is_in_split("test")).paths:
         if not os.path.isfile(photo):  # noqa: PTH113 (a Path for each of a million files is slow)
-            raise DataError(f"{printable(photo)} is gone, and the run was trained on it", "put it back to resume")
-    return _checked(path, photos, [])
+            raise DataError(
+                f"{printable(photo)} is missing, and the run was trained on it", "restore it to resume the run"
+            )
+    return _make_dataset(path, photos, [])
 
 
 def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
-    """The photos to evaluate on and the name of the side read: `split`, or the first of test, val and all there is.
+    """The photos to evaluate on and the name of their split.
 
-    A plain folder of classes has one side, "all".
+    That is `split`, or the first of test, val and train that DATA has. "all" selects all photos, and is the only split
+    of a plain folder of classes.
 
     Raises:
-        DataError: DATA is nothing to evaluate on, or has no such side.
+        DataError: DATA cannot be evaluated on, or has no such split.
     """
-    if listed := _list_in(data):
-        photos = read_split_csv(listed)
-    elif sides := split_folders(data):
-        photos = Photos.of(_listed(sides))
+    if split_csv := _split_csv_of(data):
+        photos = read_split_csv(split_csv)
+    elif folders := split_folders(data):
+        photos = Photos.of(_photos_in(folders))
     else:
-        photos = Photos.of(Photo(found.path, found.label, "all", "") for found in scan(data))
+        photos = Photos.of(Photo(file.path, file.label, "all", "") for file in scan(data))
     if not photos:
-        raise DataError(f"{printable(data)} has no photos", "give a split folder, a split.csv or a folder of classes")
-    there = photos.splits
+        raise DataError(f"{printable(data)} has no photos", "use a split folder, a split.csv or a folder of classes")
     if split == "all":
         return "all", photos
-    chosen = split or next(name for name in ("test", "val", "train", "all") if name in there)
-    if chosen not in there:
-        raise DataError(
-            f"{printable(data)} has no {printable(chosen)} side", f"say --split {' or '.join(sorted(there | {'all'}))}"
-        )
+    chosen = split or next(name for name in ("test", "val", "train", "all") if name in photos.splits)
+    if chosen not in photos.splits:
+        known = " or ".join(sorted(photos.splits | {"all"}))
+        raise DataError(f"{printable(data)} has no {printable(chosen)} split", f"use --split {known}")
     return chosen, photos.in_split(chosen)
 
 
-def _list_in(data: Path) -> Path | None:
-    """The split.csv that DATA is, or that of a run, or all that DATA holds."""
+def _split_csv_of(data: Path) -> Path | None:
+    """The split.csv that DATA is, that of a run folder, or the only content of a folder."""
     if data.is_file():
         return data
-    listed = data / SPLIT_CSV
+    path = data / SPLIT_CSV
     is_run = (data / "recipe.yaml").is_file()
-    return listed if listed.is_file() and (is_run or not class_folders(data)) else None
+    return path if path.is_file() and (is_run or not class_folders(data)) else None
 
 
-def _listed(sides: Iterable[tuple[str, Path]]) -> Iterator[Photo]:
+def _photos_in(folders: Iterable[tuple[str, Path]]) -> Iterator[Photo]:
     return (
-        Photo(photo, as_label(label), side_name, "")
-        for side_name, folder in sides
+        Photo(photo, as_label(label), split, "")
+        for split, folder in folders
         for label, path in class_folders(folder).items()
         for photo in photos_below(path)
     )
 
 
-def _of_sides(data: Path, sides: Sequence[tuple[str, Path]], progress: Progress) -> Photos:
-    """The photos of a split folder, with the SHA-256 that its split.csv knows."""
-    photos = Photos.of(_listed(sides))
-    train = next(folder for name, folder in sides if name == "train")
-    filled = photos.in_split("train").labels
-    for label, path in class_folders(train).items():
-        if as_label(label) not in filled:
-            raise DataError(
-                f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
-            )
-    for _, folder in sides:
+def _read_split_folder(data: Path, folders: Sequence[tuple[str, Path]], progress: Progress) -> Photos:
+    """The photos of a split folder, with the SHA-256 that its split.csv lists. Warns of what is ignored."""
+    photos = Photos.of(_photos_in(folders))
+    train_classes = photos.in_split("train").labels
+    for split, folder in folders:
+        for label, path in class_folders(folder).items():
+            if split == "train" and as_label(label) not in train_classes:
+                raise empty_class_error(label, path)
         report_ignored_files(folder, progress)
-    others = sorted(class_folders(data).keys() - {folder.name for _, folder in sides})
+    others = sorted(class_folders(data).keys() - {folder.name for _, folder in folders})
     if others:
         names = ", ".join(map(printable, others[:5]))
-        progress.warn(f"{printable(data)} has folders beside its sides, which are left out: {names}")
+        progress.warn(f"left out folders of {printable(data)} that are not train, val or test: {names}")
     return photos.with_sha256_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
 
 
-def _usable(photos: Photos, progress: Progress) -> tuple[Photos, list[Refusal]]:
-    """The photos that can be used: those without a SHA-256 are read to see, the others must only be there."""
+def _usable_photos(photos: Photos, progress: Progress) -> tuple[Photos, list[Refusal]]:
+    """The photos that can be used. Those without a SHA-256 are read to find out; the others need only exist."""
     refused: list[Refusal] = []
-    usable, hashed = np.ones(len(photos), dtype=np.bool_), photos.hashed
-    unknown, listed = np.flatnonzero(~hashed), photos.take(np.flatnonzero(hashed))
+    listed, unread = np.flatnonzero(photos.hashed), np.flatnonzero(~photos.hashed)
 
-    def read() -> Iterator[tuple[int, str]]:
-        found = (PhotoFile(photo.path, photo.label) for photo in photos.take(unknown))
-        looks = map_photos(found, _usable_sha256, title="reading photos", total=len(unknown), progress=progress)
-        for i, (one, result) in zip(unknown.tolist(), looks, strict=True):
-            if isinstance(result, PhotoError):
-                usable[i] = False
-                refused.append(Refusal(one.path, result.reason, one.label))
+    def read_unread() -> Iterator[tuple[int, str]]:
+        files = (PhotoFile(photo.path, photo.label) for photo in photos.take(unread))
+        results = map_photos(files, _check_and_hash, len(unread), progress)
+        for i, (_, result) in zip(unread.tolist(), results, strict=True):
+            if isinstance(result, Refusal):
+                refused.append(result)
             else:
                 yield i, result
 
-    if len(unknown):
-        photos = photos.with_sha256(read())
-    for i, path in zip(np.flatnonzero(hashed), listed.paths, strict=True):
+    if len(unread):
+        photos = photos.with_sha256(read_unread())
+    usable = photos.hashed
+    for i, path in zip(listed.tolist(), photos.take(listed).paths, strict=True):
         if not os.path.isfile(path):  # noqa: PTH113 (a Path for each of a million files is slow)
             usable[i] = False
-            refused.append(Refusal(path, "there is no such file", photos[int(i)].label))
-    return photos.take(np.flatnonzero(usable)), refused
+            refused.append(Refusal(path, "there is no such file", photos[i].label))
+    return photos.where(usable), refused
 
 
-def _usable_sha256(path: str) -> str:
+def _check_and_hash(path: str) -> str:
     open_photo(path)
     return file_sha256(path)
 
 
-def _tell_leaks(photos: Photos, progress: Progress) -> None:
-    train = photos.is_in_split("train")
-    leaked = photos.take(np.flatnonzero(~train)).count_shared(photos.take(np.flatnonzero(train)))
-    if leaked:
-        progress.warn(f"val and test share {plural(leaked, 'photo')} with train, to the byte: accuracy will flatter")
-
-
-def _tell_conflicts(number: int, data: Path, progress: Progress) -> None:
-    if number:
-        progress.warn(
-            f"{plural(number, 'group')} of duplicates in more than one class: "
-            f"`bnlab split {quoted(data)} --list --into FOLDER` names them"
-        )
-
-
-def _checked(data: Path, listed: Iterable[Photo], refused: Iterable[Refusal], *, own_val: bool = True) -> Dataset:
-    photos = Photos.of(listed)
+def _make_dataset(data: Path, photos: Iterable[Photo], refused: Iterable[Refusal], *, own_val: bool = True) -> Dataset:
+    """The dataset, if its classes and splits can be trained on."""
+    photos = Photos.of(photos)
     name = printable(data)
-    twice = photos.first_repeated_path()
-    if twice is not None:
-        raise DataError(f"{name} lists {printable(twice)} more than once", "a photo has one class and one side")
+    repeated = photos.first_repeated_path()
+    if repeated is not None:
+        raise DataError(f"{name} lists {printable(repeated)} more than once", "a photo has one class and one split")
     classes = photos.in_split("train").labels
     check_classes(classes, f"train of {name}" if classes else name)
     for split in ("val", "test"):
         unknown = sorted(set(photos.in_split(split).labels) - set(classes))
         if unknown:
             raise DataError(
-                f"{split} of {name} has the class '{printable(unknown[0])}', which train has not",
-                f"add photos of it to train or take it out of {split}",
+                f"{split} of {name} has the class '{printable(unknown[0])}', which train does not have",
+                f"add photos of it to train or remove it from {split}",
             )
-    dataset = Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val)
-    if not dataset.in_split("val"):
-        raise DataError(f"{name} has no photo left for val", "add photos or hold out more")
-    return dataset
+    if not photos.in_split("val"):
+        raise DataError(f"{name} has no photos left for val", "add photos or hold out more")
+    return Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val)

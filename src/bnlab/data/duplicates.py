@@ -1,6 +1,6 @@
-"""Photos that are the same picture: to the byte, or to the eye."""
+"""Photos that show the same: files that are identical to the byte, and images that look the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,58 +9,92 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bnlab.data.preprocess import open_photo
+from bnlab.data.scan import PhotoFile, Refusal, map_photos
 from bnlab.files import file_sha256
+from bnlab.progress import Progress
 
-# Two photos are near duplicates when their perceptual hashes differ in at most so many of 64 bits ...
+# Two photos are near duplicates if their perceptual hashes differ in at most this many of 64 bits ...
 MAX_BITS = 8
-# ... and their 8 x 8 miniatures by at most so much a value (of 255) on average. The hash alone sees structure and
-# takes two flat pictures, or two scrawled digits, for one.
+# ... and their 8 x 8 thumbnails by at most this much on average, in values of 0..255. The hash alone sees structure
+# only, and takes two flat images, or two scrawled digits, for the same.
 MAX_DIFFERENCE = 12.0
-# What varies less than this is flat: all flat pictures look alike, so only identical files count.
+# A thumbnail whose standard deviation is below this is flat. All flat images look alike, so only identical files count.
 MIN_VARIATION = 4.0
+# The lowest 8 of 32 frequencies of the discrete cosine transform (DCT-II), 8 x 32.
+_DCT = 2 * np.cos(np.pi / 64 * np.arange(8)[:, None] * (2 * np.arange(32) + 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What tells photos apart without looking at them again."""
+    """What is compared to find duplicates."""
 
     sha256: str
     """of the file's bytes"""
     phash: int
-    """64-bit perceptual hash of the upright picture"""
-    miniature: bytes
-    """the picture at 8 x 8 pixels, RGB: 192 bytes"""
+    """64-bit perceptual hash of the upright photo"""
+    thumbnail: bytes
+    """the photo at 8 x 8 pixels, RGB: 192 bytes"""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Photos that belong together, by their positions; at least two."""
+    """Two or more photos that are duplicates of each other."""
 
     members: tuple[int, ...]
+    """positions of the photos"""
     exact: bool
-    """all of them are identical to the byte"""
+    """whether all of them are identical to the byte"""
 
 
 def fingerprint(path: str) -> Fingerprint:
-    """Read a photo whole and take its fingerprint.
+    """Read a photo and compute its fingerprint.
 
     Raises:
         PhotoError: the photo cannot be used.
     """
-    import imagehash
-
     image = open_photo(path)
-    bits = imagehash.phash(image).hash.ravel()
-    miniature = image.resize((8, 8), Image.Resampling.BOX).tobytes()
-    return Fingerprint(file_sha256(path), int.from_bytes(np.packbits(bits).tobytes(), "big"), miniature)
+    phash = int.from_bytes(np.packbits(perceptual_hash(image)).tobytes(), "big")
+    thumbnail = image.resize((8, 8), Image.Resampling.BOX).tobytes()
+    return Fingerprint(file_sha256(path), phash, thumbnail)
+
+
+def perceptual_hash(image: Image.Image) -> NDArray[np.bool_]:
+    """The 64 bits of `imagehash.phash`: which low frequencies of the grey image, at 32 x 32, exceed their median.
+
+    They are computed here because ImageHash needs SciPy, whose import takes longer than many a split. Only where a
+    frequency is so close to the median that rounding decides its bit, as in flat images, ImageHash is asked.
+    """
+    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    low = _DCT @ grey @ _DCT.T  # 8 x 8
+    difference = (low - np.median(low)).ravel()
+    bits: NDArray[np.bool_] = difference > 0
+    if np.abs(difference).min() < 1e-3:  # rounding is below 1e-7: the values are at most 4 * 32 * 32 * 255
+        import imagehash
+
+        bits = imagehash.phash(image).hash.ravel()
+    return bits
+
+
+def read_fingerprints(
+    files: Sequence[PhotoFile], progress: Progress
+) -> tuple[list[tuple[PhotoFile, Fingerprint]], list[Refusal]]:
+    """The usable photos with their fingerprints, and the photos that cannot be used."""
+    usable: list[tuple[PhotoFile, Fingerprint]] = []
+    refused: list[Refusal] = []
+    for file, result in map_photos(files, fingerprint, len(files), progress):
+        if isinstance(result, Refusal):
+            refused.append(result)
+        else:
+            usable.append((file, result))
+    return usable, refused
 
 
 def find_groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
-    """The sets of photos that are duplicates, directly or by a chain, in the order of their first member."""
+    """The sets of photos that are duplicates, directly or through a chain, in the order of their first member."""
     numbers: dict[str, int] = {}
     exact = np.array([numbers.setdefault(one.sha256, len(numbers)) for one in fingerprints], dtype=np.intp)
     first = np.unique(exact, return_index=True)[1]
-    near = _near_groups([fingerprints[i] for i in first])[exact]
+    near = _group_numbers([fingerprints[i] for i in first])[exact]
 
     members: dict[int, list[int]] = {}
     for i, number in enumerate(near):
@@ -72,19 +106,29 @@ def find_groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
     ]
 
 
-def _near_groups(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
-    """The number of each photo's group: near duplicates, and what a chain of them joins, have the same.
+def group_keys(fingerprints: Sequence[Fingerprint], groups: Iterable[Group]) -> list[str]:
+    """For each photo the smallest SHA-256 in its group of duplicates, or its own if it has no duplicates."""
+    keys = [one.sha256 for one in fingerprints]
+    for group in groups:
+        smallest = min(keys[i] for i in group.members)
+        for i in group.members:
+            keys[i] = smallest
+    return keys
 
-    Hashes that differ in at most MAX_BITS bits agree in at least one of MAX_BITS + 1 bands of bits, so only photos
-    that share a band are compared, each pair once, and none that is known already to belong together.
+
+def _group_numbers(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
+    """A group number for each photo: near duplicates, directly or through a chain, have the same.
+
+    Hashes that differ in at most MAX_BITS bits agree in at least one of MAX_BITS + 1 bands of bits. So only photos that
+    agree in a band are compared, each pair once, and no pair that is already known to be in one group.
     """
     group = np.arange(len(fingerprints))
     members = {i: [i] for i in range(len(fingerprints))}
     if not fingerprints:
         return group
     hashes = np.array([one.phash for one in fingerprints], dtype=np.uint64)
-    miniatures = np.array([np.frombuffer(one.miniature, dtype=np.uint8) for one in fingerprints])
-    varied = np.flatnonzero(miniatures.reshape(-1, 64, 3).std(axis=1).max(axis=1) >= MIN_VARIATION)
+    thumbnails = np.array([np.frombuffer(one.thumbnail, dtype=np.uint8) for one in fingerprints])
+    varied = np.flatnonzero(thumbnails.reshape(-1, 64, 3).std(axis=1).max(axis=1) >= MIN_VARIATION)
     edges = [int(edge) for edge in np.linspace(0, 64, MAX_BITS + 2)]
     masks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
     for number, mask in enumerate(masks):
@@ -95,16 +139,16 @@ def _near_groups(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
                 others = bucket[k + 1 :]
                 others = others[group[others] != group[i]]
                 others = others[np.bitwise_count(hashes[others] ^ hashes[i]) <= MAX_BITS]
-                for earlier in masks[:number]:  # these were compared when that band's turn was
+                for earlier in masks[:number]:  # pairs that agree in an earlier band have been compared
                     others = others[(hashes[others] ^ hashes[i]) & earlier != 0]
                 if len(others):
-                    difference = np.abs(miniatures[others].astype(np.int16) - miniatures[i]).mean(axis=1)
-                    _join(group, members, group[i], group[others[difference <= MAX_DIFFERENCE]])
+                    difference = np.abs(thumbnails[others].astype(np.int16) - thumbnails[i]).mean(axis=1)
+                    _merge(group, members, group[i], group[others[difference <= MAX_DIFFERENCE]])
     return group
 
 
-def _join(group: NDArray[np.intp], members: dict[int, list[int]], one: int, others: NDArray[np.intp]) -> None:
-    """Let groups become one; it is always the smaller that is renumbered, so each photo is few times."""
+def _merge(group: NDArray[np.intp], members: dict[int, list[int]], one: int, others: NDArray[np.intp]) -> None:
+    """Merge groups. The smaller one is renumbered, so that each photo is renumbered few times."""
     for other in map(int, np.unique(others)):
         small, large = sorted((int(one), other), key=lambda number: len(members[number]))
         if small != large:

@@ -1,8 +1,8 @@
-"""Finds photos: which files of a folder are photos, of which class, and which cannot be used."""
+"""Find the photos in a folder of classes, and report what is ignored or cannot be used."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -14,20 +14,18 @@ from bnlab.errors import DataError, PhotoError, plural, printable
 from bnlab.machine import usable_cores
 from bnlab.progress import Progress
 
-# What is taken for a photo; .heic is named among the refused rather than passed over in silence.
+# Files with these suffixes are taken for photos. HEIC is not supported, and listed so that each such file is reported.
 SUFFIXES = frozenset(
     f".{kind}"
     for kind in "jpg jpeg jpe jfif png gif bmp webp tif tiff avif heic heif jp2 ppm pgm pbm pnm".split()  # noqa: SIM905
 )
-
-
 _SPLIT_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoFile:
-    """A file that looks like a photo: where it is, and the class its folder names."""
+    """A file that has a photo's suffix, and the class that its folder names."""
 
     path: str
     label: str
@@ -43,78 +41,84 @@ class Refusal:
 
 
 def scan(folder: Path) -> list[PhotoFile]:
-    """The photos of a folder of classes, by class and path.
+    """The photo files of a folder of classes, ordered by class and path.
 
-    Each sub-folder is a class, with all that lies below it; hidden ones are none. Links are followed, once.
+    Each sub-folder is a class with all photos below it. Hidden files and folders are ignored. Symbolic links are
+    followed, each folder once.
 
     Raises:
-        DataError: there is no such folder, it has no classes, or a class has no photos.
+        DataError: the folder is missing or has no classes, or a class has no photos.
     """
     classes = class_folders(folder)
     if not classes:
-        loose = next(photos_below(folder), None)
-        what = "photos but no sub-folders" if loose else "neither sub-folders nor photos"
-        raise DataError(f"{printable(folder)} has {what}", "put the photos of each class into a sub-folder of its name")
-    found = []
+        has_photos = next(photos_below(folder), None) is not None
+        what = "photos but no sub-folders" if has_photos else "neither sub-folders nor photos"
+        raise DataError(
+            f"{printable(folder)} has {what}", "move the photos of each class into a sub-folder of its name"
+        )
+    files = []
     for label, path in classes.items():
-        photos = [PhotoFile(photo, as_label(label)) for photo in photos_below(path)]
-        if not photos:
-            raise DataError(
-                f"class '{printable(label)}' has no photos in {printable(path)}", "add some or remove the folder"
-            )
-        found += photos
-    return found
+        of_class = [PhotoFile(photo, as_label(label)) for photo in photos_below(path)]
+        if not of_class:
+            raise empty_class_error(label, path)
+        files += of_class
+    return files
+
+
+def empty_class_error(label: str, folder: Path) -> DataError:
+    return DataError(
+        f"class '{printable(label)}' has no photos in {printable(folder)}", "add some or remove the folder"
+    )
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders of a folder by name, sorted, hidden ones left out.
+    """The sub-folders of a folder by name, sorted, without hidden ones.
 
     Raises:
-        DataError: there is no such folder, or it may not be read.
+        DataError: the folder is missing or not readable.
     """
     try:
         return {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     except FileNotFoundError:
         raise DataError(f"there is no folder {printable(folder)}", "check the path") from None
     except OSError as error:
-        raise DataError(f"{printable(folder)} cannot be read ({error.strerror})", "give a folder of photos") from None
+        raise DataError(f"{printable(folder)} cannot be read ({error.strerror})", "use a folder of photos") from None
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
-    """The train, val and test folders of a split folder; empty for a plain folder of classes.
+    """The split and path of each train, val and test folder in a split folder; empty for a plain folder of classes.
 
-    A class may be called `train`: a side is known by the classes below it, and by another side beside it.
+    A class may be called `train`, too. So the folder counts as split only if `train` has sub-folders, and if another
+    split's folder is next to it or no other folder at all.
 
     Raises:
-        DataError: there is no such folder, or two of its folders are the same side.
+        DataError: the folder is missing, or has two folders for one split.
     """
     folders = class_folders(folder)
-    sides = [
+    found = [
         (_SPLIT_OF_FOLDER[name.lower()], path) for name, path in folders.items() if name.lower() in _SPLIT_OF_FOLDER
     ]
-    if not any(name == "train" and class_folders(path) for name, path in sides):
+    has_train = any(split == "train" and class_folders(path) for split, path in found)
+    if not has_train or (len(found) == 1 and len(folders) > 1):
         return []
-    if len(sides) == 1 and len(folders) > 1:
-        return []
-    names = [name for name, _ in sides]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{printable(folder)} has two {name} folders", "keep one of val, valid and validation")
-    return sides
+    for split, number in Counter(split for split, _ in found).items():
+        if number > 1:
+            raise DataError(f"{printable(folder)} has two {split} folders", "keep one of val, valid and validation")
+    return found
 
 
 def photos_below(folder: Path) -> Iterator[str]:
-    """Paths of the photos anywhere below a folder, sorted, hidden ones left out."""
+    """Paths of the photos at any depth below a folder, sorted, without hidden ones."""
     return (path for path in _files_below(folder) if is_photo(path))
 
 
 def is_photo(name: str) -> bool:
-    """Whether a file is taken for a photo: by its suffix."""
+    """Whether a file is taken for a photo, by its suffix."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a Path for each of a million files is slow)
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    seen: set[str] = set()  # a link that leads back up would never end
+    seen: set[str] = set()  # a link to a parent folder would never end
     for where, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
         if real in seen:
@@ -127,51 +131,38 @@ def _files_below(folder: Path) -> Iterator[str]:
                 yield os.path.join(where, name)  # noqa: PTH118
 
 
-def map_usable_photos(
-    found: Iterable[PhotoFile], look: Callable[[str], T], *, title: str, total: int, progress: Progress
-) -> tuple[list[tuple[PhotoFile, T]], list[Refusal]]:
-    """`look` at every photo with all cores; those at which it raises PhotoError are refused. Order is kept."""
-    good: list[tuple[PhotoFile, T]] = []
-    refused: list[Refusal] = []
-    for one, result in map_photos(found, look, title=title, total=total, progress=progress):
-        if isinstance(result, PhotoError):
-            refused.append(Refusal(one.path, result.reason, one.label))
-        else:
-            good.append((one, result))
-    return good, refused
-
-
 def map_photos(
-    found: Iterable[PhotoFile], look: Callable[[str], T], *, title: str, total: int, progress: Progress
-) -> Iterator[tuple[PhotoFile, T | PhotoError]]:
-    """`map_usable_photos` as a stream: each photo with what `look` gave or the PhotoError that it raised."""
-    with ThreadPoolExecutor(usable_cores()) as pool, progress.task(title, total, "photos") as task:
+    files: Iterable[PhotoFile], read: Callable[[str], T], total: int, progress: Progress
+) -> Iterator[tuple[PhotoFile, T | Refusal]]:
+    """Call `read` with the path of each photo, on all cores. Gives each photo, in order, with its result.
 
-        def attempt(one: PhotoFile) -> T | PhotoError:
-            try:
-                return look(one.path)
-            except PhotoError as error:
-                return error
+    The result is a Refusal if `read` raises a PhotoError.
+    """
 
-        photos = iter(found)
-        while some := list(islice(photos, 256)):
-            for one, result in zip(some, pool.map(attempt, some), strict=True):
-                yield one, result
+    def attempt(file: PhotoFile) -> T | Refusal:
+        try:
+            return read(file.path)
+        except PhotoError as error:
+            return Refusal(file.path, error.reason, file.label)
+
+    remaining = iter(files)
+    with ThreadPoolExecutor(usable_cores()) as pool, progress.task("reading photos", total, "photos") as task:
+        while chunk := list(islice(remaining, 256)):
+            for file, result in zip(chunk, pool.map(attempt, chunk), strict=True):
+                yield file, result
                 task.advance()
 
 
-def report_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progress, shown: int = 5) -> None:
-    """Name the photos that cannot be used, the first few by name.
+def report_refused(refused: Sequence[Refusal], *, strict: bool, progress: Progress, shown: int = 5) -> None:
+    """Warn of the photos that cannot be used, the first `shown` by name.
 
     Raises:
-        DataError: `strict`, and there is one.
+        DataError: `strict` is set and there is such a photo.
     """
-    refused = list(refused)
     if refused and strict:
         first = f"{printable(refused[0].path)}, {refused[0].reason}"
         raise DataError(
-            f"{plural(len(refused), 'photo')} cannot be used (the first: {first})",
-            "mend them or leave --strict out",
+            f"{plural(len(refused), 'photo')} cannot be used (the first: {first})", "fix them or leave out --strict"
         )
     for refusal in refused[:shown]:
         progress.warn(f"left out {printable(refusal.path)}: {refusal.reason}")
@@ -180,16 +171,16 @@ def report_refused(refused: Iterable[Refusal], *, strict: bool, progress: Progre
 
 
 def report_ignored_files(folder: Path, progress: Progress) -> None:
-    """Say what a folder of classes holds beside its classes' photos, so that nothing is passed over in silence."""
+    """Warn of photos that belong to no class and of nested folders, and note files that are not photos."""
     loose = sum(is_photo(path.name) for path in folder.iterdir() if path.is_file())
     if loose:
-        progress.warn(f"left out {plural(loose, 'photo')} beside the classes in {printable(folder)}, in none of them")
+        progress.warn(f"left out {plural(loose, 'photo')} in {printable(folder)} that belong to none of its classes")
     others: Counter[str] = Counter()
     for label, path in class_folders(folder).items():
-        below = [printable(name) for name, sub in class_folders(path).items() if next(photos_below(sub), None)]
-        if below:
+        nested = [printable(name) for name, sub in class_folders(path).items() if next(photos_below(sub), None)]
+        if nested:
             progress.warn(
-                f"class '{printable(label)}' has sub-folders ({', '.join(below[:5])}): all below it is one class"
+                f"class '{printable(label)}' has sub-folders ({', '.join(nested[:5])}): their photos belong to it, too"
             )
         others.update(Path(name).suffix.lower() or "no suffix" for name in _files_below(path) if not is_photo(name))
     if others:

@@ -1,7 +1,8 @@
-"""Which photo is train, val or test: decided by its content and the seed alone, so that it never moves.
+"""Assign photos to train, val and test by their content and the seed alone, so that a photo never changes its split.
 
-A photo's side follows from a hash of the seed and its SHA-256. Others may come or go: it stays. Duplicates share the
-side of the one among them whose SHA-256 is smallest, so only a photo's own duplicates can move it.
+The split of a photo follows from a hash of the seed and the photo's SHA-256. It stays the same when other photos are
+added or removed. Duplicates are assigned by the smallest SHA-256 among them, so only a photo's own duplicates can move
+it.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from pathlib import Path
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
 from bnlab.data.photos import Photo
-from bnlab.data.scan import PhotoFile, Refusal, map_usable_photos, report_ignored_files, scan, split_folders
+from bnlab.data.scan import PhotoFile, Refusal, report_ignored_files, scan, split_folders
 from bnlab.data.split_csv import check_classes, count_photos
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.progress import Progress
@@ -20,105 +21,103 @@ from bnlab.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A folder of classes, split."""
+    """A folder of classes whose photos are assigned to splits."""
 
     folder: Path
     photos: list[Photo]
     """in the order of their class and path"""
     refused: list[Refusal]
     groups: list[Group]
-    """duplicates, by position in `photos`"""
+    """duplicates, as positions in `photos`"""
 
     @property
     def conflicts(self) -> list[Group]:
-        """Groups of duplicates whose members stand in different classes: at least one label is wrong."""
+        """Groups of duplicates with members in several classes: at least one label is wrong."""
         return [group for group in self.groups if len({self.photos[i].label for i in group.members}) > 1]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Class to split to number of photos."""
+        """Number of photos by class and split."""
         return count_photos(self.photos)
 
 
 def assign_split(sha256: str, *, val: float, test: float, seed: int) -> str:
-    """The side of a photo with this content: a number in [0, 1) hashed from it, held against `val` and `val + test`."""
+    """The split of a photo with this content.
+
+    A number that is uniform in [0, 1) is hashed from the seed and the content: below `val` it is val, below
+    `val + test` test, and else train.
+    """
     digest = hashlib.sha256(f"{seed}:{sha256}".encode()).digest()
     draw = int.from_bytes(digest[:8], "big") / 2**64
     return "val" if draw < val else "test" if draw < val + test else "train"
 
 
 def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: Progress) -> Split:
-    """Read every photo of a folder of classes and decide its side.
+    """Read every photo of a folder of classes and assign it to a split.
 
     Raises:
-        DataError: no such folder, one split already, no or one class, an empty class, or too few photos.
+        DataError: the folder is missing, already split, or has too few classes or photos.
     """
     if not (val >= 0 and test >= 0 and 0 < val + test < 1):
         raise DataError(
-            f"val {val} and test {test} leave nothing to split", "give shares that add up to between 0 and 1"
+            f"val {val} and test {test} leave nothing to split", "use fractions that add up to between 0 and 1"
         )
     if split_folders(folder):
-        raise DataError(f"{printable(folder)} is split already", f"train on it: bnlab train {quoted(folder)}")
-    found = scan(folder)
+        raise DataError(f"{printable(folder)} is already split", f"train on it with `bnlab train {quoted(folder)}`")
+    files = scan(folder)
     report_ignored_files(folder, progress)
-    return split_found(folder, found, val=val, test=test, seed=seed, progress=progress)
+    return split_files(folder, files, val=val, test=test, seed=seed, progress=progress)
 
 
-def split_found(
-    folder: Path, found: Sequence[PhotoFile], *, val: float, test: float, seed: int, progress: Progress
+def split_files(
+    folder: Path, files: Sequence[PhotoFile], *, val: float, test: float, seed: int, progress: Progress
 ) -> Split:
-    """Decide the sides of photos that were found in a folder.
+    """Read the photo files of a folder and assign them to splits.
 
     Raises:
-        DataError: one class only, a class without a usable photo, or too few photos.
+        DataError: there is only one class, a class without a usable photo, or too few photos.
     """
-    examined, refused = map_usable_photos(
-        found, duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
-    )
-    groups = duplicates.find_groups([fingerprint for _, fingerprint in examined])
-    photos = assign(examined, groups, val=val, test=test, seed=seed)
-    _check(folder, found, photos, refused, val=val, test=test)
+    usable, refused = duplicates.read_fingerprints(files, progress)
+    groups = duplicates.find_groups([fingerprint for _, fingerprint in usable])
+    photos = assign_splits(usable, groups, val=val, test=test, seed=seed)
+    _check_counts(folder, files, photos, refused, val=val, test=test)
     return Split(folder=folder, photos=photos, refused=refused, groups=groups)
 
 
-def assign(
-    examined: Sequence[tuple[PhotoFile, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
+def assign_splits(
+    usable: Sequence[tuple[PhotoFile, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
 ) -> list[Photo]:
-    """The photos with their sides, each group of duplicates on one."""
-    primary = [fingerprint.sha256 for _, fingerprint in examined]
-    for group in groups:
-        smallest = min(primary[i] for i in group.members)
-        for i in group.members:
-            primary[i] = smallest
+    """The photos with their splits. All members of a group of duplicates are assigned to the same one."""
+    keys = duplicates.group_keys([fingerprint for _, fingerprint in usable], groups)
     return [
-        Photo(found.path, found.label, assign_split(key, val=val, test=test, seed=seed), fingerprint.sha256)
-        for (found, fingerprint), key in zip(examined, primary, strict=True)
+        Photo(file.path, file.label, assign_split(key, val=val, test=test, seed=seed), fingerprint.sha256)
+        for (file, fingerprint), key in zip(usable, keys, strict=True)
     ]
 
 
-def _check(
-    folder: Path, found: Iterable[PhotoFile], photos: list[Photo], refused: list[Refusal], *, val: float, test: float
+def _check_counts(
+    folder: Path, files: Iterable[PhotoFile], photos: list[Photo], refused: list[Refusal], *, val: float, test: float
 ) -> None:
     name = printable(folder)
     counts = count_photos(photos)
-    labels = sorted({one.label for one in found})
+    labels = sorted({file.label for file in files})
     for label in labels:
         if label not in counts:
             reason = next(refusal.reason for refusal in refused if refusal.label == label)
             raise DataError(
-                f"class '{printable(label)}' in {name} has no photo that can be used (the first: {reason})",
+                f"class '{printable(label)}' in {name} has no usable photo (the first: {reason})",
                 "replace its photos or remove the folder",
             )
     check_classes(labels, name)
     for label in labels:
         if not counts[label]["train"]:
-            number = sum(counts[label].values())
+            number = plural(sum(counts[label].values()), "photo")
             raise DataError(
-                f"class '{printable(label)}' in {name} has {plural(number, 'photo')}, and none fell to train",
-                "add photos, hold out less or take another --seed",
+                f"class '{printable(label)}' in {name} has {number}, and none was assigned to train",
+                "add photos, hold out fewer or use another --seed",
             )
-    for wanted, split in ((val, "val"), (test, "test")):
-        if wanted and not any(counts[label][split] for label in labels):
+    for fraction, split in ((val, "val"), (test, "test")):
+        if fraction and not any(counts[label][split] for label in labels):
             raise DataError(
-                f"{name} has {len(photos)} photos, too few for a {split} share of {wanted}: none fell to it",
-                f"add photos, raise --{split} or take another --seed",
+                f"{name} has {len(photos)} photos, too few for a {split} fraction of {fraction}: none was assigned",
+                f"add photos, raise --{split} or use another --seed",
             )

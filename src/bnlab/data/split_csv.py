@@ -1,4 +1,4 @@
-"""The list of photos: which file is of which class and on which side, as split.csv has it."""
+"""Read and write split.csv, the list of photos with their class, split and SHA-256."""
 
 import csv
 import os
@@ -18,12 +18,12 @@ SPLIT_CSV = "split.csv"
 
 
 def as_label(name: str) -> str:
-    """A class's name in Unicode's composed form: a Mac writes é as two characters in file names, others as one."""
+    """A class name in Unicode's composed form: macOS writes é as two characters in file names, other systems as one."""
     return unicodedata.normalize("NFC", name)
 
 
 def count_photos(photos: Iterable[Photo]) -> dict[str, dict[str, int]]:
-    """Class to split to number of photos, classes sorted."""
+    """Number of photos by class and split, classes sorted."""
     photos = Photos.of(photos)
     count = photos.counts()
     return {label: {split: count[label, split] for split in SPLITS} for label in photos.labels}
@@ -33,44 +33,40 @@ def check_classes(labels: Sequence[str], where: str) -> None:
     """Refuse fewer than two classes.
 
     Raises:
-        DataError: there is one class only, or none.
+        DataError: there is only one class, or none.
     """
     if len(labels) < 2:
-        only = f"one class only, '{printable(labels[0])}'" if labels else "no classes"
-        raise DataError(f"{where} has {only}", "a classifier tells at least two apart; add another sub-folder")
+        only = f"only one class, '{printable(labels[0])}'" if labels else "no classes"
+        raise DataError(f"{where} has {only}", "a classifier needs two or more: add another sub-folder")
 
 
 def report_missing_classes(photos: Iterable[Photo], split: str, progress: Progress) -> None:
-    """Warn of each class that has no photo on a side."""
-    for label, sides in count_photos(photos).items():
-        if not sides[split]:
+    """Warn of each class that has no photo in a split."""
+    for label, counts in count_photos(photos).items():
+        if not counts[split]:
             progress.warn(
-                f"{split} has no photo of class '{printable(label)}', so how well it is known will not be measured: "
-                f"hold out more or take another --seed"
+                f"{split} has no photo of class '{printable(label)}', so its accuracy will not be measured: "
+                f"hold out more photos or use another --seed"
             )
 
 
-def write_split_csv(path: Path, photos: Iterable[Photo]) -> None:
-    """Write split.csv with absolute paths."""
-    write_rows(path, (Photo(os.path.abspath(p.path), p.label, p.split, p.sha256) for p in photos))  # noqa: PTH100 (links are kept)
-
-
-def write_rows(path: Path, photos: Iterable[Photo]) -> None:
-    """Write split.csv with the paths as they are."""
-    write_csv(path, COLUMNS, ((p.path, p.label, p.split, p.sha256) for p in photos))
+def write_split_csv(path: Path, photos: Iterable[Photo], *, absolute: bool = True) -> None:
+    """Write split.csv, with absolute paths or with the photos' paths as they are. Symbolic links are kept."""
+    as_written = os.path.abspath if absolute else str
+    write_csv(path, COLUMNS, ((as_written(p.path), p.label, p.split, p.sha256) for p in photos))
 
 
 def read_split_csv(path: Path) -> Photos:
-    """Read split.csv; relative paths start at its own folder.
+    """Read split.csv. Relative paths are relative to its own folder.
 
     Raises:
-        DataError: it cannot be read or is no such list.
+        DataError: the file cannot be read or is not a split.csv.
     """
     try:
         photos = Photos.of(_rows(path))
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{printable(path)} cannot be read ({reason})", "give a split.csv that bnlab wrote") from None
+        raise DataError(f"{printable(path)} cannot be read ({reason})", "use a split.csv that bnlab wrote") from None
     if not photos:
         raise DataError(f"{printable(path)} lists no photos", f"it needs the columns {', '.join(COLUMNS)}")
     return photos
@@ -79,28 +75,28 @@ def read_split_csv(path: Path) -> Photos:
 def _rows(path: Path) -> Iterator[Photo]:
     for number, row in enumerate(read_csv(path), start=2):
         if not {"path", "class", "split"} <= row.keys():
-            raise DataError(f"{printable(path)} is no split.csv", f"it needs the columns {', '.join(COLUMNS)}")
+            raise DataError(f"{printable(path)} is not a split.csv", f"it needs the columns {', '.join(COLUMNS)}")
         missing = [column for column in COLUMNS[:3] if not row[column]]
         if missing:
             raise DataError(f"{printable(path)} has no '{missing[0]}' in row {number}", "fill it in")
         if row["split"] not in SPLITS:
             raise DataError(
                 f"{printable(path)} has the split '{printable(row['split'])}' in row {number}",
-                f"say {', '.join(SPLITS)}",
+                f"use {', '.join(SPLITS)}",
             )
-        where = _within(path.parent, row["path"])
+        where = _join(path.parent, row["path"])
         yield Photo(where, as_label(row["class"]), row["split"], row.get("sha256") or "")
 
 
-def _within(folder: Path, path: str) -> str:
-    """`str(folder / path)`, for which pathlib takes most of the time that a long list is read in."""
-    name = path.rpartition("/")[2]
+def _join(folder: Path, path: str) -> str:
+    """`str(folder / path)`. A long list takes most of its time in pathlib, so the folder's part is cached."""
+    parent, slash, name = path.rpartition("/")
     if os.sep != "/" or name in ("", "."):
         return str(folder / path)
-    return _start(folder, path[: len(path) - len(name)]) + name
+    return _parent(folder, parent + slash) + name
 
 
 @lru_cache(maxsize=10_000)
-def _start(folder: Path, path: str) -> str:
-    start = str(folder / path)
-    return "" if start == "." else start if start.endswith("/") else start + "/"
+def _parent(folder: Path, path: str) -> str:
+    parent = str(folder / path)
+    return "" if parent == "." else os.path.join(parent, "")  # noqa: PTH118 (with its last slash)

@@ -14,7 +14,7 @@ from bnlab.data import duplicates, mnist_idx
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import write_digits
 from bnlab.data.photos import Photo
-from bnlab.data.scan import PhotoFile, Refusal, map_usable_photos, report_refused, scan, split_folders
+from bnlab.data.scan import PhotoFile, Refusal, report_refused, scan, split_folders
 from bnlab.data.split import assign_split
 from bnlab.data.split_csv import write_split_csv
 from bnlab.errors import DataError, plural, printable
@@ -161,18 +161,13 @@ def _examined(
     kept = folder / f"examined-{key[:16]}.csv"
     if kept.exists():
         return [_Known(*(row[column] for column in _COLUMNS)) for row in read_csv(kept)], []
-    examined, refused = map_usable_photos(
-        [one for one, _ in found], duplicates.fingerprint, title="reading photos", total=len(found), progress=progress
-    )
-    primary = [fingerprint.sha256 for _, fingerprint in examined]
-    for group in duplicates.find_groups([fingerprint for _, fingerprint in examined]):
-        smallest = min(primary[i] for i in group.members)
-        for i in group.members:
-            primary[i] = smallest
+    examined, refused = duplicates.read_fingerprints([one for one, _ in found], progress)
+    fingerprints = [fingerprint for _, fingerprint in examined]
+    keys = duplicates.group_keys(fingerprints, duplicates.find_groups(fingerprints))
     given_of = {one.path: given for one, given in found}
     known = [
         _Known(one.path, one.label, given_of[one.path], fingerprint.sha256, group)
-        for (one, fingerprint), group in zip(examined, primary, strict=True)
+        for (one, fingerprint), group in zip(examined, keys, strict=True)
     ]
     if not refused:  # what was refused is told each time
         write_csv(kept, _COLUMNS, ([getattr(photo, column) for column in _COLUMNS] for photo in known))
