@@ -164,7 +164,7 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         "epochs cannot be None (in the options): input should be a valid integer",
     ),
     (("train", "data", "--set", "seed=2026-99-99"), "--set seed=2026-99-99 has a value that is no YAML: quote it"),
-    (("evaluate", "BEST", "hollow"), "hollow has no photos: give a split folder, a split.csv or a folder of classes"),
+    (("evaluate", "BEST", "hollow"), "hollow has no photos: use a split folder, a split.csv or a folder of classes"),
     (("evaluate", "BEST", "data", "--name", "empty/x"), "a run cannot be named 'empty/x'"),
     (("demo", "--seed", -1), "seed cannot be -1 (in the options): input should be greater than or equal to 0"),
     (("train", "data", "--set", "epoch=3"), "a recipe has no key 'epoch' (in the options): did you mean 'epochs'?"),
@@ -193,7 +193,7 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
     (("evaluate", "data", "BEST"), "Invalid value: BEST is a classifier file, and DATA comes last: give the photos"),
     (("evaluate", "BEST", "data", "data"), "data is a folder: give the file, such as data/best.safetensors"),
     (("evaluate", "BEST", "data", "--crops", 12), "Invalid value for '--crops': '12' is not one of '1', '10', '144'"),
-    (("evaluate", "BEST", "data", "--split", "test"), "data has no test side: say --split all or train or val"),
+    (("evaluate", "BEST", "data", "--split", "test"), "data has no test split: use --split all or train or val"),
     (("predict", "BEST", "none.jpg"), "there is no photo none.jpg: check the path"),
     (
         ("predict", "BEST", "text.jpg"),
@@ -202,10 +202,10 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
     (("predict", "BEST", "empty"), "empty has no photos: give photos, or a folder of them"),
     (("predict", "PICKLE", "text.jpg"), "pickle.pth is a pickle, which can run code when it is loaded: give a"),
     (("predict", "CUT", "text.jpg"), "cut.safetensors is not a complete classifier file ("),
-    (("split", "data/val", "--into", "data/val/x"), "data/val/x lies within data/val, which is never written to: give"),
-    (("split", "data", "--into", "x"), "data is split already: train on it: bnlab train data"),
+    (("split", "data/val", "--into", "data/val/x"), "data/val/x lies within data/val, which is never written to: use"),
+    (("split", "data", "--into", "x"), "data is already split: train on it with `bnlab train data`"),
     (("train", "pickle.pth"), "pickle.pth lists no photos: it needs the columns path, class, split, sha256"),
-    (("split", "data/val", "--into", "x", "--val", 0), "val 0.0 and test 0.0 leave nothing to split: give shares"),
+    (("split", "data/val", "--into", "x", "--val", 0), "val 0.0 and test 0.0 leave nothing to split: use fractions"),
     (
         ("split", "data/val", "--into", "x", "--link", "--copy"),
         "Invalid value: --link and --copy exclude each other: see",
@@ -220,7 +220,7 @@ REFUSALS: list[tuple[tuple[object, ...], str]] = [
         "pickle.pth is not a complete file of weights: use what torch.save",
     ),
     (("import", "none.pth"), "Missing option '--output': see `bnlab import --help`"),
-    (("split", "data/val", "--into", "text.jpg", "--val", 0.3), "text.jpg is a file: give --into a new folder"),
+    (("split", "data/val", "--into", "text.jpg", "--val", 0.3), "text.jpg is a file: use a new folder for --into"),
 ]
 
 
