@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.classifier.test_card import CARD
 from torch import nn
 
 from bnlab.classifier import card as cards
 from bnlab.classifier.file import load_network, read_classifier, save_classifier
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.nets import build
+from tests.classifier.test_card import CARD
 
 
 def refusal(path: Path) -> str:

@@ -3,9 +3,9 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from tests.conftest import Outcome
 
 from bnlab import __version__
+from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
 VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")

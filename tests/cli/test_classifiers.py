@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from tests.conftest import QUICK, Outcome, write_photos
 
 Command = Callable[..., Outcome]

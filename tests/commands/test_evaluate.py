@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tests.conftest import Outcome
 
 from bnlab.files import file_sha256
+from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
 VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")

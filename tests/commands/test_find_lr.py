@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.conftest import QUICK, Outcome
 
 Command = Callable[..., Outcome]

@@ -13,8 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from tests.conftest import Outcome, picture
-from tests.nets.elsewhere import BNInception, GoogLeNet, shaken
 from torch import nn
 
 import bnlab as package
@@ -24,6 +22,8 @@ from bnlab.machine import versions
 from bnlab.nets import build
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import NullProgress
+from tests.conftest import Outcome, picture
+from tests.nets.elsewhere import BNInception, GoogLeNet, shaken
 
 Command = Callable[..., Outcome]
 

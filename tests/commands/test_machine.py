@@ -3,13 +3,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.conftest import Outcome
 
 from bnlab.commands import machine
 from bnlab.commands.machine import run
 from bnlab.errors import UsageError
 from bnlab.options import MachineOptions
 from bnlab.progress import NullProgress
+from tests.conftest import Outcome
 
 
 def test_rates_are_operations_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

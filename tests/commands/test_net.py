@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 
 import pytest
-from tests.conftest import Outcome
 
 from bnlab.commands.net import run
 from bnlab.config import parse_assignments
@@ -12,6 +11,7 @@ from bnlab.nets import NETWORKS
 from bnlab.nets.registry import ARCHITECTURE_KEYS
 from bnlab.options import NetOptions
 from bnlab.progress import NullProgress
+from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
 COUNTED = "Multiply-adds of convolutions and linear layers for one image, 3 x {0} x {0};"

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import write_photos
 
 from bnlab.__main__ import run as main
 from bnlab.commands import study as command
@@ -21,6 +20,7 @@ from bnlab.lab.verdict import Evidence
 from bnlab.options import StudyOptions
 from bnlab.progress import NullProgress
 from bnlab.report.plots import Plot
+from tests.conftest import write_photos
 
 
 def pretended(job: JobContext, *, gain: float) -> Results:

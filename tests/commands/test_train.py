@@ -1,9 +1,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import QUICK, Outcome
-
 from bnlab.runs import Run
+from tests.conftest import QUICK, Outcome
 
 Command = Callable[..., Outcome]
 VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")

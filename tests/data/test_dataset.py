@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.conftest import write_photos
 
 from bnlab.data.dataset import Dataset, open_evaluation_data, open_recorded_data, open_training_data
 from bnlab.data.split import split_folder
@@ -11,6 +10,7 @@ from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.data.write_split import write_split
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
+from tests.conftest import write_photos
 
 
 def opened(data: Path, progress: NullProgress | None = None) -> Dataset:

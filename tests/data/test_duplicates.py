@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
-from tests.conftest import picture
 
 from bnlab.data.duplicates import (
     MAX_BITS,
@@ -25,6 +24,7 @@ from bnlab.data.duplicates import (
 )
 from bnlab.data.scan import PhotoFile
 from bnlab.progress import NullProgress
+from tests.conftest import picture
 
 
 def landscape(seed: int = 0) -> Image.Image:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import CLASSES
 
 from bnlab.data.cache import Cache
 from bnlab.data.loader import TrainingLoader, number_of_batches, prefetch_map, preprocessed_batches
 from bnlab.data.photos import Photo
 from bnlab.data.preprocess import Preprocessing, open_photo, preprocess, tta_crops
 from bnlab.errors import PhotoError, UsageError
+from tests.conftest import CLASSES
 
 PREPROCESSING = Preprocessing(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 NOTHING_RANDOM: dict[str, Any] = {"area": (1.0, 1.0), "aspect": (1.0, 1.0), "flip": 0.0}

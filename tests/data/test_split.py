@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.conftest import picture, write_photos
 
 from bnlab.data.duplicates import Fingerprint, find_groups
 from bnlab.data.scan import PhotoFile
 from bnlab.data.split import Split, assign_split, assign_splits, split_folder
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
+from tests.conftest import picture, write_photos
 
 GOLDEN = "val train train test train val train train test train test val"
 

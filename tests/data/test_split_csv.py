@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.test_photos import FOUR, PHOTOS
 
 from bnlab.data import split_csv as module
 from bnlab.data.photos import Photo
@@ -20,6 +19,7 @@ from bnlab.data.split_csv import (
 )
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
+from tests.data.test_photos import FOUR, PHOTOS
 
 NAMES = st.text(",\"'\n\r; \té百\U0001f33c/", min_size=1, max_size=8) | st.binary(min_size=1, max_size=8).map(
     os.fsdecode

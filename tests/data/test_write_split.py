@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.conftest import picture, write_photos
-from tests.data.test_split import split_of
 
 from bnlab.data.split_csv import read_split_csv
 from bnlab.data.write_split import LinkMode, write_split
 from bnlab.errors import DataError, StorageError
 from bnlab.files import read_csv
 from bnlab.progress import NullProgress
+from tests.conftest import picture, write_photos
+from tests.data.test_split import split_of
 
 
 def tree(folder: Path) -> dict[str, tuple[bytes, int]]:

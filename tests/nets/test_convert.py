@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.nets.elsewhere import BNInception, GoogLeNet, shaken
 from torch import Tensor, nn
 
 from bnlab.data.preprocess import Preprocessing, normalise
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.nets import build
 from bnlab.nets.convert import Conversion, convert
+from tests.nets.elsewhere import BNInception, GoogLeNet, shaken
 
 SIDE = 64
 

@@ -3,10 +3,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tests.classifier.test_evaluate import KNOWN, answers
 
 from bnlab.report import figures
 from bnlab.report.canvas import COLOURS
+from tests.classifier.test_evaluate import KNOWN, answers
 
 ROWS = [
     {"epoch": e, "train_loss": 2 / e, "val_loss": 2.2 / e, "train_top1": 1 - 0.8 / e, "val_top1": 1 - 0.9 / e}

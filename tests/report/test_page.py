@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tests.classifier.test_evaluate import KNOWN, answers
-from tests.report.test_figures import ROWS
 
 from bnlab import Classifier
 from bnlab.classifier.evaluate import Member, evaluate
 from bnlab.data.split_csv import Photo
 from bnlab.report.page import demo_page, evaluation_page, mistakes_png, write_run_page
 from bnlab.runs import Run
+from tests.classifier.test_evaluate import KNOWN, answers
+from tests.report.test_figures import ROWS
 
 
 class Reader(html.parser.HTMLParser):

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tests.conftest import write_photos
 
 from bnlab import resume, train
 from bnlab.classifier.card import to_json
@@ -23,6 +22,7 @@ from bnlab.training import build
 from bnlab.training.build import check_network, new_network, without_effect
 from bnlab.training.finetune import inherit_from_init
 from bnlab.training.run import TrainingResult
+from tests.conftest import write_photos
 
 OPTIONS: dict[str, Any] = {"size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 1, "workers": 0}
 

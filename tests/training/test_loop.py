@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from tests.classifier.test_evaluate import KNOWN, answers
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,6 +27,7 @@ from bnlab.training.optimizer import make_optimizer, set_learning_rate
 from bnlab.training.schedule import Plan
 from bnlab.training.state import Row, TrainState
 from bnlab.training.validate import ValidationResult
+from tests.classifier.test_evaluate import KNOWN, answers
 
 
 def test_auxiliary_losses_count_for_their_weight() -> None:

@@ -19,7 +19,6 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from tests.conftest import QUICK, write_photos
 
 from bnlab import Classifier, resume, train
 from bnlab.classifier.card import to_json
@@ -45,6 +44,7 @@ from bnlab.training.run import TrainingResult
 from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.state import TrainState
 from bnlab.training.time_budget import TimeBudget
+from tests.conftest import QUICK, write_photos
 
 OPTIONS: dict[str, object] = {
     "network": "bn_small_inception", "size": 32, "batch_size": 8, "learning_rate": 0.02, "epochs": 2, "workers": 0,

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
-from tests.conftest import write_photos
 
 from bnlab.data.preprocess import Preprocessing
 from bnlab.training.validate import calibration_batches
+from tests.conftest import write_photos
 
 VIEW = Preprocessing(size=32, resize="squash", crop_fraction=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
