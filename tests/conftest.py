@@ -1,6 +1,7 @@
-"""Photos made on the spot: three classes that a small network can tell apart, and every kind of broken file."""
+"""Fixtures: photos of three classes that a small network learns, a trained run, and a command line to call."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,9 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-os.environ["OMP_NUM_THREADS"] = "2"  # sums depend on it, so that what is learned here is learned on any machine
-os.environ["OMP_WAIT_POLICY"] = (
-    "passive"  # beside other work, threads that spin as they wait take a hundred times as long
-)
+os.environ["OMP_NUM_THREADS"] = "2"  # sums, and so the weights that are learned, depend on it
+# Threads that spin while they wait take a hundred times as long on a busy machine.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["GOMP_SPINCOUNT"] = "0"
 
 from bnlab.__main__ import run as run_command_line
@@ -21,7 +21,7 @@ CLASSES = ("disc", "ring", "stripes")
 
 
 def picture(label: str, number: int, size: int = 40) -> Image.Image:
-    """A noisy shape of that class; each number another one."""
+    """A noisy shape of that class, another one for each number."""
     random = np.random.default_rng((CLASSES.index(label), number))
     y, x = np.mgrid[0:size, 0:size]
     centre = size / 2 + random.uniform(-4, 4, 2)
@@ -65,7 +65,7 @@ def data(tmp_path: Path) -> Path:
 def bnlab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., "Outcome"]:
-    """Run a command line in an empty folder and see what it printed."""
+    """Run a command line in an empty folder; the outcome is its status and what it printed."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Outcome:
@@ -78,14 +78,14 @@ def bnlab(
 
 
 class Outcome:
-    """What a command line came to."""
+    """The exit status of a command line, and what it printed."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status, self.out, self.err = status, out, err
 
     @property
     def complaint(self) -> str:
-        """The one line on stderr that a refusal is, without its `bnlab: `."""
+        """The one line that a refusal prints to stderr, without its `bnlab: `."""
         lines = [line for line in self.err.splitlines() if line.startswith("bnlab: ")]
         assert len(lines) == 1, self.err
         assert "Traceback" not in self.err
@@ -96,13 +96,13 @@ class Outcome:
 settings.register_profile("bnlab", derandomize=True, deadline=None)
 settings.load_profile("bnlab")
 
-# What makes a training take seconds: the small network at its smallest size.
+# Options of a training that takes seconds: the small network at its smallest size.
 QUICK = ("--network", "bn_small_inception", "--size", 32, "--batch-size", 8, "--learning-rate", 0.02, "--workers", 0)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one epoch, to be read and not to be changed; its folder."""
+    """The folder of a finished run of two epochs, which tests must not change."""
     from bnlab import train
 
     home = tmp_path_factory.mktemp("trained")
@@ -118,3 +118,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         learning_rate=0.02,
     )
     return result.run.folder
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run as runs/train, which a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "train"))

@@ -37,8 +37,8 @@ def test_default_is_the_defaults() -> None:
     assert settings.origin == {}
 
 
-def test_classic_is_the_tutorials_to_the_letter() -> None:
-    """Each key that decides a result stands in the file, so that a better default never changes it."""
+def test_classic_is_the_recipe_of_the_tutorial() -> None:
+    """Each key that affects a result is in the file, so that a better default never changes it."""
     given = yaml.safe_load((RECIPES / "classic.yaml").read_text())
     of_the_network = {"variant", "norm", "activation", "initialisation"}
     of_fine_tuning = {"init", "backbone_lr_factor", "freeze", "freeze_bn"}
@@ -81,18 +81,6 @@ def test_the_papers_recipes_are_its_table() -> None:
     assert after.color_jitter < before.color_jitter
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("90", 90), (45, 45), ("0.5h", 1800)]
-)
-def test_spans_of_time(text: object, seconds: float) -> None:
-    assert load_settings("default", {"time": text}).recipe.time == seconds
-
-
-@pytest.mark.parametrize("text", ["soon", "20x", "", "1m20h", "..m", -5, 0])
-def test_spans_that_are_none(text: object) -> None:
-    assert refusal(time=text).startswith("time cannot be")
-
-
 def test_options_go_before_the_recipe() -> None:
     settings = load_settings("classic", {"epochs": 2})
     assert (settings.recipe.epochs, settings.recipe.size) == (2, 224)
@@ -100,23 +88,23 @@ def test_options_go_before_the_recipe() -> None:
     assert settings.origin["learning_rate"] == "classic"
 
 
-def test_yaml_keeps_everything_and_marks_the_users_own(tmp_path: Path) -> None:
+def test_yaml_keeps_every_value_and_its_origin(tmp_path: Path) -> None:
     settings = load_settings("default", {"epochs": 2, "mean": [0.1, 0.2, 0.3], "init": "a: b#'.safetensors"})
     text = to_yaml(settings)
     (tmp_path / "recipe.yaml").write_text(text)
     assert read_recipe_file(tmp_path / "recipe.yaml").recipe == settings.recipe
     lines = {line.partition(":")[0]: line for line in text.splitlines()}
-    assert lines["epochs"] == "epochs: 2  # (yours) how often training goes through all photos"
+    assert lines["epochs"].startswith("epochs: 2  # (yours) ")
+    assert str(Recipe.model_fields["epochs"].description) in lines["epochs"]
     assert "(yours)" not in lines["size"]
-    assert "optimizer: adam  # (classic) sgd (with" in to_yaml(load_settings("classic", {"epochs": 2}))
-    assert all(field.description for field in Recipe.model_fields.values())
+    assert "optimizer: adam  # (classic) " in to_yaml(load_settings("classic", {"epochs": 2}))
 
 
 def test_assignments_are_yaml() -> None:
     assert parse_assignments(["momentum=0.8", "mean=[0, 0, 0]", "init=null"]) == {
         "momentum": 0.8, "mean": [0, 0, 0], "init": None,
     }  # fmt: skip
-    with pytest.raises(RecipeError, match=r"--set momentum is no key=value: say, for example, --set epochs=20"):
+    with pytest.raises(RecipeError, match=r"--set momentum is not KEY=VALUE: .*--set epochs=20"):
         parse_assignments(["momentum"])
 
 
@@ -128,36 +116,41 @@ def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("key", ["grow_from", "trunk_rate", "judge_every"])
+def test_a_key_of_an_older_version_is_unknown(tmp_path: Path, key: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"{key}: 1\n")
+    with pytest.raises(RecipeError, match=f"no key '{key}'"):
+        read_recipe_file(tmp_path / "recipe.yaml")
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "remedy"),
     [
-        ("size", 15, "size cannot be 15 (in the options): input should be greater than or equal to 16"),
-        ("learning_rate", -1, "learning_rate cannot be -1 (in the options): input should be greater than 0"),
-        (
-            "learning_rate",
-            float("nan"),
-            "learning_rate cannot be nan (in the options): input should be a finite number",
-        ),
-        ("optimizer", "lamb", "optimizer cannot be 'lamb' (in the options): input should be 'sgd' or 'adam'"),
-        ("batch_size", 1, "batch_size cannot be 1 (in the options): input should be greater than or equal to 2"),
-        (
-            "crop_area",
-            [0.9, 0.2],
-            "crop_area must go from a positive number up to one at least as large, not 0.9 to 0.2: ",
-        ),
+        ("size", 15, "it must be greater than or equal to 16"),
+        ("learning_rate", -1, "it must be greater than 0"),
+        ("learning_rate", float("nan"), "it must be a finite number"),
+        ("optimizer", "lamb", "it must be 'sgd' or 'adam'"),
+        ("time", "soon", "20m"),
+        ("mean", 0.5, "[0.485, 0.456, 0.406]"),
     ],
 )
-def test_a_value_out_of_range_is_named(key: str, value: object, message: str) -> None:
-    assert refusal(**{key: value}).startswith(message)
+def test_a_value_out_of_range_is_named_with_the_remedy(key: str, value: object, remedy: str) -> None:
+    message = refusal(**{key: value})
+    assert message.startswith(f"{key} is {value!r} (in the options): ")
+    assert remedy in message
 
 
-def test_recipes_that_are_none(tmp_path: Path) -> None:
+def test_a_range_that_falls_is_refused() -> None:
+    assert "crop_area must go from" in refusal(crop_area=[0.9, 0.2])
+
+
+def test_what_is_not_a_recipe_is_refused(tmp_path: Path) -> None:
     assert refusal("clasic") == "no recipe is called 'clasic': did you mean 'classic'?"
     assert "cannot be read" in refusal(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")
-    assert "is no table of keys: write one 'key: value' a line" in refusal(tmp_path / "list.yaml")
+    assert "is not a table of keys" in refusal(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
-    assert "is no YAML" in refusal(tmp_path / "broken.yaml")
+    assert "is not YAML" in refusal(tmp_path / "broken.yaml")
 
 
 def test_an_option_without_effect_says_so() -> None:
@@ -173,5 +166,5 @@ def test_an_option_without_effect_says_so() -> None:
 def test_changes_are_validated() -> None:
     settings = with_changes(load_settings(), {"workers": 3}, "init")
     assert (settings.recipe.workers, settings.origin) == (3, {"workers": "init"})
-    with pytest.raises(RecipeError, match=r"workers cannot be 999 \(in the options\): input should be less than"):
+    with pytest.raises(RecipeError, match=r"workers is 999 \(in the options\): it must be less than"):
         with_changes(load_settings(), {"workers": 999}, YOURS)

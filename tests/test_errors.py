@@ -1,6 +1,9 @@
 import os
+import pickle
 
-from bnlab.errors import DivergedError, PhotoError, did_you_mean, printable
+import pytest
+
+from bnlab.errors import DivergedError, PhotoError, did_you_mean, plural, printable, quoted
 
 
 def test_printable_is_one_line_of_text() -> None:
@@ -16,6 +19,21 @@ def test_did_you_mean() -> None:
 
 def test_errors_say_what_where_and_the_remedy() -> None:
     assert str(PhotoError("a\n.jpg", "it is empty")) == (
-        r"a\n.jpg cannot be used, it is empty: replace the photo or take it away"
+        r"a\n.jpg cannot be used, it is empty: replace or remove the photo"
     )
     assert DivergedError("a", "b").exit_status == 1
+
+
+def test_a_photo_error_passes_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(PhotoError("a.jpg", "it is empty", "look at it")))
+    assert (error.path, error.reason, error.remedy) == ("a.jpg", "it is empty", "look at it")
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 photos"), (1, "1 photo"), (2, "2 photos")])
+def test_plural(number: int, text: str) -> None:
+    assert plural(number, "photo") == text
+
+
+def test_quoted_is_a_word_of_a_shell() -> None:
+    assert quoted("my flowers") == "'my flowers'"
+    assert quoted("flowers") == "flowers"

@@ -13,7 +13,7 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
+def test_a_write_replaces_the_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_atomic(path, "long old content")
     write_atomic(path, b"new")
@@ -27,9 +27,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(StorageError) as error:
         write_atomic(path, "new")
-    assert str(error.value) == (
-        f"no space left on the device to write {path}: free some; what was there before is untouched"
-    )
+    assert f"no space left on the device to write {path}: free some" in str(error.value)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -39,11 +37,11 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "fsync", denied)
-    with pytest.raises(StorageError, match=r"cannot be written \(Permission denied\): give a place you may write to"):
+    with pytest.raises(StorageError, match=r"a.txt cannot be written \(Permission denied\): pass a path"):
         write_atomic(tmp_path / "a.txt", "new")
 
 
-def test_new_folder_appears_whole(tmp_path: Path) -> None:
+def test_new_folder_appears_only_when_complete(tmp_path: Path) -> None:
     with new_folder(tmp_path / "deep" / "made") as draft:
         (draft / "x").write_text("x")
         assert not (tmp_path / "deep" / "made").exists()

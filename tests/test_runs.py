@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.errors import RunError, UsageError
-from bnlab.runs import find_run, new_run
+from bnlab.errors import RunError, StorageError, UsageError
+from bnlab.runs import Run, check_free, find_run, new_run
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
@@ -13,15 +13,13 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
 def test_a_taken_name_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path, "mine")
     run.recipe.write_text("{}")
-    with pytest.raises(
-        RunError, match=r"mine exists already: take another --name, or go on with it: --resume --name mine"
-    ):
+    with pytest.raises(RunError, match=r"mine exists already: pass another --name, or .*--resume --name mine"):
         new_run(tmp_path, "mine")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ""])
-def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="a run cannot be named"):
+def test_a_path_is_not_a_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="not valid as the name of a run"):
         new_run(tmp_path, name)
 
 
@@ -42,7 +40,30 @@ def test_the_latest_run_is_found(tmp_path: Path) -> None:
 
 def test_a_run_belongs_to_one_training(tmp_path: Path) -> None:
     run = new_run(tmp_path, None)
-    with run.locked(), pytest.raises(RunError, match="is in use by another training: wait for it"), run.locked():
+    with run.locked(), pytest.raises(RunError, match=r"is in use by another training: .*--name"), run.locked():
         pass
     with run.locked():
         pass
+
+
+def test_a_training_killed_before_its_recipe_leaves_the_name_free(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "mine")
+    with run.locked():
+        pass
+    run.split.write_text("path,class,split,sha256\n")
+    check_free(tmp_path, "mine")
+    (run.folder / "notes.txt").write_text("of the user")
+    with pytest.raises(RunError, match="exists already: pass another --name"):
+        check_free(tmp_path, "mine")
+
+
+def test_files_lie_in_the_folder(tmp_path: Path) -> None:
+    run = Run(tmp_path / "train")
+    assert run.name == "train"
+    assert (run.best, run.state) == (tmp_path / "train" / "best.safetensors", tmp_path / "train" / "state.pt")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file cannot be written"):
+        new_run(tmp_path / "file", None)

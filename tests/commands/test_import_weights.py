@@ -1,4 +1,4 @@
-"""`bnlab import`: from a file to a classifier file that answers; what is refused and how; what is told."""
+"""`bnlab import`: from files of weights to classifier files; warnings and refusals."""
 
 import io
 import json
@@ -58,8 +58,8 @@ def test_the_tutorials_file_and_names(bnlab: Command) -> None:
     assert done.out == (
         "googleNet.pth: a file of the GoogLeNet tutorial, as bn_googlenet (variant double), "
         "classes: 5, 224 px, squash\n"
-        "a bnlab network's own weights? say --format bnlab\n"
-        "biases merged into the batch normalisation behind them: 66\n"
+        "if these are weights of a bnlab network, pass --format bnlab\n"
+        "biases merged into the batch normalisation that follows them: 66\n"
         "left out: 22 tensors of auxiliary heads\n"
         "\n"
         "new/f.safetensors: written. Next: bnlab evaluate new/f.safetensors DATA\n"
@@ -97,19 +97,18 @@ def test_the_document(bnlab: Command) -> None:
         "dropped": [],
         "merged_biases": 43,
     }
-    assert done.err.splitlines() == [
-        "warning: the classes are called 0 to 2: give their names with --classes FILE",
-        "warning: w.pt does not tell size, resize, crop_fraction, mean, std, activation, placement, norm_eps: "
-        "they are the default recipe's, or the network's own; where it was trained with others, "
-        "give them with --set KEY=VALUE",
-    ]
+    about_names, about_keys = done.err.splitlines()
+    assert "0 to 2" in about_names
+    assert "--classes FILE" in about_names
+    assert "w.pt does not contain size, resize, crop_fraction, mean, std, activation, placement, norm_eps" in about_keys
+    assert "--set KEY=VALUE" in about_keys
     card = read_classifier(Path("c.safetensors"))[1]
     assert card.classes == ("0", "1", "2")
     assert (card.preprocessing.size, card.preprocessing.resize, card.preprocessing.crop_fraction) == (128, "crop", 0.9)
 
 
-def test_views_of_the_formats(home: Path) -> None:
-    """The brief's numbers; an option wins."""
+def test_preprocessing_of_the_formats(home: Path) -> None:
+    """An option has precedence."""
     save(shaken(GoogLeNet(3, kernels=(3,), bias=False, eps=0.001, last_pool=2, aux=True)), "tv.pth")
     package.import_weights("tv.pth", "tv.safetensors")
     card = read_classifier(home / "tv.safetensors")[1]
@@ -131,7 +130,7 @@ def test_views_of_the_formats(home: Path) -> None:
     )
     assert card.preprocessing.mean == (128 / 255, 117 / 255, 104 / 255)
     assert card.preprocessing.std == (1 / 255,) * 3
-    assert len(progress.warnings) == 1  # of the names; the view is known
+    assert len(progress.warnings) == 1  # about the names; the preprocessing is known
 
 
 def test_an_imported_classifier_answers(bnlab: Command) -> None:
@@ -140,7 +139,7 @@ def test_an_imported_classifier_answers(bnlab: Command) -> None:
     options = ("--classes", "names.txt", "--set", "width=0.5", "--set", "size=40", "--set", "mean=[0.5, 0.5, 0.5]")
     done = bnlab("import", "w.pt", "--output", "c.safetensors", *options)
     assert done.status == 0
-    assert "does not tell resize, crop_fraction, std, activation, placement, norm_eps:" in done.err
+    assert "does not contain resize, crop_fraction, std, activation, placement, norm_eps:" in done.err
     picture("ring", 0).save("ring.png")
     answer = json.loads(bnlab("predict", "c.safetensors", "ring.png", "--json").out)
     assert answer[0]["label"] in ("disc", "ring", "stripes")
@@ -172,10 +171,8 @@ def test_mismatches_are_named_then_summed_up(bnlab: Command) -> None:
     assert lines[0] == "warning: conv1.conv.weight is 16 x 3 x 3 x 3, not 32 x 3 x 3 x 3"
     assert len(lines) == 22
     assert lines[20] == "warning: and 196 more"
-    assert done.complaint == (
-        "w.pt is nearest to bn_small_inception (variant table), and 216 tensors do not match: "
-        "say what it is with --network and --set, such as --set width=0.5"
-    )
+    for fragment in ("w.pt", "bn_small_inception (variant table)", "216 tensors do not match", "--network", "--set"):
+        assert fragment in done.complaint
     assert not Path("c.safetensors").exists()
 
     state = small().state_dict()
@@ -183,7 +180,7 @@ def test_mismatches_are_named_then_summed_up(bnlab: Command) -> None:
     torch.save(state, "w.pt")
     done = bnlab("import", "w.pt", "--output", "c.safetensors")
     assert done.err.splitlines()[0] == "warning: fc.bias is missing"
-    assert "and 1 tensor does not match: say" in done.complaint
+    assert "1 tensor does not match" in done.complaint
 
 
 class Trap:
@@ -192,7 +189,7 @@ class Trap:
 
 
 def write_files() -> None:
-    """One of each kind that is refused."""
+    """Write one file of each kind that is refused."""
     save(small(), "w.pt")
     content = Path("w.pt").read_bytes()
     torch.save(small(), "whole.pt")
@@ -234,108 +231,75 @@ def write_files() -> None:
     Path("blank.txt").write_text("\n")
 
 
-ALONE = "save the state_dict() of the network alone: torch.save(network.state_dict(), FILE)"
-NOT_WHOLE = "is not a complete file of weights: use what torch.save(network.state_dict(), FILE) wrote, or safetensors"
-MORE = f"holds more than weights, which could run code when loaded: {ALONE}"
-NAMES = "give --classes a JSON file, or a name a line"
-REFUSALS: list[tuple[tuple[str, ...], str]] = [
-    (("whole.pt",), f"whole.pt {MORE}"),
-    (("old.pt",), f"old.pt {MORE}"),
-    (("trap.pt",), f"trap.pt {MORE}"),
-    (("oldtrap.pt",), f"oldtrap.pt {MORE}"),
-    (("cut.pt",), f"cut.pt {NOT_WHOLE}"),
-    (("oldcut.pt",), f"oldcut.pt {NOT_WHOLE}"),
-    (("oldstub.pt",), f"oldstub.pt {NOT_WHOLE}"),
-    (("empty.pt",), f"empty.pt {NOT_WHOLE}"),
-    (("photo.png",), f"photo.png {NOT_WHOLE}"),
-    (("other.zip",), f"other.zip {NOT_WHOLE}"),
-    (("cut.safetensors",), f"cut.safetensors {NOT_WHOLE}"),
-    (("none.pt",), "there is no file none.pt: check the path"),
-    (("folder",), "folder is a folder: pass a file of weights"),
-    (("pipe",), "pipe is not a regular file: pass a file of weights"),
-    (
-        ("script.pt",),
-        "script.pt is a TorchScript archive, a program with its weights: "
-        "save the weights alone where it was made: torch.save(network.state_dict(), FILE)",
-    ),
-    (("list.pt",), f"list.pt holds a list in place of tensors by name: {ALONE}"),
-    (("nothing.pt",), f"nothing.pt holds nothing in place of tensors by name: {ALONE}"),
-    (("mixed.pt",), f"mixed.pt has 'epoch' (int) among its tensors: {ALONE}"),
-    (("looped.pt",), f"looped.pt has 'model' (dict) among its tensors: {ALONE}"),
-    (
-        ("card.safetensors",),
-        "card.safetensors is a bnlab classifier already: use it: bnlab evaluate card.safetensors DATA",
-    ),
-    (
-        ("nan.pt",),
-        "nan.pt has NaN or infinite numbers in fc.bias: its training diverged: give an earlier file",
-    ),
-    (("w.pt", "--output", "taken.safetensors"), "taken.safetensors exists already: give --output a new file"),
-    (("w.pt", "--output", "c.pth"), "c.pth does not end in .safetensors: give --output such a name"),
-    (("w.pt", "--set", "sise=96"), "import has no use for the key 'sise': did you mean 'size'?"),
-    (
-        ("w.pt", "--set", "epochs=3"),
-        "import has no use for the key 'epochs': there are network, variant, norm, norm_eps, norm_momentum, "
-        "activation, placement, conv_bias, width, stem, local_response, size, resize, crop_fraction, "
-        "mean, std",
-    ),
-    (
-        ("w.pt", "--set", "size=15"),
-        "size cannot be 15 (in the options): input should be greater than or equal to 16",
-    ),
-    (("w.pt", "--network", "bn_gogglenet"), "no network is called 'bn_gogglenet': did you mean 'bn_googlenet'?"),
-    (
-        ("w.pt", "--classes", "two.txt"),
-        "two.txt has 2 names, and fc.weight of w.pt has 3 rows: give one name for each row, in their order",
-    ),
-    (("w.pt", "--classes", "twice.json"), "twice.json calls classes 0 and 2 both 'a': name them apart"),
-    (("w.pt", "--classes", "gap.json"), "gap.json has no class 2: number its 3 names 0 to 2"),
-    (("w.pt", "--classes", "backwards.json"), "backwards.json has no class 0: number its 3 names 0 to 2"),
-    (("w.pt", "--classes", "odd.json"), "odd.json has no text as the name of class 1: give every class a name"),
-    (
-        ("w.pt", "--classes", "surrogate.json"),
-        "surrogate.json has no text as the name of class 2: give every class a name",
-    ),
-    (("w.pt", "--classes", "half.json"), 'half.json is no JSON: say {"0": "daisy", ...}, or ["daisy", ...]'),
-    (("w.pt", "--classes", "latin.txt"), f"latin.txt cannot be read (it is no text): {NAMES}"),
-    (("w.pt", "--classes", "none.txt"), f"none.txt cannot be read (No such file or directory): {NAMES}"),
-    (("w.pt", "--classes", "blank.txt"), f"blank.txt names no classes: {NAMES}"),
+# Arguments, and parts of the refusal.
+NOT_WEIGHTS = ("torch.save(network.state_dict(), FILE)", "safetensors")
+REFUSALS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+    *(((file,), ("run code", "state_dict()")) for file in ("whole.pt", "old.pt", "trap.pt", "oldtrap.pt")),
+    *(((file,), NOT_WEIGHTS) for file in ("cut.pt", "oldcut.pt", "oldstub.pt", "empty.pt", "photo.png", "other.zip")),
+    (("cut.safetensors",), NOT_WEIGHTS),
+    (("none.pt",), ("check the path",)),
+    (("folder",), ("is a folder",)),
+    (("pipe",), ("regular file",)),
+    (("script.pt",), ("TorchScript", "state_dict()")),
+    (("list.pt",), ("list", "state_dict()")),
+    (("nothing.pt",), ("nothing", "state_dict()")),
+    (("mixed.pt",), ("'epoch' (int)", "state_dict()")),
+    (("looped.pt",), ("'model' (dict)", "state_dict()")),
+    (("card.safetensors",), ("already", "bnlab evaluate card.safetensors DATA")),
+    (("nan.pt",), ("fc.bias", "NaN")),
+    (("w.pt", "--output", "taken.safetensors"), ("taken.safetensors exists already", "--output")),
+    (("w.pt", "--output", "c.pth"), ("c.pth does not end in .safetensors", "--output")),
+    (("w.pt", "--set", "sise=96"), ("'sise'", "did you mean 'size'?")),
+    (("w.pt", "--set", "epochs=3"), ("'epochs'", "there are network, variant, ", "mean, std")),
+    (("w.pt", "--set", "size=15"), ("size is 15", "greater than or equal to 16")),
+    (("w.pt", "--network", "bn_gogglenet"), ("'bn_gogglenet'", "did you mean 'bn_googlenet'?")),
+    (("w.pt", "--classes", "two.txt"), ("two.txt has 2 names", "fc.weight of w.pt has 3 rows")),
+    (("w.pt", "--classes", "twice.json"), ("twice.json", "'a'", "classes 0 and 2")),
+    (("w.pt", "--classes", "gap.json"), ("gap.json has no class 2", "0 to 2")),
+    (("w.pt", "--classes", "backwards.json"), ("backwards.json has no class 0", "0 to 2")),
+    (("w.pt", "--classes", "odd.json"), ("class 1 in odd.json is not text",)),
+    (("w.pt", "--classes", "surrogate.json"), ("class 2 in surrogate.json is not text",)),
+    (("w.pt", "--classes", "half.json"), ("half.json is not JSON", '["daisy", ...]')),
+    (("w.pt", "--classes", "latin.txt"), ("latin.txt cannot be read", "--classes")),
+    (("w.pt", "--classes", "none.txt"), ("none.txt cannot be read (No such file", "--classes")),
+    (("w.pt", "--classes", "blank.txt"), ("blank.txt names no classes", "--classes")),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_refusals(bnlab: Command) -> None:
-    """One line on stderr, nothing else anywhere, and no code run."""
+    """One line on stderr with what, where and the remedy; nothing is written, and no code is run."""
     write_files()
     before = sorted(Path().rglob("*"))
-    for arguments, message in REFUSALS:
+    for arguments, fragments in REFUSALS:
         output = () if "--output" in arguments else ("--output", "c.safetensors")
         done = bnlab("import", *arguments, *output)
-        assert done.err == f"bnlab: {message}\n"
+        for fragment in (arguments[0] if len(arguments) == 1 else "", *fragments):
+            assert fragment in done.complaint
         assert (done.status, done.out) == (2, "")
         assert sorted(Path().rglob("*")) == before
     assert Path("taken.safetensors").read_text() == "mine"
 
 
-def test_a_view_key_without_effect_is_told(bnlab: Command) -> None:
+def test_a_preprocessing_key_without_effect_is_reported(bnlab: Command) -> None:
     save(small(), "w.pt")
     done = bnlab("import", "w.pt", "--output", "c.safetensors", "--set", "resize=squash", "--set", "crop_fraction=0.5")
     assert "warning: crop_fraction has no effect: it is for resize crop\n" in done.err
 
 
-def test_names_in_unicodes_two_forms_are_one(bnlab: Command) -> None:
+def test_names_in_both_forms_of_unicode_are_the_same(bnlab: Command) -> None:
     save(small(), "w.pt")
     Path("n.json").write_text(json.dumps(["é", "e\u0301", "c"]))
-    assert bnlab("import", "w.pt", "--output", "c.safetensors", "--classes", "n.json").complaint == (
-        "n.json calls classes 0 and 1 both 'e\u0301': name them apart"
+    assert bnlab("import", "w.pt", "--output", "c.safetensors", "--classes", "n.json").complaint.startswith(
+        "n.json has the name 'e\u0301' for classes 0 and 1: "
     )
 
 
 def test_a_place_that_cannot_be_written_to(bnlab: Command) -> None:
     save(small(), "w.pt")
     Path("file").touch()
-    assert bnlab("import", "w.pt", "--output", "file/c.safetensors").complaint == (
-        "file/c.safetensors cannot be written (File exists): give a place you may write to"
+    assert bnlab("import", "w.pt", "--output", "file/c.safetensors").complaint.startswith(
+        "file/c.safetensors cannot be written (File exists): "
     )
 
 
@@ -350,17 +314,17 @@ def test_the_same_weights_give_the_same_bytes(home: Path) -> None:
 
 
 def test_a_bnlab_network_that_looks_like_a_published_one(bnlab: Command, home: Path) -> None:
-    """Nothing in the file tells them apart, so the guess is told, and can be corrected."""
+    """Nothing in the file distinguishes them, so the guess is printed and can be corrected."""
     network = shaken(build("bn_googlenet", classes=3, variant="torchvision", width=1.0))
     save(network, "w.pt")
     done = bnlab("import", "w.pt", "--output", "guessed.safetensors")
-    assert "a bnlab network's own weights? say --format bnlab" in done.out
+    assert "pass --format bnlab" in done.out
     assert read_classifier(home / "guessed.safetensors")[1].arguments["norm_eps"] == 0.001
-    done = bnlab("import", "w.pt", "--output", "told.safetensors", "--format", "bnlab")
-    assert "say --format" not in done.out
-    assert "w.pt does not tell size, " in done.err
+    done = bnlab("import", "w.pt", "--output", "given.safetensors", "--format", "bnlab")
+    assert "--format" not in done.out
+    assert "w.pt does not contain size, " in done.err
     x = torch.randn(2, 3, 64, 64)
-    ours, _ = load_network(home / "told.safetensors")
+    ours, _ = load_network(home / "given.safetensors")
     torch.testing.assert_close(ours(x), network.eval()(x), rtol=0, atol=0)
     done = bnlab("import", "w.pt", "--output", "x.safetensors", "--format", "torchvison")
     assert done.complaint.startswith("no format is called 'torchvison': did you mean 'torchvision'?")
@@ -377,11 +341,11 @@ def test_files_that_claim_more_than_they_hold(bnlab: Command, home: Path) -> Non
         assert bnlab("import", "w.pt", "--output", "o.safetensors").complaint.startswith(message)
     torch.save(torch.zeros(3), "bare.pt")
     done = bnlab("import", "bare.pt", "--output", "o.safetensors")
-    assert done.complaint.startswith("bare.pt holds a Tensor in place of tensors by name: ")
+    assert done.complaint.startswith("bare.pt holds a Tensor, no tensors by name: ")
     assert not (home / "o.safetensors").exists()
 
 
-def test_headers_of_safetensors_that_mean_nothing(bnlab: Command, home: Path) -> None:
+def test_damaged_headers_of_safetensors(bnlab: Command, home: Path) -> None:
     header = json.dumps({"__metadata__": None}).encode()
     (home / "null.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     done = bnlab("import", "null.safetensors", "--output", "o.safetensors")
@@ -389,7 +353,7 @@ def test_headers_of_safetensors_that_mean_nothing(bnlab: Command, home: Path) ->
     assert done.complaint
 
 
-def test_counters_that_count_nothing_are_those_of_statistics(home: Path) -> None:
+def test_invalid_counters_become_1(home: Path) -> None:
     state = build("bn_mlp", classes=3).state_dict()
     key = "hidden1.bn.num_batches_tracked"
     for counter, kept in (

@@ -1,4 +1,4 @@
-"""`bnlab net`: what it prints, the documents, and what it refuses."""
+"""`bnlab net`: tables, documents and refusals."""
 
 import json
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def test_auxiliary_heads_are_marked_and_counted(bnlab: Command) -> None:
     assert names[names.index("inception4a") + 1] == "aux1"
     assert "aux2 auxiliary head 1000 3,191,016 4,202,496 3.2%" in lines
     assert next(line for line in lines if line.startswith("total")).split()[1] == "13,004,888"
-    assert lines[-1] == NOT_COUNTED + " The auxiliary heads are counted in; they run in training alone."
+    assert lines[-1] == NOT_COUNTED + " The auxiliary heads are included; they run in training only."
 
 
 def test_the_list(bnlab: Command) -> None:
@@ -135,46 +135,32 @@ def test_from_python() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "fragments"),
     [
-        (("bn_gogglenet",), "no network is called 'bn_gogglenet': did you mean 'bn_googlenet'?"),
-        (("bn_googlenet", "--size", 4), "bn_googlenet cannot see images of 4 x 4 pixels: give 31 x 31 or more"),
-        (("bn_inception", "--size", 0), "size 0 cannot be: give a whole number of pixels, 1 to 65536"),
-        (("bn_inception", "--classes", 0), "classes 0 cannot be: give a whole number of at least 1"),
-        (("bn_inception", "--classes", 10**20), f"classes {10**20} cannot be: give at most 1000000"),
-        (("bn_mlp", "--auxiliary"), "bn_mlp has no auxiliary classifiers: leave auxiliary out"),
-        (
-            ("bn_inception", "--set", "variant=literl"),
-            "bn_inception has no variant 'literl': did you mean 'literal'?",
-        ),
-        (
-            ("bn_inception", "--set", "stem=big"),
-            "bn_inception has no stem 'big' beside its table's own: there are separable, small",
-        ),
-        (("bn_inception", "--set", "norm=gost:8"), "no norm is called 'gost:8': did you mean 'ghost'?"),
-        (("bn_inception", "--set", "width=99"), "width 99.0 cannot be: it is a factor, above 0 and up to 16"),
-        (("bn_inception", "--set", "in_channels=x"), "in_channels 'x' cannot be: give a whole number of at least 1"),
-        (("bn_inception", "--set", f"in_channels={10**20}"), f"in_channels {10**20} cannot be: give at most 1000000"),
-        (("bn_inception", "--set", "nrm=none"), "nrm does not shape a network: did you mean 'norm'?"),
-        (
-            ("bn_inception", "--set", "epochs=3"),
-            "epochs does not shape a network: there are variant, norm, norm_eps, norm_momentum, activation, placement, "
-            "conv_bias, width, stem, local_response, dropout, in_channels",
-        ),
-        (("bn_inception", "--set", "width"), "--set width is no key=value: say, for example, --set epochs=20"),
-        (
-            ("--set", "width=2"),
-            "Invalid value: without NAME, only --json has an effect; name a network: see `bnlab net --help`",
-        ),
-        (
-            ("--size", 64),
-            "Invalid value: without NAME, only --json has an effect; name a network: see `bnlab net --help`",
-        ),
+        (("bn_gogglenet",), ("'bn_gogglenet'", "did you mean 'bn_googlenet'?")),
+        (("bn_googlenet", "--size", 4), ("bn_googlenet", "4 x 4", "31 x 31 or more")),
+        (("bn_inception", "--size", 0), ("size", "0", "1 to 65536")),
+        (("bn_inception", "--classes", 0), ("classes", "0", "at least 1")),
+        (("bn_inception", "--classes", 10**20), (f"classes is {10**20}", "at most 1000000")),
+        (("bn_mlp", "--auxiliary"), ("bn_mlp has no auxiliary classifiers", "leave")),
+        (("bn_inception", "--set", "variant=literl"), ("'literl'", "did you mean 'literal'?")),
+        (("bn_inception", "--set", "stem=big"), ("'big'", "separable, small")),
+        (("bn_inception", "--set", "norm=gost:8"), ("'gost:8'", "did you mean 'ghost'?")),
+        (("bn_inception", "--set", "width=99"), ("width", "99.0", "up to 16")),
+        (("bn_inception", "--set", "in_channels=x"), ("in_channels", "'x'", "at least 1")),
+        (("bn_inception", "--set", f"in_channels={10**20}"), (f"in_channels is {10**20}", "at most 1000000")),
+        (("bn_inception", "--set", "nrm=none"), ("nrm does not shape a network", "did you mean 'norm'?")),
+        (("bn_inception", "--set", "epochs=3"), ("epochs does not shape a network", "there are variant, norm, ")),
+        (("bn_inception", "--set", "width"), ("--set width is not KEY=VALUE",)),
+        (("--set", "width=2"), ("without NAME", "`bnlab net --help`")),
+        (("--size", 64), ("without NAME", "`bnlab net --help`")),
+        (("--all",), ("without NAME", "`bnlab net --help`")),
     ],
     ids=str,
 )
-def test_refusals(bnlab: Command, arguments: tuple[object, ...], message: str) -> None:
+def test_refusals(bnlab: Command, arguments: tuple[object, ...], fragments: tuple[str, ...]) -> None:
     done = bnlab("net", *arguments)
-    assert done.complaint == message
+    for fragment in fragments:
+        assert fragment in done.complaint
     assert done.status == 2
     assert done.out == ""

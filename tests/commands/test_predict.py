@@ -1,4 +1,7 @@
+"""`bnlab predict`: document, CSV file and picture, and classifiers that cannot answer."""
+
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +10,30 @@ from PIL import Image
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
-VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import")
+
+
+def test_the_document(bnlab: Command, data: Path, trained: Path) -> None:
+    (data / "x.jpg").write_text("text")
+    given = [data / "val/ring/ring101.png", data / "x.jpg", data / "val/disc/disc100.png"]
+    done = bnlab("predict", trained / "best.safetensors", *given, "--top", 2, "--json")
+    document = json.loads(done.out)
+    assert done.status == 0
+    assert [one["path"] for one in document] == [str(path) for path in given]
+    assert list(document[0]) == ["path", "label", "probability", "top", "error"]
+    assert document[0]["error"] is None
+    assert document[0]["top"][0] == {"label": document[0]["label"], "probability": document[0]["probability"]}
+    assert len(document[0]["top"]) == 2
+    assert document[1] == {
+        "path": str(data / "x.jpg"), "label": None, "probability": None, "top": [],
+        "error": "it is not an image that Pillow can read",
+    }  # fmt: skip
+
+
+def test_a_csv_file_that_cannot_be_written(bnlab: Command, data: Path, trained: Path) -> None:
+    Path("afile").write_text("mine")
+    done = bnlab("predict", trained / "best.safetensors", data / "val", "--csv", "afile/p.csv")
+    assert done.complaint.startswith("afile/p.csv cannot be written (")
+    assert done.status == 2
 
 
 def test_predictions_as_csv_and_picture(bnlab: Command, data: Path, trained: Path, tmp_path: Path) -> None:
@@ -16,21 +42,14 @@ def test_predictions_as_csv_and_picture(bnlab: Command, data: Path, trained: Pat
     assert done.status == 0
     with (tmp_path / "out/p.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [
-        "path",
-        "label",
-        "probability",
-        "error",
-        "label2",
-        "probability2",
-    ]
+    assert list(rows[0]) == ["path", "label", "probability", "error", "label2", "probability2"]
     assert len(rows) == 4
-    assert done.out.splitlines()[-1] == "runs/predict/predictions.png: the photos with their answers."
+    assert done.out.splitlines()[-1].startswith("runs/predict/predictions.png")
     with Image.open(tmp_path / "runs/predict/predictions.png") as picture:
         assert picture.width > 500
     before = (tmp_path / "out/p.csv").read_bytes()
-    assert bnlab("predict", trained / "best.safetensors", given, "--csv", "out/p.csv").complaint == (
-        "out/p.csv exists already: give --csv a new file"
+    assert bnlab("predict", trained / "best.safetensors", given, "--csv", "out/p.csv").complaint.startswith(
+        "out/p.csv exists already: "
     )
     assert (tmp_path / "out/p.csv").read_bytes() == before
     done = bnlab("predict", trained / "best.safetensors", given / "ring100.png", "--show")
@@ -42,12 +61,9 @@ def test_a_classifier_from_the_future(bnlab: Command, trained: Path, tmp_path: P
     old, new = rb"{\"format\": 1,", rb"{\"format\": 9,"
     assert content.count(old) == 1
     (tmp_path / "new.safetensors").write_bytes(content.replace(old, new))
-    assert bnlab("predict", "new.safetensors", trained).complaint == (
-        f"{trained} has no photos: give photos, or a folder of them"
-    )
-    assert bnlab("evaluate", "new.safetensors", trained.parents[1] / "data").complaint == (
-        "new.safetensors has classifier format 9, and this bnlab reads up to 1: upgrade bnlab"
-    )
+    complaint = bnlab("predict", "new.safetensors", trained.parents[1] / "data").complaint
+    assert complaint.startswith("new.safetensors has classifier format 9")
+    assert "upgrade bnlab" in complaint
 
 
 def test_broken_weights_give_no_answer(bnlab: Command, trained: Path, data: Path) -> None:
@@ -61,4 +77,5 @@ def test_broken_weights_give_no_answer(bnlab: Command, trained: Path, data: Path
     Path("nan.safetensors").write_bytes(safetensors.torch.save(tensors, {"bnlab": to_json(card)}))
     done = bnlab("predict", "nan.safetensors", data / "val", "--json")
     assert (done.status, done.out) == (2, "")
-    assert done.complaint == "the classifier's probabilities are no finite numbers: train it again"
+    assert "finite" in done.complaint
+    assert "train it again" in done.complaint
