@@ -341,7 +341,7 @@ def test_files_that_claim_more_than_they_hold(bnlab: Command, home: Path) -> Non
         assert bnlab("import", "w.pt", "--output", "o.safetensors").complaint.startswith(message)
     torch.save(torch.zeros(3), "bare.pt")
     done = bnlab("import", "bare.pt", "--output", "o.safetensors")
-    assert done.complaint.startswith("bare.pt holds a Tensor, no tensors by name: ")
+    assert done.complaint.startswith("bare.pt holds a Tensor")
     assert not (home / "o.safetensors").exists()
 
 
