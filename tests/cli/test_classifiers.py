@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import QUICK, Outcome, write_photos
 
 Command = Callable[..., Outcome]

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Outcome
-
 from bnlab.errors import Interrupted
+from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import QUICK, Outcome
 
 from bnlab.training import lr_finder
 from bnlab.training.state import LossNotFiniteError
+from tests.conftest import QUICK, Outcome
 
 Command = Callable[..., Outcome]
 

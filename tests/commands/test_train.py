@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.conftest import QUICK, Outcome
 
 from bnlab.commands.train import run
 from bnlab.errors import UsageError
 from bnlab.options import TrainOptions
 from bnlab.progress import NullProgress
 from bnlab.runs import Run
+from tests.conftest import QUICK, Outcome
 
 Command = Callable[..., Outcome]
 
