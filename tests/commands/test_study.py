@@ -182,7 +182,7 @@ def test_all_studies_have_a_page_each(data: Path) -> None:
 def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
     progress = NullProgress()
     result = command.run(options(data, {"flip": 0.5}, seeds=1), progress)
-    assert str(result.reports[0].findings.verdict) == "not shown"
+    assert str(result.reports[0].conclusion.verdict) == "not shown"
     (warning,) = progress.warnings
     assert "one seed" in warning
     assert "--seeds" in warning
@@ -197,11 +197,9 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> No
     with pytest.raises(UsageError, match=r"a recipe has no key 'stpes': did you mean 'steps'"):
         command.run(options(data, {"stpes": 3}), NullProgress())
     for key in ("network", "norm", "learning_rate", "seed"):
-        with pytest.raises(
-            UsageError, match=f"{key} is what the study planted sets itself: leave it out; it takes size, "
-        ):
+        with pytest.raises(UsageError, match=f"the study planted sets {key} itself: leave it out; you may set size, "):
             command.run(options(data, {key: {"network": "mlp", "norm": "none"}.get(key, 1)}), NullProgress())
-    with pytest.raises(UsageError, match=r"steps 0 are no training: give 1 or more, or epochs in their place"):
+    with pytest.raises(UsageError, match=r"steps 0 nothing is trained: set 1 or more, or set epochs"):
         command.run(options(data, {"steps": 0}), NullProgress())
     assert not Path("runs").exists()
 

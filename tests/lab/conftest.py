@@ -18,11 +18,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_experiment(tmp_path: Path, photos: Path) -> Callable[..., Experiment]:
-    """A bench on the tiny pictures, in this process; options are recipe keys for all its trainings."""
+    """An experiment on the tiny pictures, in this process; options are recipe keys for all its trainings."""
 
     def make(*, seeds: int = 2, kind: str = "digits", **options: object) -> Experiment:
         splits = open_study_splits(
-            photos, quick=True, min_photos=10, folder=tmp_path / "sides", progress=NullProgress()
+            photos, quick=True, min_photos=10, folder=tmp_path / "splits", progress=NullProgress()
         )
         splits.kind = kind
         return Experiment(
@@ -42,5 +42,5 @@ def make_experiment(tmp_path: Path, photos: Path) -> Callable[..., Experiment]:
 
 @pytest.fixture
 def job(make_experiment: Callable[..., Experiment], tmp_path: Path) -> JobContext:
-    """Where a cell of seed 0 is measured."""
+    """The context of a measurement of seed 0."""
     return JobContext(split=make_experiment().splits.for_seed(0), folder=tmp_path / "cell", device="cpu", seed=0)

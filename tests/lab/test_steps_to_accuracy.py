@@ -41,8 +41,8 @@ def test_who_never_gets_there_counts_as_with_its_last_step() -> None:
     race = StepsToAccuracy(trained("slow", (100, 0.4), (200, 0.6)) + trained("lame", (100, 0.5), (200, 0.5)), "slow")
     assert race.speedup("lame") == (1,)
     assert race.remarks == [
-        "lame did not reach the best accuracy of slow in 1 of 1 trainings, which count as if it had with their last "
-        "step: what favours it"
+        "lame did not reach the best accuracy of slow in 1 of 1 trainings; these count as if it had with their last "
+        "step, which favours it"
     ]
 
 
@@ -50,7 +50,7 @@ def test_where_the_baseline_guesses_there_is_no_race() -> None:
     race = StepsToAccuracy(trained("slow", (100, 0.2), (200, 0.23)) + trained("fast", (20, 0.6), (200, 0.9)), "slow")
     assert math.isnan(race.speedup("fast")[0])
     assert math.isnan(race.mean_steps("fast"))
-    assert race.remarks == ["slow did no better than guess in 1 of 1 trainings: no race there"]
+    assert race.remarks == ["slow did no better than guess in 1 of 1 trainings, which give no speed"]
 
 
 @pytest.mark.parametrize(("factor", "told"), [(3, True), (5, False), (8, False), (9, False), (11, True)])

@@ -213,13 +213,13 @@ def study_table(result: "StudyResult") -> RenderableType:
 
     parts: list[RenderableType] = []
     for report in result.reports:
-        findings = report.findings
-        parts += [Text(f"{report.study.name}: {findings.verdict}", style="bold"), Text(report.study.claim)]
-        about = [report.data, plural(report.seeds, "seed"), f"budget {report.budget}"]
-        about += [f"{key} {value}" for key, value in report.options.items()]
+        experiment, conclusion = report.experiment, report.conclusion
+        parts += [Text(f"{report.study.name}: {conclusion.verdict}", style="bold"), Text(report.study.claim)]
+        about = [experiment.splits.name, plural(len(experiment.seeds), "seed"), f"budget {experiment.budget}"]
+        about += [f"{key} {value}" for key, value in experiment.options.items()]
         parts.append(Text(", ".join(about), style="dim"))
         table = _table("clause", "range", "mean", "interval", "verdict")
-        for each in findings.evidence:
+        for each in conclusion.evidence:
             low, high = each.interval
             secondary = "" if each.primary else " (secondary)"
             table.add_row(
@@ -229,5 +229,5 @@ def study_table(result: "StudyResult") -> RenderableType:
                 f"{format_number(low)} to {format_number(high)}",
                 str(each.verdict),
             )
-        parts += [table, *(Text(f"{remark}.") for remark in findings.remarks), Text("")]
+        parts += [table, *(Text(f"{remark}.") for remark in conclusion.remarks), Text("")]
     return Group(*parts[:-1])

@@ -40,7 +40,7 @@ def study(
         return
     result = command.run(options, ScreenProgress())
     show_result(as_json, result.to_json(), render.study_table(result), f"{printable(result.page)} shows it.")
-    verdicts = {report.study.name: str(report.findings.verdict) for report in result.reports}
+    verdicts = {report.study.name: str(report.conclusion.verdict) for report in result.reports}
     if expect is not None and set(verdicts.values()) != {expect}:
         others = ", ".join(f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict != expect)
         err.print(f"bnlab: the verdict {expect} was expected, but {others}", markup=False, soft_wrap=True)

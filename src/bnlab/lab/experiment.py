@@ -1,6 +1,6 @@
-"""What a study measures with: its photos, seeds and budget, and the recipes that its networks are trained by."""
+"""What a study measures with: photos, seeds and budget, and the recipes by which its networks are trained."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -39,70 +39,68 @@ SETTABLE = (
     "checkpoint_seconds",
 )
 
-# The networks of most studies: small enough for dozens of trainings, and Inception all the same.
+# The networks of most studies: Inception, and small enough for dozens of trainings.
 WITH_BN, WITHOUT_BN = "with BN", "without BN"
 _SMALL = {WITH_BN: "bn_small_inception", WITHOUT_BN: "small_inception"}
 _LARGE = {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
 
 
-def check_options(study: str, options: Mapping[str, Any], owned: Collection[str] = ()) -> None:
-    """Refuse what a user may not set; `owned` are keys that this study sets itself besides.
+def check_options(study: str, options: Mapping[str, Any], own_keys: Collection[str] = ()) -> None:
+    """Refuse recipe keys that a user may not set, such as `own_keys`, which this study sets itself.
 
     Raises:
         RecipeError: a value is out of range.
-        UsageError: the study sets this key itself, or it is none of a recipe.
+        UsageError: the study sets this key itself, or no recipe has it.
     """
-    free = [key for key in SETTABLE if key not in owned]
+    settable = [key for key in SETTABLE if key not in own_keys]
     for key in options:
-        if key not in free:
-            if key not in Recipe.model_fields:
-                raise UsageError(f"a recipe has no key '{printable(key)}'", did_you_mean(key, free))
-            raise UsageError(
-                f"{key} is what the study {study} sets itself", f"leave it out; it takes {', '.join(free)}"
-            )
+        if key not in Recipe.model_fields:
+            raise UsageError(f"a recipe has no key '{printable(key)}'", did_you_mean(key, settable))
+        if key not in settable:
+            raise UsageError(f"the study {study} sets {key} itself", f"leave it out; you may set {', '.join(settable)}")
     load_settings("default", options)
     if options.get("steps") == 0:
-        raise UsageError("steps 0 are no training", "give 1 or more, or epochs in their place")
+        raise UsageError("with steps 0 nothing is trained", "set 1 or more, or set epochs")
 
 
 @dataclass(kw_only=True)
 class Experiment:
-    """A study's place of work; `run` measures."""
+    """The means of a study. It makes measurements and runs them."""
 
     name: str
-    """of the study"""
+    """The name of the study."""
     splits: StudySplits
     budget: Budget
     seeds: tuple[int, ...]
     device: str
     processes: int
     folder: Path
-    """where measurements are kept"""
+    """Where measurements are kept."""
     progress: Progress
     options: Mapping[str, Any] = field(default_factory=dict)
-    """recipe keys that the user set, for every training"""
+    """Recipe keys that the user set for every training."""
     seconds: float = 0.0
-    """that all measurements of the study took, whenever they were made"""
+    """The time that the measurements of this study took, whenever they were made."""
 
     def by_budget(self, quick: T, full: T) -> T:
-        """The value for the budget."""
         return quick if self.budget == "quick" else full
 
     @property
     def recalibration_images(self) -> int:
-        """How many photos of train statistics are measured on before a judgement."""
+        """How many photos of train the statistics are recalibrated on before each validation."""
         return self.by_budget(256, 1024)
 
     def network_pair(self) -> dict[str, str]:
-        """The names of one network with and without BN: small for grey digits and for what has to be quick."""
+        """One network with and without BN, by arm. It is small for digits and for the budget quick."""
         return dict(_SMALL if self.budget == "quick" or self.splits.kind == "digits" else _LARGE)
 
     def recipe(self, network: str, *, base: str | None = None, **options: Any) -> Recipe:
-        """A recipe for a study's network: the shipped one called `base`, or the one that suits the photos.
+        """A recipe for a network: the shipped one called `base`, or the one that suits the photos, with changes.
 
-        Over it come what all trainings of studies share (float32, one size, no label smoothing), then `options`, then
-        the user's own. Studies say how long to train in `steps`, so that arms with other batches compare. Networks
-        without normalisation begin with weights scaled on a batch, unless the study says what they begin with.
+        The changes are, in this order, what all trainings of studies have in common (float32, one size, no label
+        smoothing), `options`, and the user's keys. Studies give the length in `steps`, so that arms with different
+        batches compare. Networks without normalisation begin with weights scaled on a batch (LSUV), unless `options`
+        have an initialisation.
         """
         digits = self.splits.kind == "digits"
         common: dict[str, Any] = {
@@ -117,31 +115,15 @@ class Experiment:
             "size": 32 if digits else self.by_budget(32, 128),
         }
         if registry.find(network).norm == "none" and "initialisation" not in options:
-            common["lsuv_init"] = True  # else it trains from some first weights and not from others
-        if digits and base is not None:  # a shipped recipe for photos must not mirror digits
+            common["lsuv_init"] = True  # otherwise it depends on the seed whether it trains
+        if digits and base is not None:  # the shipped recipes for photos flip, and a flipped digit is none
             common |= {"flip": 0.0, "crop_area": (0.7, 1.0), "crop_aspect": (0.9, 1 / 0.9)}
         if self.budget == "quick" and network in _SMALL.values():
             common["width"] = 0.5
         if "epochs" in self.options and "steps" not in self.options:
-            options["steps"] = 0  # which would else go before them
+            options["steps"] = 0  # steps take precedence over epochs
         name = base or ("digits" if digits else "default")
         return load_settings(name, {**common, **options, **self.options}).recipe
-
-    def measurements(
-        self,
-        arms: Mapping[str, Recipe],
-        do: Callable[..., Results] = measure_accuracy,
-        *,
-        column: str = "arm",
-        labels: Mapping[str, Value] | None = None,
-        **settings: Any,
-    ) -> list[Measurement]:
-        """A cell for each arm and seed: `do(job, recipe=..., **settings)`; its rows say which in `column`."""
-        return [
-            self.measurement(do, seed, labels={column: arm, **(labels or {})}, recipe=recipe, **settings)
-            for arm, recipe in arms.items()
-            for seed in self.seeds
-        ]
 
     def measurement(
         self,
@@ -152,9 +134,9 @@ class Experiment:
         steps: int = 0,
         **settings: Any,
     ) -> Measurement:
-        """One measurement; `steps` is its share of the work, where it is not that of its recipe."""
+        """The measurement `do(job, **settings)`. It takes `steps` steps, or, with 0, those of its recipe."""
         recipe = settings.get("recipe")
-        if isinstance(recipe, Recipe):  # one seed, one key, also where a study shares a training with another
+        if isinstance(recipe, Recipe):  # its seed is that of the measurement, so that studies can share trainings
             settings = {**settings, "recipe": recipe.model_copy(update={"seed": seed})}
             steps = steps or recipe.steps or recipe.epochs * -(-len(self.splits) // recipe.batch_size)
         return Measurement(
@@ -166,10 +148,26 @@ class Experiment:
             steps=max(1, steps),
         )
 
-    def run(self, measurements: Sequence[Measurement], *, one_at_a_time: bool = False) -> Results:
-        """Measure, or take what was measured before; the cells' rows, each with its labels in front.
+    def measurements(
+        self,
+        arms: Mapping[str, Recipe],
+        do: Callable[..., Results] = measure_accuracy,
+        *,
+        column: str = "arm",
+        labels: Mapping[str, Value] | None = None,
+        **settings: Any,
+    ) -> list[Measurement]:
+        """A measurement `do(job, recipe=..., **settings)` for each arm and seed, labelled by the arm in `column`."""
+        return [
+            self.measurement(do, seed, labels={column: arm, **(labels or {})}, recipe=recipe, **settings)
+            for arm, recipe in arms.items()
+            for seed in self.seeds
+        ]
 
-        `one_at_a_time`: one after the other, for what is timed is slower beside others.
+    def run(self, measurements: Sequence[Measurement], *, one_at_a_time: bool = False) -> Results:
+        """The tables of all measurements, each row with the labels of its measurement in front.
+
+        What was measured before is not measured again. `one_at_a_time` is for measurements of time.
         """
         done = measure_all(
             measurements,
@@ -179,31 +177,24 @@ class Experiment:
             title=self.name,
             progress=self.progress,
         )
-        self.seconds += sum(one.seconds for one in done)
-        return joined(labelled(one.results, cell.labels) for one, cell in zip(done, measurements, strict=True))
+        self.seconds += sum(each.seconds for each in done)
+        return joined(labelled(each.results, made.labels) for each, made in zip(done, measurements, strict=True))
 
     def run_learning_rates(
         self,
         arms: Mapping[str, Recipe],
-        rates: Iterable[float],
+        rates: Sequence[float],
         do: Callable[..., Results] = measure_accuracy,
         **settings: Any,
     ) -> Results:
-        """Each arm at each learning rate; rows of the best one have `chosen` 1.
+        """The tables of each arm at each learning rate. The rows of the best rate have `chosen` 1.
 
-        The best is chosen for each arm and seed by its last accuracy on val, so what these rows say of test was not
-        chosen by test, and an arm is not held back by a rate that suits another.
+        The best rate of each arm and seed is the one with the highest last accuracy on val. So no arm is held back by
+        the rate of another, and the test accuracies of these rows are not those that the choice was made by.
         """
-        measurements = [
-            self.measurement(
-                do,
-                seed,
-                labels={"arm": arm, "learning_rate": rate},
-                recipe=recipe.model_copy(update={"learning_rate": rate}),
-                **settings,
-            )
-            for arm, recipe in arms.items()
-            for rate in rates
-            for seed in self.seeds
-        ]
+        measurements: list[Measurement] = []
+        for arm, recipe in arms.items():
+            for rate in rates:
+                at_rate = {arm: recipe.model_copy(update={"learning_rate": rate})}
+                measurements += self.measurements(at_rate, do, labels={"learning_rate": rate}, **settings)
         return mark_chosen(self.run(measurements))

@@ -1,4 +1,4 @@
-"""The learning rate of each arm of a study: each gets the one that suits it, chosen by val, so none is held back."""
+"""Chooses the learning rate of each arm of a study by val, so that no arm is held back by the rate of another."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from bnlab.lab.records import Records, Results, Row, Value, distinct, learnt_thr
 
 
 def mark_chosen(results: Results) -> Results:
-    """The tables with a column `chosen`: 1 where the learning rate is its arm's and seed's best by val, else 0."""
+    """Add a column `chosen`: 1 if the row's learning rate is the best of its arm and seed by the last val accuracy."""
     best: dict[tuple[Value, int], Value] = {}
     accuracies = results["accuracy"]
     for arm in distinct(accuracies, "arm"):
@@ -20,17 +20,17 @@ def mark_chosen(results: Results) -> Results:
 
 
 def chosen(results: Results, name: str = "accuracy") -> Records:
-    """The rows of a table that are of the chosen learning rates."""
+    """The rows of a table that have the chosen learning rates."""
     return where(results[name], chosen=1)
 
 
 def _with_choice(row: Row, best: Mapping[tuple[Value, int], Value]) -> Row:
-    mine = row["learning_rate"] == best[row["arm"], int(number(row, "seed"))]
-    return {"arm": row["arm"], "learning_rate": row["learning_rate"], "chosen": int(mine), **row}
+    is_best = row["learning_rate"] == best[row["arm"], int(number(row, "seed"))]
+    return {"arm": row["arm"], "learning_rate": row["learning_rate"], "chosen": int(is_best), **row}
 
 
 def lr_remarks(results: Results) -> tuple[str, ...]:
-    """What has to be known of the choice: rates at an end of what was tried, and trainings that diverged."""
+    """A sentence for each arm whose best rate was the lowest or highest tried, and those on diverged trainings."""
     accuracies = results["accuracy"]
     rates = sorted(set(numbers(accuracies, "learning_rate")))
     sentences = []
@@ -38,9 +38,9 @@ def lr_remarks(results: Results) -> tuple[str, ...]:
         rows = where(accuracies, arm=arm)
         best = [number(where(rows, seed=seed, chosen=1)[-1], "learning_rate") for seed in seeds(rows)]
         for rate, end in ((rates[0], "lowest"), (rates[-1], "highest")):
-            if number_of := best.count(rate):
+            if count := best.count(rate):
                 sentences.append(
-                    f"{arm}: the best learning rate was the {end} tried ({rate:g}) for {plural(number_of, 'seed')} of "
+                    f"{arm}: the best learning rate was the {end} tried ({rate:g}) for {plural(count, 'seed')} of "
                     f"{len(best)}; a better one may lie outside"
                 )
         sentences += divergence_remarks(rows)
@@ -48,23 +48,23 @@ def lr_remarks(results: Results) -> tuple[str, ...]:
 
 
 def divergence_remarks(records: Records, counted: str = "counts as guessing") -> tuple[str, ...]:
-    """A sentence for each arm of which trainings diverged, and how these count."""
+    """A sentence for each arm with trainings that diverged. `counted` says how such a training counts."""
     sentences = []
     for arm in distinct(records, "arm"):
         rows = [row for row in where(records, arm=arm) if row["diverged_at"] is not None]
-        gone = {(row["seed"], row.get("learning_rate")) for row in rows}
-        if gone:
+        trainings = {(row["seed"], row.get("learning_rate")) for row in rows}
+        if trainings:
             rates = sorted({number(row, "learning_rate") for row in rows if "learning_rate" in row})
             at = f", at learning rates of {', '.join(f'{rate:g}' for rate in rates)}" if rates else ""
-            sentences.append(f"{arm}: {plural(len(gone), 'training')} diverged{at}; one that does {counted}")
+            sentences.append(f"{arm}: {plural(len(trainings), 'training')} diverged{at}; one that does {counted}")
     return tuple(sentences)
 
 
 class LearntFilter:
-    """Which arms learnt in which seeds: of two of which one only guesses, a comparison says nothing.
+    """Which arms learnt in which seeds: a comparison with an arm that only guesses shows nothing.
 
     Args:
-        accuracies: one training for each arm and seed.
+        accuracies: the rows of one training for each arm and seed.
     """
 
     def __init__(self, accuracies: Records) -> None:
@@ -78,13 +78,13 @@ class LearntFilter:
         }
 
     def only(self, values: Sequence[float], *arms: str) -> tuple[float, ...]:
-        """The values, one for each seed; NaN where one of these arms does no better than guess."""
-        known = [not any((arm, seed) in self.guessing for arm in arms) for seed in self.seeds]
-        return tuple(value if told else math.nan for value, told in zip(values, known, strict=True))
+        """The values, one for each seed, with NaN for the seeds in which one of these arms did not learn."""
+        learnt = [not any((arm, seed) in self.guessing for arm in arms) for seed in self.seeds]
+        return tuple(value if all_learnt else math.nan for value, all_learnt in zip(values, learnt, strict=True))
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A sentence for each arm that only guesses somewhere."""
+        """A sentence for each arm that did not learn in some seed."""
         arms = sorted({str(arm) for arm, _ in self.guessing})
         return tuple(
             f"{arm}: did no better than guess in {sum(one == arm for one, _ in self.guessing)} of {len(self.seeds)} "

@@ -1,4 +1,4 @@
-"""A study's results on paper: its page, its tables as CSV, its plots as PNG, and one JSON document."""
+"""Writes a study's results: its page, its tables as CSV, its plots as PNG, and one JSON document."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +17,13 @@ PAGE = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One study that was measured, and where its page is."""
+    """A study that was measured, and the folder of its page."""
 
     study: Study
-    findings: Conclusion
+    experiment: Experiment
+    results: Results
+    conclusion: Conclusion
     folder: Path
-    budget: str
-    data: str
-    options: Mapping[str, Any]
-    """recipe keys that the user set"""
-    seeds: int
-    seconds: float
-    """of computing, over all measurements, whenever they were made"""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab study NAME --json`."""
@@ -36,73 +31,57 @@ class Report:
             "study": self.study.name,
             "claim": self.study.claim,
             "source": self.study.source,
-            "verdict": str(self.findings.verdict),
-            "numbers": self.findings.to_json(),
-            "remarks": list(self.findings.remarks),
-            "budget": self.budget,
-            "data": self.data,
-            "options": dict(self.options),
-            "seeds": self.seeds,
-            "seconds": self.seconds,
+            "verdict": str(self.conclusion.verdict),
+            "numbers": self.conclusion.to_json(),
+            "remarks": list(self.conclusion.remarks),
+            "budget": self.experiment.budget,
+            "data": self.experiment.splits.name,
+            "options": dict(self.experiment.options),
+            "seeds": len(self.experiment.seeds),
+            "seconds": self.experiment.seconds,
             "report": str(self.folder / PAGE),
         }
 
 
-def judged(study: Study, experiment: Experiment, results: Results) -> Report:
-    """What the tables say, before it is written."""
-    return Report(
-        study=study,
-        findings=study.conclude(results).with_overlap(experiment.splits.overlap),
-        folder=Path(),
-        budget=experiment.budget,
-        data=experiment.splits.name,
-        options=experiment.options,
-        seeds=len(experiment.seeds),
-        seconds=experiment.seconds,
-    )
+def make_report(study: Study, experiment: Experiment, results: Results) -> Report:
+    """Draw the conclusion from the results, without writing anything."""
+    conclusion = study.conclude(results).with_overlap(experiment.splits.overlap)
+    return Report(study=study, experiment=experiment, results=results, conclusion=conclusion, folder=Path())
 
 
-def write_report(
-    report: Report,
-    experiment: Experiment,
-    results: Results,
-    folder: Path,
-    environment: Mapping[str, Any],
-    *,
-    index: str | None = None,
-) -> Report:
-    """Write all files into a folder that is there; `index` is the page that leads here.
+def write_report(report: Report, folder: Path, environment: Mapping[str, Any], *, index: str | None = None) -> Report:
+    """Write all files into an existing folder. `index` is the page that links to this one.
 
     Raises:
         StorageError: no space left.
     """
     report = replace(report, folder=folder)
-    study, findings = report.study, report.findings
-    for name, rows in results.items():
-        write_table(folder / f"{name}.csv", rows)
-    plots = {name.replace(" ", "-"): plot for name, plot in findings.plots.items()}
+    study, experiment, conclusion = report.study, report.experiment, report.conclusion
+    for name, rows in report.results.items():
+        _write_table(folder / f"{name}.csv", rows)
+    plots = {name.replace(" ", "-"): plot for name, plot in conclusion.plots.items()}
     for name, plot in plots.items():
-        assert plot.table in results, f"{name} is of no table"
+        assert plot.table in report.results, f"the table {plot.table} of {name} is missing"
         write_atomic(folder / f"{name}.png", plot_png(plot))
-        write_table(folder / f"{name}-drawn.csv", drawn(plot))
+        _write_table(folder / f"{name}-drawn.csv", _points_of(plot))
     write_json(folder / "study.json", report.to_json() | {"environment": dict(environment)})
     page = render(
         "study.html",
-        title=f"{study.title}: {findings.verdict}",
+        title=f"{study.title}: {conclusion.verdict}",
         study=study,
-        verdict=str(findings.verdict),
-        evidence=findings.evidence,
-        remarks=findings.remarks,
-        numbers=findings.numbers,
+        verdict=str(conclusion.verdict),
+        evidence=conclusion.evidence,
+        remarks=conclusion.remarks,
+        numbers=conclusion.numbers,
         plots=[(name, plot, plot_svg(plot)) for name, plot in plots.items()],
-        results=list(results),
+        results=list(report.results),
         seeds=len(experiment.seeds),
         data=experiment.splits.name,
         photos=len(experiment.splits),
         found=experiment.splits.found,
-        recalibration_images=experiment.recalibration_images,
         classes=experiment.splits.classes,
         is_drawn=experiment.splits.is_drawn,
+        recalibration_images=experiment.recalibration_images,
         budget=experiment.budget,
         minutes=f"{experiment.seconds / 60:.1f}",
         options=", ".join(f"{key} {value}" for key, value in experiment.options.items()),
@@ -113,28 +92,35 @@ def write_report(
     return report
 
 
-def write_index(reports: Sequence[Report], folder: Path, **about: Any) -> None:
-    """The page that leads to those of all studies."""
-    rows = [(report.study, str(report.findings.verdict), f"{report.study.name}/{PAGE}") for report in reports]
-    write_atomic(
-        folder / PAGE,
-        render("studies.html", title="bnlab: claims measured", studies=rows, **about),
+def write_index(reports: Sequence[Report], folder: Path, environment: Mapping[str, Any]) -> None:
+    """Write the page that links to those of all studies."""
+    rows = [(report.study, str(report.conclusion.verdict), f"{report.study.name}/{PAGE}") for report in reports]
+    experiment = reports[0].experiment
+    page = render(
+        "studies.html",
+        title="bnlab: claims measured",
+        studies=rows,
+        data=experiment.splits.name,
+        seeds=len(experiment.seeds),
+        budget=experiment.budget,
+        environment=environment,
     )
+    write_atomic(folder / PAGE, page)
 
 
-def drawn(plot: Plot) -> Records:
-    """The numbers that a plot shows, point by point."""
+def _points_of(plot: Plot) -> Records:
+    """A row for each point that a plot shows."""
     rows: Records = []
     for series in plot.series:
         for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
-            job = plot.categories[round(x)] if plot.categories else x
-            row: Row = {"series": series.name, plot.x or "of": job, "y": y}
+            at = plot.categories[round(x)] if plot.categories else x
+            row: Row = {"series": series.name, plot.x or "of": at, "y": y}
             rows.append(row | ({"low": series.low[i], "high": series.high[i]} if series.low else {}))
     return rows
 
 
-def write_table(path: Path, rows: Records) -> None:
-    """The rows as CSV, with all the columns that any of them has; floats to nine digits, which is finer than any is."""
+def _write_table(path: Path, rows: Records) -> None:
+    """Write rows as CSV, with each column that one of them has. Floats have nine digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_csv(path, columns, ([_cell(row.get(column)) for column in columns] for row in rows))
 
