@@ -49,7 +49,6 @@ class _Strings:
     offsets: "array[int]" = field(default_factory=lambda: array("q", [0]))
 
     def append(self, text: bytes) -> int:
-        """Add a string and return its number."""
         self.content.extend(text)
         self.offsets.append(len(self.content))
         return len(self.offsets) - 2

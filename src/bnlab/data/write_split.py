@@ -72,12 +72,7 @@ def _check_same(split: Split, rows: list[Photo], into: Path, mode: LinkMode) -> 
     name, remedy = printable(into), "use a new folder for --into, or remove this one"
     if not (into / SPLIT_CSV).is_file():
         raise DataError(f"{name} exists and is not a split that bnlab wrote", remedy)
-
-    def relative(path: str | Path) -> str:
-        return os.path.relpath(path, into)
-
-    existing = [replace(photo, path=relative(photo.path)) for photo in read_split_csv(into / SPLIT_CSV)]
-    if existing != [replace(row, path=relative(into / row.path)) for row in rows]:
+    if list(read_split_csv(into / SPLIT_CSV)) != [replace(row, path=str(into / row.path)) for row in rows]:
         raise DataError(f"{name} holds another split (other photos, --val, --test, --seed or --list)", remedy)
     if mode == "list":
         return
