@@ -1,16 +1,5 @@
 """Every error that bnlab raises on purpose. Each is one line: what is wrong, where, and what to do about it.
 
-BnlabError
-├── UsageError         an option or a setting that is not valid
-│   └── RecipeError    a recipe with an unknown key or a value out of range
-├── DataError          a folder or a list of photos that cannot be used
-│   └── PhotoError     one photo that cannot be used, with the reason
-├── ClassifierError    a classifier file that cannot be read or does not fit
-├── RunError           a run folder that is in use, is missing or cannot be resumed
-├── StorageError       a disk that is full or cannot be written to
-├── OutOfMemoryError   a batch that does not fit into memory
-└── DivergedError      a loss that is not finite (exit status 1: the settings were valid, the training failed)
-
 An interruption (Ctrl-C) is `Interrupted`, a KeyboardInterrupt, so that `except Exception` does not swallow it.
 """
 
@@ -74,7 +63,7 @@ class OutOfMemoryError(BnlabError):
 
 
 class DivergedError(BnlabError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite: the settings were valid, but the training failed."""
 
     exit_status = 1
 

@@ -82,10 +82,10 @@ def test_colons_are_not_emoji(bnlab: Command, photos: Path) -> None:
     assert done.out.splitlines()[-1] == "o:100:k: written. Next: bnlab train o:100:k"
 
 
-def test_it_does_not_import_torch(photos: Path, tmp_path: Path) -> None:
+def test_it_imports_neither_torch_nor_scipy(photos: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from bnlab.__main__ import run; status = run(sys.argv[1:]);"
-        "heavy = {'torch', 'sklearn', 'matplotlib', 'jinja2'} & set(sys.modules);"
+        "heavy = {'torch', 'scipy', 'sklearn', 'matplotlib', 'jinja2'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )
     words = [sys.executable, "-c", script, "split", str(photos), "--into", str(tmp_path / "data"), "--val", "0.3"]

@@ -48,11 +48,7 @@ class EvaluateResult:
 
 
 def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
-    """Evaluate, and write evaluation.json, predictions.csv, report.html and the figures to a new run folder.
-
-    Raises:
-        BnlabError: the classifier or the data cannot be used, or the disk is full.
-    """
+    """Evaluate, and write evaluation.json, predictions.csv, report.html and the figures to a new run folder."""
     check_free(options.runs, options.name)
     split, photos = open_evaluation_data(options.data, options.split)
     members = [Classifier.load(path, options.device) for path in options.classifiers]

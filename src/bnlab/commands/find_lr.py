@@ -14,6 +14,8 @@ from bnlab.report import figures
 from bnlab.runs import check_free, new_run
 from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, suggest
 
+_SUGGESTION_KEYS = ("suggested", "reason", "steepest", "lowest", "tenth_of_minimum", "diverged_at")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FindLrResult:
@@ -36,19 +38,11 @@ class FindLrResult:
         """The document of `bnlab train --find-lr --json`."""
         found, test = self.suggestion, self.test
         return {
-            "suggested": found.suggested,
-            "reason": found.reason,
-            "steepest": found.steepest,
-            "lowest": found.lowest,
-            "tenth_of_minimum": found.tenth_of_minimum,
-            "diverged_at": found.diverged_at,
+            **{key: getattr(found, key) for key in _SUGGESTION_KEYS},
             "lowest_rate": test.curve.rates[0],
             "highest_rate": test.curve.rates[-1],
             "steps": len(test.curve.rates),
-            "network": test.recipe.network,
-            "size": test.recipe.size,
-            "batch_size": test.recipe.batch_size,
-            "seed": test.recipe.seed,
+            **{key: getattr(test.recipe, key) for key in ("network", "size", "batch_size", "seed")},
             "device": test.device,
             "classes": test.classes,
             "photos": test.photos,
@@ -60,12 +54,7 @@ class FindLrResult:
 
 
 def run(options: TrainOptions, progress: Progress) -> FindLrResult:
-    """Try learning rates on a network that is not kept; write find-lr.png and find-lr.csv to a new run folder.
-
-    Raises:
-        BnlabError: an option or DATA cannot be used, or the disk or memory is full.
-        KeyboardInterrupt: Ctrl-C; nothing was written.
-    """
+    """Try learning rates on a network that is not kept; write find-lr.png and find-lr.csv to a new run folder."""
     if options.data is None:
         raise UsageError("DATA is missing", "pass a folder of classes")
     check_free(options.runs, options.name)

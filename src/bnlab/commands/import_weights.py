@@ -52,13 +52,7 @@ class ImportResult:
 
 
 def run(options: ImportOptions, progress: Progress) -> ImportResult:
-    """Read the weights, recognise their network, and write the classifier file.
-
-    Raises:
-        UsageError: the output exists, an option is not valid, or the class names cannot be used.
-        ClassifierError: the file holds no weights, or weights of a network that bnlab does not know.
-        StorageError: the disk is full or cannot be written to; nothing unfinished is left behind.
-    """
+    """Read the weights, recognise their network, and write the classifier file."""
     name = printable(options.file)
     _check_output(options.output)
     given = _read_recipe_keys(options)

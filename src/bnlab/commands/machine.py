@@ -43,11 +43,7 @@ class MachineResult:
 
 
 def run(options: MachineOptions, progress: Progress) -> MachineResult:
-    """Describe and measure the machine, in about four seconds.
-
-    Raises:
-        UsageError: the machine does not have the device.
-    """
+    """Describe and measure the machine, in about four seconds."""
     device = choose_device(options.device)
     found = environment(device)
     dtypes = [torch.float32] + [torch.bfloat16] * (fast_precision(device) == "bfloat16")

@@ -53,11 +53,7 @@ class NetResult:
 
 
 def run(options: NetOptions, progress: Progress) -> NetResult:
-    """Count a network's parameters and multiply-adds; it is built without weights, so this takes no memory.
-
-    Raises:
-        UsageError: there is no such network, an option is not valid, or the image is too small.
-    """
+    """Count a network's parameters and multiply-adds; it is built without weights, so this takes no memory."""
     if options.name is None:
         raise UsageError("NAME is missing", "pass the name of a network")
     with torch.device("meta"):

@@ -31,11 +31,7 @@ class PredictResult:
 
 
 def run(options: PredictOptions, progress: Progress) -> PredictResult:
-    """Classify each photo.
-
-    Raises:
-        BnlabError: the classifier cannot be used, a path does not exist, or no photo can be used.
-    """
+    """Classify each photo."""
     paths = list(_expanded(options.photos))
     if options.csv:
         with storage_errors(options.csv):

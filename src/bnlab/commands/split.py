@@ -41,12 +41,7 @@ class SplitResult:
 
 
 def run(options: SplitOptions, progress: Progress) -> SplitResult:
-    """Split the photos, and write the split unless it is there already.
-
-    Raises:
-        DataError: the photos cannot be split, or `into` holds something else.
-        StorageError: the disk is full; nothing unfinished is left behind.
-    """
+    """Split the photos, and write the split unless it is there already."""
     split = split_folder(options.photos, val=options.val, test=options.test, seed=options.seed, progress=progress)
     report_refused(split.refused, strict=options.strict, progress=progress)
     for name, fraction in (("val", options.val), ("test", options.test)):

@@ -49,12 +49,7 @@ def listing() -> list[dict[str, str]]:
 
 
 def run(options: StudyOptions, progress: Progress) -> StudyResult:
-    """Measure one study, or all; measurements that exist already are not repeated.
-
-    Raises:
-        BnlabError: an option or DATA cannot be used, or the disk or memory is full.
-        Interrupted: Ctrl-C; finished measurements are kept.
-    """
+    """Measure one study, or all; measurements that exist already are not repeated."""
     names = STUDY_NAMES if options.study == ALL else (options.study,)
     studies = [find_study(name) for name in names]
     if options.name == MEASURED:

@@ -10,12 +10,7 @@ from bnlab.training.run import TrainingResult
 
 
 def run(options: TrainOptions, progress: Progress) -> TrainingResult:
-    """Train a new run and write its report.
-
-    Raises:
-        BnlabError: an option or DATA cannot be used, the training diverged, or the disk or memory is full.
-        Interrupted: Ctrl-C; the training was saved and can be resumed.
-    """
+    """Train a new run and write its report."""
     if options.data is None:
         raise UsageError("DATA is missing", "pass a folder of classes, or --resume to continue a run")
     result = training_run.train(
@@ -31,12 +26,7 @@ def run(options: TrainOptions, progress: Progress) -> TrainingResult:
 
 
 def resume(options: TrainOptions, progress: Progress) -> TrainingResult:
-    """Continue the run of that name, or the latest, and write its report.
-
-    Raises:
-        BnlabError: there is no such run, another training uses it, or its photos are gone.
-        Interrupted: Ctrl-C; the training was saved and can be resumed.
-    """
+    """Continue the run of that name, or the latest, and write its report."""
     result = training_run.resume(options.name, root=options.runs, changes=options.recipe_keys, progress=progress)
     write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
     return result
