@@ -1,6 +1,6 @@
-"""Writes the reference pages from the one place each text stands: the commands' help and the recipe's fields.
+"""Writes the reference pages from the help of the commands, the fields of the recipe and the studies.
 
-`make docs` writes them; tests/test_docs.py sees that they are current.
+`make docs` runs it; tests/test_docs.py checks that the pages are current.
 """
 
 import json
@@ -47,11 +47,11 @@ def _commands() -> str:
 def _recipes() -> str:
     lines = [
         "# Recipes\n",
-        "Written by `make docs` from `bnlab/recipe.py`. A recipe is chosen with `bnlab train --recipe`, by name or",
-        "as a YAML file of these keys; any key can be set with `--set KEY=VALUE`. A dash is the default.\n",
+        "`make docs` writes this page from `bnlab/recipe.py`. `bnlab train --recipe` takes the name of a recipe or a",
+        "YAML file of these keys, and `--set KEY=VALUE` sets any key. A dash stands for the default.\n",
         *_table(["default", "classic", "digits"], list(Recipe.model_fields), meaning=True),
         "\n## The paper's networks (sec. 4.2)\n",
-        "What differs from the default; `variant`, `width` and the other keys of a network are its own. The paper's",
+        "The table shows what differs from the default. The paper's",
         "table gives the learning rates, the batch and the seven changes of BN-x5 against BN-Baseline (higher learning",
         "rate, no dropout, a fifth of the weight decay, decay six times as fast, no local response normalisation,",
         "thorough shuffling, less photometric distortion). The decay of 4% in 8 epochs is GoogLeNet's; the weight",
@@ -64,19 +64,21 @@ def _recipes() -> str:
 def _studies() -> str:
     parts = [
         "# Studies\n",
-        "Written by `make docs` from the studies themselves. `bnlab study NAME` measures one, `bnlab study all` all.",
-        "Each seed has a split of its own into train, val and test; what is chosen is chosen by val, what is reported",
-        "was measured on test. A clause of a claim says that a number lies in a range; it holds if the whole 95%",
-        "interval over seeds (Student's t) lies in it, does not hold if the whole interval lies outside, and is not",
-        "shown else. Where seeds split the same photos anew, as they do unless DATA has sides, the interval is wider,",
-        "for their trains overlap (Nadeau & Bengio 2003). A claim holds if all its deciding clauses do, and does not",
-        "hold if one does not by an interval of 100 - 5/k %, for k deciding clauses.\n",
-        "Guessing is to name the commonest class of test each time; better than that is by 10 points, or by as much",
-        "again where that is less. A training that diverged counts as guessing, unless a protocol says otherwise.\n",
-        "Trainings are judged (accuracy.csv) by statistics measured anew on 256 photos of train (full: 1,024). A quick",
-        f"study takes at most {QUICK_PHOTOS:,} photos of each side that DATA has, as many of each class.\n",
-        f"`--set` takes {', '.join(SETTABLE)}; a study that sets one of them itself says so.\n",
-        "[What came out here](results/README.md).\n",
+        "`make docs` writes this page from the studies themselves. `bnlab study NAME` measures one, `bnlab study all`",
+        "measures all. Each seed has its own split into train, val and test; choices are made on val, and results are",
+        "measured on test. A clause of a claim states that a number lies in a range. It holds if its 95% interval",
+        "over seeds (Student's t) lies completely inside the range, does not hold if the interval lies completely",
+        "outside, and is otherwise not shown. Unless DATA is already split, seeds split the same photos anew; the",
+        "interval is then wider, because the training sets overlap (Nadeau & Bengio 2003). A claim holds if all its",
+        "primary clauses hold, and does not hold if one of k primary clauses does not hold by an interval of",
+        "100 - 5/k %.\n",
+        "Guessing means to answer with the most frequent class of test each time. A network has learnt something if it",
+        "is better than guessing by 10 points, or has twice the accuracy of guessing if that is less. A training that",
+        "diverged counts as guessing, unless a protocol says otherwise.\n",
+        "Networks are evaluated (accuracy.csv) by statistics that are recalibrated on 256 photos of train (full: 1,024).",
+        f"A quick study takes at most {QUICK_PHOTOS:,} photos of each split that DATA has, equally many of each class.\n",
+        f"`--set` takes {', '.join(SETTABLE)}; a study that sets one of them itself refuses it.\n",
+        "[The results of all studies](results/README.md).\n",
     ]
     for name in STUDY_NAMES:
         study = find_study(name)
@@ -88,11 +90,11 @@ def _studies() -> str:
 
 
 def _results() -> str:
-    """A table of the study.json files that were committed, each with what was written of it by hand in note.md."""
+    """The study.json files in the repository as tables, each with its hand-written note.md."""
     parts = [
-        "# What came out\n",
-        "Written by `make docs` from the `study.json` of each folder here, which `bnlab study` wrote. The folders hold",
-        "the tables as CSV and the plots. [What was measured, and by which rule](../studies.md).\n",
+        "# Results of the studies\n",
+        "`make docs` writes this page from the `study.json` of each folder here, which `bnlab study` wrote. The folders",
+        "hold the tables as CSV and the plots. [The protocols and rules](../studies.md).\n",
     ]
     for path in sorted((HERE / "results").glob("*/study.json")):
         found = json.loads(path.read_text("utf-8"))
@@ -109,21 +111,23 @@ def _results() -> str:
         ]
         for what, number in found["numbers"].items():
             if isinstance(number, dict):
-                beside = "" if number["decides"] else " (beside)"
+                secondary = "" if number["decides"] else " (secondary)"
                 level = "" if number["level"] == 0.95 else f" ({100 * number['level']:.1f}%)"
                 cells = (
-                    what + beside,
+                    what + secondary,
                     f"{number['claimed']} {number['unit']}",
                     format_number(number["mean"]),
                     f"{format_number(number['low'])} to {format_number(number['high'])}{level}",
                     number["verdict"],
                 )
                 parts.append(f"| {' | '.join(cells)} |")
-        beside = {what: number for what, number in found["numbers"].items() if not isinstance(number, dict)}
+        others = {what: number for what, number in found["numbers"].items() if not isinstance(number, dict)}
         parts += ["", *(f"- {remark}." for remark in found["remarks"]), ""]
-        if beside:
+        if others:
             parts += [
-                "Beside: " + "; ".join(f"{what} {format_number(number)}" for what, number in beside.items()) + ".",
+                "Other numbers: "
+                + "; ".join(f"{what} {format_number(number)}" for what, number in others.items())
+                + ".",
                 "",
             ]
         if (note := path.with_name("note.md")).exists():
@@ -138,7 +142,7 @@ def _options(options: dict[str, object]) -> str:
 
 
 def _table(names: list[str], keys: list[str], *, meaning: bool) -> list[str]:
-    """Recipes side by side; a dash is the default."""
+    """Recipes in columns; a dash stands for the default."""
     recipes = {name: load_settings(name) for name in names}
     titles = ["key", *names] + ["meaning"] * meaning
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
@@ -154,7 +158,7 @@ def _table(names: list[str], keys: list[str], *, meaning: bool) -> list[str]:
 
 def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
+        return {None: "unset", True: "yes", False: "no"}[value]
     return ", ".join(f"{number:.4g}" for number in value) if isinstance(value, tuple) else str(value)
 
 

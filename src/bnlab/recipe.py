@@ -39,15 +39,15 @@ class Recipe(BaseModel):
     network: str = "bn_googlenet"
     """Name of the network (`bnlab net` lists them)."""
     variant: str | None = None
-    """Variant of the network, where it has several (none: the first)."""
+    """Variant of the network, where it has several (unset: the first)."""
     norm: str | None = None
-    """Kind of normalisation: none, batch, sync, ghost:SIZE or whitening:SIZE (none set: the network's own)."""
+    """Kind of normalisation: none, batch, sync, ghost:SIZE or whitening:SIZE (unset: the network's own)."""
     norm_eps: Positive = 1e-5
     """Number that normalisation adds to the variance."""
     norm_momentum: Fraction | None = 0.1
-    """Weight of the new batch in the running statistics (none: they are the plain average of all batches)."""
+    """Weight of the new batch in the running statistics (unset: they are the plain average of all batches)."""
     activation: str | None = None
-    """Activation: relu, leaky_relu, elu, gelu, silu, sigmoid, tanh or none (none set: the network's own)."""
+    """Activation: relu, leaky_relu, elu, gelu, silu, sigmoid, tanh or none (unset: the network's own)."""
     placement: Literal["before", "after"] = "before"
     """Place of normalisation: before the activation, as in the paper, or after it."""
     conv_bias: bool = False
@@ -55,12 +55,12 @@ class Recipe(BaseModel):
     width: Positive = 1.0
     """Factor on the number of channels of each layer of the network's table."""
     stem: str | None = None
-    """First layers: separable (the paper's) or small (for photos of 32 to 64 px) (none: those of the network's
+    """First layers: separable (the paper's) or small (for photos of 32 to 64 px) (unset: those of the network's
     table)."""
     local_response: bool = False
     """Use GoogLeNet's local response normalisation in the stem."""
     initialisation: str | None = None
-    """Initialisation of the weights: he, xavier or gaussian:STD (none: he, or xavier before sigmoid and tanh)."""
+    """Initialisation of the weights: he, xavier or gaussian:STD (unset: he, or xavier before sigmoid and tanh)."""
     lsuv_init: bool = False
     """Scale every layer of a network without normalisation on the first batch, so that the mean square of its outputs
     begins at 1."""
@@ -69,7 +69,7 @@ class Recipe(BaseModel):
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of each auxiliary classifier's loss; the main loss has weight 1."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Fraction of the features before the last layer that is dropped (none: the network's own)."""
+    """Fraction of the features before the last layer that is dropped (unset: the network's own)."""
 
     size: Annotated[int, Field(ge=16, le=2048)] = 128
     """Height and width of the image that the network takes, in pixels."""
@@ -110,7 +110,7 @@ class Recipe(BaseModel):
     """Number of optimiser steps, which replaces `epochs` (0: as many as the epochs have)."""
     time: Annotated[float, BeforeValidator(seconds_of), Field(gt=0)] | None = None
     """Wall-clock budget, such as 20m, 1h30m or 90 (seconds), which replaces `epochs`: the number of steps is planned
-    from measured speed (none: no budget)."""
+    from measured speed (unset: no budget)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Largest number of photos in a step; photos are spread evenly over the steps, so that no last batch is tiny."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -162,7 +162,7 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed from which all randomness follows."""
     init: str | None = None
-    """Classifier file to start from, for fine-tuning (none: random weights)."""
+    """Classifier file to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: Fraction = 1.0
     """Factor on the learning rate of all layers but the last and the auxiliary classifiers (0.1 with `init`, unless
     set)."""
