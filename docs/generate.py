@@ -34,7 +34,7 @@ def pages() -> dict[Path, str]:
 
 
 def _commands() -> str:
-    parts = ["# Commands\n\nWritten by `make docs` from the commands' own help.\n"]
+    parts = ["# Commands\n\n`make docs` writes this page from the help of the commands.\n"]
     for verb in ("", *VERBS):
         words = [sys.executable, "-m", "bnlab", *([verb] if verb else []), "--help"]
         text = subprocess.run(
@@ -75,8 +75,8 @@ def _studies() -> str:
         "Guessing means to answer with the most frequent class of test each time. A network has learnt something if it",
         "is better than guessing by 10 points, or has twice the accuracy of guessing if that is less. A training that",
         "diverged counts as guessing, unless a protocol says otherwise.\n",
-        "Networks are evaluated (accuracy.csv) by statistics that are recalibrated on 256 photos of train (full: 1,024).",
-        f"A quick study takes at most {QUICK_PHOTOS:,} photos of each split that DATA has, equally many of each class.\n",
+        "Networks are evaluated (accuracy.csv) by statistics recalibrated on 256 photos of train (full: 1,024).",
+        f"A quick study takes at most {QUICK_PHOTOS:,} photos of each split of DATA, equally many of each class.\n",
         f"`--set` takes {', '.join(SETTABLE)}; a study that sets one of them itself refuses it.\n",
         "[The results of all studies](results/README.md).\n",
     ]
@@ -93,8 +93,8 @@ def _results() -> str:
     """The study.json files in the repository as tables, each with its hand-written note.md."""
     parts = [
         "# Results of the studies\n",
-        "`make docs` writes this page from the `study.json` of each folder here, which `bnlab study` wrote. The folders",
-        "hold the tables as CSV and the plots. [The protocols and rules](../studies.md).\n",
+        "`make docs` writes this page from the `study.json` of each folder here, which `bnlab study` wrote. The",
+        "folders hold the tables as CSV and the plots. [The protocols and rules](../studies.md).\n",
     ]
     for path in sorted((HERE / "results").glob("*/study.json")):
         found = json.loads(path.read_text("utf-8"))
