@@ -9,20 +9,20 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
 from bnlab.recipe import Recipe
 
-MakeBench = Callable[..., Experiment]
+MakeExperiment = Callable[..., Experiment]
 
 
-def pretended(job: JobContext, recipe: Recipe, best: float) -> Results:
-    """An accuracy that is highest at a rate, and at the next on the second seed; test says otherwise."""
+def planted(job: JobContext, recipe: Recipe, best: float) -> Results:
+    """Val accuracy is highest at the rate `best` for seed 0 and at twice that for seed 1. Test contradicts it."""
     off = abs(recipe.learning_rate - best * (1 + job.seed)) / best
     row = {"step": recipe.steps, "val_top1": 1 / (1 + off), "test_top1": off / 10, "seed_seen": recipe.seed}
     return {"accuracy": [row | {"diverged_at": 3 if recipe.learning_rate > 0.35 else None}]}
 
 
-def test_each_arm_and_seed_has_the_rate_that_suits_it_on_val(make_experiment: MakeBench) -> None:
+def test_the_learning_rate_of_each_arm_and_seed_is_chosen_by_val(make_experiment: MakeExperiment) -> None:
     experiment = make_experiment()
     arms = {name: experiment.recipe(network) for name, network in experiment.network_pair().items()}
-    results = experiment.run_learning_rates(arms, (0.1, 0.2, 0.4), pretended, best=0.1)
+    results = experiment.run_learning_rates(arms, (0.1, 0.2, 0.4), planted, best=0.1)
     assert len(results["accuracy"]) == 12
     best = {(row["arm"], row["seed"]): row["learning_rate"] for row in chosen(results)}
     assert best == {(WITH_BN, 0): 0.1, (WITH_BN, 1): 0.2, (WITHOUT_BN, 0): 0.1, (WITHOUT_BN, 1): 0.2}
@@ -37,21 +37,21 @@ def test_each_arm_and_seed_has_the_rate_that_suits_it_on_val(make_experiment: Ma
     )
 
 
-def test_cells_are_arms_times_seeds_and_carry_their_labels(make_experiment: MakeBench) -> None:
+def test_measurements_are_arms_times_seeds_with_labels(make_experiment: MakeExperiment) -> None:
     experiment = make_experiment(seeds=3)
     recipe = experiment.recipe("bn_mlp", learning_rate=0.1)
-    measurements = experiment.measurements({"a": recipe, "b": recipe}, pretended, labels={"size": 8}, best=0.1)
-    assert [cell.labels for cell in measurements] == [
+    measurements = experiment.measurements({"a": recipe, "b": recipe}, planted, labels={"size": 8}, best=0.1)
+    assert [each.labels for each in measurements] == [
         {"arm": arm, "size": 8, "seed": seed} for arm in "ab" for seed in range(3)
     ]
-    assert {cell.steps for cell in measurements} == {6}
+    assert {each.steps for each in measurements} == {6}
     rows = experiment.run(measurements)["accuracy"]
     assert [(row["arm"], row["seed"]) for row in rows] == [(arm, seed) for arm in "ab" for seed in range(3)]
     assert where(rows, arm="a", seed=2)[0]["val_top1"] == where(rows, arm="b", seed=2)[0]["val_top1"]
     assert experiment.seconds > 0
 
 
-def test_a_users_keys_rule_and_digits_are_not_mirrored(make_experiment: MakeBench) -> None:
+def test_the_users_keys_take_precedence_and_digits_are_not_flipped(make_experiment: MakeExperiment) -> None:
     experiment = make_experiment(size=48)
     for base in (None, "bn-x5"):
         recipe = experiment.recipe("bn_small_inception", base=base, steps=99, dropout=0.5)
@@ -66,7 +66,7 @@ def test_a_users_keys_rule_and_digits_are_not_mirrored(make_experiment: MakeBenc
         experiment.recipe("bn_mlp", stpes=3)
 
 
-def test_the_budget_picks(make_experiment: MakeBench) -> None:
+def test_values_and_networks_follow_the_budget(make_experiment: MakeExperiment) -> None:
     experiment = make_experiment(kind="photos")
     assert experiment.by_budget(1, 2) == 1
     assert experiment.network_pair()[WITH_BN] == "bn_small_inception"

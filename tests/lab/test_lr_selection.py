@@ -36,9 +36,9 @@ def test_the_best_by_the_last_accuracy_on_val_is_chosen_for_each_arm_and_seed() 
     assert [row["chosen"] for row in TABLES["other"]] == [1, 0]
 
 
-def test_ends_of_what_was_tried_and_trainings_that_diverged_are_said() -> None:
-    said = lr_remarks(TABLES)
-    assert said == (
+def test_rates_at_an_end_and_diverged_trainings_get_a_remark() -> None:
+    found = lr_remarks(TABLES)
+    assert found == (
         "a: the best learning rate was the lowest tried (0.1) for 1 seed of 2; a better one may lie outside",
         "a: 1 training diverged, at learning rates of 1; one that does counts as guessing",
     )
@@ -46,11 +46,11 @@ def test_ends_of_what_was_tried_and_trainings_that_diverged_are_said() -> None:
 
 
 @pytest.mark.parametrize(("test", "guesses"), [(0.19, True), (0.21, False)])
-def test_what_is_compared_with_guessing_has_no_number(test: float, guesses: bool) -> None:
+def test_a_comparison_with_an_arm_that_guesses_is_nan(test: float, guesses: bool) -> None:
     learnt = LearntFilter([*training("a", 0, 0.1, 1, test), *training("a", 1, 0.1, 1), *training("b", 0, 0.1, 1)])
     first, second = learnt.only((1.0, 2.0), "a", "b")
     assert math.isnan(first) == guesses
     assert second == 2.0
     assert learnt.only((1.0, 2.0), "b") == (1.0, 2.0)
-    said = "a: did no better than guess in 1 of 2 seeds; what is compared with it is not shown"
-    assert learnt.remarks == ((said,) if guesses else ())
+    remark = "a: did no better than guess in 1 of 2 seeds; what is compared with it is not shown"
+    assert learnt.remarks == ((remark,) if guesses else ())

@@ -61,7 +61,9 @@ def test_what_was_measured_is_kept(make: Callable[..., list[Measurement]], tmp_p
     assert len(list(folder.glob("*.json"))) == 3
 
 
-def test_a_key_follows_from_all_that_a_result_does(make: Callable[..., list[Measurement]], tmp_path: Path) -> None:
+def test_a_key_follows_from_everything_that_the_result_follows_from(
+    make: Callable[..., list[Measurement]], tmp_path: Path
+) -> None:
     measurement = make(1)[0]
     keys = {measurement.key("cpu"), make(2)[0].key("cpu"), measurement.key("cuda"), make(1, do=other)[0].key("cpu")}
     keys |= {Measurement(do=squared, split=measurement.split, seed=1, settings={"x": 1}).key("cpu")}

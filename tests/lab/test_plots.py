@@ -18,8 +18,8 @@ def test_a_line_is_the_mean_over_seeds_and_a_band_their_range() -> None:
     assert (b.name, b.x, b.y) == ("b", (1.0,), (50.0,))
 
 
-def test_seeds_judged_at_other_steps_are_compared_at_the_same() -> None:
-    """Else each point would be of one seed alone, and the line would go to and fro between them."""
+def test_seeds_validated_at_different_steps_are_compared_at_the_same() -> None:
+    """Otherwise each point would be of one seed, and the line would jump between the seeds."""
     rows = [row(0, 30, 0.3), row(0, 60, 0.6), row(1, 32, 0.3), row(1, 64, 0.6)]
     line = series_over_seeds("a", rows, "step", "top1")
     assert line.x == (32.0, 60.0)
@@ -27,7 +27,7 @@ def test_seeds_judged_at_other_steps_are_compared_at_the_same() -> None:
     assert all(low < high for low, high in zip(line.low, line.high, strict=True))
 
 
-def test_categories_keep_their_places() -> None:
+def test_categories_keep_their_positions() -> None:
     rows = [row(0, 1, 0.2, "b"), row(1, 1, 0.4, "b")]
     points = category_series("p", rows, "arm", "top1", ["a", "b"], times=100)
     assert (points.x, points.low, points.high) == ((1.0,), (20.0,), (40.0,))
@@ -35,7 +35,7 @@ def test_categories_keep_their_places() -> None:
     assert caption(rows, "x") == "2 seeds, about 100 test photos each; x"
 
 
-def test_intervals_are_drawn_where_there_are_any() -> None:
+def test_intervals_are_drawn_where_they_are_bounded() -> None:
     many, one, none = (Evidence(what="x", values=values) for values in ((1.0, 2.0, 3.0), (4.0,), (1.0, float("nan"))))
     series = interval_series("gain", [many, none, one])
     assert (series.x, series.y) == ((0.0, 2.0), (2.0, 4.0))

@@ -41,6 +41,6 @@ def test_tables_are_labelled_and_joined() -> None:
     assert joined([first, {"t": [{"x": 2}], "u": []}]) == {"t": [{"arm": "a", "x": 1}, {"x": 2}], "u": []}
 
 
-def test_chance_is_ten_points_above_guessing_or_twice_that() -> None:
+def test_the_learnt_threshold_is_ten_points_above_the_baseline_or_twice_the_baseline() -> None:
     assert learnt_threshold({"guess": 0.2}) == pytest.approx(0.3)
     assert learnt_threshold({"guess": 0.01}) == pytest.approx(0.02)

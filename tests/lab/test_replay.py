@@ -57,14 +57,14 @@ class Comparison(Probe):
             self.moves.append(float((parameter.detach() - start).abs().max()))
 
 
-@pytest.mark.parametrize("mixup", [0.0, 1.0])
+@pytest.mark.parametrize(("network", "size", "mixup"), [("bn_small_inception", 16, 0.0), ("bn_mlp", 28, 1.0)])
 def test_a_replayed_step_is_the_step_that_the_loop_takes(
-    make_experiment: Callable[..., Experiment], tmp_path: Path, mixup: float
+    make_experiment: Callable[..., Experiment], tmp_path: Path, network: str, size: int, mixup: float
 ) -> None:
     experiment = make_experiment(momentum=0.0, weight_decay=0.0, dropout=0.3, mixup=mixup, schedule="constant")
     probe = Comparison()
     job = JobContext(split=experiment.splits.for_seed(1), folder=tmp_path, device="cpu", seed=1)
-    train(job, experiment.recipe("bn_small_inception", size=16), probe=probe)
+    train(job, experiment.recipe(network, size=size), probe=probe)
     assert len(probe.images) == 6  # more than one epoch
     assert max(probe.moves) > 1e-3
 

@@ -21,7 +21,7 @@ def counts(splits: StudySplits, seed: int) -> Counter[str]:
     return Counter(photo.split for photo in read_split_csv(splits.for_seed(seed)))
 
 
-def test_each_seed_splits_anew_and_always_alike(photos: Path, tmp_path: Path) -> None:
+def test_each_seed_has_its_own_split_which_is_always_the_same(photos: Path, tmp_path: Path) -> None:
     splits = opened(photos, tmp_path / "a")
     assert (len(splits), splits.classes, splits.kind, splits.name) == (72, 3, "photos", photos.name)
     first = {photo.path: photo.split for photo in read_split_csv(splits.for_seed(0))}
@@ -33,7 +33,7 @@ def test_each_seed_splits_anew_and_always_alike(photos: Path, tmp_path: Path) ->
     assert 8 <= counts(splits, 0)["test"] <= 36
 
 
-def test_one_photo_is_no_data(photos: Path, tmp_path: Path) -> None:
+def test_one_photo_is_refused(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "one" / "a").mkdir(parents=True)
     shutil.copy(next(photos.glob("*/*")), tmp_path / "one" / "a")
     problem = "one has 1 usable photo of 1 class: this study needs 10 photos of 2 classes or more"
@@ -41,8 +41,8 @@ def test_one_photo_is_no_data(photos: Path, tmp_path: Path) -> None:
         opened(tmp_path / "one", tmp_path / "a")
 
 
-def test_other_labels_and_sides_are_other_lists(photos: Path, tmp_path: Path) -> None:
-    """Else a corrected label, or a photo moved out of test, would be overlooked."""
+def test_other_labels_give_another_split_csv(photos: Path, tmp_path: Path) -> None:
+    """Otherwise a corrected label, or a photo moved out of test, would be missed."""
     splits = opened(photos, tmp_path / "a")
     before = splits.for_seed(0)
     text = before.read_text()
@@ -53,7 +53,7 @@ def test_other_labels_and_sides_are_other_lists(photos: Path, tmp_path: Path) ->
     assert splits.for_seed(0).read_text() == text
 
 
-def test_quick_keeps_of_each_side(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_uses_some_photos_of_each_split(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data"
     for i, photo in enumerate(sorted(photos.glob("*/*.png"))):
         job = data / ("test" if i % 6 == 0 else "train") / photo.parent.name
@@ -66,23 +66,23 @@ def test_quick_keeps_of_each_side(photos: Path, tmp_path: Path, monkeypatch: pyt
     assert opened(photos, tmp_path / "b").overlap == pytest.approx(0.3 / 0.55)
 
 
-def test_duplicates_share_a_side(photos: Path, tmp_path: Path) -> None:
+def test_duplicates_are_in_one_split(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
     originals = sorted((data / "disc").glob("*.png"))
     for photo in originals:
         shutil.copy(photo, photo.with_name(f"copy-{photo.name}"))
-    side = {photo.path: photo.split for photo in read_split_csv(opened(data, tmp_path / "a").for_seed(0))}
-    assert len(side) == 72 + 24
+    split_of = {photo.path: photo.split for photo in read_split_csv(opened(data, tmp_path / "a").for_seed(0))}
+    assert len(split_of) == 72 + 24
     for photo in originals:
-        assert side[str(photo)] == side[str(photo.with_name(f"copy-{photo.name}"))]
+        assert split_of[str(photo)] == split_of[str(photo.with_name(f"copy-{photo.name}"))]
 
 
 @pytest.mark.parametrize(
     ("given", "there"),
     [(("train", "val"), {"val": "test"}), (("train", "val", "test"), {"val": "val", "test": "test"})],
 )
-def test_sides_of_data_stay(photos: Path, tmp_path: Path, given: tuple[str, ...], there: dict[str, str]) -> None:
+def test_splits_of_data_are_kept(photos: Path, tmp_path: Path, given: tuple[str, ...], there: dict[str, str]) -> None:
     data = tmp_path / "data"
     for i, photo in enumerate(sorted(photos.glob("*/*.png"))):
         job = data / given[i % len(given)] / photo.parent.name
@@ -97,7 +97,7 @@ def test_sides_of_data_stay(photos: Path, tmp_path: Path, given: tuple[str, ...]
     assert {photo.split for photo in listed} == {"train", "val", "test"}
 
 
-def test_quick_takes_a_part_of_many_and_full_takes_all(
+def test_quick_uses_some_of_many_photos_and_full_uses_all(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "QUICK_PHOTOS", 30)
@@ -113,7 +113,9 @@ def test_the_bundled_digits_are_the_default(tmp_path: Path) -> None:
     assert counts(splits, 0) == {"train": 972, "test": 539, "val": 286}
 
 
-def test_photos_are_looked_at_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_are_read_once_until_a_file_changes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
     first = opened(data, tmp_path / "a")
@@ -128,7 +130,7 @@ def test_photos_are_looked_at_once(photos: Path, tmp_path: Path, monkeypatch: py
     assert len(looked) == 72
 
 
-def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> None:
+def test_too_few_photos_are_refused_with_the_number_needed(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=rf"{photos.name} has 72 usable photos of 3 classes: this study needs 400 photos of 2 classes or more",
@@ -145,7 +147,7 @@ def test_too_little_says_what_a_study_needs(photos: Path, tmp_path: Path) -> Non
             opened(few, tmp_path / "b").for_seed(seed)
 
 
-def test_what_cannot_be_used_is_told(photos: Path, tmp_path: Path) -> None:
+def test_photos_that_cannot_be_used_are_reported_each_time(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
     (data / "disc" / "broken.jpg").write_bytes(b"no picture")

@@ -11,7 +11,7 @@ def evidence(*values: float, **more: object) -> Evidence:
     return Evidence(what="it is more", values=values, **{"above": 0.0, **more})
 
 
-def test_the_interval_is_students() -> None:
+def test_the_interval_is_student_t() -> None:
     """Of 1, 2, 3: mean 2, standard error 1 / sqrt(3), and 4.302653 is t's 97.5% point at two degrees of freedom."""
     low, high = evidence(1, 2, 3).interval
     half = 4.302652729911275 / math.sqrt(3)
@@ -46,14 +46,14 @@ def test_the_interval_is_students() -> None:
         ((1.0, 1.4, 1.2), {"overlap": 2.0}, UNSHOWN),
     ],
 )
-def test_the_whole_interval_has_to_lie_in_the_range(
+def test_the_complete_interval_has_to_lie_in_the_range(
     values: tuple[float, ...], more: dict[str, object], verdict: Verdict
 ) -> None:
     assert evidence(*values, **more).verdict == verdict
 
 
-def test_seeds_that_share_photos_count_for_less() -> None:
-    """Nadeau & Bengio 2003: however many they are, the error does not fall below that of the share held out."""
+def test_seeds_that_split_the_same_photos_count_for_less() -> None:
+    """Nadeau & Bengio 2003: however many they are, the error does not fall below that of the overlap."""
     low, high = evidence(1, 2, 3, overlap=0.5).interval
     half = 4.302652729911275 * math.sqrt(1 / 3 + 0.5)
     assert (low, high) == pytest.approx((2 - half, 2 + half))
@@ -63,7 +63,7 @@ def test_seeds_that_share_photos_count_for_less() -> None:
     assert high - low == pytest.approx(2 * 1.9623 * deviation * math.sqrt(0.501), rel=1e-3)
 
 
-def test_one_of_many_clauses_has_to_refute_with_more_certainty() -> None:
+def test_one_of_many_clauses_needs_a_stricter_level_to_refute() -> None:
     weak = evidence(-1.0, -1.3, -0.55)
     assert weak.verdict == NOT
     assert combined_verdict([weak]) == NOT
@@ -84,11 +84,11 @@ def test_the_range_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("means", "verdict"),
-    [((1, 1), HOLDS), ((1, -1), NOT), ((1, None), UNSHOWN), ((-1, None), NOT), ((1, 1, "beside"), HOLDS)],
+    [((1, 1), HOLDS), ((1, -1), NOT), ((1, None), UNSHOWN), ((-1, None), NOT), ((1, 1, "secondary"), HOLDS)],
 )
 def test_a_claim_holds_if_all_its_clauses_do(means: tuple[object, ...], verdict: Verdict) -> None:
-    values = {1: (1.0, 1.1, 0.9), -1: (-1.0, -1.1, -0.9), None: (1.0, -1.0, 0.2), "beside": (-1.0, -1.1, -0.9)}
-    assert combined_verdict([evidence(*values[mean], primary=mean != "beside") for mean in means]) == verdict
+    values = {1: (1.0, 1.1, 0.9), -1: (-1.0, -1.1, -0.9), None: (1.0, -1.0, 0.2), "secondary": (-1.0, -1.1, -0.9)}
+    assert combined_verdict([evidence(*values[mean], primary=mean != "secondary") for mean in means]) == verdict
 
 
 def test_json_has_no_infinity() -> None:

@@ -1,7 +1,4 @@
-"""What a study draws, said in numbers; `bnlab.report.plots` puts it on paper.
-
-Every number of a plot comes from the study's tables, which lie beside it as CSV.
-"""
+"""Series for the plots of a study, from the rows of its tables. `bnlab.report.plots` draws them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,13 +16,13 @@ BARS = "point: mean over seeds, bar: lowest to highest"
 
 
 def caption(records: Records, text: str) -> str:
-    """What a plot has to say of itself: n, seeds, and what its marks are."""
+    """A caption: the number of seeds and test photos, and a text on what the marks are."""
     n = round(sum(number(row, "n_test") for row in records) / len(records))
     return f"{plural(len(seeds(records)), 'seed')}, about {n} test photos each; {text}"
 
 
 def series_by_arm(records: Records, x: str, y: str, *, arm: str = "arm", times: float = 1.0) -> tuple[Series, ...]:
-    """One series for each value of the column `arm`: the mean over seeds of `y` by `x`, and the range of the seeds."""
+    """A series for each value of the column `arm`: see `series_over_seeds`."""
     return tuple(
         series_over_seeds(str(name), where(records, **{arm: name}), x, y, times=times)
         for name in distinct(records, arm)
@@ -33,22 +30,22 @@ def series_by_arm(records: Records, x: str, y: str, *, arm: str = "arm", times: 
 
 
 def series_over_seeds(name: str, records: Records, x: str, y: str, *, times: float = 1.0) -> Series:
-    """The mean over seeds of `y` by `x`, of the rows that have both, with the range of the seeds.
+    """The mean over seeds of column `y`, times a factor, by column `x`, with the range of the seeds.
 
-    Seeds that were looked at in other places than one another (their epochs are not of equally many steps) are each
-    taken to run straight between their own; the series has all places that lie within every seed's.
+    If the seeds have different values of `x`, since their epochs have different lengths, each seed is interpolated
+    linearly, and the series has all values of `x` that lie within the range of every seed.
     """
     rows = [row for row in records if row[x] is not None and row[y] is not None]
-    courses = [_course(where(rows, seed=seed), x, y) for seed in seeds(rows)]
-    places = sorted({place for course in courses for place in course})
-    if any(set(course) != set(places) for course in courses):
-        first, last = max(min(course) for course in courses), min(max(course) for course in courses)
-        places = [place for place in places if first <= place <= last]
-    values = [[times * v for v in np.interp(places, sorted(c), [c[p] for p in sorted(c)])] for c in courses]
+    curves = [_mean_by(x, y, where(rows, seed=seed)) for seed in seeds(rows)]
+    xs = sorted({at for curve in curves for at in curve})
+    if any(len(curve) != len(xs) for curve in curves):
+        first, last = max(min(curve) for curve in curves), min(max(curve) for curve in curves)
+        xs = [at for at in xs if first <= at <= last]
+    values = [[times * v for v in np.interp(xs, sorted(c), [c[at] for at in sorted(c)])] for c in curves]
     at = list(zip(*values, strict=True))
     return Series(
         name=name,
-        x=tuple(places),
+        x=tuple(xs),
         y=tuple(sum(of_seeds) / len(of_seeds) for of_seeds in at),
         low=tuple(map(min, at)),
         high=tuple(map(max, at)),
@@ -56,7 +53,7 @@ def series_over_seeds(name: str, records: Records, x: str, y: str, *, times: flo
 
 
 def interval_series(name: str, evidence: Sequence[Evidence]) -> Series:
-    """Means with their intervals, at 0, 1, ...; a mean of one seed, which has none, stands alone. NaN is left out."""
+    """Means with their intervals at 0, 1, ... Means that are NaN and unbounded intervals are left out."""
     there = [(i, each) for i, each in enumerate(evidence) if isfinite(each.mean)]
     ends = [each.interval if all(map(isfinite, each.interval)) else (each.mean, each.mean) for _, each in there]
     return Series(
@@ -69,18 +66,17 @@ def interval_series(name: str, evidence: Sequence[Evidence]) -> Series:
     )
 
 
-def _course(rows: Records, x: str, y: str) -> dict[float, float]:
-    """From place to the mean of what there is."""
+def _mean_by(x: str, y: str, rows: Records) -> dict[float, float]:
     found: dict[float, list[float]] = defaultdict(list)
     for row in rows:
         found[number(row, x)].append(number(row, y))
-    return {place: sum(values) / len(values) for place, values in found.items()}
+    return {at: sum(values) / len(values) for at, values in found.items()}
 
 
 def category_series(
     name: str, records: Records, column: str, y: str, order: Sequence[Value], times: float = 1.0
 ) -> Series:
-    """The mean of `y` at 0, 1, ... for each value of a column in this order, with the range over its rows."""
+    """The mean of column `y`, times a factor, at 0, 1, ... for each value of `column` in this order, with the range."""
     found = [[times * number(row, y) for row in where(records, **{column: value})] for value in order]
     there = [(i, values) for i, values in enumerate(found) if values]
     return Series(

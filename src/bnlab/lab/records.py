@@ -1,13 +1,13 @@
-"""What a study measures: tables of named columns, a row for each thing measured. They become its CSV files."""
+"""The tables of a study, with a row for each thing that was measured, and what is read from them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 Value = float | int | str | None
 Row = dict[str, Value]
 Records = list[Row]
 Results = dict[str, Records]
-"""by name; the name is that of the CSV file too"""
+"""Tables by name, which is also the name of the CSV file."""
 
 
 def where(records: Iterable[Row], **equal: Value) -> Records:
@@ -21,87 +21,90 @@ def distinct(records: Iterable[Row], column: str) -> list[Value]:
 
 
 def number(row: Row, column: str) -> float:
-    """A value that has to be a number."""
     value = row[column]
     assert isinstance(value, int | float), f"{column} is {value!r}"
     return float(value)
 
 
 def numbers(records: Iterable[Row], column: str) -> list[float]:
-    """A column's values, which have to be numbers."""
     return [number(row, column) for row in records]
 
 
 def seeds(records: Iterable[Row]) -> list[int]:
-    """The seeds there are rows of, rising."""
+    """The seeds that occur, in rising order."""
     return sorted({int(number(row, "seed")) for row in records})
 
 
 def by_seed(records: Sequence[Row], pick: Callable[[Records], float], **equal: Value) -> list[float]:
-    """One number for each seed there are rows of: what `pick` makes of its rows among those with these values.
+    """One number for each seed: what `pick` returns for those of its rows whose columns have these values.
 
-    NaN where a seed has none of these, so that what is compared seed by seed stays of one seed.
+    NaN if a seed has no such rows, so that two lists of numbers can be compared seed by seed.
     """
     chosen = where(records, **equal)
-    rows = {seed: where(chosen, seed=seed) for seed in seeds(records)}
-    return [pick(of_seed) if of_seed else math.nan for of_seed in rows.values()]
+    rows = [where(chosen, seed=seed) for seed in seeds(records)]
+    return [pick(of_seed) if of_seed else math.nan for of_seed in rows]
 
 
 def average(records: Sequence[Row], column: str) -> float:
-    """The mean of a column's values; NaN of no rows."""
+    """The mean of a column, or NaN if there are no rows."""
     values = numbers(records, column)
     return sum(values) / len(values) if values else math.nan
 
 
 def last(column: str) -> Callable[[Records], float]:
-    """Picks the last row's value."""
+    """Picks a column of the last row."""
     return lambda rows: number(rows[-1], column)
 
 
 def resolution(records: Sequence[Row]) -> float:
-    """The least step of an accuracy in percentage points: one test photo."""
+    """The smallest step of an accuracy in percentage points: one test photo."""
     return 100 / min(numbers(records, "n_test"))
 
 
 def gained(
     records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str = "arm"
 ) -> tuple[float, ...]:
-    """By how many percentage points one arm's share is above another's, seed by seed."""
-    ours, theirs = (by_seed(records, pick, **{column: arm}) for arm in (first, second))
-    return tuple(100 * (a - b) for a, b in zip(ours, theirs, strict=True))
+    """By how many percentage points the fraction of one arm is above that of another, seed by seed."""
+    return tuple(100 * (a - b) for a, b in _pairs(records, first, second, pick, column))
 
 
 def ratios(
     records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str = "arm"
 ) -> tuple[float, ...]:
-    """How many times as large one arm's number is as another's, seed by seed."""
+    """How many times as large the number of one arm is as that of another, seed by seed."""
+    return tuple(a / b if b else math.inf for a, b in _pairs(records, first, second, pick, column))
+
+
+def _pairs(
+    records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str
+) -> Iterator[tuple[float, float]]:
     ours, theirs = (by_seed(records, pick, **{column: arm}) for arm in (first, second))
-    return tuple(a / b if b else math.inf for a, b in zip(ours, theirs, strict=True))
+    return zip(ours, theirs, strict=True)
 
 
 def mean(column: str) -> Callable[[Records], float]:
-    """Picks the mean of the rows' values."""
+    """Picks the mean of a column."""
     return lambda rows: average(rows, column)
 
 
 def labelled(results: Results, labels: Mapping[str, Value]) -> Results:
-    """The same tables, with columns in front that say whose they are."""
+    """The same tables with further columns in front."""
     return {name: [{**labels, **row} for row in rows] for name, rows in results.items()}
 
 
 def joined(parts: Iterable[Results]) -> Results:
-    """All rows of the tables of a name, one below the other."""
-    whole: Results = {}
+    """Tables of the same name are joined into one."""
+    tables: Results = {}
     for results in parts:
         for name, rows in results.items():
-            whole.setdefault(name, []).extend(rows)
-    return whole
+            tables.setdefault(name, []).extend(rows)
+    return tables
 
 
 def learnt_threshold(row: Row) -> float:
-    """The accuracy that a network has to pass to count as having learnt anything: guessing, and 10 points.
+    """The accuracy above which a network has learnt something.
 
-    Or twice guessing, where there are so many classes that this is less.
+    It is the majority baseline and 10 points, or twice the baseline if that is less.
     """
-    guess = number(row, "guess")
-    return guess + min(0.1, guess)
+    baseline = number(row, "guess")
+    return baseline + min(0.1, baseline)
