@@ -13,7 +13,7 @@ from bnlab.nets import build
 from bnlab.nets.convert import Conversion, convert
 from tests.nets.elsewhere import BNInception, GoogLeNet, shaken
 
-SIDE = 64
+SIDE = 40
 
 
 def tutorial(*, kernels: tuple[int, ...] = (3, 3), eps: float | None = 1e-5, aux: bool = True) -> nn.Module:
@@ -50,7 +50,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor, x_theirs: Tensor 
     return deviation
 
 
-@pytest.mark.parametrize(("aux", "side"), [(True, 64), (False, 96)])
+@pytest.mark.parametrize(("aux", "side"), [(True, 40), (False, 64)])
 def test_the_tutorials_network_with_bn(aux: bool, side: int) -> None:
     theirs = tutorial(aux=aux)
     done = converted(theirs)
@@ -87,7 +87,7 @@ def test_merged_biases_matter() -> None:
         assert_same(done.network, theirs, preprocessed(photos(), done))
 
 
-@pytest.mark.parametrize(("aux", "side"), [(True, 64), (False, 96)])
+@pytest.mark.parametrize(("aux", "side"), [(True, 40), (False, 64)])
 def test_torchvisions_googlenet(aux: bool, side: int) -> None:
     theirs = torchvision(aux=aux)
     done = converted(theirs)
@@ -110,7 +110,7 @@ def test_bn_inception_with_caffes_names(projection: int, variant: str, last: str
     assert (done.format.name, done.network.name, done.merged) == ("caffe", "bn_inception", 69)
     assert done.network.arguments["variant"] == variant
     assert done.last_layer == f"{last}.weight"
-    images = photos()
+    images = photos(64)
     bgr = images.float().flip(3) - torch.tensor([104.0, 117.0, 128.0])
     assert_same(done.network, theirs, preprocessed(images, done), bgr.permute(0, 3, 1, 2))
 

@@ -145,8 +145,8 @@ def test_with_lsuv_a_deep_network_without_bn_learns_from_a_bad_scale(fitted: boo
 def test_a_batch_normalised_network_learns_from_weights_of_any_scale(scale: str) -> None:
     """From scratch, with both heads, which torchvision's own network did not (pytorch/vision#821)."""
     torch.manual_seed(0)
-    labels = torch.arange(16) % 2
-    images = torch.randn(16, 3, 32, 32) + labels.view(-1, 1, 1, 1) * 2
+    labels = torch.arange(8) % 2
+    images = torch.randn(8, 3, 32, 32) + labels.view(-1, 1, 1, 1) * 2
     network = build("bn_googlenet", classes=2, width=0.25, initialisation=scale, auxiliary=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     for _ in range(15):

@@ -232,8 +232,8 @@ def test_a_recipes_network_is_built_as_it_says() -> None:
         ({"freeze_bn": True}, "freeze_bn would freeze random weights: give --init FILE, the classifier to start from"),
         (
             {"lsuv_init": True},
-            "normalisation would undo weights that are fitted to data (lsuv_init): "
-            "leave it out, or take a network without, such as googlenet",
+            "normalisation would undo the scale that lsuv_init gives to weights: "
+            "leave lsuv_init out, or use a network without normalisation, such as googlenet",
         ),
         ({"norm": "bach"}, "no norm is called 'bach': did you mean 'batch'?"),
     ],
