@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import date
 
 import torch
@@ -24,8 +25,10 @@ WINDOW, EVERY = 8, 64
 
 def main(seconds: float) -> None:
     machine = environment("cpu")
-    print(f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}")
-    print(f"{torch.get_num_threads()} threads")
+    print(
+        f"{date.today()}, {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}\n"
+        f"{torch.get_num_threads()} threads"
+    )
     network = move_network(build("bn_googlenet", classes=5), "cpu").train()
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
     images = torch.randn(32, 3, 96, 96).to(memory_format=torch.channels_last)
@@ -36,14 +39,12 @@ def main(seconds: float) -> None:
     def step(number: int | None) -> float:
         nonlocal spent
         began = time.perf_counter()
-        if number is not None:
-            monitor.before(number)
-            spent = time.perf_counter() - began
-        loss = F.cross_entropy(network(images), targets)
-        if number is not None:
-            middle = time.perf_counter()
-            monitor.after(number)
-            spent += time.perf_counter() - middle
+        monitored = nullcontext() if number is None else monitor.step(number)
+        with monitored:
+            entered = time.perf_counter()
+            loss = F.cross_entropy(network(images), targets)
+            leaving = time.perf_counter()
+        spent = (entered - began) + (time.perf_counter() - leaving)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -57,11 +58,14 @@ def main(seconds: float) -> None:
     until, number = time.perf_counter() + seconds, 0
     while time.perf_counter() < until:
         order: list[int | None] = [None, number] if number % 2 else [number, None]
-        took = {chosen: step(chosen) for chosen in order}
+        took, within = {}, {}
+        for chosen in order:
+            took[chosen] = step(chosen)
+            within[chosen] = spent
         pairs.append((took[None], took[number]))
         position = number % EVERY
         kinds = {0: "first of a window", WINDOW - 1: "last, with the summary"}
-        inside[kinds.get(position, "others")].append(spent)
+        inside[kinds.get(position, "others")].append(within[number])
         number = number + 1 if position < WINDOW - 1 else number - position + EVERY
     plain = [a for a, _ in pairs]
     base = statistics.median(plain)
@@ -69,7 +73,12 @@ def main(seconds: float) -> None:
     print(f"sampled step against its neighbour without: {_middle([b / a for a, b in pairs], 1)}")
     for name, values in inside.items():
         print(f"in the monitor, {name}: {_middle(values, 1e6)} us, n = {len(values)}")
-    idle = _each(lambda: (monitor.before(EVERY - 1), monitor.after(EVERY - 1)))
+
+    def not_sampled() -> None:
+        with monitor.step(EVERY - 1):
+            pass
+
+    idle = _each(not_sampled)
     first, others, last = (statistics.median(values) for values in inside.values())
     total = first + (WINDOW - 2) * others + last + (EVERY - WINDOW) * idle
     began = time.perf_counter()
