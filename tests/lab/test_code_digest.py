@@ -5,7 +5,7 @@ import pytest
 
 from bnlab.lab import code_digest as module
 from bnlab.lab.code_digest import code_digest
-from bnlab.lab.studies.smoothness import probed
+from bnlab.lab.studies.smoothness import train_probed
 from bnlab.lab.studies.whitening import costs
 from bnlab.lab.trained_network import measure_accuracy
 
@@ -122,4 +122,4 @@ def test_a_training_reaches_the_layers_below_and_nothing_that_shows_or_organises
 
 
 def test_studies_have_digests_of_their_own() -> None:
-    assert len({code_digest(measure_accuracy), code_digest(probed), code_digest(costs)}) == 3
+    assert len({code_digest(measure_accuracy), code_digest(train_probed), code_digest(costs)}) == 3

@@ -1,7 +1,8 @@
 import pytest
 
-from bnlab.lab.plots import caption, category_series, interval_series, series_by_arm, series_over_seeds
+from bnlab.lab.plots import caption, category_plot, category_series, interval_series, series_by_arm, series_over_seeds
 from bnlab.lab.verdict import Evidence
+from bnlab.report.plots import plot_svg
 
 
 def row(seed: int, step: int | None, top1: float | None, arm: str = "a") -> dict[str, object]:
@@ -41,3 +42,13 @@ def test_intervals_are_drawn_where_they_are_bounded() -> None:
     assert (series.x, series.y) == ((0.0, 2.0), (2.0, 4.0))
     assert (series.low[0], series.high[0]) == many.interval
     assert (series.low[1], series.high[1]) == (4.0, 4.0)
+
+
+def test_rounding_moves_no_mean_outside_the_range_of_its_values() -> None:
+    """The sum of three times 0.1 over three is more than 0.1, and a bar of negative length cannot be drawn."""
+    rows = [{"arm": "a", "y": 0.1, "seed": seed} for seed in range(3)]
+    assert sum([0.1] * 3) / 3 > 0.1
+    series = category_series("a", rows, "arm", "y", ["a"])
+    assert series.low == series.y == series.high == (0.1,)
+    plot = category_plot({"a": rows}, "arm", "y", ["a"], title="", x="", caption="", table="t")
+    assert "<svg" in plot_svg(plot)

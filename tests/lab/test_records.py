@@ -6,9 +6,11 @@ from bnlab.lab.records import (
     by_seed,
     distinct,
     gained,
+    geometric_mean,
     joined,
     labelled,
     last,
+    last_rows,
     learnt_threshold,
     mean,
     ratios,
@@ -44,3 +46,19 @@ def test_tables_are_labelled_and_joined() -> None:
 def test_the_learnt_threshold_is_ten_points_above_the_baseline_or_twice_the_baseline() -> None:
     assert learnt_threshold({"guess": 0.2}) == pytest.approx(0.3)
     assert learnt_threshold({"guess": 0.01}) == pytest.approx(0.02)
+
+
+def test_last_rows_are_those_of_each_combination() -> None:
+    assert [(row["arm"], row["seed"], row["top1"]) for row in last_rows(ROWS, "arm", "seed")] == [
+        ("a", 1, 0.75),
+        ("a", 0, 0.5),
+        ("b", 0, 0.25),
+        ("b", 1, 0.0),
+    ]
+
+
+def test_geometric_means_are_of_a_column_or_of_its_ratio_to_another() -> None:
+    rows = [{"x": 1.0, "y": 2.0}, {"x": 4.0, "y": 0.5}]
+    assert geometric_mean("x")(rows) == pytest.approx(2)
+    assert geometric_mean("x", "y")(rows) == pytest.approx(2)
+    assert geometric_mean("x")([{"x": 0.0}]) == pytest.approx(1e-300)

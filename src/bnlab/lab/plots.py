@@ -1,15 +1,16 @@
 """Series for the plots of a study, from the rows of its tables. `bnlab.report.plots` draws them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
 from bnlab.errors import plural
 from bnlab.lab.records import Records, Value, distinct, number, seeds, where
 from bnlab.lab.verdict import Evidence
-from bnlab.report.plots import Series
+from bnlab.report.plots import Plot, Series
 
 BAND = "line: mean over seeds, band: lowest to highest"
 BARS = "point: mean over seeds, bar: lowest to highest"
@@ -46,7 +47,7 @@ def series_over_seeds(name: str, records: Records, x: str, y: str, *, times: flo
     return Series(
         name=name,
         x=tuple(xs),
-        y=tuple(sum(of_seeds) / len(of_seeds) for of_seeds in at),
+        y=tuple(map(_mean, at)),
         low=tuple(map(min, at)),
         high=tuple(map(max, at)),
     )
@@ -82,8 +83,39 @@ def category_series(
     return Series(
         name=name,
         x=tuple(float(i) for i, _ in there),
-        y=tuple(sum(values) / len(values) for _, values in there),
+        y=tuple(_mean(values) for _, values in there),
         low=tuple(min(values) for _, values in there),
         high=tuple(max(values) for _, values in there),
         kind="points",
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean, which rounding must not move outside the range of the values: no bar has a negative length."""
+    return min(max(sum(values) / len(values), min(values)), max(values))
+
+
+def accuracy_curves(
+    records: Records, title: str, *, x: str = "step", label: str = "steps", arm: str = "arm", log_x: bool = False
+) -> Plot:
+    """The test accuracy by the column `x`, which the plot calls `label`: one line for each value of `arm`."""
+    return Plot(
+        title=title,
+        x=label,
+        y="test accuracy, %",
+        series=series_by_arm(records, x, "test_top1", arm=arm, times=100),
+        caption=caption(records, BAND),
+        table="accuracy",
+        log_x=log_x,
+    )
+
+
+def category_plot(
+    groups: Mapping[str, Records], column: str, value: str, order: Sequence[Value], *, times: float = 1.0, **about: Any
+) -> Plot:
+    """Points: the mean of `value` for each value of `column` in this order, one series for each group.
+
+    `about` are fields of `Plot`; the vertical axis is the test accuracy in percent unless it says otherwise.
+    """
+    series = tuple(category_series(name, rows, column, value, order, times) for name, rows in groups.items())
+    return Plot(series=series, categories=tuple(map(str, order)), **{"y": "test accuracy, %"} | about)

@@ -51,6 +51,11 @@ def average(records: Sequence[Row], column: str) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
+def last_rows(records: Iterable[Row], *columns: str) -> Records:
+    """The last row of each combination of values that these columns have, such as the end of each training."""
+    return list({tuple(row[column] for column in columns): row for row in records}.values())
+
+
 def last(column: str) -> Callable[[Records], float]:
     """Picks a column of the last row."""
     return lambda rows: number(rows[-1], column)
@@ -85,6 +90,16 @@ def _pairs(
 def mean(column: str) -> Callable[[Records], float]:
     """Picks the mean of a column."""
     return lambda rows: average(rows, column)
+
+
+def geometric_mean(column: str, over: str | None = None) -> Callable[[Records], float]:
+    """Picks the geometric mean of a column, or of its ratio to the column `over`; 0 counts as 1e-300."""
+
+    def pick(rows: Records) -> float:
+        values = [number(row, column) / (number(row, over) if over else 1.0) for row in rows]
+        return math.exp(sum(math.log(max(value, 1e-300)) for value in values) / len(values))
+
+    return pick
 
 
 def labelled(results: Results, labels: Mapping[str, Value]) -> Results:

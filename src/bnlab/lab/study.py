@@ -12,7 +12,8 @@ from bnlab.lab.records import Results
 from bnlab.lab.verdict import Evidence, Verdict, combined_verdict
 from bnlab.report.plots import Plot
 
-# In the order of the paper's sections, then the later papers that answer it. Each is lab/studies/NAME.py.
+# In the order of the paper's sections, then the later papers that answer it. Each is lab/studies/NAME.py, or a folder
+# of that name with its helpers.
 STUDY_NAMES = (
     "activations",
     "learning-rate",

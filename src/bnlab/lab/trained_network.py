@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier
@@ -20,8 +22,8 @@ from bnlab.lab.records import Results, Row, Value
 from bnlab.lab.replay import preserving_state, use_batch_statistics
 from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
-from bnlab.nets.options import MakeNorm
 from bnlab.nets.registry import ARCHITECTURE_KEYS
+from bnlab.norm.layers import BatchNorm
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
@@ -31,7 +33,7 @@ from bnlab.training.checkpoint import load_state, save_state
 from bnlab.training.memory_advice import batch_errors
 from bnlab.training.schedule import Plan
 from bnlab.training.state import TrainState
-from bnlab.training.validate import ValidationResult, Validator, keeps_statistics, recalibrate_on
+from bnlab.training.validate import ValidationResult, Validator, calibration_batches, keeps_statistics, recalibrate_on
 
 _WORTH_SAVING = 20.0  # seconds: a training that was interrupted earlier is begun anew
 _CACHE_BYTES = 2**31  # of decoded photos in memory
@@ -45,6 +47,9 @@ class Probe:
 
     A probe has to leave the network, its flags and its gradients as they were.
     """
+
+    saved: tuple[str, ...] = ()
+    """Names of further attributes that checkpoints keep."""
 
     def __init__(self) -> None:
         self.results: Results = {}
@@ -62,10 +67,12 @@ class Probe:
         """Called after each step."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tables": self.results}
+        return {"tables": self.results} | {name: getattr(self, name) for name in self.saved}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         self.results = state["tables"]
+        for name in self.saved:
+            setattr(self, name, state[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,16 +185,26 @@ def measure_accuracy(job: JobContext, recipe: Recipe) -> Results:
     return {"accuracy": train(job, recipe).results["accuracy"]}
 
 
-def with_norm(norm: MakeNorm) -> MakeNetwork:
-    """Makes the recipe's network with other normalisation layers, from the same initial weights."""
+def with_norm(layer: type[BatchNorm]) -> MakeNetwork:
+    """Makes the recipe's network with a study's own normalisation layer, from the same initial weights."""
 
     def make(recipe: Recipe, classes: int) -> TableNetwork:
         options: dict[str, Any] = {
             key: getattr(recipe, key) for key in (*ARCHITECTURE_KEYS, "dropout", "initialisation", "seed")
         }
-        return build(recipe.network, classes=classes, **options | {"norm": norm})
+        options["norm"] = partial(layer, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
+        return build(recipe.network, classes=classes, **options)
 
     return make
+
+
+def sample_of_train(context: TrainingContext, images: int) -> tuple[Tensor, Tensor]:
+    """Up to `images` photos of train, as inference sees them, and their class indices: N x 3 x H x W, and N."""
+    loader = context.loader
+    chosen = loader.sample(images)
+    paths = [loader.paths[i] for i in chosen]
+    batches = calibration_batches(paths, context.preprocessing, batch_size=images, device=context.device)
+    return next(batches), torch.from_numpy(loader.labels[chosen]).to(context.device)
 
 
 def or_guess(measured: Callable[[], float], guess: float) -> float:

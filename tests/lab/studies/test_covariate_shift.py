@@ -42,7 +42,7 @@ WORSE = {WITHOUT_BN: 0.5, WITH_BN: 0.9, NOISY: 0.5}
 AS_WELL = {WITHOUT_BN: 0.5, WITH_BN: 0.9, NOISY: 0.95}
 
 
-NOTHING = "in some seeds BN does not help, or noisy BN has no more shift than none: they tell nothing"
+NOTHING = "in some seeds BN does not help, or noisy BN has no more shift than none: they show nothing"
 
 
 def test_it_holds_where_bn_has_less_shift_and_shift_put_back_hurts() -> None:
@@ -151,7 +151,7 @@ def test_where_nothing_is_learnt_the_noise_drawn_anew_is_all_that_shifts(
     experiment = make_experiment(learning_rate=1e-30, steps=1)
     job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
     recipe = experiment.recipe("bn_mlp", size=28, activation="relu")
-    rows = study.shifted(job, recipe, noisy=noisy)["shift"]
+    rows = study.train_probed(job, recipe, noisy=noisy)["shift"]
     assert len(rows) == 2
     for row in rows:
         assert (number(row, "relative") > 0.05) == noisy

@@ -9,8 +9,8 @@ import torch
 from bnlab.data.dataset import Dataset, open_recorded_data
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
+from bnlab.lab.studies.inference_statistics import ema_statistics as statistics
 from bnlab.lab.studies.inference_statistics.ema_statistics import EmaStatistics, counts
-from bnlab.lab.studies.inference_statistics.study import ema_statistics as statistics
 from bnlab.lab.trained_network import Probe, train
 from bnlab.training.build import TrainingContext
 

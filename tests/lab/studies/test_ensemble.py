@@ -9,7 +9,7 @@ from bnlab.classifier.predict import Classifier, classify
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
-from bnlab.lab.studies.ensemble import ALL, CROPS, ONE, STUDY, answers
+from bnlab.lab.studies.ensemble import ALL, CROPS, ONE, STUDY, train_members
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
@@ -74,14 +74,14 @@ def test_networks_that_learnt_nothing_show_nothing() -> None:
 
 def test_a_member_that_diverges_ends_no_study(make_experiment: MakeBench, job: JobContext) -> None:
     recipe = make_experiment(size=16).recipe("bn_mlp", validate_every=100, learning_rate=1e30, schedule="constant")
-    rows = answers(job, recipe, members=1, mirrored=False)["accuracy"]
+    rows = train_members(job, recipe, members=1, mirrored=False)["accuracy"]
     assert all(math.isnan(float(row["test_top1"] or 0)) for row in rows)
     assert len(rows) == 2 * len(CROPS)
 
 
 def test_members_differ_and_are_averaged(make_experiment: MakeBench, job: JobContext) -> None:
     recipe = make_experiment().recipe("bn_small_inception", validate_every=100, dropout=0.0)
-    rows = answers(job, recipe, members=2, mirrored=False)["accuracy"]
+    rows = train_members(job, recipe, members=2, mirrored=False)["accuracy"]
     assert [(row["arm"], row["member"], row["crops"]) for row in rows] == [
         *[(ONE, member, number) for member in (0, 1) for number in CROPS],
         *[(ALL, None, number) for number in CROPS],

@@ -8,7 +8,7 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
 from bnlab.lab.studies.inference_statistics import study as inference_statistics
 from bnlab.lab.studies.inference_statistics.ema_statistics import BATCH, MOMENTA, POPULATION, counts
-from bnlab.lab.studies.inference_statistics.study import conclude, probed
+from bnlab.lab.studies.inference_statistics.study import conclude, train_probed
 from bnlab.lab.verdict import Verdict
 from bnlab.report.plots import plot_svg
 
@@ -128,7 +128,7 @@ def test_a_training_that_diverges_is_guessing_from_there_on(
 ) -> None:
     recipe = make_experiment(size=16).recipe("bn_small_inception", validate_every=100)
     recipe = recipe.model_copy(update={"norm_momentum": 1.0, "learning_rate": 1e30, "schedule": "constant"})
-    found = probed(job("a"), recipe, [1, 4])
+    found = train_probed(job("a"), recipe, [1, 4])
     guess = found["accuracy"][-1]["guess"]
     assert [row["top1"] for row in where(found["probes"], statistics=POPULATION)][-2:] == [guess] * 2
     assert {(row["top1"], row["against_all"]) for row in found["images"]} == {(guess, None)}

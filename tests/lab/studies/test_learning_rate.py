@@ -72,7 +72,7 @@ def test_14_times_is_not_told_by_judgements_too_far_apart() -> None:
     findings = STUDY.conclude(results)
     assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS, Verdict.NOT_SHOWN]
     assert findings.verdict == Verdict.NOT_SHOWN
-    assert any("14 times fewer steps is not told in 3 of 3 seeds" in remark for remark in findings.remarks)
+    assert any("14 times fewer steps is not known in 3 of 3 seeds" in remark for remark in findings.remarks)
 
 
 def test_without_a_stable_rate_there_is_no_ratio() -> None:
@@ -84,7 +84,7 @@ def test_without_a_stable_rate_there_is_no_ratio() -> None:
     assert math.isnan(findings.evidence[3].values[0])
     assert findings.verdict == Verdict.NOT_SHOWN
     assert "highest stable rate of Inception: no rate was stable in 1 of 3 seeds" in findings.remarks
-    assert "highest stable rate of BN-x5: the highest tried was in 3 of 3 seeds" in findings.remarks
+    assert "highest stable rate of BN-x5: the highest tried was stable in 3 of 3 seeds" in findings.remarks
     assert all("<svg" in plot_svg(plot) for plot in findings.plots.values())
 
 

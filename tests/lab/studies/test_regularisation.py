@@ -116,7 +116,7 @@ def test_a_training_that_diverged_is_guessing_without_a_gap(
 ) -> None:
     experiment = make_experiment(learning_rate=1e30)
     job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
-    results = study.gap(job, experiment.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
+    results = study.train_for_gap(job, experiment.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
     assert results["accuracy"][-1]["diverged_at"] is not None
     (row,) = results["gap"]
     assert row["train_top1"] == row["test_top1"] == row["guess"]

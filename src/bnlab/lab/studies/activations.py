@@ -5,28 +5,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnlab.lab.clauses import points_clause, ratio_clause
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BAND, caption, series_by_arm
-from bnlab.lab.records import Records, Results, by_seed, gained, last, mean, number, ratios, resolution, where
+from bnlab.lab.plots import accuracy_curves
+from bnlab.lab.records import Records, Results, average, gained, last, last_rows, mean, numbers, ratios, where
 from bnlab.lab.replay import preserving_state, use_batch_statistics
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import Probe, train
-from bnlab.lab.verdict import Evidence
+from bnlab.lab.trained_network import Probe, sample_of_train, train
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot, Series
 from bnlab.training.build import TrainingContext
-from bnlab.training.validate import calibration_batches
 
 RATES = (0.1, 0.3, 1.0, 3.0)
 PERCENTILES = (15, 50, 85)
-_LOOKED_AT = 512  # photos
+_IMAGES = 512  # training photos whose activations are recorded
 
 
 def measure(experiment: Experiment) -> Results:
-    """Both networks at each rate; of the last hidden layer the percentiles of each unit's input on the way."""
+    """Trains both networks at each rate, and records percentiles of what the last hidden layer's sigmoids receive."""
     same: dict[str, Any] = {
         "batch_size": 60,
         "steps": experiment.by_budget(1000, 50_000),
@@ -42,21 +41,24 @@ def measure(experiment: Experiment) -> Results:
     }
     networks = {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}
     arms = {arm: experiment.recipe(network, **same) for arm, network in networks.items()}
-    return experiment.run_learning_rates(arms, RATES, watched, every=experiment.by_budget(25, 250))
+    return experiment.run_learning_rates(arms, RATES, train_recording, every=experiment.by_budget(25, 250))
 
 
-def watched(job: JobContext, recipe: Recipe, every: int) -> Results:
-    """One training, looked at `every` so many steps."""
+def train_recording(job: JobContext, recipe: Recipe, every: int) -> Results:
+    """One training, whose percentiles are recorded every `every` steps."""
     probe = Percentiles(every)
     trained = train(job, recipe, probe=probe)
     return {"accuracy": trained.results["accuracy"]} | probe.summary()
 
 
 class Percentiles(Probe):
-    """The percentiles, over the same photos each time, of what goes into each sigmoid of the last hidden layer.
+    """Records the percentiles over photos of the input of each sigmoid of the last hidden layer.
 
-    The network normalises these photos by their own statistics, as in training it does a batch.
+    The photos are the same each time. The network normalises them by their own statistics, as it does a batch in
+    training.
     """
+
+    saved = ("seen",)
 
     def __init__(self, every: int) -> None:
         super().__init__()
@@ -65,14 +67,9 @@ class Percentiles(Probe):
         self.images = torch.empty(0)
 
     def begin(self, context: TrainingContext) -> None:
-        """Choose the photos: of train as inference sees them, for held-out ones are not for looking at here."""
-        loader = context.loader
-        paths = [loader.paths[i] for i in loader.sample(_LOOKED_AT)]
-        batches = calibration_batches(paths, context.preprocessing, batch_size=_LOOKED_AT, device=context.device)
-        self.images = next(batches)  # N x 3 x H x W
+        self.images, _ = sample_of_train(context, _IMAGES)  # N x 3 x H x W
 
     def before(self, step: int, context: TrainingContext) -> None:
-        """Look, where it is time."""
         if step % self.every:
             return
         network = context.network
@@ -85,14 +82,15 @@ class Percentiles(Probe):
             use_batch_statistics(network)
             network(self.images)
         hook.remove()
-        shares = torch.tensor(PERCENTILES, device=found[0].device) / 100
-        self.seen.append((step, found[0].float().quantile(shares, dim=0).cpu()))  # 3 x units
+        fractions = torch.tensor(PERCENTILES, device=found[0].device) / 100
+        self.seen.append((step, found[0].float().quantile(fractions, dim=0).cpu()))  # 3 x units
 
     def summary(self) -> Results:
-        """What is worth a table: how far all units' percentiles went, and those of the unit that went the median way.
+        """Two tables: the median movement of the layer's units, and the percentiles of the unit that moved that much.
 
-        A unit's movement is the range (highest less lowest over the training) of each percentile, averaged over the
-        three, in units of its mean spread (85th less 15th). So a unit that merely grows to another scale moves too.
+        A unit's movement is the range of each percentile over the training (highest less lowest), averaged over the
+        three percentiles, in units of the unit's mean spread (85th less 15th percentile). A unit whose inputs only
+        grow in scale moves too.
         """
         history = torch.stack([values for _, values in self.seen])  # T x 3 x units
         spread = (history[:, 2] - history[:, 0]).mean(0).clamp(min=1e-12)  # units
@@ -107,78 +105,52 @@ class Percentiles(Probe):
             "movement": [{"movement": float(movement.median()), "units": len(movement)}],
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """With what was seen."""
-        return super().state_dict() | {"seen": self.seen}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Stand where it stood."""
-        super().load_state_dict(state)
-        self.seen = state["seen"]
-
 
 def conclude(results: Results) -> Conclusion:
-    """Accuracy on the way and at the end, and how far the percentiles moved."""
+    """Compares the accuracies, at the end and on average over the training, and how far the percentiles moved."""
     accuracies, moves = chosen(results), chosen(results, "movement")
-    points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(accuracies)}
+    at_end, on_average = (gained(accuracies, WITH_BN, WITHOUT_BN, pick("test_top1")) for pick in (last, mean))
+    percentiles = where(chosen(results, "percentiles"), seed=0)
     return Conclusion(
         evidence=(
-            Evidence(
-                what="with BN the test accuracy is higher at the end",
-                values=gained(accuracies, WITH_BN, WITHOUT_BN, last("test_top1")),
-                **points,
+            points_clause("with BN the test accuracy is higher at the end", at_end, accuracies, above=0.0),
+            points_clause(
+                "with BN the test accuracy is higher on average over the training", on_average, accuracies, above=0.0
             ),
-            Evidence(
-                what="with BN the test accuracy is higher on average over the training",
-                values=gained(accuracies, WITH_BN, WITHOUT_BN, mean("test_top1")),
-                **points,
-            ),
-            Evidence(
-                what="with BN the inputs of the last sigmoids move less",
-                values=ratios(moves, WITH_BN, WITHOUT_BN, last("movement")),
+            ratio_clause(
+                "with BN the inputs of the last sigmoids move less",
+                ratios(moves, WITH_BN, WITHOUT_BN, last("movement")),
                 below=1.0,
-                unit="times",
-                ratio=True,
             ),
         ),
-        plots={"accuracy": _accuracy(accuracies)}
-        | {
-            f"percentiles {arm}": _percentiles(where(chosen(results, "percentiles"), arm=arm, seed=0), arm)
+        plots={
+            "accuracy": accuracy_curves(accuracies, "Accuracy of 3 x 100 sigmoid units", label="steps of 60 digits"),
+            **{f"percentiles {arm}": _percentiles(where(percentiles, arm=arm), arm) for arm in (WITH_BN, WITHOUT_BN)},
+        },
+        numbers={
+            f"learning rate {arm}, mean": average(last_rows(where(accuracies, arm=arm), "seed"), "learning_rate")
             for arm in (WITH_BN, WITHOUT_BN)
         },
-        numbers={f"learning rate {arm}, mean": _mean_rate(where(accuracies, arm=arm)) for arm in (WITH_BN, WITHOUT_BN)},
         remarks=lr_remarks(results),
     )
 
 
-def _mean_rate(rows: Records) -> float:
-    rates = by_seed(rows, last("learning_rate"))
-    return sum(rates) / len(rates)
-
-
-def _accuracy(rows: Records) -> Plot:
-    return Plot(
-        title="Accuracy of 3 x 100 sigmoid units",
-        x="steps of 60 digits",
-        y="right on test, %",
-        series=series_by_arm(rows, "step", "test_top1", times=100),
-        caption=caption(rows, BAND),
-        table="accuracy",
-    )
-
-
 def _percentiles(rows: Records, arm: str) -> Plot:
-    def line(percentile: Any) -> Series:
-        here = where(rows, percentile=percentile)
-        x, y = (tuple(number(row, key) for row in here) for key in ("step", "value"))
-        return Series(name=f"{percentile}th percentile", x=x, y=y, colour=0)
-
+    lines = {percentile: where(rows, percentile=percentile) for percentile in reversed(PERCENTILES)}
     return Plot(
         title=f"Input of a sigmoid of the last hidden layer, {arm}",
         x="steps of 60 digits",
         y="input of the sigmoid",
-        series=tuple(map(line, reversed(PERCENTILES))),  # as they lie, from the top
-        caption=f"over {_LOOKED_AT} digits; the unit whose movement is the median of its layer's, seed 0",
+        series=tuple(
+            Series(
+                name=f"{percentile}th percentile",
+                x=tuple(numbers(line, "step")),
+                y=tuple(numbers(line, "value")),
+                colour=0,
+            )
+            for percentile, line in lines.items()
+        ),
+        caption=f"over {_IMAGES} digits; the unit whose movement is the median of its layer's, seed 0",
         table="percentiles",
     )
 
@@ -189,14 +161,15 @@ STUDY = Study(
     claim="""With batch normalisation a sigmoid network trains faster and to a higher accuracy, and the distributions of
     its activations' inputs are more stable.""",
     source="Ioffe & Szegedy 2015, sec. 4.1 and Fig. 1",
-    protocol="""The paper's network: three hidden layers of 100 sigmoid units, on digits of 28 x 28, batches of 60,
-    weights from N(0, 0.05^2) (the paper says small and Gaussian, no more), the same initial weights in both. The paper
-    gives neither optimiser nor learning rate: plain gradient descent at a constant rate, the best of 0.1, 0.3, 1 and 3
-    by val accuracy, chosen for each network and seed. Percentiles are of 512 training digits, normalised by their own
-    statistics. Movement: the range of a unit's {15, 50, 85}th percentiles over the training in units of its mean
-    spread; the median over the layer's units.""",
-    rule="""Three clauses: a higher accuracy on test at the end (difference above 0), on average over the training
-    (above 0), and less movement (ratio below 1). Each by its 95% interval over seeds.""",
+    protocol="""The network is the paper's: three hidden layers of 100 sigmoid units, on digits of 28 x 28 pixels, in
+    batches of 60. Both networks begin with the same weights from N(0, 0.05^2); the paper says only that they are small
+    and Gaussian. The paper gives neither optimiser nor learning rate. Here it is plain gradient descent at a constant
+    rate: the best of 0.1, 0.3, 1 and 3 by val accuracy, chosen for each network and seed. The percentiles are those of
+    512 training digits, normalised by their own statistics. The movement of a unit is the range of its {15, 50, 85}th
+    percentiles over the training, in units of its mean spread; the study takes the median over the layer's units.""",
+    rule="""There are three clauses. With BN the test accuracy is higher at the end (the difference is above 0), it is
+    higher on average over the training (above 0), and the inputs move less (the ratio is below 1). Each is decided by
+    its 95% interval over seeds.""",
     measure=measure,
     conclude=conclude,
 )

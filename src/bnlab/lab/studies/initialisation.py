@@ -1,4 +1,4 @@
-"""Paper, abstract: "less careful about initialization". At which scales of its first weights a network trains."""
+"""Paper, abstract: "less careful about initialization". From which scales of its first weights a network trains."""
 
 import math
 from itertools import pairwise
@@ -7,19 +7,20 @@ from typing import Any
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import chosen
-from bnlab.lab.plots import BAND, caption, series_by_arm
-from bnlab.lab.records import Records, Results, learnt_threshold, number, numbers, seeds, where
+from bnlab.lab.plots import BAND, accuracy_curves, caption, series_by_arm
+from bnlab.lab.records import Records, Results, last_rows, learnt_threshold, number, numbers, seeds, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.report.plots import Plot
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 _SMALLEST, _LARGEST = -4, 1  # powers of 10
+_NETWORKS = (WITH_BN, WITHOUT_BN)
 
 
 def measure(experiment: Experiment) -> Results:
-    """Both networks from each scale, at each learning rate."""
-    each = experiment.by_budget(1, 2)  # scales to a decade
+    """Trains both networks from each scale, at each learning rate."""
+    each = experiment.by_budget(1, 2)  # scales in a decade
     scales = [10 ** (i / each) for i in range(each * _SMALLEST, each * _LARGEST + 1)]
     networks = experiment.by_budget({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.network_pair())
     same: dict[str, Any] = {
@@ -43,98 +44,94 @@ def measure(experiment: Experiment) -> Results:
 
 
 def conclude(results: Results) -> Conclusion:
-    """How many decades of scale train."""
+    """Compares how many decades of scale train with BN and without."""
     ends = _ends(chosen(results))
-    bars = {seed: _bar(where(ends, seed=seed)) for seed in seeds(ends)}
-    widths = {arm: [_width(where(ends, network=arm, seed=seed), bar) for seed, bar in bars.items()] for arm in _ARMS}
-    spacing = math.log10(_scales(ends)[1] / _scales(ends)[0])
+    thresholds = {seed: _threshold(where(ends, seed=seed)) for seed in seeds(ends)}
+    decades = {
+        network: [_decades(where(ends, network=network, seed=seed), least) for seed, least in thresholds.items()]
+        for network in _NETWORKS
+    }
+    scales = sorted(set(numbers(ends, "scale")))
     return Conclusion(
         evidence=(
             Evidence(
                 what="with BN more decades of the weights' first scale train",
-                values=tuple(a - b for a, b in zip(widths[WITH_BN], widths[WITHOUT_BN], strict=True)),
+                values=tuple(a - b for a, b in zip(decades[WITH_BN], decades[WITHOUT_BN], strict=True)),
                 above=0.0,
                 unit="decades",
-                resolution=spacing,
+                resolution=math.log10(scales[1] / scales[0]),
             ),
         ),
         plots={
-            "accuracy": _plot(ends, "test_top1", "Accuracy by the scale of the first weights", "right on test, %"),
-            "learning-rate": _plot(ends, "learning_rate", "The learning rate that suits it best", "learning rate"),
+            "accuracy": accuracy_curves(
+                ends,
+                "Accuracy by the scale of the first weights",
+                x="scale",
+                label="standard deviation of the first weights",
+                arm="network",
+                log_x=True,
+            ),
+            "learning-rate": Plot(
+                title="The learning rate that suits it best",
+                x="standard deviation of the first weights",
+                y="learning rate",
+                series=series_by_arm(ends, "scale", "learning_rate", arm="network"),
+                caption=caption(ends, BAND),
+                table="accuracy",
+                log_x=True,
+                log_y=True,
+            ),
         },
-        numbers={f"decades that train, {arm}, mean": sum(width) / len(width) for arm, width in widths.items()},
+        numbers={f"decades that train, {arm}, mean": sum(found) / len(found) for arm, found in decades.items()},
         remarks=_remarks(_ends(results["accuracy"]))
         + tuple(
             f"seed {seed}: neither network learnt from any scale, so it shows nothing"
-            for seed, bar in bars.items()
-            if math.isnan(bar)
+            for seed, threshold in thresholds.items()
+            if math.isnan(threshold)
         ),
     )
 
 
-_ARMS = (WITH_BN, WITHOUT_BN)
-
-
 def _ends(rows: Records) -> Records:
-    """The last judgement of each training."""
-    last = {(row["arm"], row["learning_rate"], row["seed"]): row for row in rows}
-    return list(last.values())
+    return last_rows(rows, "arm", "learning_rate", "seed")
 
 
-def _scales(rows: Records) -> list[float]:
-    return sorted(set(numbers(rows, "scale")))
-
-
-def _bar(rows: Records) -> float:
-    """The accuracy from which a seed's networks count as trained, either of them; NaN where none learnt anything."""
+def _threshold(rows: Records) -> float:
+    """The accuracy above which either network of a seed counts as trained; NaN where none learnt anything."""
     guess, best = number(rows[0], "guess"), max(numbers(rows, "test_top1"))
     return (guess + best) / 2 if best > learnt_threshold(rows[0]) else math.nan
 
 
-def _width(rows: Records, bar: float) -> float:
-    """Decades of scale at which a network's accuracy lies above the bar.
+def _decades(rows: Records, threshold: float) -> float:
+    """The decades of scale at which a network's accuracy is above the threshold.
 
-    Between two scales the accuracy is taken to run straight over the logarithm of the scale.
+    Between two scales the accuracy is interpolated linearly over the logarithm of the scale.
     """
-    if not rows or math.isnan(bar):
+    if not rows or math.isnan(threshold):
         return math.nan
     points = sorted((math.log10(number(row, "scale")), number(row, "test_top1")) for row in rows)
     width = 0.0
-    for (left, low), (right, high) in pairwise(points):
-        below, above = sorted((low, high))
-        if above > bar:
-            share = 1.0 if below >= bar else (above - bar) / (above - below)
-            width += share * (right - left)
+    for (left, one), (right, other) in pairwise(points):
+        low, high = sorted((one, other))
+        if high > threshold:
+            fraction = 1.0 if low >= threshold else (high - threshold) / (high - low)
+            width += fraction * (right - left)
     return width
 
 
 def _remarks(rows: Records) -> tuple[str, ...]:
     sentences = []
-    for arm in _ARMS:
-        here = where(rows, network=arm)
+    for network in _NETWORKS:
+        here = where(rows, network=network)
         diverged = sum(row["diverged_at"] is not None for row in here)
-        sentences.append(f"{arm}: {plural(diverged, 'training')} of {len(here)} diverged")
+        sentences.append(f"{network}: {plural(diverged, 'training')} of {len(here)} diverged")
         best = where(here, chosen=1)
         for rate, end in ((min(RATES), "lowest"), (max(RATES), "highest")):
             scales = sorted({number(row, "scale") for row in best if row["learning_rate"] == rate})
             if scales:
                 at = ", ".join(f"{scale:g}" for scale in scales)
-                sentences.append(f"{arm}: the best learning rate was the {end} tried ({rate:g}) at scales of {at}")
+                sentences.append(f"{network}: the best learning rate was the {end} tried ({rate:g}) at scales of {at}")
     return tuple(sentences)
-
-
-def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
-    is_share = column == "test_top1"
-    return Plot(
-        title=title,
-        x="standard deviation of the first weights",
-        y=y,
-        series=series_by_arm(rows, "scale", column, arm="network", times=100 if is_share else 1),
-        caption=caption(rows, BAND),
-        table="accuracy",
-        log_x=True,
-        log_y=not is_share,
-    )
 
 
 STUDY = Study(
@@ -143,16 +140,16 @@ STUDY = Study(
     claim="""With batch normalisation one can be "less careful about initialization": a network trains from first
     weights of more scales.""",
     source="Ioffe & Szegedy 2015, abstract and sec. 3.3",
-    protocol="""Three hidden layers of 100 rectified units (full: small Inception, or GoogLeNet on photos), with and
-    without BN, their first weights from N(0, s^2) with s from 0.0001 to 10 in decades (full: half decades); the
-    last layer's from N(0, 0.01^2), as always here. 150 steps (full: 3000) of gradient descent with momentum 0.9 on
-    batches of 60, at a constant learning rate: the best of 0.000001 to 1 in decades by val accuracy, chosen for
-    each network, scale and seed: with weights too large for the usual rates, a network without BN trains at a small
-    one. A scale trains if the accuracy on test lies above halfway from guessing to the best of the seed over all scales
-    and both networks, so that one bar holds for both; a seed whose best is no better than guessing shows
-    nothing.""",
-    rule="""One clause: the decades of scale that train (by one bar for both networks), with BN less without, are above
-    0, by their 95% interval over seeds, which is no narrower than one step of the grid to either side.""",
+    protocol="""The networks have three hidden layers of 100 rectified units (full: small Inception, or GoogLeNet on
+    photos), with and without BN. Their first weights are from N(0, s^2), with s from 0.0001 to 10 in decades (full:
+    half decades); those of the last layer are from N(0, 0.01^2), as in all of bnlab's networks. They are trained for
+    150 steps (full: 3000) by gradient descent with momentum 0.9 on batches of 60, at a constant learning rate: the best
+    of 0.000001 to 1 in decades by val accuracy, chosen for each network, scale and seed, because without BN a network
+    with weights too large for the usual rates may train at a small one. A scale trains if the test accuracy is more
+    than halfway from guessing to the best of the seed over all scales and both networks, so that one threshold holds
+    for both. A seed whose best is no better than guessing shows nothing.""",
+    rule="""There is one clause: the decades of scale that train with BN, less those that train without, are above 0.
+    It is decided by the 95% interval over seeds, which is no narrower than one step of the grid to either side.""",
     measure=measure,
     conclude=conclude,
 )

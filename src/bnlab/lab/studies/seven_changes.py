@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bnlab.config import load_settings
+from bnlab.lab.clauses import points_clause
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.lr_selection import divergence_remarks
 from bnlab.lab.plots import caption, interval_series
-from bnlab.lab.records import Results, average, distinct, gained, last, resolution, where
+from bnlab.lab.records import Results, average, distinct, gained, last, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.registry import has_row
@@ -16,7 +17,7 @@ from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
 
 NONE, SEVEN = "none of them", "all of them"
-# The change, by the recipe's key that makes it.
+# The recipe key that makes each change, and its name.
 CHANGES: Mapping[str, str] = {
     "learning_rate": "5 times the learning rate",
     "dropout": "no dropout",
@@ -29,7 +30,7 @@ CHANGES: Mapping[str, str] = {
 
 
 def measure(experiment: Experiment) -> Results:
-    """BN-Baseline, BN-x5, and what lies one change from either, at equal steps."""
+    """Trains BN-Baseline, BN-x5 and all recipes that are one change away from either, for equally many steps."""
     before, after = (_recipe(experiment, name) for name in ("bn-baseline", "bn-x5"))
     differing = [key for key in CHANGES if getattr(before, key) != getattr(after, key)]
     arms = {NONE: before, SEVEN: after}
@@ -52,33 +53,26 @@ def _recipe(experiment: Experiment, name: str) -> Recipe:
 
 
 def conclude(results: Results) -> Conclusion:
-    """All together decide; of each alone an interval that allows for how many there are."""
+    """All changes together decide. The interval of each change alone allows for the number of comparisons."""
     rows = results["accuracy"]
     arms = [str(arm) for arm in distinct(rows, "arm")]
     changes = [change for change in CHANGES.values() if f"only {change}" in arms]
-    points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(rows)}
     level = 1 - 0.05 / (2 * len(changes))
 
-    def each(change: str, kind: str) -> Evidence:
-        pair = (f"only {change}", NONE) if kind == "added" else (SEVEN, f"all but {change}")
-        return Evidence(
-            what=f"{change}, {kind}, raises the accuracy"
-            if kind == "added"
-            else f"leaving out {change} costs accuracy",
-            values=gained(rows, *pair, last("test_top1")),
-            level=level,
-            primary=False,
-            **points,
-        )
+    def secondary(what: str, first: str, second: str) -> Evidence:
+        gain = gained(rows, first, second, last("test_top1"))
+        return points_clause(what, gain, rows, above=0.0, level=level, primary=False)
 
-    added, left = ([each(change, kind) for change in changes] for kind in ("added", "left out"))
-    together = Evidence(
-        what="the changes together raise the accuracy at equal steps",
-        values=gained(rows, SEVEN, NONE, last("test_top1")),
-        **points,
+    together = points_clause(
+        "the changes together raise the accuracy at equal steps",
+        gained(rows, SEVEN, NONE, last("test_top1")),
+        rows,
+        above=0.0,
     )
+    added = [secondary(f"{change}, added, raises the accuracy", f"only {change}", NONE) for change in changes]
+    left = [secondary(f"leaving out {change} costs accuracy", SEVEN, f"all but {change}") for change in changes]
 
-    def changes_of(evidence: Sequence[Evidence]) -> dict[str, Plot]:
+    def plot_changes(evidence: Sequence[Evidence]) -> dict[str, Plot]:
         alone = evidence[1:]
         text = f"point: mean over seeds, bar: {100 * level:.1f}% interval, so that all hold together in 95%"
         plot = Plot(
@@ -99,7 +93,7 @@ def conclude(results: Results) -> Conclusion:
     return Conclusion(
         evidence=(together, *added, *left),
         plots={},
-        intervals=changes_of,
+        intervals=plot_changes,
         numbers={f"accuracy with {arm}, %": 100 * average(where(rows, arm=arm), "test_top1") for arm in (NONE, SEVEN)},
         remarks=divergence_remarks(rows),
     )
@@ -113,12 +107,12 @@ STUDY = Study(
     normalisation, more thorough shuffling, less photometric distortion.""",
     source="Ioffe & Szegedy 2015, sec. 4.2.1",
     protocol="""BN-Baseline and BN-x5 differ in the seven changes. Each change is added to BN-Baseline alone, and left
-    out of BN-x5 alone; all trainings have equal steps, and the accuracy on test at their end is compared. Quick: small
-    Inception at 32 px, 150 steps, from a learning rate of 0.01; it has no place for local response normalisation, so
-    six changes remain. Full: BN-Inception by the paper's recipes.""",
-    rule="""One clause decides: the accuracy with all changes less that with none is above 0, by its 95% interval over
-    seeds. Of each change alone the interval is widened (Bonferroni) for twice as many comparisons as there are
-    changes; they stand beside, for the paper claims the changes together.""",
+    out of BN-x5 alone. All trainings have equally many steps, and their final accuracies on test are compared. Quick:
+    small Inception at 32 px for 150 steps, with a learning rate of 0.01 for BN-Baseline. It has no local response
+    normalisation to leave out, so six changes remain. Full: BN-Inception by the paper's recipes.""",
+    rule="""There is one primary clause: the accuracy with all changes, less that with none, is above 0, by its 95%
+    interval over seeds. The changes alone are secondary, because the paper claims them together; their intervals are
+    widened (Bonferroni) for twice as many comparisons as there are changes.""",
     measure=measure,
     conclude=conclude,
 )

@@ -1,4 +1,4 @@
-"""The example of sec. 2 of the paper: a bias, and a mean that the gradient step may ignore."""
+"""The example of sec. 2 of the paper: a bias before a mean whose dependence on it the gradient may ignore."""
 
 from functools import partial
 from typing import Any
@@ -10,25 +10,25 @@ from torch.nn import functional as F
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results
 from bnlab.lab.replay import preserving_state
-from bnlab.lab.trained_network import Probe, train
+from bnlab.lab.trained_network import Probe, sample_of_train, train
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.training.build import TrainingContext
-from bnlab.training.validate import calibration_batches
 
 WITHIN, OUTSIDE, SCALED = "mean within the step", "mean outside", "mean and variance outside"
 ARMS = (WITHIN, OUTSIDE, SCALED)
 ALONE, ALL = "the biases alone", "everything"
-_LOOKED_AT = 512  # photos
+_IMAGES = 512  # training photos on which the loss is measured
 
 
 class DetachedMean(nn.Module):
-    """The paper's example: x = u + b, and from it x - E[x], over the batch; N x C x ... in and out.
+    """The paper's example: x = u + b for a bias b, and of it x - E[x], with E[x] over the batch and all positions.
 
-    Its gradient follows E[x] too, or ignores that it depends on b and u ("outside"). "mean and variance outside"
-    divides by the standard deviation besides, and ignores that this depends on u.
+    The arm says what the gradient sees: the dependence of E[x] on b and u ("mean within the step"), or a constant
+    ("mean outside"). "mean and variance outside" also divides by the standard deviation (biased, with an eps of 1e-5),
+    which the gradient takes for a constant too. Training and evaluation are alike. N x C x ... in and out.
     """
 
     def __init__(self, channels: int, arm: str) -> None:
@@ -37,7 +37,6 @@ class DetachedMean(nn.Module):
         self.arm = arm
 
     def forward(self, u: Tensor) -> Tensor:
-        """N x C x ... as it came."""
         x = u + self.bias.view(-1, *[1] * (u.ndim - 2))  # N x C x ...
         others = [d for d in range(x.ndim) if d != 1]
         mean = x.mean(others, keepdim=True)  # 1 x C x ...
@@ -47,8 +46,8 @@ class DetachedMean(nn.Module):
         return x
 
 
-def detached(job: JobContext, recipe: Recipe, how: dict[str, Any]) -> Results:
-    """A network of such layers: of it the biases alone are trained, or everything."""
+def train_detached(job: JobContext, recipe: Recipe, how: dict[str, Any]) -> Results:
+    """One training of a network with these layers, in which the biases alone are trained, or everything."""
     probe = Growth(how["every"])
     make = partial(make_network, arm=how["arm"], alone=how["learned"] == ALONE)
     trained = train(job, recipe, probe=probe, make=make)
@@ -56,7 +55,7 @@ def detached(job: JobContext, recipe: Recipe, how: dict[str, Any]) -> Results:
 
 
 def make_network(recipe: Recipe, classes: int, arm: str, *, alone: bool) -> TableNetwork:
-    """A network with these layers in place of BN; `alone`: nothing else of it is trained."""
+    """A network with these layers in place of BN. With `alone`, only their biases are trained."""
     norm = partial(DetachedMean, arm=arm)
     network = build(recipe.network, classes=classes, norm=norm, width=recipe.width, seed=recipe.seed)
     for unit in conv_norm_acts(network):
@@ -66,7 +65,7 @@ def make_network(recipe: Recipe, classes: int, arm: str, *, alone: bool) -> Tabl
 
 
 class Growth(Probe):
-    """The norm of all biases of `DetachedMean` layers, and the loss on the same photos each time."""
+    """Records the norm of all biases of `DetachedMean` layers, and the loss on the same photos each time."""
 
     def __init__(self, every: int) -> None:
         super().__init__()
@@ -74,27 +73,19 @@ class Growth(Probe):
         self.images = self.labels = torch.empty(0)
 
     def begin(self, context: TrainingContext) -> None:
-        """Choose the photos, of train."""
-        loader = context.loader
-        chosen = loader.sample(_LOOKED_AT)
-        batches = calibration_batches(
-            [loader.paths[i] for i in chosen], context.preprocessing, batch_size=_LOOKED_AT, device=context.device
-        )
-        self.images, self.labels = next(batches), torch.from_numpy(loader.labels[chosen]).to(context.device)
+        self.images, self.labels = sample_of_train(context, _IMAGES)
 
     def before(self, step: int, context: TrainingContext) -> None:
-        """What it begins with."""
         if step == 0:
-            self._look(0, context)
+            self._record(0, context)
 
     def after(self, step: int, context: TrainingContext) -> None:
-        """Look, where it is time."""
         if (step + 1) % self.every == 0:
-            self._look(step + 1, context)
+            self._record(step + 1, context)
 
-    def _look(self, step: int, context: TrainingContext) -> None:
+    def _record(self, step: int, context: TrainingContext) -> None:
         with preserving_state(context.network), torch.no_grad():
-            context.network.eval()  # Centred takes the batch's mean all the same
+            context.network.eval()  # DetachedMean takes the mean of the batch all the same
             loss = F.cross_entropy(context.network(self.images), self.labels)
         layers = [unit.bn for unit in conv_norm_acts(context.network) if isinstance(unit.bn, DetachedMean)]
         norm = sum(float(layer.bias.detach().double().square().sum()) for layer in layers) ** 0.5

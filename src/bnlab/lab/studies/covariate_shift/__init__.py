@@ -1,5 +1,3 @@
-"""The study of covariate shift: `study.py` measures and assesses it, the other files are what it alone needs."""
+"""The study itself is in `study.py`; the other files are helpers that it alone uses."""
 
-from bnlab.lab.studies.covariate_shift.study import STUDY
-
-__all__ = ["STUDY"]
+from bnlab.lab.studies.covariate_shift.study import STUDY as STUDY

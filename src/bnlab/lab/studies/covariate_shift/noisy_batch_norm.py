@@ -1,4 +1,4 @@
-"""Batch normalisation with the internal covariate shift put back: noise after it, drawn anew in each step."""
+"""Batch normalisation followed by noise, new in each step, which brings internal covariate shift back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,19 @@ from bnlab.nets.network import TableNetwork
 from bnlab.norm.kernels import Running
 from bnlab.norm.layers import BatchNorm
 
-SHIFT, SCALE, SPREAD = 0.5, 1.25, 0.1  # standard deviations while gamma is 1, a factor, and either from value to value
+SHIFT, SCALE = 0.5, 1.25  # at most: standard deviations while gamma is 1, and a factor
+SPREAD = 0.1  # of both, from value to value
 
 
 class NoisyBatchNorm(BatchNorm):
-    """BN, whose output is shifted and scaled anew in each step of training.
+    """BN whose output y is shifted and scaled in training: y * s + m, with new s and m in each step.
 
-    y * s + m, where for each channel and step a mean mu ~ U(-0.5, 0.5) and a scale sigma ~ U(1, 1.25) are drawn, and
-    for each value m ~ U(mu - 0.1, mu + 0.1) and s ~ N(sigma, 0.1^2), in the manner of Santurkar et al. 2018; the
-    strengths are ours. y is BN's, N x C x ... in and out; inference has no noise. The noise follows from torch's seed,
-    and from `other`, so that a step can be seen again with other noise in this layer and the same in all others.
+    For each channel, a mean mu ~ U(-0.5, 0.5) and a scale sigma ~ U(1, 1.25) are drawn; then for each value
+    m ~ U(mu - 0.1, mu + 0.1) and s ~ N(sigma, 0.1^2). This is the manner of Santurkar et al. 2018; the strengths are
+    bnlab's own. Inference has no noise. N x C x ... in and out.
+
+    The noise follows from torch's seed and from `other`. So a step can be repeated with other noise in this layer and
+    the same noise in all others.
     """
 
     other = False
@@ -45,7 +48,7 @@ class NoisyBatchNorm(BatchNorm):
 
 @contextmanager
 def other_noise(network: TableNetwork, rows: set[str]) -> Iterator[None]:
-    """Other noise in these rows of the network's table, the same in all others."""
+    """Other noise in these rows of the network's table, and the same noise in all others."""
     layers = [layer for row in rows for layer in network.get_submodule(row).modules()]
     noisy = [layer for layer in layers if isinstance(layer, NoisyBatchNorm)]
     for layer in noisy:

@@ -1,16 +1,17 @@
-"""Santurkar et al. 2018: is it less internal covariate shift that makes batch normalisation help?"""
+"""Santurkar et al. 2018: does batch normalisation help because there is less internal covariate shift?"""
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from bnlab.errors import plural
+from bnlab.lab.clauses import points_clause, ratio_clause
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import LearntFilter, chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BAND, caption, series_by_arm
+from bnlab.lab.plots import BAND, accuracy_curves, series_by_arm
 from bnlab.lab.records import (
     Records,
     Results,
@@ -18,11 +19,10 @@ from bnlab.lab.records import (
     by_seed,
     distinct,
     gained,
+    geometric_mean,
     last,
     mean,
-    numbers,
     ratios,
-    resolution,
     seeds,
     where,
 )
@@ -41,14 +41,14 @@ NOISY = "with noisy BN"
 ARMS = (WITHOUT_BN, WITH_BN, NOISY)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 _TRIED = ", ".join(f"{rate:g}" for rate in RATES)
-EQUAL = 0.01  # the rate at which arms are compared too
-_LAYERS = 3  # looked at in each network
-_LOOKS = 10  # in each training
-_HELPED = 2.0  # points of accuracy: from here on a network counts as helped
+EQUAL = 0.01  # the rate of a secondary comparison, in which all arms have the same
+_LAYERS = 3  # whose shift is measured, in each network
+_PROBE_STEPS = 10  # in each training
+_HELPED = 2.0  # points of accuracy, from which on a network counts as helped
 
 
 def measure(experiment: Experiment) -> Results:
-    """Three networks at each rate; the shift on the way."""
+    """Trains three networks at each rate, and measures the shift during the training."""
     networks = experiment.network_pair()
     same: dict[str, Any] = {
         "steps": experiment.by_budget(150, 10_000),
@@ -57,86 +57,76 @@ def measure(experiment: Experiment) -> Results:
     }
     if experiment.budget == "quick" and experiment.splits.kind == "digits":
         same["size"] = 16
+    recipes = {arm: experiment.recipe(networks.get(arm, networks[WITH_BN]), **same) for arm in ARMS}
     measurements = []
-    for arm in ARMS:
-        recipe = experiment.recipe(networks.get(arm, networks[WITH_BN]), **same)
-        measurements += [
-            experiment.measurement(
-                shifted,
-                seed,
-                labels={"arm": arm, "learning_rate": rate},
-                recipe=recipe.model_copy(update={"learning_rate": rate}),
-                noisy=arm == NOISY,
+    for arm, recipe in recipes.items():
+        for rate in RATES:
+            at_rate = {arm: recipe.model_copy(update={"learning_rate": rate})}
+            measurements += experiment.measurements(
+                at_rate, train_probed, labels={"learning_rate": rate}, noisy=arm == NOISY
             )
-            for rate in RATES
-            for seed in experiment.seeds
-        ]
     return mark_chosen(experiment.run(measurements))
 
 
-def shifted(job: JobContext, recipe: Recipe, noisy: bool) -> Results:
-    """One training, with the shift of some layers on the way."""
-
-    def layer(channels: int) -> nn.Module:
-        return NoisyBatchNorm(channels, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
-
-    probe = Shift(probe_steps=_LOOKS, layers=_LAYERS)
-    train(job, recipe, probe=probe, make=with_norm(layer) if noisy else None)
+def train_probed(job: JobContext, recipe: Recipe, noisy: bool) -> Results:
+    """One training, with the shift of some layers at some of its steps."""
+    probe = Shift(probe_steps=_PROBE_STEPS, layers=_LAYERS)
+    train(job, recipe, probe=probe, make=with_norm(NoisyBatchNorm) if noisy else None)
     return {"accuracy": probe.results["accuracy"], "shift": probe.results.get("shift", [])}
 
 
 class Shift(Probe):
-    """How far the updates of the layers before it turn a layer's gradient (Santurkar et al. 2018, Def. 2.1).
+    """Measures how the updates of earlier layers change a layer's gradient (Santurkar et al. 2018, Def. 2.1).
 
-    G is the gradient of the step's loss with respect to a layer's weights before the step; G' the same, on the same
-    batch, with the parameters of all rows before the layer's as the step left them, and with noise drawn anew there, if
-    there is any. A layer stands for its row of the network's table: the row's first.
+    G is the gradient of the step's loss with respect to a layer's weights before the step. G' is the same on the same
+    batch, after all rows of the network's table before the layer's have their parameters as the step left them, and
+    new noise, if they have noise. Each row is represented by its first layer.
     """
 
     def __init__(self, probe_steps: int, layers: int) -> None:
         super().__init__()
         self.probe_steps, self.layers = probe_steps, layers
-        self.before_it: dict[str, Tensor] = {}
+        self.weights_before: dict[str, Tensor] = {}
 
     def before(self, step: int, context: TrainingContext) -> None:
-        """Keep the weights, where it is time."""
-        self.before_it = {}
+        self.weights_before = {}
         if is_probe_step(step, context, self.probe_steps):
-            self.before_it = {name: p.detach().clone() for name, p in context.network.named_parameters()}
+            self.weights_before = {name: p.detach().clone() for name, p in context.network.named_parameters()}
 
     def after(self, step: int, context: TrainingContext) -> None:
-        """Compare, where the weights were kept."""
-        if not self.before_it:
+        if not self.weights_before:
             return
         network = context.network
         parameters = dict(network.named_parameters())
         updated = {name: p.detach().clone() for name, p in parameters.items()}
         batch, chosen_layers = batch_at(step, context), shifted_layers(network, self.layers)
         with replaying(context):
-            set_parameters(parameters, self.before_it)
+            set_parameters(parameters, self.weights_before)
             weights = [weight for _, weight, _ in chosen_layers]
             _, old = loss_and_gradients(context, batch, weights, step)
             for (name, weight, earlier), gradient in zip(chosen_layers, old, strict=True):
                 set_parameters(parameters, {key: updated[key] for key in parameters if key.split(".")[0] in earlier})
                 with other_noise(network, earlier):
                     _, (new,) = loss_and_gradients(context, batch, [weight], step)
-                set_parameters(parameters, self.before_it)
+                set_parameters(parameters, self.weights_before)
                 if gradient.isfinite().all() and new.isfinite().all():
                     row: Row = {"step": step, "layer": name}
                     self.write("shift", row | compared(gradient, new))
-        self.before_it = {}
+        self.weights_before = {}
 
 
 def shifted_layers(network: TableNetwork, most: int) -> list[tuple[str, nn.Parameter, set[str]]]:
-    """Up to so many rows' first layers, evenly spread, the last among them: row, weights, rows before it."""
+    """Up to `most` layers, evenly spread over the rows of the network, including the last row.
+
+    Each is given by the name of its row, whose first layer it is, its weights, and the names of the rows before it.
+    """
     rows = [name for name in network.order if conv_norm_acts(network.get_submodule(name))]
     count = min(most, len(rows) - 1)
-    places = [round((i + 1) * (len(rows) - 1) / count) for i in range(count)]
     found = []
-    for job in places:
-        layer = conv_norm_acts(network.get_submodule(rows[job]))[0].layer
+    for i in (round((i + 1) * (len(rows) - 1) / count) for i in range(count)):
+        layer = conv_norm_acts(network.get_submodule(rows[i]))[0].layer
         weight = next(p for p in layer.parameters() if p.ndim > 1)
-        found.append((rows[job], weight, set(rows[:job])))
+        found.append((rows[i], weight, set(rows[:i])))
     return found
 
 
@@ -149,105 +139,76 @@ def compared(old: Tensor, new: Tensor) -> Row:
 
 
 def conclude(results: Results) -> Conclusion:
-    """The shift of three networks, and how well they train."""
+    """Compares the shift in three networks, and how well they train."""
     accuracies, shifts = chosen(results), chosen(results, "shift")
     equal = where(results["shift"], learning_rate=EQUAL)
-    learnt, learnt_so = LearntFilter(accuracies), LearntFilter(where(results["accuracy"], learning_rate=EQUAL))
-    points: dict[str, Any] = {"unit": "points", "resolution": resolution(accuracies)}
+    learnt, learnt_equal = LearntFilter(accuracies), LearntFilter(where(results["accuracy"], learning_rate=EQUAL))
+    points = partial(points_clause, tested=accuracies)
 
-    def better(first: str, second: str) -> tuple[float, ...]:
+    def gain(first: str, second: str) -> tuple[float, ...]:
         return learnt.only(gained(accuracies, first, second, last("test_top1")), second)
 
-    def steadier(what: str, rows: Records, learnt: LearntFilter, *, primary: bool = False) -> Evidence:
+    def direction(what: str, rows: Records, learnt: LearntFilter, *, primary: bool) -> Evidence:
         ours, theirs = (by_seed(rows, mean("cosine"), arm=arm) for arm in (WITH_BN, WITHOUT_BN))
         values = [a - b for a, b in zip(ours, theirs, strict=True)]
         return Evidence(what=what, values=learnt.only(values, WITH_BN, WITHOUT_BN), above=0.0, primary=primary)
 
-    def moved(what: str, rows: Records, learnt: LearntFilter, first: str, second: str, **claimed: Any) -> Evidence:
-        values = learnt.only(ratios(rows, first, second, _typical("relative")), first, second)
-        return Evidence(what=what, values=values, unit="times", ratio=True, **claimed)
+    def distance(first: str, second: str, rows: Records = shifts, learnt: LearntFilter = learnt) -> tuple[float, ...]:
+        return learnt.only(ratios(rows, first, second, geometric_mean("relative")), first, second)
 
-    turned, share = "a layer's gradient keeps its direction better", "a layer's gradient moves less, relative to it"
-    beside: dict[str, Any] = {"above": 1.0, "primary": False}
-    back = moved("with noisy BN it moves more than without BN", shifts, learnt, NOISY, WITHOUT_BN, **beside)
-    # Where there is no help, or as little shift as with BN, it proves nothing how well noisy BN trains.
-    helps = better(WITH_BN, WITHOUT_BN)
-    asked = [times > 1 and help >= _HELPED for times, help in zip(back.values, helps, strict=True)]
-    helped = [gain if ask else math.nan for gain, ask in zip(better(NOISY, WITHOUT_BN), asked, strict=True)]
-    same = f", both at a learning rate of {EQUAL:g}"
+    keeps, moves = "a layer's gradient keeps its direction better", "a layer's gradient moves less, relative to it"
+    at_equal = f", both at a learning rate of {EQUAL:g}"
+    # How well noisy BN trains proves nothing if BN does not help, or if the noise adds no shift.
+    more_shift, helps = distance(NOISY, WITHOUT_BN), gain(WITH_BN, WITHOUT_BN)
+    counts = [times > 1 and help >= _HELPED for times, help in zip(more_shift, helps, strict=True)]
+    noisy_helps = [value if known else math.nan for value, known in zip(gain(NOISY, WITHOUT_BN), counts, strict=True)]
+    remarks = [*learnt.remarks, *lr_remarks(results)]
+    if not all(counts):
+        remarks.insert(0, "in some seeds BN does not help, or noisy BN has no more shift than none: they show nothing")
     return Conclusion(
         evidence=(
-            steadier(f"with BN {turned}: difference of the cosines", shifts, learnt, primary=True),
-            moved(f"with BN {share}", shifts, learnt, WITH_BN, WITHOUT_BN, below=1.0),
-            Evidence(
-                what="noisy BN, with more shift than without BN, does not help: its test accuracy less that without",
-                values=tuple(helped),
+            direction(f"with BN {keeps}: difference of the cosines", shifts, learnt, primary=True),
+            ratio_clause(f"with BN {moves}", distance(WITH_BN, WITHOUT_BN), below=1.0),
+            points(
+                "noisy BN, with more shift than without BN, does not help: its test accuracy less that without",
+                noisy_helps,
                 below=_HELPED,
-                **points,
             ),
-            back,
-            moved("with noisy BN it moves more than with BN", shifts, learnt, NOISY, WITH_BN, **beside),
+            ratio_clause("with noisy BN it moves more than without BN", more_shift, above=1.0, primary=False),
+            ratio_clause(
+                "with noisy BN it moves more than with BN", distance(NOISY, WITH_BN), above=1.0, primary=False
+            ),
             *(
-                Evidence(
-                    what=f"{first} the test accuracy is higher than {second}",
-                    values=better(first, second),
-                    above=0.0,
-                    primary=False,
-                    **points,
+                points(
+                    f"{first} the test accuracy is higher than {second}", gain(first, second), above=0.0, primary=False
                 )
                 for first, second in ((NOISY, WITHOUT_BN), (WITH_BN, NOISY), (WITH_BN, WITHOUT_BN))
             ),
-            steadier(f"with BN {turned}{same}", equal, learnt_so),
-            moved(f"with BN {share}{same}", equal, learnt_so, WITH_BN, WITHOUT_BN, below=1.0, primary=False),
+            direction(f"with BN {keeps}{at_equal}", equal, learnt_equal, primary=False),
+            ratio_clause(
+                f"with BN {moves}{at_equal}",
+                distance(WITH_BN, WITHOUT_BN, equal, learnt_equal),
+                below=1.0,
+                primary=False,
+            ),
         ),
         plots={
-            "accuracy": _accuracy(accuracies),
+            "accuracy": accuracy_curves(accuracies, "Accuracy of the three networks"),
             "cosine": _plot(shifts, "cosine", "Direction of a layer's gradient, before and after the others' update"),
             "distance": _plot(shifts, "relative", "Move of a layer's gradient under the others' update"),
         },
         numbers={f"learning rate {arm}, mean": mean("learning_rate")(where(accuracies, arm=arm)) for arm in ARMS},
-        remarks=(
-            *(
-                []
-                if all(asked)
-                else ["in some seeds BN does not help, or noisy BN has no more shift than none: they tell nothing"]
-            ),
-            *learnt.remarks,
-            *lr_remarks(results),
-        ),
+        remarks=tuple(remarks),
     )
-
-
-def _accuracy(rows: Records) -> Plot:
-    return Plot(
-        title="Accuracy of the three networks",
-        x="steps",
-        y="right on test, %",
-        series=series_by_arm(rows, "step", "test_top1", times=100),
-        caption=caption(rows, BAND),
-        table="accuracy",
-    )
-
-
-def _typical(column: str) -> Callable[[Records], float]:
-    """Picks the geometric mean over layers and steps."""
-    return lambda rows: math.exp(sum(math.log(max(value, 1e-300)) for value in numbers(rows, column)) / len(rows))
 
 
 def _plot(shifts: Records, column: str, title: str) -> Plot:
     labels = {"cosine": "cos(G, G')", "relative": "||G - G'|| / ||G||"}
-    over_layers = [
-        {"arm": arm, "seed": seed, "step": step, column: mean(column)(rows)}
-        for arm in distinct(shifts, "arm")
-        for seed in seeds(shifts)
-        for step in distinct(shifts, "step")
-        if (rows := where(shifts, arm=arm, seed=seed, step=step))
-    ]
     return Plot(
         title=title,
         x="steps",
         y=labels[column],
-        series=series_by_arm(over_layers, "step", column),
+        series=series_by_arm(shifts, "step", column),
         caption=f"{plural(len(seeds(shifts)), 'seed')}, mean of {len(distinct(shifts, 'layer'))} layers; {BAND}",
         table="shift",
         log_y=column == "relative",
@@ -259,22 +220,23 @@ STUDY = Study(
     title="Internal covariate shift",
     claim="""Batch normalisation helps because it reduces internal covariate shift: the change of a layer's inputs as
     the layers before it are updated.""",
-    source="""Ioffe & Szegedy 2015, title and sec. 2; judged as Santurkar et al. 2018, How Does Batch Normalization Help
-    Optimization?, sec. 2.2 and Def. 2.1, judged it, who found against it""",
-    protocol=f"""One network without BN, with BN, and with noisy BN: after each BN, for each channel and step anew, a
-    shift of up to {SHIFT:g} (standard deviations, while gamma is 1) and a scaling by a factor of up to {SCALE:g}, and
-    a little more for each value. 150 steps (full: 10,000) of the recipe for the photos (quick, digits: at 16 px),
-    without dropout; same initial weights and batches (without BN the weights are scaled on a batch so that each layer
-    begins with outputs of a mean square of 1), the learning rate the best of {_TRIED} by val for each arm and seed.
-    Shift of a layer at a step: G, the gradient of the step's loss with respect to its weights before the step, against
-    G', the same on the same batch with all layers before it as the step left them (and their noise drawn anew); of
-    {_LAYERS} layers at {_LOOKS} steps. cos(G, G') is averaged, ||G - G'|| / ||G|| as logarithms. Santurkar et al.
-    trained VGG on CIFAR-10.""",
-    rule=f"""Three clauses: the cosine is higher with BN than without (difference above 0), the relative distance is
-    lower (ratio below 1), and noisy BN does not help (its test accuracy less that without BN is below {_HELPED:g}
-    points), which is asked only of seeds in which BN itself does help, and noisy BN has more shift than there is
-    without BN (ratio of the distances above 1), and shown only where that is in all. Each by its 95% interval over
-    seeds. A seed in which an arm ends no better than guessing gives no number for what is compared with it.""",
+    source="""Ioffe & Szegedy 2015, title and sec. 2; tested in the way of Santurkar et al. 2018, How Does Batch
+    Normalization Help Optimization?, sec. 2.2 and Def. 2.1, who found against it""",
+    protocol=f"""One network is trained without BN, with BN, and with noisy BN. Noise after each BN shifts each channel
+    in each step by up to {SHIFT:g} (standard deviations, while gamma is 1) and scales it by up to {SCALE:g}, with a
+    little more of either for each value. Trainings take 150 steps (full: 10,000) of the recipe for the photos (quick,
+    digits: at 16 px), without dropout. The initial weights and batches are the same, except that without BN the weights
+    are scaled on a batch so that each layer begins with outputs of mean square 1. The learning rate is the best of
+    {_TRIED} by val accuracy, for each arm and seed. The shift of a layer at a step compares two gradients of the step's
+    loss with respect to its weights: G, before the step, and G', on the same batch with all layers before it as the
+    step left them and with new noise. It is measured for {_LAYERS} layers at {_PROBE_STEPS} steps; cos(G, G') is
+    averaged, and ||G - G'|| / ||G|| as logarithms. Santurkar et al. trained VGG on CIFAR-10.""",
+    rule=f"""There are three clauses. With BN the cosine is higher than without (the difference is above 0), and the
+    relative distance is lower (the ratio is below 1). Noisy BN does not help: its test accuracy less that without BN is
+    below {_HELPED:g} points. The third clause takes only seeds in which BN itself helps, and in which noisy BN has more
+    shift than the network without BN (the ratio of the distances is above 1); it is shown only if all seeds are such.
+    Each is decided by its 95% interval over seeds. A seed in which an arm ends no better than guessing gives no number
+    for the comparisons with that arm.""",
     measure=measure,
     conclude=conclude,
 )

@@ -1,9 +1,11 @@
-"""Moving averages of the batches' statistics, beside other statistics, tried while a network is trained."""
+"""Moving averages of the batches' statistics and other statistics for inference, compared during a training.
+
+Shapes: C is the number of channels of all layers together. "2C" are the means of all layers, then their variances.
+"""
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,29 +22,29 @@ from bnlab.training.build import TrainingContext
 POPULATION, BATCH = "population", "batch"
 MOMENTA = (0.5, 0.1, 0.01, 0.001)
 USUAL = (0.1, 0.01)  # the defaults of PyTorch, and of TensorFlow in PyTorch's sense
-ALL = 10_000  # photos that stand for the population, where train has more
+ALL = 10_000  # photos that represent the population, if train has more
 
 
 class EmaStatistics(Probe):
-    """Moving averages of the batches' statistics, of several momenta; they and others are tried at some steps."""
+    """Keeps moving averages of several momenta, and evaluates the network by them and by others at some steps."""
+
+    saved = ("averages", "initial", "probed")
 
     def __init__(self, dataset: Dataset, probes: list[int]) -> None:
         super().__init__()
         self.dataset, self.probes = dataset, probes
-        self.averages: dict[float, Tensor] = {}  # by momentum: 2C, all layers' means, then their variances
+        self.averages: dict[float, Tensor] = {}  # momentum -> 2C
         self.initial = torch.empty(0)  # 2C
         self.probed: list[int] = []
 
     def begin(self, context: TrainingContext) -> None:
-        """Begin with what the layers begin with; what was kept comes back on the CPU."""
         if not self.averages:
             self.initial = read(context.network)
             self.averages = {momentum: self.initial.clone() for momentum in MOMENTA}
-        self.initial = self.initial.to(context.device)
+        self.initial = self.initial.to(context.device)  # a resumed training has it on the CPU
         self.averages = {momentum: kept.to(context.device) for momentum, kept in self.averages.items()}
 
     def after(self, step: int, context: TrainingContext) -> None:
-        """Take in the batch, and try all statistics where it is time."""
         batch = read(context.network)  # 2C
         for momentum, average in self.averages.items():
             average.lerp_(batch, momentum)
@@ -50,11 +52,11 @@ class EmaStatistics(Probe):
             self.probe(step + 1, context)
 
     def probe(self, step: int, context: TrainingContext) -> None:
-        """Rows on the test accuracy by each kind of statistics, after so many steps."""
+        """Writes the test accuracy by each kind of statistics after so many steps."""
         self.probed.append(step)
         tried = {f"average {momentum:g}": average for momentum, average in self.averages.items()}
         tried |= {f"average {momentum:g}, corrected": self.corrected(momentum, step) for momentum in USUAL}
-        trained = self._course(context)
+        trained = self._trained(context)
         ways: dict[str, Callable[[], float]] = {
             name: partial(accuracy_by, values, trained) for name, values in tried.items()
         }
@@ -64,24 +66,24 @@ class EmaStatistics(Probe):
             self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, trained.majority_baseline))
 
     def corrected(self, momentum: float, steps: int) -> Tensor:
-        """An average without its share of what it began with, 2C (as Adam corrects its own, Kingma & Ba 2015)."""
+        """An average without the part that it still has of its initial values, 2C (as in Adam, Kingma & Ba 2015)."""
         left = (1 - momentum) ** steps
         return (self.averages[momentum] - left * self.initial) / (1 - left)
 
     def count(self, context: TrainingContext) -> None:
-        """Rows on the statistics of ever more photos: test accuracy, and how far they are from those of all."""
-        trained, photos = self._course(context), min(ALL, len(context.loader.paths))
-        whole = population(trained, photos)
-        best = accuracy_by(whole, trained)
+        """Writes, for statistics of ever more photos, the test accuracy and how far they are from those of all."""
+        trained, photos = self._trained(context), min(ALL, len(context.loader.paths))
+        of_all = population(trained, photos)
+        best = accuracy_by(of_all, trained)
         for images in counts(photos):
             values = population(trained, images)
-            mean_off, variance_off = distances(values, whole)
+            mean_off, variance_off = distances(values, of_all)
             top1 = accuracy_by(values, trained)
             row: Row = {"images": images, "of": photos, "mean_off": mean_off, "variance_off": variance_off}
             self._add("images", row | {"against_all": top1 - best}, top1)
 
     def guess(self, steps: list[int]) -> None:
-        """Rows for a training that diverged before these steps."""
+        """Writes the rows of a training that diverged before these steps."""
         guessed, photos = majority_baseline(self.dataset), min(ALL, len(self.dataset.in_split("train")))
         kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in USUAL]
         for step in steps:
@@ -91,16 +93,7 @@ class EmaStatistics(Probe):
             row: Row = {"images": images, "of": photos, "mean_off": None, "variance_off": None}
             self._add("images", row | {"against_all": None}, guessed)
 
-    def state_dict(self) -> dict[str, Any]:
-        """With the averages."""
-        return super().state_dict() | {"averages": self.averages, "initial": self.initial, "probed": self.probed}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Stand where it stood."""
-        super().load_state_dict(state)
-        self.averages, self.initial, self.probed = state["averages"], state["initial"], state["probed"]
-
-    def _course(self, context: TrainingContext) -> TrainedNetwork:
+    def _trained(self, context: TrainingContext) -> TrainedNetwork:
         return TrainedNetwork(context=context)
 
     def _add(self, table: str, row: Row, top1: float) -> None:
@@ -108,18 +101,18 @@ class EmaStatistics(Probe):
 
 
 def counts(photos: int) -> list[int]:
-    """How many photos are tried: 8, 16, 32 ... and all."""
+    """8, 16, 32 ... and all photos."""
     return [*(2**i for i in range(3, math.ceil(math.log2(photos)))), photos]
 
 
 def read(network: TableNetwork) -> Tensor:
-    """What its layers keep, 2C: all layers' means, then their variances."""
+    """The running statistics of its layers, 2C."""
     layers = _layers(network)
     return torch.cat([layer.get_buffer(key) for key in ("running_mean", "running_var") for layer in layers]).clone()
 
 
 def write(network: TableNetwork, values: Tensor) -> None:
-    """Have its layers keep these, 2C."""
+    """Replace the running statistics of its layers by these, 2C."""
     layers, start = _layers(network), 0
     for key in ("running_mean", "running_var"):
         for layer in layers:
@@ -128,26 +121,26 @@ def write(network: TableNetwork, values: Tensor) -> None:
 
 
 def population(trained: TrainedNetwork, images: int) -> Tensor:
-    """The statistics of so many photos of train with the weights as they are, 2C; the network stays as it is."""
+    """The population statistics of so many photos of train, 2C. The network keeps its own statistics."""
     with preserving_state(trained.context.network):
         trained.recalibrate(images)
         return read(trained.context.network)
 
 
 def accuracy_by(values: Tensor, trained: TrainedNetwork) -> float:
-    """The share of test that the network has right by these statistics, 2C; it stays as it is."""
+    """The test accuracy of the network by these statistics, 2C. It keeps its own statistics."""
     with preserving_state(trained.context.network), torch.no_grad():
         write(trained.context.network, values)
         return trained.evaluation("test", "running").top1
 
 
-def distances(values: Tensor, whole: Tensor) -> tuple[float, float]:
-    """How far statistics, 2C, are from others, as root mean squares over the channels.
+def distances(values: Tensor, of_all: Tensor) -> tuple[float, float]:
+    """How far statistics, 2C, are from others: the root mean squares over the channels of two differences.
 
-    Of the means in standard deviations; of the variances as the logarithm of their ratio. Channels that do not vary,
+    The means differ in standard deviations, the variances by the logarithm of their ratio. Channels without variance,
     such as those of a dead unit, are left out.
     """
-    (mean, variance), (true_mean, true_variance) = values.double().chunk(2), whole.double().chunk(2)  # C each
+    (mean, variance), (true_mean, true_variance) = values.double().chunk(2), of_all.double().chunk(2)  # C each
     live = (variance > 0) & (true_variance > 0)
     if not live.any():
         return 0.0, 0.0

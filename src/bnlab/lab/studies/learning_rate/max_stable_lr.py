@@ -1,4 +1,4 @@
-"""The highest learning rate that a network bears, by bisection."""
+"""The highest learning rate at which a training is stable, by bisection."""
 
 import math
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from bnlab.lab.records import Records, Results
 from bnlab.lab.trained_network import train
 from bnlab.recipe import Recipe
 
-PROBES = 6  # trainings that a search is likely to take; four to as high a power is as far as it goes
-BLOWN_UP = 1.1  # times the loss of guessing
+PROBES = 6  # trainings that a search is likely to take; it goes at most this many factors up or down
+BLOWN_UP = 1.1  # times the loss of guessing, from which on a training counts as unstable
 _FACTOR = 4.0
-_ALIKE = 1e-6  # of probabilities
+_ALIKE = 1e-6  # probabilities that differ less between photos are the same
 
 
 def max_stable_lr(job: JobContext, recipe: Recipe) -> Results:
-    """The highest constant rate at which a training is stable: by bisection, from the recipe's own.
+    """The highest constant rate at which a training is stable, by bisection from the recipe's rate.
 
-    Stable: no step's loss was without a number, the loss on val at the end (statistics measured anew) is at most 1.1
-    times that of guessing, log(classes), and the outputs follow from the photo (where all units of a layer are dead,
-    they are the same for all). `rate` is None where no rate was; `at_least` is 1 where the highest tried was stable.
+    A training is stable if every step's loss was finite, the final loss on val by recalibrated statistics is at most
+    1.1 times that of guessing, log(classes), and the outputs depend on the photo; if all units of a layer are dead,
+    they do not. `rate` is None if no rate was stable; `at_least` is 1 if the highest tried was.
     """
     tried: Records = []
 
@@ -30,7 +30,7 @@ def max_stable_lr(job: JobContext, recipe: Recipe) -> Results:
         here = replace(job, folder=job.folder / f"{rate:g}")
         trained = train(here, recipe.model_copy(update={"learning_rate": rate}))
         loss, spread = math.inf, 0.0
-        with suppress(DivergedError):  # what the last step left may give no number on val
+        with suppress(DivergedError):  # the last step may have left weights that give no finite loss
             if not trained.diverged:
                 found = trained.evaluation("val", "recalibrated")
                 loss, spread = found.loss, float(found.probabilities.std(0).max())
@@ -43,9 +43,10 @@ def max_stable_lr(job: JobContext, recipe: Recipe) -> Results:
 
 
 def bisected(stable: Callable[[float], bool], start: float) -> tuple[float | None, bool]:
-    """The highest stable rate, to a factor of 2: in steps of 4 from `start` up or down, then once between.
+    """The highest stable rate to a factor of 2, and whether a higher one was tried and not stable.
 
-    With it whether a higher one was not stable: far above `start` the search gives up; None where it does far below.
+    The search goes up or down from `start` in factors of 4, then tries once between the last two. Far above `start` it
+    stops with the highest rate tried, far below with None.
     """
     rate = start
     if stable(rate):

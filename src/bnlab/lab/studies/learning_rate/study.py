@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bnlab.errors import plural
+from bnlab.lab.clauses import points_clause, ratio_clause
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.lr_selection import divergence_remarks, lr_remarks
-from bnlab.lab.plots import BAND, BARS, caption, category_series, series_by_arm
-from bnlab.lab.records import Records, Results, Row, distinct, joined, number, ratios, resolution, seeds, where
+from bnlab.lab.plots import BAND, BARS, accuracy_curves, caption, category_plot, series_by_arm
+from bnlab.lab.records import Records, Results, distinct, joined, last_rows, number, ratios, seeds, where
 from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best_test_top1
 from bnlab.lab.studies.learning_rate.max_stable_lr import BLOWN_UP, PROBES, max_stable_lr
 from bnlab.lab.study import Conclusion, Study
@@ -18,14 +20,14 @@ from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
 
 BASELINE = "Inception"
-# What the paper calls them, the recipe, and the learning rate in terms of Inception's.
+# The paper's name of each network, its recipe, and its learning rate as a multiple of Inception's.
 SUCCESSORS: Mapping[str, tuple[str, float]] = {
     "BN-Baseline": ("bn-baseline", 1),
     "BN-x5": ("bn-x5", 5),
     "BN-x30": ("bn-x30", 30),
     "BN-x5-Sigmoid": ("bn-x5-sigmoid", 5),
 }
-# The search: were both tuned alike? So they are trained at these rates, too.
+# Were both tuned alike? To see it, they are trained at these rates too.
 ALSO: Mapping[str, tuple[str, float]] = {
     "Inception x5": ("inception", 5),
     "BN-Baseline x5": ("bn-baseline", 5),
@@ -44,7 +46,7 @@ CLAIMED_SPEED = 14.0
 
 
 def measure(experiment: Experiment) -> Results:
-    """Inception at each rate of the search; the others at multiples of the rate that suited it; the highest rates."""
+    """Trains Inception at several rates, and the others at multiples of its best one; searches the highest rates."""
     rates = experiment.by_budget((0.003, 0.01, 0.03), (0.0015, 0.005, 0.015, 0.05))
     found = experiment.run_learning_rates({BASELINE: _recipe(experiment, "inception")}, rates)
     suited = _suited(found["accuracy"])
@@ -84,100 +86,97 @@ def measure(experiment: Experiment) -> Results:
 
 
 def _suited(accuracies: Records) -> dict[int, float]:
-    """The learning rate that suits Inception, by seed."""
+    """The best learning rate of Inception for each seed."""
     chosen = where(accuracies, arm=BASELINE, chosen=1)
     return {int(number(row, "seed")): number(row, "learning_rate") for row in chosen}
 
 
 def _recipe(experiment: Experiment, name: str) -> Recipe:
-    """A recipe of the paper's, on a network that the budget can pay; without BN the weights are fitted to the data."""
+    """A recipe of the paper, on a network that suits the budget."""
     small = experiment.budget == "quick" or experiment.splits.kind == "digits"
     network = ("small_" if small else "") + "inception"
     options: dict[str, Any] = {"validate_every": experiment.by_budget(2, 1)}
     if name != "inception":
         network = f"bn_{network}"
     if small:
-        options["local_response"] = False  # which the small network has no place for
+        options["local_response"] = False  # the small network has none to configure
     if experiment.budget == "quick":
         options["steps"] = 200
     return experiment.recipe(network, base=name, **options)
 
 
 def conclude(results: Results) -> Conclusion:
-    """Steps to the baseline's best accuracy, the best accuracies, the highest rates."""
+    """Compares the steps to the baseline's best accuracy, the best accuracies, and the highest stable rates."""
     accuracies = where(results["accuracy"], chosen=1)
-    race = StepsToAccuracy(accuracies, BASELINE)
-    points: dict[str, Any] = {"above": 0.0, "unit": "points", "resolution": resolution(accuracies)}
-    times: dict[str, Any] = {"unit": "times", "ratio": True}
+    steps = StepsToAccuracy(accuracies, BASELINE)
+    points = partial(points_clause, tested=accuracies, above=0.0)
 
-    def better(arm: str) -> tuple[float, ...]:
-        pairs = zip(race.best[arm], race.best[BASELINE], race.reached[BASELINE], strict=True)
-        return tuple(100 * (a - b) if reached else math.nan for a, b, reached in pairs)
+    def better(arm: str) -> list[float]:
+        pairs = zip(steps.best[arm], steps.best[BASELINE], steps.reached[BASELINE], strict=True)
+        return [100 * (a - b) if reached else math.nan for a, b, reached in pairs]
 
     reach = "reaches the best accuracy of Inception"
     bn5, bn30 = "BN-x5", "BN-x30"
-    claimed = race.speedup_if_resolved(CLAIMED_SPEED, bn5)
-    raised = ratios(results["highest"], bn5, BASELINE, _rate)
-    beside = {"above": 1.0, "primary": False} | times
+    claimed = steps.speedup_if_resolved(CLAIMED_SPEED, bn5)
+    others = [row for row in results["accuracy"] if row["arm"] != BASELINE]
     return Conclusion(
         evidence=(
-            Evidence(what=f"{bn5} {reach} in fewer steps", values=race.speedup(bn5), above=1.0, **times),
-            Evidence(what=f"{bn5} {reach} in 14 times fewer", values=claimed, above=CLAIMED_SPEED, **times),
-            Evidence(what=f"{bn30} reaches a higher accuracy than Inception", values=better(bn30), **points),
+            ratio_clause(f"{bn5} {reach} in fewer steps", steps.speedup(bn5), above=1.0),
+            ratio_clause(f"{bn5} {reach} in 14 times fewer", claimed, above=CLAIMED_SPEED),
+            points(f"{bn30} reaches a higher accuracy than Inception", better(bn30)),
             Evidence(
                 what=f"{bn5}'s network bears a higher learning rate",
-                values=raised,
+                values=ratios(results["highest"], bn5, BASELINE, _rate),
                 above=1.0,
+                unit="times",
+                ratio=True,
                 resolution=math.log(2),  # each is found to a factor of 2
-                **times,
             ),
-            Evidence(what=f"BN-Baseline {reach} in fewer steps", values=race.speedup("BN-Baseline"), **beside),
-            Evidence(what=f"{bn30} {reach} in fewer steps", values=race.speedup(bn30), **beside),
-            Evidence(
-                what=f"{bn5} reaches a higher accuracy than Inception", values=better(bn5), primary=False, **points
-            ),
+            ratio_clause(f"BN-Baseline {reach} in fewer steps", steps.speedup("BN-Baseline"), above=1.0, primary=False),
+            ratio_clause(f"{bn30} {reach} in fewer steps", steps.speedup(bn30), above=1.0, primary=False),
+            points(f"{bn5} reaches a higher accuracy than Inception", better(bn5), primary=False),
         ),
         plots=_plots(results),
-        numbers={f"best accuracy of {arm}, %": 100 * sum(of) / len(of) for arm, of in race.best.items()}
-        | {f"steps of {arm} to the best accuracy of {BASELINE}": race.mean_steps(arm) for arm in race.best},
+        numbers={f"best accuracy of {arm}, %": 100 * sum(of) / len(of) for arm, of in steps.best.items()}
+        | {f"steps of {arm} to the best accuracy of {BASELINE}": steps.mean_steps(arm) for arm in steps.best},
         remarks=(
-            *race.remarks,
+            *steps.remarks,
             *_remarks(claimed, results["highest"]),
             *lr_remarks({"accuracy": where(results["accuracy"], arm=BASELINE)}),
-            *divergence_remarks(
-                [row for row in results["accuracy"] if row["arm"] != BASELINE], "counts by its best before"
-            ),
+            *divergence_remarks(others, "counts by its best before"),
         ),
     )
 
 
 def _rate(rows: Records) -> float:
-    """The highest stable rate; NaN where there was none."""
+    """The highest stable rate; NaN if no rate was stable."""
     return math.nan if rows[0]["rate"] is None else number(rows[0], "rate")
 
 
 def _remarks(claimed: Sequence[float], highest: Records) -> list[str]:
-    """What the judgements could not tell, and what the search for the highest rates did not find."""
+    """What the validations could not resolve, and what the search for the highest rates did not find."""
     sentences = []
     if unknown := sum(map(math.isnan, claimed)):
         sentences.append(
-            f"whether BN-x5 takes {CLAIMED_SPEED:g} times fewer steps is not told in {unknown} of {len(claimed)} "
-            "seeds: the judgements are too far apart, or there was no race"
+            f"whether BN-x5 takes {CLAIMED_SPEED:g} times fewer steps is not known in {unknown} of {len(claimed)} "
+            "seeds: the validations are too far apart, or Inception did not learn"
         )
     for arm in distinct(highest, "arm"):
         rows = where(highest, arm=arm)
-        for column, value, said in (("rate", None, "no rate was stable"), ("at_least", 1, "the highest tried was")):
+        for column, value, found in (
+            ("rate", None, "no rate was stable"),
+            ("at_least", 1, "the highest tried was stable"),
+        ):
             if count := len(where(rows, **{column: value})):
-                sentences.append(f"highest stable rate of {arm}: {said} in {count} of {len(rows)} seeds")
+                sentences.append(f"highest stable rate of {arm}: {found} in {count} of {len(rows)} seeds")
     return sentences
 
 
 def _plots(results: Results) -> dict[str, Plot]:
     everything = results["accuracy"]
-    shown = where(everything, chosen=1)
     suited = _suited(everything)
     highest = [row for row in results["highest"] if row["rate"] is not None]
-    tops: Records = [
+    best: Records = [
         {
             "family": row["family"],
             "factor": number(row, "learning_rate") / suited[int(number(row, "seed"))],
@@ -186,46 +185,32 @@ def _plots(results: Results) -> dict[str, Plot]:
                 where(everything, arm=row["arm"], seed=row["seed"], learning_rate=row["learning_rate"])
             ),
         }
-        for row in _trainings(everything)
+        for row in last_rows(everything, "arm", "learning_rate", "seed")
     ]
-    arms = [str(arm) for arm in distinct(results["highest"], "arm")]
     return {
-        "accuracy": Plot(
-            title="Accuracy on the way",
-            x="steps of 32 photos",
-            y="right on test, %",
-            series=series_by_arm(shown, "step", "test_top1", times=100),
-            caption=caption(shown, BAND),
-            table="accuracy",
-        ),
+        "accuracy": accuracy_curves(where(everything, chosen=1), "Accuracy on the way", label="steps of 32 photos"),
         "search": Plot(
             title="The search: best accuracy by learning rate",
             x="learning rate, in times that which suits Inception (logarithmic)",
             y="best accuracy on test, %",
-            series=series_by_arm(tops, "factor", "test_top1", arm="family", times=100),
+            series=series_by_arm(best, "factor", "test_top1", arm="family", times=100),
             caption=caption(everything, "best accuracy of a training; " + BAND),
             table="accuracy",
             log_x=True,
         ),
-        "highest rate": Plot(
+        "highest rate": category_plot(
+            {"highest rate": highest},
+            "arm",
+            "rate",
+            distinct(results["highest"], "arm"),
             title="Highest stable learning rate",
             x="",
             y="learning rate (logarithmic)",
-            series=(category_series("highest rate", highest, "arm", "rate", arms),),
             caption=f"{plural(len(seeds(everything)), 'seed')}; found to a factor of 2; {BARS}",
             table="highest",
-            categories=arms,
             log_y=True,
         ),
     }
-
-
-def _trainings(records: Records) -> Records:
-    """The first row of each training."""
-    firsts: dict[tuple[object, ...], Row] = {}
-    for row in records:
-        firsts.setdefault((row["arm"], row["learning_rate"], row["seed"]), row)
-    return list(firsts.values())
 
 
 STUDY = Study(
@@ -234,23 +219,25 @@ STUDY = Study(
     claim="""Batch normalisation, with the changes it permits, reaches the best accuracy of Inception in 14 times fewer
     steps (BN-x5), passes it (BN-x30), and bears much higher learning rates.""",
     source="Ioffe & Szegedy 2015, sec. 4.2, Figs. 2 and 3",
-    protocol=f"""The paper's five networks by bnlab's recipes (inception, bn-baseline, bn-x5, bn-x30, bn-x5-sigmoid).
-    The paper gives Inception the rate that suits it: here Inception is trained at several rates, and the best by val,
-    for each seed, is its rate; BN-Baseline has the same, the others 5 and 30 times as much. To see whether both were
-    tuned alike, Inception and BN-Baseline are trained at multiples of the rate, too, and in full the seven changes at
-    the rate itself. Without BN the first weights are scaled on a batch so that each layer begins with outputs of a
-    mean square of 1 (it does not train reliably else); the paper says nothing of this. Accuracy is judged after every
-    epoch (quick: every second), by statistics measured anew; the best accuracy is that on test at the judgement which
-    was best on val. Between judgements of test, and from guessing at step 0 to the first, accuracy is taken to run
-    straight. Quick: a small Inception of 32 px, 200 steps. The highest stable rate is found by bisection, to a factor
-    of 2: after 30 steps (full: 200) no loss was without a number, the loss on val is below {BLOWN_UP} times that of
-    guessing, and the outputs still follow from the photo.""",
-    rule="""Four clauses decide: steps of Inception to its best accuracy over steps of BN-x5 to the same (above 1, and
-    above 14), the best accuracy of BN-x30 less that of Inception (above 0 points), and the highest stable rate of
-    BN-x5's network over that of Inception's (above 1). Each by its 95% interval over seeds. A network that never gets
-    there counts as if it had with its last step. A seed gives no number, and so no verdict on the clause, where the
-    best accuracy of Inception is no better than guessing, and, for 14 times, where the judgements before and after lie
-    on both sides of it: of 14 epochs or fewer, such as a quick study has, that can be refuted but not shown.""",
+    protocol=f"""The paper's five networks are trained by bnlab's recipes (inception, bn-baseline, bn-x5, bn-x30,
+    bn-x5-sigmoid). The paper gives Inception the rate that suits it. Here Inception is trained at several rates, and
+    the best by val accuracy is its rate, for each seed; BN-Baseline has the same, and the others 5 and 30 times as
+    much. To see whether both were tuned alike, Inception and BN-Baseline are also trained at multiples of the rate,
+    and in full also the seven changes at the rate itself. Without BN the first weights are scaled on a batch so that
+    each layer begins with outputs of mean square 1, because it does not train reliably otherwise; the paper says
+    nothing of this. Accuracy is validated after every epoch (quick: every second) by recalibrated statistics. The best
+    accuracy is that on test at the validation which was best on val. Between validations, and from guessing at step 0
+    to the first one, the accuracy on test is interpolated linearly. Quick: a small Inception at 32 px, 200 steps. The
+    highest stable rate is found by bisection, to a factor of 2. A rate is stable if after 30 steps (full: 200) every
+    loss was finite, the loss on val is below {BLOWN_UP} times that of guessing, and the outputs still depend on the
+    photo.""",
+    rule="""There are four primary clauses: the steps of Inception to its best accuracy over the steps of BN-x5 to the
+    same (above 1, and above 14), the best accuracy of BN-x30 less that of Inception (above 0 points), and the highest
+    stable rate of BN-x5's network over that of Inception's (above 1). Each is decided by its 95% interval over seeds. A
+    network that never reaches the accuracy counts as if it reached it with its last step. A seed gives no number, and
+    so no verdict on the clause, if the best accuracy of Inception is no better than guessing; and, for 14 times, if the
+    factors that the validations allow include 14. With 14 epochs or fewer, as in a quick study, that clause can be
+    refuted but not shown.""",
     measure=measure,
     conclude=conclude,
 )

@@ -1,4 +1,4 @@
-"""Batch normalisation without the noise of the batch: batch renormalisation that is not clipped."""
+"""Batch normalisation without the noise of the batch: batch renormalisation without clipping."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,17 @@ from bnlab.norm.layers import BatchNorm
 
 
 class Renormalisation(BatchNorm):
-    """Batch renormalisation without clipping: the batch's gradients without the batch's noise.
+    """Batch renormalisation without clipping, which has the batch's gradients without the batch's noise.
 
     y = ((x - E[x]) / sqrt(Var[x] + eps) * r + d) * gamma + beta    (Ioffe 2017, arXiv 1702.03275, Alg. 1)
 
     with r = sqrt(Var[x] + eps) / sqrt(var + eps) and d = (E[x] - mean) / sqrt(var + eps), both without gradient, for
-    the batch's E and Var (biased) and the recorded mean and var (unbiased). So y is (x - mean) / sqrt(var + eps) *
-    gamma + beta to the value, while its gradient takes E and Var for functions of x. What is recorded is the moving
-    average of the batches before this one, of which the new one weighs `momentum`, but 1 / n at least as the n-th: at
-    first it is their plain average. The first batch is normalised by itself. N x C x ... in and out.
+    the batch's E and Var (biased) and the running mean and var (unbiased). So the value of y is that of
+    (x - mean) / sqrt(var + eps) * gamma + beta, but its gradient treats E and Var as functions of x.
+
+    The running statistics are the average of the batches before this one: a moving average in which the new batch has
+    the weight `momentum`, or 1 / n as the n-th batch if that is more, so that at first it is their plain average. The
+    first batch is normalised by its own statistics. N x C x ... in and out.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -1,20 +1,20 @@
-"""Paper 3.4 and Luo et al. 2019: BN regularises, by the noise of its batches, and dropout can go."""
+"""Paper 3.4 and Luo et al. 2019: BN regularises by the noise of its batches, and dropout can go."""
 
 import hashlib
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from bnlab.data.photos import Photo
 from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.errors import plural
+from bnlab.lab.clauses import points_clause
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
-from bnlab.lab.plots import BARS, caption, category_series
+from bnlab.lab.plots import BARS, caption, category_plot
 from bnlab.lab.records import (
     Records,
     Results,
@@ -25,7 +25,6 @@ from bnlab.lab.records import (
     last,
     learnt_threshold,
     number,
-    resolution,
     seeds,
     where,
 )
@@ -42,12 +41,12 @@ BATCHES = (8, 32, 128)
 USUAL = 32  # photos to a batch: the paper's
 DROPOUT = 0.4  # the paper's baseline's
 RATES = (0.005, 0.03, 0.18)  # at the usual batch
-EQUAL = 0.03  # the rate at which the noise is judged too
-_MARGIN = 2.0  # points of accuracy that dropout may be worth and still be called dispensable
+EQUAL = 0.03  # the rate of a secondary comparison, which both arms have
+_MARGIN = 2.0  # points of accuracy: dropout that gains less is dispensable
 
 
 def measure(experiment: Experiment) -> Results:
-    """Every kind of network at every batch, with and without dropout, at each rate."""
+    """Trains every kind of network with every batch size, with and without dropout, at each rate."""
     same: dict[str, Any] = {
         "epochs": experiment.by_budget(40, 200),
         "weight_decay": 0.0,
@@ -63,7 +62,7 @@ def measure(experiment: Experiment) -> Results:
     photos = experiment.by_budget(256, 2560)
     measurements = [
         experiment.measurement(
-            gap,
+            train_for_gap,
             seed,
             labels={"arm": f"{kind}, batch {batch}, dropout {dropout:g}", "learning_rate": rate},
             recipe=recipe.model_copy(
@@ -83,14 +82,10 @@ def measure(experiment: Experiment) -> Results:
     return mark_chosen(experiment.run(measurements))
 
 
-def gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Results:
-    """A network trained on so many photos, and what it makes of them and of test's, both seen as inference does."""
-
-    def layer(channels: int) -> nn.Module:
-        return Renormalisation(channels, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
-
+def train_for_gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Results:
+    """One training on so many photos, and its final accuracy and loss on them and on test, seen as in inference."""
     job = replace(job, split=fewer(job, photos))
-    trained = train(job, recipe, make=with_norm(layer) if kind == RENORMALISED else None)
+    trained = train(job, recipe, make=with_norm(Renormalisation) if kind == RENORMALISED else None)
     classes, n_test, guess = (
         len(trained.dataset.classes),
         len(trained.dataset.in_split("test")),
@@ -108,7 +103,7 @@ def gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Results:
 
 
 def fewer(job: JobContext, photos: int) -> Path:
-    """The place's list with at most so many photos of train, as many of each class, but one of each at the least."""
+    """The job's split.csv with at most so many photos of train: equally many of each class, and at least one."""
     listed = list(read_split_csv(job.split))
     labels = {photo.label for photo in listed}
     left = dict.fromkeys(labels, max(1, photos // len(labels)))
@@ -126,58 +121,54 @@ def fewer(job: JobContext, photos: int) -> Path:
 
 
 def conclude(results: Results) -> Conclusion:
-    """How much worse test is than train, by kind of network, and what dropout is worth."""
+    """Compares the gaps between train and test by kind of network, and measures what dropout gains."""
     rows = [row | _gaps(row) for row in chosen(results, "gap")]
-    small, usual, large = BATCHES
-    bare: dict[str, Any] = {"dropout": 0.0}
-    with_bn, without, silent = ({"kind": kind, **bare} for kind in (WITH_BN, WITHOUT_BN, RENORMALISED))
     equal = [row | _gaps(row) for row in where(results["gap"], learning_rate=EQUAL)]
+    small, usual, large = BATCHES
+    with_bn, without, no_noise = (
+        partial(dict[str, Any], kind=kind, dropout=0.0) for kind in (WITH_BN, WITHOUT_BN, RENORMALISED)
+    )
 
     def less(column: str, first: dict[str, Any], second: dict[str, Any], rows: Records = rows) -> tuple[float, ...]:
         ours, theirs = (by_seed(rows, last(column), **which) for which in (first, second))
         return tuple(a - b for a, b in zip(ours, theirs, strict=True))
 
-    def points(what: str, values: tuple[float, ...], *, primary: bool = False, **claimed: Any) -> Evidence:
-        return Evidence(
-            what=what, values=values, unit="points", resolution=resolution(rows), primary=primary, **claimed
-        )
-
-    def nats(what: str, values: tuple[float, ...], *, primary: bool = False, **claimed: Any) -> Evidence:
-        return Evidence(what=what, values=values, unit="nats", primary=primary, **claimed)
-
-    accuracy, loss = "accuracy_gap", "loss_gap"
-    at_usual, at_small = {"batch": usual}, {"batch": small}
-    twins, noise = (with_bn | at_usual, without | at_usual), (silent | at_small, with_bn | at_small)
-    dropped = (with_bn | at_usual, with_bn | at_usual | {"dropout": DROPOUT})
-    bare_usual, bare_small = f"(batch {usual}, no dropout)", f"(batch {small}, no dropout)"
+    points, nats = partial(points_clause, tested=rows), partial(Evidence, unit="nats")
+    accuracy, loss, test = "accuracy_gap", "loss_gap", "learnt_points"
+    at_usual, at_small = f"(batch {usual}, no dropout)", f"(batch {small}, no dropout)"
+    bn = with_bn(batch=usual), without(batch=usual)
+    noise = no_noise(batch=small), with_bn(batch=small)
     silenced, rate = "without the batches' noise BN's", f"{EQUAL * math.sqrt(small / usual):g}"
     return Conclusion(
         evidence=(
-            points(
-                f"with BN the gap in accuracy is smaller {bare_usual}", less(accuracy, *twins), primary=True, below=0
-            ),
-            nats(f"with BN the gap in loss is smaller {bare_usual}", less(loss, *twins), primary=True, below=0),
-            points(f"{silenced} gap in accuracy is larger {bare_small}", less(accuracy, *noise), primary=True, above=0),
-            nats(f"{silenced} gap in loss is larger {bare_small}", less(loss, *noise), primary=True, above=0),
+            points(f"with BN the gap in accuracy is smaller {at_usual}", less(accuracy, *bn), below=0),
+            nats(what=f"with BN the gap in loss is smaller {at_usual}", values=less(loss, *bn), below=0),
+            points(f"{silenced} gap in accuracy is larger {at_small}", less(accuracy, *noise), above=0),
+            nats(what=f"{silenced} gap in loss is larger {at_small}", values=less(loss, *noise), above=0),
             points(
                 f"with BN, accuracy without dropout less that with it (batch {usual})",
-                less("learnt_points", *dropped),
-                primary=True,
+                less(test, with_bn(batch=usual), with_bn(batch=usual, dropout=DROPOUT)),
                 above=-_MARGIN,
             ),
-            nats(f"{silenced} gap in loss is larger, both at a rate of {rate}", less(loss, *noise, equal), above=0),
             nats(
-                f"with BN the gap in loss is larger at batch {large} than at {small}",
-                less(loss, with_bn | {"batch": large}, with_bn | at_small),
+                what=f"{silenced} gap in loss is larger, both at a rate of {rate}",
+                values=less(loss, *noise, equal),
                 above=0,
+                primary=False,
             ),
-            points(f"with BN the test accuracy is higher {bare_usual}", less("learnt_points", *twins), above=0),
-            points(f"{silenced} test accuracy is lower {bare_small}", less("learnt_points", *noise), below=0),
+            nats(
+                what=f"with BN the gap in loss is larger at batch {large} than at {small}",
+                values=less(loss, with_bn(batch=large), with_bn(batch=small)),
+                above=0,
+                primary=False,
+            ),
+            points(f"with BN the test accuracy is higher {at_usual}", less(test, *bn), above=0, primary=False),
+            points(f"{silenced} test accuracy is lower {at_small}", less(test, *noise), below=0, primary=False),
         ),
         plots={
             "gap in accuracy": _plot(rows, accuracy, "Gap in accuracy", "train less test accuracy, points"),
             "gap in loss": _plot(rows, loss, "Gap in loss", "test less train loss, nats"),
-            "accuracy": _plot(rows, "test_points", "Accuracy on test", "right on test, %"),
+            "accuracy": _plot(rows, "test_points", "Accuracy on test", "test accuracy, %"),
         },
         numbers={
             f"accuracy that dropout gives {kind}, batch {usual}, points": average(
@@ -198,7 +189,7 @@ def conclude(results: Results) -> Conclusion:
 
 
 def _gaps(row: Row) -> Row:
-    """Percentages and gaps; of a network that learnt nothing of train only those that do not compare it."""
+    """Percentages and gaps; NaN in place of what would compare a network that learnt nothing of train."""
     train, test = (100 * number(row, f"{split}_top1") for split in ("train", "test"))
     learnt = number(row, "train_top1") > learnt_threshold(row)
     return {
@@ -219,25 +210,21 @@ def _untaught(rows: Records) -> tuple[str, ...]:
 
 
 def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
-    said = caption(rows, BARS)
-    rows = [row for row in rows if math.isfinite(number(row, column))]
-    groups = [(kind, dropout) for kind in KINDS for dropout in distinct(where(rows, kind=kind), "dropout")]
-    return Plot(
+    known = [row for row in rows if math.isfinite(number(row, column))]
+    groups = {
+        f"{kind}, dropout {dropout}" if dropout else kind: where(known, kind=kind, dropout=dropout)
+        for kind in KINDS
+        for dropout in distinct(where(known, kind=kind), "dropout")
+    }
+    return category_plot(
+        groups,
+        "batch",
+        column,
+        BATCHES,
         title=title,
         x="photos to a batch",
         y=y,
-        series=tuple(
-            category_series(
-                f"{kind}, dropout {dropout}" if dropout else kind,
-                where(rows, kind=kind, dropout=dropout),
-                "batch",
-                column,
-                BATCHES,
-            )
-            for kind, dropout in groups
-        ),
-        categories=tuple(map(str, BATCHES)),
-        caption=said,
+        caption=caption(rows, BARS),
         table="gap",
     )
 
@@ -249,19 +236,20 @@ STUDY = Study(
     regularises is the noise of the batches.""",
     source="""Ioffe & Szegedy 2015, sec. 3.4; Luo et al. 2019, Towards Understanding Regularization in Batch
     Normalization""",
-    protocol=f"""Three hidden layers of 100 ReLU units on 28 px (full: the twins), with BN, without, and with BN of the
-    same gradients but without its noise: batch renormalisation (Ioffe 2017) without clipping, which normalises by the
-    statistics of the last 20 batches or so. Trained on at most 256 photos (full: 2560), as many of each class and one
-    at the least, for 40 epochs (full: 200), without crops or weight decay, so that they overfit; batches of
-    {BATCHES[0]}, {BATCHES[1]} and {BATCHES[2]}, each photo seen equally often, for it is by visits that a photo is
-    learnt by heart. Dropout {DROPOUT} (the paper's baseline's) or none before the last layer. Same initial weights; the
-    learning rate is the best by val of {", ".join(f"{rate:g}" for rate in RATES)} times sqrt(batch / {USUAL}), for each
-    arm and seed. An arm no better than guessing on train has learnt nothing, and decides nothing. Gaps: train less
-    test accuracy, and test less train loss, all by recalibrated statistics, on photos as inference sees them.""",
-    rule=f"""Five clauses. Both gaps are smaller with BN at batch {USUAL} without dropout; both are larger without the
-    noise at batch {BATCHES[0]}, where the noise is largest; with BN, leaving dropout out costs less than {_MARGIN:g}
-    points of test accuracy, which is below the 2.6 that the paper's BN-x30, without dropout, gained on Inception. Each
-    by its 95% interval over seeds.""",
+    protocol=f"""Three hidden layers of 100 ReLU units at 28 px (full: the network of most studies) are trained with BN,
+    without it, and with BN of the same gradients but without its noise: batch renormalisation (Ioffe 2017) without
+    clipping, which normalises by the statistics of about the last 20 batches. They are trained on at most 256 photos
+    (full: 2560), equally many of each class and at least one, for 40 epochs (full: 200), without crops or weight decay,
+    so that they overfit. The batches are of {BATCHES[0]}, {BATCHES[1]} and {BATCHES[2]} photos; each photo is seen
+    equally often, because it is by visits that a photo is memorised. Dropout before the last layer is {DROPOUT} (that
+    of the paper's baseline) or none. The initial weights are the same. The learning rate is the best by val accuracy of
+    {", ".join(f"{rate:g}" for rate in RATES)} times sqrt(batch / {USUAL}), for each arm and seed. An arm that is no
+    better than guessing on train has learnt nothing, and its seed gives no number. The gaps are train less test
+    accuracy, and test less train loss, all by recalibrated statistics, on photos as inference sees them.""",
+    rule=f"""There are five clauses. Both gaps are smaller with BN at batch {USUAL} without dropout; both are larger
+    without the noise at batch {BATCHES[0]}, where the noise is largest; and with BN, training without dropout costs
+    less than {_MARGIN:g} points of test accuracy. This margin is less than the 2.6 points that the paper's BN-x30,
+    which has no dropout, gained on Inception. Each is decided by its 95% interval over seeds.""",
     measure=measure,
     conclude=conclude,
     own_keys=("batch_size",),

@@ -1,0 +1,47 @@
+"""What the clauses of most studies have in common: differences of accuracies, ratios, and seeds without a number."""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+
+from bnlab.lab.records import Records, Row, resolution
+from bnlab.lab.verdict import Evidence
+
+
+def points_clause(
+    what: str,
+    values: Iterable[float],
+    tested: Sequence[Row],
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    level: float = 0.95,
+    primary: bool = True,
+) -> Evidence:
+    """A clause on a difference of accuracies in percentage points, one value for each seed.
+
+    Its interval is no narrower than one photo of the smallest test split in `tested`.
+    """
+    return Evidence(
+        what=what,
+        values=tuple(values),
+        above=above,
+        below=below,
+        unit="points",
+        resolution=resolution(tested),
+        level=level,
+        primary=primary,
+    )
+
+
+def ratio_clause(
+    what: str, values: Iterable[float], *, above: float = -math.inf, below: float = math.inf, primary: bool = True
+) -> Evidence:
+    """A clause on how many times as large one number is as another, one ratio for each seed."""
+    return Evidence(
+        what=what, values=tuple(values), above=above, below=below, unit="times", ratio=True, primary=primary
+    )
+
+
+def without_seeds(rows: Sequence[Row], lost: Collection[int], column: str) -> Records:
+    """The rows with NaN in `column` for the seeds in `lost`, so that their clauses have no number for these seeds."""
+    return [row | {column: math.nan} if row["seed"] in lost else row for row in rows]
