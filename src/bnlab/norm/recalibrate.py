@@ -466,7 +466,7 @@ def _store(layer: Layer, new: Moments, batches: int, uses: int) -> MeasuredLayer
         uses=uses,
         mean_off=float(mean_off.max()),
         variance_off=float(variance_off.max()),
-        off_share=1 - float(near.double().mean()),
+        off_share=float((~near).double().mean()),
     )
 
 
