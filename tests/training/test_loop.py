@@ -8,7 +8,7 @@ from bnlab.classifier.evaluate import Evaluation
 from bnlab.data.loader import TrainingLoader
 from bnlab.data.preprocess import normalise
 from bnlab.nets import build
-from bnlab.nets.build import to_device
+from bnlab.nets.build import move_network
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.training import loop
@@ -116,7 +116,7 @@ def test_losses_are_plain_pytorchs(
     heads = network == "bn_googlenet"
     recipe = Recipe(network=network, size=size, precision="float32", auxiliary=heads)
     options = {"classes": 3, "auxiliary": heads, "dropout": 0.2}
-    ours = to_device(build(network, **options), "cpu").train().to(dtype)  # type: ignore[arg-type]
+    ours = move_network(build(network, **options), "cpu").train().to(dtype)  # type: ignore[arg-type]
     plain = build(network, norm=nn.BatchNorm2d, **options).train().to(dtype)  # type: ignore[arg-type]
     plain.load_state_dict(ours.state_dict())
     monkeypatch.setattr(loop, "normalise", lambda images, preprocessing: normalise(images, preprocessing).to(dtype))
@@ -149,7 +149,7 @@ def test_a_step_in_bfloat16_is_near_one_in_float32() -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         recipe = Recipe.model_validate({"network": "bn_small_inception", "size": 32, "precision": precision})
-        network = to_device(build(recipe.network, classes=3, dropout=0.0), "cpu").train()
+        network = move_network(build(recipe.network, classes=3, dropout=0.0), "cpu").train()
         losses[precision] = train_step(trainee_of(network, recipe), pixels, labels, 0)[0].item()
         assert all(p.dtype == torch.float32 for p in network.parameters())
         assert all(b.dtype != torch.bfloat16 for b in network.buffers())
@@ -159,7 +159,7 @@ def test_a_step_in_bfloat16_is_near_one_in_float32() -> None:
 
 def test_a_loss_that_is_no_number_changes_nothing() -> None:
     recipe = Recipe(network="bn_small_inception", size=32, precision="float32")
-    network = to_device(build(recipe.network, classes=3), "cpu").train()
+    network = move_network(build(recipe.network, classes=3), "cpu").train()
     with torch.no_grad():
         network.fc.bias[0] = torch.nan
     before = {name: value.clone() for name, value in network.named_parameters()}

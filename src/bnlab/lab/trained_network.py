@@ -33,7 +33,13 @@ from bnlab.training.checkpoint import load_state, save_state
 from bnlab.training.memory_advice import batch_errors
 from bnlab.training.schedule import Plan
 from bnlab.training.state import TrainState
-from bnlab.training.validate import ValidationResult, Validator, calibration_batches, keeps_statistics, recalibrate_on
+from bnlab.training.validate import (
+    ValidationResult,
+    Validator,
+    calibration_batches,
+    keeps_statistics,
+    recalibrate_network,
+)
 
 _WORTH_SAVING = 20.0  # seconds: a training that was interrupted earlier is begun anew
 _CACHE_BYTES = 2**31  # of decoded photos in memory
@@ -118,9 +124,8 @@ class TrainedNetwork:
         """
         context = self.context
         if keeps_statistics(context.network):
-            paths = [context.loader.paths[i] for i in context.loader.sample(images)]
-            size = context.recipe.batch_size
-            recalibrate_on(context.network, paths, context.preprocessing, batch_size=size, device=context.device)
+            batches = calibration_batches(context, images, context.recipe.batch_size)
+            recalibrate_network(context.network, batches)
 
 
 def train(
@@ -201,10 +206,8 @@ def with_norm(layer: type[BatchNorm]) -> MakeNetwork:
 def sample_of_train(context: TrainingContext, images: int) -> tuple[Tensor, Tensor]:
     """Up to `images` photos of train, as inference sees them, and their class indices: N x 3 x H x W, and N."""
     loader = context.loader
-    chosen = loader.sample(images)
-    paths = [loader.paths[i] for i in chosen]
-    batches = calibration_batches(paths, context.preprocessing, batch_size=images, device=context.device)
-    return next(batches), torch.from_numpy(loader.labels[chosen]).to(context.device)
+    labels = torch.from_numpy(loader.labels[loader.sample(images)]).to(context.device)
+    return next(calibration_batches(context, images, batch_size=images)), labels
 
 
 def or_guess(measured: Callable[[], float], guess: float) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.classifier.card import Card
 from bnlab.config import Settings, with_changes
@@ -23,7 +23,6 @@ from bnlab.data.preprocess import Preprocessing, normalise
 from bnlab.data.scan import report_refused
 from bnlab.data.split_csv import report_missing_classes
 from bnlab.errors import UsageError
-from bnlab.health.bn_monitor import BNMonitor
 from bnlab.machine import choose_device, fast_precision, free_memory
 from bnlab.nets import build, lsuv_init
 from bnlab.nets.blocks import is_normalised
@@ -39,7 +38,6 @@ from bnlab.training.ema import EMA
 from bnlab.training.finetune import inherit_from_init, load_pretrained
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
 
-_MONITOR_WINDOW, _MONITOR_EVERY = 8, 64  # the BN monitor samples so many steps of so many
 _USUAL_ASPECT = 1.5  # of photos whose long side is not known yet
 _USUAL_PIXELS = 500_000  # of photos that are cached at their own size
 
@@ -230,14 +228,8 @@ def card_of(context: TrainingContext) -> Card:
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
     """How validation and inference preprocess a photo."""
-    return Preprocessing(
-        size=recipe.size,
-        resize=recipe.resize,
-        crop_fraction=recipe.crop_fraction,
-        mean=recipe.mean,
-        std=recipe.std,
-        flip_tta=recipe.flip_tta,
-    )
+    keys = ("size", "resize", "crop_fraction", "mean", "std", "flip_tta")
+    return Preprocessing(**{key: getattr(recipe, key) for key in keys})
 
 
 def cached_side(recipe: Recipe) -> int:
@@ -277,13 +269,3 @@ def make_caches(folder: Path, recipe: Recipe, dataset: Dataset) -> Caches:
         sample=Cache(num_sample, for_sample),
         val=Cache(num_val, for_val),
     )
-
-
-def make_bn_monitor(context: TrainingContext) -> BNMonitor:
-    """A monitor of the network's normalisation (of none if the recipe turns it off) that samples once an epoch or more.
-
-    An epoch shorter than a window may have no sample.
-    """
-    every = max(_MONITOR_WINDOW, min(_MONITOR_EVERY, context.loader.batches))
-    watched = context.network if context.recipe.bn_monitor else nn.Identity()
-    return BNMonitor(watched, window=_MONITOR_WINDOW, every=every)

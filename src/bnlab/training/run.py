@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import save_classifier
@@ -17,6 +19,7 @@ from bnlab.data.dataset import open_recorded_data
 from bnlab.data.split_csv import write_split_csv
 from bnlab.errors import Interrupted, PhotoError, printable, quoted
 from bnlab.files import file_sha256, read_json, remove_drafts, storage_errors, write_atomic, write_csv, write_json
+from bnlab.health.bn_monitor import BNMonitor
 from bnlab.health.findings import Finding, Health
 from bnlab.machine import choose_device, environment, versions
 from bnlab.nets.freeze import Frozen
@@ -140,7 +143,8 @@ class _Session:
         self.validator = Validator(self.context, val, sample_cache=caches.sample, val_cache=caches.val)
         self.state = load_state(run, recipe, self.context.parts())
         self.budget = TimeBudget(began - self.state.total_seconds, recipe.time) if recipe.time else None
-        self.monitor = build.make_bn_monitor(self.context)
+        every = max(8, min(64, self.context.loader.batches))  # at least one window an epoch
+        self.monitor = BNMonitor(self.context.network if recipe.bn_monitor else nn.Identity(), window=8, every=every)
         self.warned: set[str] = set()  # checks that the user was warned of
         self.stale: Finding | None = None  # BN102 in the latest validation, which is warned of at the end
 

@@ -15,12 +15,12 @@ from bnlab.classifier.predict import Classifier
 from bnlab.data.cache import Cache
 from bnlab.data.loader import preprocessed_batches
 from bnlab.data.photos import Photo
-from bnlab.data.preprocess import Preprocessing, normalise
+from bnlab.data.preprocess import normalise
 from bnlab.errors import DivergedError, PhotoError, UsageError
 from bnlab.health.findings import StatisticsCost
 from bnlab.machine import release_memory
 from bnlab.nets.network import TableNetwork
-from bnlab.norm import NotFiniteError, Recalibration, recalibrate
+from bnlab.norm import NotFiniteError, Recalibration, TooFewValuesError, recalibrate
 from bnlab.progress import NullProgress, Progress
 from bnlab.training.build import TrainingContext, card_of
 
@@ -63,20 +63,16 @@ class Validator:
         val_cache: Cache,
         evaluate_running: bool = True,
     ) -> None:
-        """Copy the network; `photos` are validated on, and kept in `val_cache`.
+        """Copy the network. `photos` are validated on, and `evaluate_running` evaluates them a second time.
 
-        `sample_cache` keeps the training photos to recalibrate on. `evaluate_running` evaluates by the running
-        statistics, too.
+        `val_cache` is for these photos, `sample_cache` for the training photos to recalibrate on.
         """
-        recipe, loader = context.recipe, context.loader
-        recalibrates = keeps_statistics(context.network) and not recipe.freeze_bn
-        self.sample = [loader.paths[i] for i in loader.sample(recipe.recalibration_images if recalibrates else 0)]
-        self.classifier = Classifier(
-            copy.deepcopy(context.network).requires_grad_(False), card_of(context), context.device
-        )
-        self.batch_size = -(-len(loader.paths) // loader.batches)
-        self.photos, self.workers, self.evaluate_running = photos, loader.workers, evaluate_running
+        recalibrates = keeps_statistics(context.network) and not context.recipe.freeze_bn
+        self.images = context.recipe.recalibration_images if recalibrates else 0
+        self.context, self.photos, self.evaluate_running = context, photos, evaluate_running
         self.sample_cache, self.val_cache = sample_cache, val_cache
+        network = copy.deepcopy(context.network).requires_grad_(False)
+        self.classifier = Classifier(network, card_of(context), context.device)
 
     @property
     def network(self) -> TableNetwork:
@@ -93,19 +89,15 @@ class Validator:
         release_memory()  # the memory of a training step, which validation does not need
         self.network.load_state_dict(network.state_dict())
         running, recalibration, seconds = None, None, 0.0
-        if self.sample:
+        if self.images:
             if self.evaluate_running:
                 with suppress(DivergedError):  # the recalibrated statistics may still be finite
                     running = self._evaluate(NullProgress())
             began = time.monotonic()
-            recalibration = recalibrate_on(
-                self.network,
-                self.sample,
-                self.classifier.card.preprocessing,
-                batch_size=self.batch_size,
-                device=self.classifier.device,
-                workers=self.workers,
-                cache=self.sample_cache,
+            loader = self.context.loader
+            batch_size = -(-len(loader.paths) // loader.batches)
+            recalibration = recalibrate_network(
+                self.network, calibration_batches(self.context, self.images, batch_size, self.sample_cache)
             )
             seconds = time.monotonic() - began
         return ValidationResult(
@@ -113,8 +105,9 @@ class Validator:
         )
 
     def _evaluate(self, progress: Progress) -> Evaluation:
+        workers = self.context.loader.workers
         evaluation = evaluate(
-            self.classifier, self.photos, "val", workers=self.workers, progress=progress, cache=self.val_cache
+            self.classifier, self.photos, "val", workers=workers, progress=progress, cache=self.val_cache
         )
         for refusal in evaluation.refused:  # it could be read when the run began, and epochs must stay comparable
             raise PhotoError(refusal.path, refusal.reason)
@@ -126,54 +119,39 @@ def keeps_statistics(network: TableNetwork) -> bool:
     return any(getattr(layer, "running_mean", None) is not None for layer in network.modules())
 
 
-def recalibrate_on(
-    network: TableNetwork,
-    paths: Sequence[str],
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    device: str,
-    workers: int = 0,
-    cache: Cache | None = None,
-) -> Recalibration:
-    """Replace the running statistics of a network by population statistics measured on photos as inference sees them.
+def recalibrate_network(network: TableNetwork, batches: Iterator[Tensor]) -> Recalibration:
+    """Replace the running statistics by population statistics measured on the batches, N x 3 x H x W.
 
     Raises:
         DivergedError: the statistics are not finite.
-        PhotoError: a photo can no longer be read.
         UsageError: the photos are too few to measure statistics on.
     """
-    batches = calibration_batches(
-        paths, preprocessing, batch_size=batch_size, device=device, workers=workers, cache=cache
-    )
     try:
         return recalibrate(network, batches)
     except NotFiniteError as error:
         raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
-    except ValueError as error:
-        raise UsageError(f"recalibration on {len(paths)} photos: {error}", "raise recalibration_images") from None
+    except TooFewValuesError as error:
+        raise UsageError(f"recalibration: {error}", "raise recalibration_images") from None
 
 
 def calibration_batches(
-    paths: Sequence[str],
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    device: str,
-    workers: int = 0,
-    cache: Cache | None = None,
+    context: TrainingContext, images: int, batch_size: int, cache: Cache | None = None
 ) -> Iterator[Tensor]:
-    """Photos as inference sees them, N x 3 x H x W, to measure statistics on. `cache` holds these photos only.
+    """A sample of the training photos as inference sees them, N x 3 x H x W, to measure statistics on.
 
-    N is `batch_size`, or the nearest size that leaves no single photo over: behind fully connected layers, a batch of
-    one has no variance.
+    `images` are as many as the sample has, at most. N is `batch_size`, or the nearest size that leaves no single photo
+    over: behind fully connected layers, a batch of one has no variance. `cache` is for this sample alone.
 
     Raises:
         PhotoError: a photo can no longer be read.
     """
+    loader, preprocessing = context.loader, context.preprocessing
+    paths = [loader.paths[i] for i in loader.sample(images)]
     sizes = chain(range(batch_size, 1, -1), count(batch_size + 1))
     size = next(size for size in sizes if len(paths) == 1 or len(paths) % size != 1)
-    for pixels, errors in preprocessed_batches(paths, preprocessing, batch_size=size, workers=workers, cache=cache):
+    for pixels, errors in preprocessed_batches(
+        paths, preprocessing, batch_size=size, workers=loader.workers, cache=cache
+    ):
         for error in filter(None, errors):
             raise error
-        yield normalise(torch.from_numpy(pixels).to(device), preprocessing)
+        yield normalise(torch.from_numpy(pixels).to(context.device), preprocessing)
