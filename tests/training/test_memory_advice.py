@@ -5,23 +5,31 @@ import pytest
 import torch
 
 from bnlab.data.dataset import open_training_data
+from bnlab.errors import OutOfMemoryError, UsageError
 from bnlab.nets import build
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.training import memory_advice
 from bnlab.training.build import TrainingContext, build_context
-from bnlab.training.memory_advice import suggest_batch_size
+from bnlab.training.loop import train_step
+from bnlab.training.memory_advice import batch_errors, suggest_batch_size
+
+
+def context_of(data: Path, **changes: object) -> TrainingContext:
+    options = {"network": "bn_small_inception", "size": 96, "batch_size": 24, "precision": "float32", "ema": 0.9}
+    recipe = Recipe.model_validate(options | changes)
+    dataset = open_training_data(data, val=0.1, seed=0, progress=NullProgress())
+    network = build(recipe.network, classes=3, width=0.25, norm=recipe.norm)
+    return build_context(recipe, network, dataset, "cpu")
 
 
 @pytest.fixture
 def context(data: Path) -> TrainingContext:
-    recipe = Recipe(network="bn_small_inception", size=96, batch_size=24, precision="float32", ema=0.9)
-    dataset = open_training_data(data, val=0.1, seed=0, progress=NullProgress())
-    return build_context(recipe, build(recipe.network, classes=3), dataset, "cpu")
+    return context_of(data)
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, pixels: int) -> list[tuple[int, ...]]:
-    """A device that holds so many pixels; what was tried on it."""
+    """Make a device that holds so many pixels; gives what is tried on it."""
     tried: list[tuple[int, ...]] = []
     real = memory_advice.train_step
 
@@ -35,17 +43,21 @@ def limited(monkeypatch: pytest.MonkeyPatch, pixels: int) -> list[tuple[int, ...
     return tried
 
 
-def test_what_fits_was_tried(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_suggested_was_tried(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: value.clone() for name, value in context.network.state_dict().items()}
     tried = limited(monkeypatch, 8 * 96 * 96)
-    assert suggest_batch_size(context) == "--batch-size 6 or --size 48 fits"
+    with pytest.raises(OutOfMemoryError) as error, batch_errors(context):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+    assert "batch size of 24 and a size of 96 px" in error.value.problem
+    assert error.value.remedy == "--batch-size 6 or --size 48 fits"
     assert tried == [(12, 96), (6, 96), (24, 64), (24, 48)]
     assert all(torch.equal(before[name], value) for name, value in context.network.state_dict().items())
 
 
-def test_sometimes_nothing_does(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    limited(monkeypatch, 0)
-    assert suggest_batch_size(context) == "close what else takes memory, or take a network of a smaller width"
+def test_where_nothing_fits_other_remedies_are_named(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = limited(monkeypatch, 0)
+    assert "smaller width" in suggest_batch_size(context)
+    assert len(tried) > 4
 
 
 def test_other_errors_are_not_hidden(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +67,15 @@ def test_other_errors_are_not_hidden(context: TrainingContext, monkeypatch: pyte
     monkeypatch.setattr(memory_advice, "train_step", broken)
     with pytest.raises(RuntimeError, match="something else"):
         suggest_batch_size(context)
+    for error in (ValueError("something else"), RuntimeError("something else")):
+        with pytest.raises(type(error), match="something else"), batch_errors(context):
+            raise error
+
+
+def test_a_part_of_a_batch_with_one_value_per_channel_has_a_remedy(data: Path) -> None:
+    context = context_of(data, network="bn_mlp", norm="ghost:1", size=32)
+    context.network.train()
+    with pytest.raises(UsageError) as error, batch_errors(context):
+        train_step(context, *next(context.loader.epoch(0, 32)), 0)
+    assert "nothing to normalise by" in error.value.problem
+    assert "batch_size" in error.value.remedy
