@@ -1,14 +1,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
 
 from bnlab.errors import Interrupted, RunError, StorageError
 from bnlab.lab import measurements as module
-from bnlab.lab.measurements import JobContext, Measurement, MeasurementResult, exclusive, measure_all
+from bnlab.lab.measurements import JobContext, Measurement, MeasurementResult, code_digest, exclusive, measure_all
 from bnlab.lab.records import Results
+from bnlab.lab.study import STUDY_NAMES
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 
@@ -81,7 +83,7 @@ def test_a_key_follows_from_everything_that_the_result_follows_from(
 
 def test_other_code_measures_anew(make: Callable[..., list[Measurement]], monkeypatch: pytest.MonkeyPatch) -> None:
     before = make(1)[0].key("cpu")
-    monkeypatch.setattr(module, "code_digest", lambda *functions: "other")
+    monkeypatch.setattr(module, "code_digest", lambda module: "other")
     assert make(1)[0].key("cpu") != before
 
 
@@ -130,5 +132,103 @@ def test_the_time_of_interrupted_attempts_counts(make: Callable[..., list[Measur
 
 
 def test_settings_that_json_cannot_hold_are_refused(make: Callable[..., list[Measurement]]) -> None:
-    with pytest.raises(TypeError, match="settings hold a PosixPath"):
+    with pytest.raises(TypeError, match="PosixPath is not JSON serializable"):
         make(1, path=Path("x").absolute())[0].key("cpu")
+
+
+# A small bnlab with each way in which a module can be imported: by a name in it, by a package that passes a name on, as
+# a module, and within a function.
+FILES = {
+    "lab/studies/bias.py": """
+        from bnlab import __version__
+        from bnlab.lab.job import Job
+        from bnlab.lab.study import Study
+        from bnlab.norm import recalibrate
+        from bnlab.report.plots import plot
+        from bnlab.training import loop
+
+        def measure(job: Job):
+            '''Trains.'''
+            import bnlab.data.loader
+
+            recalibrate()
+            return loop.fit(bnlab.data.loader.Loader())  # once
+        """,
+    "lab/job.py": "class Job:\n    seed = 1\n    '''What follows from it.'''\n",
+    "lab/study.py": "from bnlab.report import plots\n\nclass Study:\n    pass\n",
+    "lab/studies/scale.py": "from bnlab.lab.studies import bias\n",
+    "norm/__init__.py": "from bnlab.norm.statistics import recalibrate\n",
+    "norm/statistics.py": "EPS = 1e-5\n\ndef recalibrate(eps=EPS):\n    pass\n",
+    "training/__init__.py": "",
+    "training/loop.py": "from bnlab.norm import statistics\n\ndef fit(loader):\n    return 1\n",
+    "data/loader.py": "class Loader:\n    '''Loads.'''\n    def __len__(self):\n        return 3\n",
+    "report/plots.py": "def plot():\n    pass\n",
+    "__init__.py": "from bnlab.commands import train\n",
+    "commands/train.py": "def run():\n    pass\n",
+}
+
+
+def digest(folder: Path, file: str = "", old: str = "", new: str = "") -> str:
+    """The digest after one edit."""
+    source = folder / f"{len(list(folder.iterdir()))}"
+    for name, text in FILES.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = dedent(text)
+        assert name != file or old in lines
+        path.write_text(lines.replace(old, new) if name == file else lines)
+    return code_digest("bnlab.lab.studies.bias", source)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("lab/studies/bias.py", "  # once", "  # as often as asked"),
+        ("lab/studies/bias.py", "'''Trains.'''", "'''Trains for a while.'''"),
+        ("lab/studies/bias.py", "    '''Trains.'''\n", ""),
+        ("lab/job.py", "What follows", "All that follows"),
+        ("data/loader.py", "'''Loads.'''", "'''Loads photos.'''"),
+        ("report/plots.py", "pass", "return 1"),
+        ("lab/study.py", "pass", "x = 1"),
+        ("lab/studies/scale.py", "bias", "ensemble"),
+        ("commands/train.py", "pass", "return 1"),
+    ],
+)
+def test_what_no_result_follows_from_keeps_the_digest(tmp_path: Path, file: str, old: str, new: str) -> None:
+    assert digest(tmp_path, file, old, new) == digest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("lab/studies/bias.py", "fit", "train"),
+        ("lab/job.py", "1", "2"),
+        ("norm/__init__.py", "recalibrate", "measure as recalibrate"),
+        ("norm/statistics.py", "1e-5", "1e-3"),
+        ("training/loop.py", "return 1", "return 2"),
+        ("data/loader.py", "3", "4"),
+    ],
+)
+def test_what_a_result_can_follow_from_changes_the_digest(tmp_path: Path, file: str, old: str, new: str) -> None:
+    assert digest(tmp_path, file, old, new) != digest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["trained_network", *(f"studies.{name.replace('-', '_')}" for name in STUDY_NAMES)])
+def test_measurements_reach_the_layers_below_and_nothing_that_shows_or_organises(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[str] = set()
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(module.Path, "read_bytes", lambda path: read.add(str(path)) or read_bytes(path))
+    code_digest.__wrapped__(f"bnlab.lab.{name}")
+    files = {path.removeprefix(f"{module._SOURCE}/").removesuffix(".py").replace("/", ".") for path in read}
+    assert files
+    assert name != "trained_network" or {"norm.kernels", "nets.build", "training.loop", "lab.measurements"} <= files
+    shows = ("report", "commands", "cli", "api", "serving", "lab.plots", "lab.report", "lab.experiment", "lab.study")
+    assert not [file for file in files if f"{file}.".startswith(tuple(f"{part}." for part in shows))]
+
+
+def test_modules_that_do_not_count_exist() -> None:
+    for name in module._NOT_MEASURING:
+        path = module._SOURCE / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), name

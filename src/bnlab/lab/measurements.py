@@ -7,6 +7,7 @@ On a CPU a measurement computes with one thread. The networks of the studies are
 time are faster than two in turn, and results do not depend on the number of cores.
 """
 
+import ast
 import hashlib
 import json
 import shutil
@@ -23,12 +24,19 @@ from filelock import FileLock, Timeout
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import Interrupted, RunError, StorageError, printable
 from bnlab.files import read_json, storage_errors, write_json
-from bnlab.lab.code_digest import code_digest
 from bnlab.lab.processes import Job, run_jobs
-from bnlab.lab.records import Records, Results, Value
+from bnlab.lab.records import Results, Value
 from bnlab.machine import versions
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
+
+_SOURCE = Path(__file__).parents[1]
+# What studies import to plan their measurements, and to compare and show the results. The code of a measurement ends
+# here. A module that is missing from this list only leads to measurements that are repeated without need.
+_NOT_MEASURING = (
+    *("errors", "progress", "report", "lab.clauses", "lab.experiment", "lab.lr_selection"),
+    *("lab.plots", "lab.steps_to_accuracy", "lab.study", "lab.verdict"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +70,17 @@ class Measurement:
 
     def key(self, device: str) -> str:
         """A digest of everything that the result follows from."""
+        dumped = {k: v.model_dump(mode="json") if isinstance(v, Recipe) else v for k, v in self.settings.items()}
         what = {
             "do": f"{self.do.__module__}.{self.do.__qualname__}",
             "photos": _photos_digest(self.split, self.split.stat().st_mtime_ns),
             "seed": self.seed,
-            "settings": self.settings,
+            "settings": dumped,
             "device": device,
             "versions": versions(),
-            "code": code_digest(self.do, _one_thread),
+            "code": code_digest(self.do.__module__),
         }
-        text = json.dumps(what, sort_keys=True, default=_recipe_to_json)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +99,12 @@ def exclusive(folder: Path) -> Iterator[None]:
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(folder / ".lock").acquire(timeout=0)
         except Timeout:
             raise RunError(f"another study measures in {printable(folder)}", "wait for it") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def measure_all(
@@ -132,28 +137,34 @@ def _measure(
     key: str, measurement: Measurement, folder: Path, device: str, report_steps: Callable[[int], None]
 ) -> None:
     """Make a measurement and keep its result."""
+    import torch
+
     own = folder / key
     own.mkdir(parents=True, exist_ok=True)
     job = JobContext(
         split=measurement.split, folder=own, device=device, seed=measurement.seed, report_steps=report_steps
     )
     interrupted = own / "seconds.json"
-    before = float(read_json(interrupted).get("seconds", 0.0))
-    began = time.monotonic()
+    began = time.monotonic() - float(read_json(interrupted).get("seconds", 0.0))
+    threads = torch.get_num_threads()
     try:
-        with _one_thread(device):
-            results = measurement.do(job, **measurement.settings)
+        if device == "cpu":
+            torch.set_num_threads(1)
+        results = measurement.do(job, **measurement.settings)
     except KeyboardInterrupt:
-        write_json(interrupted, {"seconds": before + time.monotonic() - began})
+        write_json(interrupted, {"seconds": time.monotonic() - began})
         raise
-    write_json(folder / f"{key}.json", {"tables": results, "seconds": before + time.monotonic() - began})
+    finally:
+        torch.set_num_threads(threads)
+    write_json(folder / f"{key}.json", {"tables": results, "seconds": time.monotonic() - began})
     shutil.rmtree(own, ignore_errors=True)
 
 
 def _kept(folder: Path, key: str) -> MeasurementResult | None:
     document = read_json(folder / f"{key}.json")
-    results: dict[str, Records] | None = document.get("tables")
-    return None if results is None else MeasurementResult(results=results, seconds=float(document["seconds"]))
+    if "tables" not in document:
+        return None
+    return MeasurementResult(results=document["tables"], seconds=float(document["seconds"]))
 
 
 def _read_back(folder: Path, key: str) -> MeasurementResult:
@@ -161,19 +172,6 @@ def _read_back(folder: Path, key: str) -> MeasurementResult:
     if result is None:
         raise StorageError(f"{printable(folder / key)}.json was just written and cannot be read", "check the disk")
     return result
-
-
-@contextmanager
-def _one_thread(device: str) -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        if device == "cpu":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache
@@ -185,7 +183,32 @@ def _photos_digest(split: Path, changed: int) -> str:
     return digest.hexdigest()
 
 
-def _recipe_to_json(value: object) -> object:
-    if isinstance(value, Recipe):
-        return value.model_dump(mode="json")
-    raise TypeError(f"a measurement's settings hold a {type(value).__name__}, which JSON cannot hold")
+@cache
+def code_digest(module: str, source: Path = _SOURCE) -> str:
+    """A digest of the code of a module and of the modules of bnlab that it imports, directly or in turn.
+
+    Comments, docstrings and the modules in _NOT_MEASURING do not count. Other packages do by their versions, see `key`.
+    """
+    code: dict[str, str] = {}
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        inner = name.removeprefix("bnlab.")
+        path = source.joinpath(*inner.split("."))
+        file = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+        shows = any(f"{inner}.".startswith(f"{other}.") for other in _NOT_MEASURING)
+        if name in code or inner == name or file is None or shows:  # inner is name in other packages
+            continue
+        tree = _WithoutDocstrings().visit(ast.parse(file.read_bytes()))
+        code[name] = ast.dump(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                pending += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:  # what is imported may be a module
+                pending += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
