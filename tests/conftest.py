@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "2"  # sums, and so the weights that are learned
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["GOMP_SPINCOUNT"] = "0"
 
-from bnlab.__main__ import run as run_command_line
+from bnlab.__main__ import main
 
 CLASSES = ("disc", "ring", "stripes")
 
@@ -70,7 +70,7 @@ def bnlab(
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
-        status = run_command_line([str(a) for a in arguments])
+        status = main([str(a) for a in arguments])
         printed = capsys.readouterr()
         return Outcome(status, printed.out, printed.err)
 

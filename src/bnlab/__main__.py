@@ -19,7 +19,7 @@ from bnlab.errors import BnlabError, Interrupted, printable
 from bnlab.machine import tune_allocator
 
 
-def run(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop saves and cleans up, as Ctrl-C
@@ -54,14 +54,10 @@ def run(arguments: list[str] | None = None) -> int:
         return _complain(f"the system refused ({error}): check that the paths exist and may be written to", 2)
 
 
-def main() -> None:
-    sys.exit(run())
-
-
 def _complain(text: str, status: int) -> int:
     err.print(f"bnlab: {printable(text)}", markup=False, soft_wrap=True)
     return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

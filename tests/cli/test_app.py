@@ -30,7 +30,7 @@ def test_help_lists_the_verbs(bnlab: Callable[..., Outcome]) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from bnlab.__main__ import run; status = run(['train', '--help']);"
+        "import sys; from bnlab.__main__ import main; status = main(['train', '--help']);"
         "heavy = {'torch', 'numpy', 'sklearn', 'scipy', 'matplotlib', 'PIL'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )

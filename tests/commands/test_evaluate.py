@@ -27,6 +27,7 @@ def test_a_pipe_among_photos_is_refused_and_not_read(bnlab: Command, trained: Pa
     assert json.loads(done.out)["refused"][0]["reason"] == "it is not a regular file"
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_photos_it_was_trained_on_are_reported(bnlab: Command, trained: Path) -> None:
     data = trained.parents[1] / "data"
     done = bnlab("evaluate", trained / "best.safetensors", data, "--split", "all", "--json")
@@ -36,6 +37,15 @@ def test_photos_it_was_trained_on_are_reported(bnlab: Command, trained: Path) ->
     shutil.copy(trained / "best.safetensors", "elsewhere.safetensors")
     Path("split.csv").write_text("path,class,split\n")  # the split of another run
     assert json.loads(bnlab("evaluate", "elsewhere.safetensors", data, "--json").out)["seen_in_training"] is None
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures and the page, which take most of the time."""
+    monkeypatch.setattr("bnlab.commands.evaluate.evaluation_page", lambda *_: "")
+    monkeypatch.setattr("bnlab.commands.evaluate.mistakes_png", lambda *_: b"")
+    for figure in ("confusion_png", "reliability_png"):
+        monkeypatch.setattr(f"bnlab.commands.evaluate.figures.{figure}", lambda *_: b"")
 
 
 def other_classifier(trained: Path, file: Path, order: tuple[int, ...] = (2, 0, 1), **of_card: object) -> Path:
@@ -110,6 +120,7 @@ def test_evaluating_an_ensemble(bnlab: Command, trained: Path) -> None:
         assert fragment in complaint
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_photos_that_any_member_was_trained_on_are_reported(bnlab: Command, trained: Path) -> None:
     best, data = trained / "best.safetensors", trained.parents[1] / "data"
     copied = other_classifier(trained, Path("elsewhere/copy.safetensors"))  # its split.csv lies next to the first

@@ -23,7 +23,7 @@ def test_the_table(bnlab: Command) -> None:
     assert done.status == 0
     assert done.err == ""
     lines = [" ".join(line.split()) for line in done.out.splitlines()]
-    assert lines[0] == "layer what it is output parameters multiply-adds share"
+    assert lines[0] == "layer kind output parameters multiply-adds share"
     assert lines[1] == "conv1 7x7 convolution, stride 2 64 x 112 x 112 9,536 118,013,952 5.8%"
     assert "inception3c inception, stride 2 576 x 14 x 14 385,088 143,904,768 7.1%" in lines
     assert lines[-5] == "fc linear 1000 1,025,000 1,024,000 0.1%"
@@ -35,7 +35,7 @@ def test_the_table(bnlab: Command) -> None:
 def test_every_part_by_itself(bnlab: Command) -> None:
     lines = [" ".join(line.split()) for line in bnlab("net", "bn_mlp", "--classes", 10, "--all").out.splitlines()]
     assert lines == [
-        "layer what it is output parameters multiply-adds",
+        "layer kind output parameters multiply-adds",
         "hidden1.linear linear 100 235,200 235,200",
         "hidden1.bn BatchNorm1d 100 200 0",
         "hidden2.linear linear 100 10,000 10,000",
@@ -64,7 +64,7 @@ def test_the_list(bnlab: Command) -> None:
     done = bnlab("net")
     assert done.status == 0
     lines = done.out.splitlines()
-    assert lines[0].split() == ["network", "what", "it", "is", "variants", "stems"]
+    assert lines[0].split() == ["network", "description", "variants", "stems"]
     assert tuple(line.split()[0] for line in lines[1:-2]) == tuple(NETWORKS)
     assert "  GoogLeNet with BN  " in lines[1]
     assert "  double, 5x5, torchvision  separable, small" in lines[1]
@@ -146,7 +146,7 @@ def test_from_python() -> None:
         (("bn_inception", "--set", "variant=literl"), ("'literl'", "did you mean 'literal'?")),
         (("bn_inception", "--set", "stem=big"), ("'big'", "separable, small")),
         (("bn_inception", "--set", "norm=gost:8"), ("'gost:8'", "did you mean 'ghost'?")),
-        (("bn_inception", "--set", "width=99"), ("width", "99.0", "at most 16")),
+        (("bn_inception", "--set", "width=99"), ("width 99.0", "16")),
         (("bn_inception", "--set", "in_channels=x"), ("in_channels", "'x'", "at least 1")),
         (("bn_inception", "--set", f"in_channels={10**20}"), (f"in_channels is {10**20}", "at most 1000000")),
         (("bn_inception", "--set", "nrm=none"), ("nrm does not shape a network", "did you mean 'norm'?")),

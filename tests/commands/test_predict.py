@@ -58,7 +58,7 @@ def test_predictions_as_csv_and_picture(bnlab: Command, data: Path, trained: Pat
 
 def test_a_classifier_from_the_future(bnlab: Command, trained: Path, tmp_path: Path) -> None:
     content = (trained / "best.safetensors").read_bytes()
-    old, new = rb"{\"format\": 1,", rb"{\"format\": 9,"
+    old, new = rb"{\"format\": 2,", rb"{\"format\": 9,"
     assert content.count(old) == 1
     (tmp_path / "new.safetensors").write_bytes(content.replace(old, new))
     complaint = bnlab("predict", "new.safetensors", trained.parents[1] / "data").complaint

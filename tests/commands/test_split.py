@@ -84,7 +84,7 @@ def test_colons_are_not_emoji(bnlab: Command, photos: Path) -> None:
 
 def test_it_imports_neither_torch_nor_scipy(photos: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from bnlab.__main__ import run; status = run(sys.argv[1:]);"
+        "import sys; from bnlab.__main__ import main; status = main(sys.argv[1:]);"
         "heavy = {'torch', 'scipy', 'sklearn', 'matplotlib', 'jinja2'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )

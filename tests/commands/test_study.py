@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.__main__ import run as main
+from bnlab.__main__ import main
 from bnlab.commands import study as command
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import UsageError

@@ -117,7 +117,7 @@ def demo_table(result: "DemoResult") -> RenderableType:
 
 
 def network_list(networks: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = _table("network", "what it is", "variants", "stems", justify="left")
+    table = _table("network", "description", "variants", "stems", justify="left")
     for network in networks:
         variants = network["variants"] if len(network["variants"]) > 1 else []
         table.add_row(network["name"], Text(network["summary"]), ", ".join(variants), ", ".join(network["stems"]))
@@ -127,7 +127,7 @@ def network_list(networks: Sequence[Mapping[str, Any]]) -> RenderableType:
 def network_table(result: "NetResult", *, by_part: bool) -> RenderableType:
     """A network's layers; or their parts, without their fraction, for which there is no space."""
     fraction = [] if by_part else ["share"]
-    table = _table("layer", "what it is", "output", "parameters", "multiply-adds", *fraction)
+    table = _table("layer", "kind", "output", "parameters", "multiply-adds", *fraction)
     table.columns[1].justify = "left"
     total = result.multiply_adds
 

@@ -139,7 +139,7 @@ def _check_classes(
         raise ClassifierError(
             f"{printable(str(options.classes))} has {plural(len(labels), 'name')}, and "
             f"{printable(conversion.last_layer)} of {printable(options.file)} has {plural(rows, 'row')}",
-            "give one name for each row, in their order",
+            "pass one name for each row, in their order",
         )
     return tuple(labels)
 
