@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,7 @@ def one(data: Path) -> Found:
     import torch
     from torch.nn import functional as F
 
+    from bnlab.data.augment import augment
     from bnlab.data.loader import TrainingLoader
     from bnlab.nets.build import build, move_network
 
@@ -126,9 +128,7 @@ def one(data: Path) -> Found:
         dataset.in_split("train"),
         dataset.classes,
         short_side=0,
-        area=(0.35, 1.0),
-        aspect=(0.75, 4 / 3),
-        flip=0.5,
+        augment=partial(augment, area=(0.35, 1.0), aspect=(0.75, 4 / 3), flip=0.5),
         batch_size=BATCH,
         seed=0,
         workers=0,

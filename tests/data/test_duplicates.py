@@ -22,7 +22,7 @@ from bnlab.data.duplicates import (
     perceptual_hash,
     read_fingerprints,
 )
-from bnlab.data.scan import PhotoFile
+from bnlab.data.photos import Photo
 from bnlab.progress import NullProgress
 from tests.conftest import picture
 
@@ -121,7 +121,7 @@ def test_a_group_has_the_key_of_its_smallest_sha256() -> None:
 def test_photos_that_cannot_be_used_have_no_fingerprint(tmp_path: Path) -> None:
     landscape().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("text")
-    files = [PhotoFile(str(tmp_path / name), "x") for name in ("b.png", "a.png")]
+    files = [Photo(str(tmp_path / name), "x") for name in ("b.png", "a.png")]
     usable, refused = read_fingerprints(files, NullProgress())
     assert usable == [(files[1], fingerprint(files[1].path))]
     assert [(refusal.path, refusal.label) for refusal in refused] == [(files[0].path, "x")]

@@ -1,4 +1,5 @@
 import threading
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnlab.data.augment import augment
 from bnlab.data.cache import Cache
 from bnlab.data.loader import TrainingLoader, number_of_batches, prefetch_map, preprocessed_batches
 from bnlab.data.photos import Photo
@@ -16,7 +18,7 @@ from bnlab.errors import PhotoError, UsageError
 from tests.conftest import CLASSES
 
 PREPROCESSING = Preprocessing(size=32, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
-NOTHING_RANDOM: dict[str, Any] = {"area": (1.0, 1.0), "aspect": (1.0, 1.0), "flip": 0.0}
+NOTHING_RANDOM = partial(augment, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0)
 
 
 def photos_of(folder: Path) -> list[Photo]:
@@ -25,8 +27,8 @@ def photos_of(folder: Path) -> list[Photo]:
 
 def loader(folder: Path, **changes: Any) -> TrainingLoader:
     defaults: dict[str, Any] = {
-        "classes": CLASSES, "short_side": 0, "area": (0.3, 1.0), "aspect": (0.75, 1.33), "flip": 0.5, "batch_size": 5,
-        "seed": 0, "workers": 0,
+        "classes": CLASSES, "short_side": 0, "batch_size": 5, "seed": 0, "workers": 0,
+        "augment": partial(augment, area=(0.3, 1.0), aspect=(0.75, 1.33), flip=0.5),
     }  # fmt: skip
     return TrainingLoader(photos_of(folder), **(defaults | changes))
 
@@ -72,11 +74,11 @@ def test_a_cached_photo_is_decoded_once(photos: Path) -> None:
 
 def test_shuffling_batches_keeps_photos_together(photos: Path) -> None:
     """Only the order of the batches changes from one epoch to the next."""
-    one = loader(photos, shuffle="batches", **NOTHING_RANDOM)
+    one = loader(photos, shuffle="batches", augment=NOTHING_RANDOM)
     first, second = content(one, 0), content(one, 1)
     assert first != second
     assert sorted(first) == sorted(second)
-    mixed = loader(photos, shuffle="photos", **NOTHING_RANDOM)
+    mixed = loader(photos, shuffle="photos", augment=NOTHING_RANDOM)
     assert sorted(content(mixed, 0)) != sorted(content(mixed, 1))
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from bnlab.data.photos import Photo
 from bnlab.data.scan import (
-    PhotoFile,
     Refusal,
     map_photos,
     photos_below,
@@ -97,19 +97,18 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
         split_folders(tmp_path)
 
 
-def test_map_photos_keeps_the_order_and_refusals() -> None:
-    files = [PhotoFile(f"{i:03}.jpg", "a") for i in range(300)]
+def test_map_photos_keeps_the_order_and_lists_refusals() -> None:
+    photos = [Photo(f"{i:03}.jpg", "a") for i in range(300)]
+    refused: list[Refusal] = []
 
     def read(path: str) -> str:
         if path.endswith("7.jpg"):
             raise PhotoError(path, "seven")
         return Path(path).stem
 
-    results = list(map_photos(files, read, 300, NullProgress()))
-    assert [file for file, _ in results] == files
-    assert [result for _, result in results] == [
-        Refusal(file.path, "seven", "a") if i % 10 == 7 else f"{i:03}" for i, file in enumerate(files)
-    ]
+    results = list(map_photos(photos, read, refused, NullProgress()))
+    assert results == [(i, f"{i:03}") for i in range(300) if i % 10 != 7]
+    assert refused == [Refusal(f"{i:03}.jpg", "seven", "a") for i in range(7, 300, 10)]
 
 
 def test_refused_photos_are_named_and_counted() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bnlab.data.duplicates import Fingerprint, find_groups
-from bnlab.data.scan import PhotoFile
+from bnlab.data.photos import Photo
 from bnlab.data.split import Split, assign_split, assign_splits, split_folder
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
@@ -19,16 +19,16 @@ GOLDEN = "val train train test train val train train test train test val"
 numbers = st.sets(st.integers(0, 10_000), min_size=1, max_size=30)
 
 
-def photos_of(numbers: list[int]) -> list[tuple[PhotoFile, Fingerprint]]:
+def photos_of(numbers: list[int]) -> list[tuple[Photo, Fingerprint]]:
     """Photos with different contents, no two of them near duplicates."""
     hashes = [hashlib.sha256(str(n).encode()).digest() for n in numbers]
     return [
-        (PhotoFile(f"{n}.jpg", "a"), Fingerprint(h.hex(), int.from_bytes(h[:8], "big"), h * 6))
+        (Photo(f"{n}.jpg", "a"), Fingerprint(h.hex(), int.from_bytes(h[:8], "big"), h * 6))
         for n, h in zip(numbers, hashes, strict=True)
     ]
 
 
-def splits_of(photos: list[tuple[PhotoFile, Fingerprint]], seed: int = 0) -> dict[str, str]:
+def splits_of(photos: list[tuple[Photo, Fingerprint]], seed: int = 0) -> dict[str, str]:
     groups = find_groups([fingerprint for _, fingerprint in photos])
     return {p.path: p.split for p in assign_splits(photos, groups, val=0.3, test=0.2, seed=seed)}
 
@@ -57,7 +57,7 @@ def test_the_order_of_photos_does_not_matter(some: set[int], random: object) -> 
 def test_an_identical_copy_gets_the_same_split_and_moves_no_photo(some: set[int], data: st.DataObject) -> None:
     photos = photos_of(sorted(some))
     original = data.draw(st.sampled_from(photos))
-    after = splits_of([*photos, (PhotoFile("copy.jpg", "b"), original[1])])
+    after = splits_of([*photos, (Photo("copy.jpg", "b"), original[1])])
     assert after == splits_of(photos) | {"copy.jpg": after[original[0].path]}
 
 
@@ -67,7 +67,7 @@ def test_a_near_duplicate_gets_the_same_split_and_moves_only_its_original(some: 
     photos = photos_of(sorted(some))
     file, original = data.draw(st.sampled_from(photos))
     edited = Fingerprint(hashlib.sha256(b"edited").hexdigest(), original.phash ^ 1, original.thumbnail)
-    before, after = splits_of(photos), splits_of([*photos, (PhotoFile("edited.jpg", "a"), edited)])
+    before, after = splits_of(photos), splits_of([*photos, (Photo("edited.jpg", "a"), edited)])
     assert after.pop("edited.jpg") == after.pop(file.path)
     del before[file.path]
     assert after == before

@@ -14,12 +14,12 @@ Box = tuple[int, int, int, int]
 def augment(
     photo: Pixels,
     size: int,
+    random: np.random.Generator,
     *,
     area: tuple[float, float],
     aspect: tuple[float, float],
     flip: float,
-    color_jitter: float,
-    random: np.random.Generator,
+    color_jitter: float = 0.0,
 ) -> Pixels:
     """A random crop of the photo (H x W x 3), scaled to `size` x `size` x 3 and flipped with probability `flip`.
 

@@ -6,7 +6,7 @@ for each class. Classes are matched by name, never by position.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import numpy as np
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import open_photo
 from bnlab.data.scan import (
-    PhotoFile,
     Refusal,
     class_folders,
     empty_class_error,
@@ -72,8 +71,7 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     own_val = "val" in photos.splits
     if not own_val:
         progress.note(f"{printable(data)} has no val split: {val:.0%} of train is held out")
-        train = [PhotoFile(photo.path, photo.label) for photo in photos.in_split("train")]
-        split = split_files(data, train, val=val, test=0.0, seed=seed, progress=progress)
+        split = split_files(data, photos.in_split("train"), val=val, test=0.0, seed=seed, progress=progress)
         photos = Photos.of(chain(split.photos, photos.where(~photos.is_in_split("train"))))
         refused += split.refused
     in_train = photos.is_in_split("train")
@@ -113,7 +111,7 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
     elif folders := split_folders(data):
         photos = Photos.of(_photos_in(folders))
     else:
-        photos = Photos.of(Photo(file.path, file.label, "all", "") for file in scan(data))
+        photos = Photos.of(replace(photo, split="all") for photo in scan(data))
     if not photos:
         raise DataError(f"{printable(data)} has no photos", "use a split folder, a split.csv or a folder of classes")
     if split == "all":
@@ -136,7 +134,7 @@ def _split_csv_of(data: Path) -> Path | None:
 
 def _photos_in(folders: Iterable[tuple[str, Path]]) -> Iterator[Photo]:
     return (
-        Photo(photo, as_label(label), split, "")
+        Photo(photo, as_label(label), split)
         for split, folder in folders
         for label, path in class_folders(folder).items()
         for photo in photos_below(path)
@@ -163,18 +161,9 @@ def _usable_photos(photos: Photos, progress: Progress) -> tuple[Photos, list[Ref
     """The photos that can be used. Those without a SHA-256 are read to find out; the others need only exist."""
     refused: list[Refusal] = []
     listed, unread = np.flatnonzero(photos.hashed), np.flatnonzero(~photos.hashed)
-
-    def read_unread() -> Iterator[tuple[int, str]]:
-        files = (PhotoFile(photo.path, photo.label) for photo in photos.take(unread))
-        results = map_photos(files, _check_and_hash, len(unread), progress)
-        for i, (_, result) in zip(unread.tolist(), results, strict=True):
-            if isinstance(result, Refusal):
-                refused.append(result)
-            else:
-                yield i, result
-
     if len(unread):
-        photos = photos.with_sha256(read_unread())
+        results = map_photos(photos.take(unread), _check_and_hash, refused, progress)
+        photos = photos.with_sha256((int(unread[i]), sha256) for i, sha256 in results)
     usable = photos.hashed
     for i, path in zip(listed.tolist(), photos.take(listed).paths, strict=True):
         if not os.path.isfile(path):  # noqa: PTH113 (a Path for each of a million files is slow)

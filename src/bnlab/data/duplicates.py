@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bnlab.data.photos import Photo
 from bnlab.data.preprocess import open_photo
-from bnlab.data.scan import PhotoFile, Refusal, map_photos
+from bnlab.data.scan import Refusal, map_photos
 from bnlab.files import file_sha256
 from bnlab.progress import Progress
 
@@ -76,16 +77,11 @@ def perceptual_hash(image: Image.Image) -> NDArray[np.bool_]:
 
 
 def read_fingerprints(
-    files: Sequence[PhotoFile], progress: Progress
-) -> tuple[list[tuple[PhotoFile, Fingerprint]], list[Refusal]]:
+    photos: Sequence[Photo], progress: Progress
+) -> tuple[list[tuple[Photo, Fingerprint]], list[Refusal]]:
     """The usable photos with their fingerprints, and the photos that cannot be used."""
-    usable: list[tuple[PhotoFile, Fingerprint]] = []
     refused: list[Refusal] = []
-    for file, result in map_photos(files, fingerprint, len(files), progress):
-        if isinstance(result, Refusal):
-            refused.append(result)
-        else:
-            usable.append((file, result))
+    usable = [(photos[i], result) for i, result in map_photos(photos, fingerprint, refused, progress)]
     return usable, refused
 
 
@@ -124,11 +120,9 @@ def _group_numbers(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
     """
     group = np.arange(len(fingerprints))
     members = {i: [i] for i in range(len(fingerprints))}
-    if not fingerprints:
-        return group
     hashes = np.array([one.phash for one in fingerprints], dtype=np.uint64)
-    thumbnails = np.array([np.frombuffer(one.thumbnail, dtype=np.uint8) for one in fingerprints])
-    varied = np.flatnonzero(thumbnails.reshape(-1, 64, 3).std(axis=1).max(axis=1) >= MIN_VARIATION)
+    thumbnails = np.frombuffer(b"".join(one.thumbnail for one in fingerprints), dtype=np.uint8).reshape(-1, 64, 3)
+    varied = np.flatnonzero(thumbnails.std(axis=1).max(axis=1) >= MIN_VARIATION)
     edges = [int(edge) for edge in np.linspace(0, 64, MAX_BITS + 2)]
     masks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
     for number, mask in enumerate(masks):
@@ -142,7 +136,7 @@ def _group_numbers(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
                 for earlier in masks[:number]:  # pairs that agree in an earlier band have been compared
                     others = others[(hashes[others] ^ hashes[i]) & earlier != 0]
                 if len(others):
-                    difference = np.abs(thumbnails[others].astype(np.int16) - thumbnails[i]).mean(axis=1)
+                    difference = np.abs(thumbnails[others].astype(np.int16) - thumbnails[i]).mean(axis=(1, 2))
                     _merge(group, members, group[i], group[others[difference <= MAX_DIFFERENCE]])
     return group
 

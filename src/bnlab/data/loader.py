@@ -16,7 +16,6 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.data.augment import augment
 from bnlab.data.cache import Cache
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import Crops, Pixels, Preprocessing, images_per_photo, open_photo, pre_resize, tta_crops
@@ -44,22 +43,21 @@ class TrainingLoader:
         classes: Sequence[str],
         *,
         short_side: int,
-        area: tuple[float, float],
-        aspect: tuple[float, float],
-        flip: float,
-        color_jitter: float = 0.0,
+        augment: Callable[[Pixels, int, np.random.Generator], Pixels],
         shuffle: Literal["photos", "batches"] = "photos",
         batch_size: int,
         seed: int,
         workers: int,
         cache: Cache | None = None,
     ) -> None:
-        """Photos are scaled down to `short_side` pixels before they are cropped; 0 crops from the original."""
+        """Photos are scaled down to `short_side` pixels before they are cropped; 0 crops from the original.
+
+        `augment` makes a square of a photo, from its pixels, the size and a generator of random numbers.
+        """
         photos = Photos.of(photos)
         self.paths = photos.paths
         self.labels = photos.class_indices(classes)
-        self.short_side, self.area, self.aspect = short_side, area, aspect
-        self.flip, self.color_jitter = flip, color_jitter
+        self.short_side, self.augment = short_side, augment
         self.shuffle, self.seed, self.workers = shuffle, seed, workers
         self.batches = number_of_batches(len(photos), batch_size)
         self.cache = cache or Cache(len(photos), 0)
@@ -77,15 +75,7 @@ class TrainingLoader:
         with closing(prefetch_map(self.photo, order, workers, ahead)) as photos:
             for batch in batches:
                 augmented = [
-                    augment(
-                        photo,
-                        size,
-                        area=self.area,
-                        aspect=self.aspect,
-                        flip=self.flip,
-                        color_jitter=self.color_jitter,
-                        random=np.random.default_rng((self.seed, _AUGMENTATION, epoch, i)),
-                    )
+                    self.augment(photo, size, np.random.default_rng((self.seed, _AUGMENTATION, epoch, i)))
                     for i, photo in zip(batch.tolist(), photos, strict=False)
                 ]
                 yield np.stack(augmented), self.labels[batch]

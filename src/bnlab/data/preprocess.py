@@ -7,10 +7,11 @@ then calls `normalise` on the device. The settings (`Preprocessing`) travel in t
 
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 Crops = Literal[1, 10, 144]
 """Number of crops of a photo in test-time augmentation, mirror images counted."""
-
-# Twice Pillow's own warning limit, where it raises: a file of a few kilobytes can claim gigabytes of pixels.
-MAX_PIXELS = 178_956_970
 
 _IMAGES_PER_PHOTO = {1: 1, 10: 5, 144: 72}
 _SEVENTHS = (8, 9, 10, 11)  # of the network's size: short sides of 256, 288, 320 and 352 for 224
@@ -76,20 +74,22 @@ def open_photo(path: str | Path, at_least: int = 0) -> Image.Image:
         if status.st_size == 0:
             raise PhotoError(name, "the file is empty (0 bytes)")
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(name, f"{image.width} x {image.height} pixels")
             if at_least:
                 image.draft(None, (at_least, at_least))
             image.load()
-            return _to_rgb(name, _upright(image))
+            upright: Image.Image = image
+            with suppress(Exception):  # a camera's broken metadata does not make its pixels unusable
+                upright = ImageOps.exif_transpose(image)
+            return _to_rgb(name, upright)
     except PhotoError:
         raise
     except FileNotFoundError:
         raise PhotoError(name, "there is no such file", "check the path") from None
     except PermissionError:
         raise PhotoError(name, "it may not be read (permission denied)", "change its permissions") from None
-    except Image.DecompressionBombError:
-        raise _too_large(name, "its pixels") from None
+    except Image.DecompressionBombError:  # a file of a few kilobytes can claim gigabytes of pixels
+        what = "its pixels are more than the 178 million that are safe to open"
+        raise PhotoError(name, what, "scale it down") from None
     except UnidentifiedImageError:
         if Path(name).suffix.lower() in (".heic", ".heif"):
             raise PhotoError(name, "HEIC images are not supported", "save it as JPEG") from None
@@ -202,23 +202,15 @@ def _corners_and_centre(pixels: Pixels, size: int) -> Iterator[Pixels]:
         yield pixels[top : top + size, left : left + size]  # size x size x 3
 
 
-def _too_large(name: str, what: str) -> PhotoError:
-    limit = MAX_PIXELS // 1_000_000
-    return PhotoError(name, f"{what} are more than the {limit} million that are safe to open", "scale it down")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a camera's broken metadata does not make its pixels unusable
-        return image
-
-
 def _to_rgb(name: str, image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        return _from_integers(name, np.asarray(image))
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise PhotoError(name, "its 32-bit pixels have no known range", "save it with 8 or 16 bits")
+        # 16 bits are scaled to 8 here, because Pillow's own conversion would clip them at 255.
+        return Image.fromarray((values / 257 + 0.5).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise PhotoError(name, "its floating-point pixels have no known range", "save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -226,10 +218,3 @@ def _to_rgb(name: str, image: Image.Image) -> Image.Image:
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _from_integers(name: str, values: NDArray[Any]) -> Image.Image:
-    """Scale 16-bit values to 8 bits; Pillow's own conversion would clip them at 255."""
-    if values.min() < 0 or values.max() > 65535:
-        raise PhotoError(name, "its 32-bit pixels have no known range", "save it with 8 or 16 bits")
-    return Image.fromarray((values / 257 + 0.5).astype(np.uint8)).convert("RGB")

@@ -2,13 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from bnlab.data.photos import Photo
 from bnlab.data.split_csv import as_label
 from bnlab.errors import DataError, PhotoError, plural, printable
 from bnlab.machine import usable_cores
@@ -24,14 +24,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class PhotoFile:
-    """A file that has a photo's suffix, and the class that its folder names."""
-
-    path: str
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
 class Refusal:
     """A photo that cannot be used, and why."""
 
@@ -40,7 +32,7 @@ class Refusal:
     label: str = ""
 
 
-def scan(folder: Path) -> list[PhotoFile]:
+def scan(folder: Path) -> list[Photo]:
     """The photo files of a folder of classes, ordered by class and path.
 
     Each sub-folder is a class with all photos below it. Hidden files and folders are ignored. Symbolic links are
@@ -58,7 +50,7 @@ def scan(folder: Path) -> list[PhotoFile]:
         )
     files = []
     for label, path in classes.items():
-        of_class = [PhotoFile(photo, as_label(label)) for photo in photos_below(path)]
+        of_class = [Photo(photo, as_label(label)) for photo in photos_below(path)]
         if not of_class:
             raise empty_class_error(label, path)
         files += of_class
@@ -132,24 +124,27 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 
 def map_photos(
-    files: Iterable[PhotoFile], read: Callable[[str], T], total: int, progress: Progress
-) -> Iterator[tuple[PhotoFile, T | Refusal]]:
-    """Call `read` with the path of each photo, on all cores. Gives each photo, in order, with its result.
+    photos: Sequence[Photo], read: Callable[[str], T], refused: list[Refusal], progress: Progress
+) -> Iterator[tuple[int, T]]:
+    """Call `read` with the path of each photo, on all cores.
 
-    The result is a Refusal if `read` raises a PhotoError.
+    Yields the position and the result of each photo, in order. Photos at which `read` raises a PhotoError are added to
+    `refused` instead.
     """
 
-    def attempt(file: PhotoFile) -> T | Refusal:
+    def attempt(photo: Photo) -> T | Refusal:
         try:
-            return read(file.path)
+            return read(photo.path)
         except PhotoError as error:
-            return Refusal(file.path, error.reason, file.label)
+            return Refusal(photo.path, error.reason, photo.label)
 
-    remaining = iter(files)
-    with ThreadPoolExecutor(usable_cores()) as pool, progress.task("reading photos", total, "photos") as task:
-        while chunk := list(islice(remaining, 256)):
-            for file, result in zip(chunk, pool.map(attempt, chunk), strict=True):
-                yield file, result
+    with ThreadPoolExecutor(usable_cores()) as pool, progress.task("reading photos", len(photos), "photos") as task:
+        for start in range(0, len(photos), 256):
+            for i, result in enumerate(pool.map(attempt, photos[start : start + 256]), start):
+                if isinstance(result, Refusal):
+                    refused.append(result)
+                else:
+                    yield i, result
                 task.advance()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
 from bnlab.data.photos import Photo
-from bnlab.data.scan import PhotoFile, Refusal, report_ignored_files, scan, split_folders
+from bnlab.data.scan import Refusal, report_ignored_files, scan, split_folders
 from bnlab.data.split_csv import check_classes, count_photos
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.progress import Progress
@@ -69,54 +69,50 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
 
 
 def split_files(
-    folder: Path, files: Sequence[PhotoFile], *, val: float, test: float, seed: int, progress: Progress
+    folder: Path, photos: Sequence[Photo], *, val: float, test: float, seed: int, progress: Progress
 ) -> Split:
-    """Read the photo files of a folder and assign them to splits.
+    """Read these photos of a folder and assign them to splits.
 
     Raises:
         DataError: there is only one class, a class without a usable photo, or too few photos.
     """
-    usable, refused = duplicates.read_fingerprints(files, progress)
+    usable, refused = duplicates.read_fingerprints(photos, progress)
     groups = duplicates.find_groups([fingerprint for _, fingerprint in usable])
-    photos = assign_splits(usable, groups, val=val, test=test, seed=seed)
-    _check_counts(folder, files, photos, refused, val=val, test=test)
-    return Split(folder=folder, photos=photos, refused=refused, groups=groups)
+    assigned = assign_splits(usable, groups, val=val, test=test, seed=seed)
+    _check_counts(folder, assigned, refused, val=val, test=test)
+    return Split(folder=folder, photos=assigned, refused=refused, groups=groups)
 
 
 def assign_splits(
-    usable: Sequence[tuple[PhotoFile, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
+    usable: Sequence[tuple[Photo, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
 ) -> list[Photo]:
     """The photos with their splits. All members of a group of duplicates are assigned to the same one."""
     keys = duplicates.group_keys([fingerprint for _, fingerprint in usable], groups)
     return [
-        Photo(file.path, file.label, assign_split(key, val=val, test=test, seed=seed), fingerprint.sha256)
-        for (file, fingerprint), key in zip(usable, keys, strict=True)
+        Photo(photo.path, photo.label, assign_split(key, val=val, test=test, seed=seed), fingerprint.sha256)
+        for (photo, fingerprint), key in zip(usable, keys, strict=True)
     ]
 
 
-def _check_counts(
-    folder: Path, files: Iterable[PhotoFile], photos: list[Photo], refused: list[Refusal], *, val: float, test: float
-) -> None:
+def _check_counts(folder: Path, photos: list[Photo], refused: list[Refusal], *, val: float, test: float) -> None:
     name = printable(folder)
     counts = count_photos(photos)
-    labels = sorted({file.label for file in files})
-    for label in labels:
-        if label not in counts:
-            reason = next(refusal.reason for refusal in refused if refusal.label == label)
+    for refusal in sorted(refused, key=lambda refusal: refusal.label):
+        if refusal.label not in counts:
             raise DataError(
-                f"class '{printable(label)}' in {name} has no usable photo (the first: {reason})",
+                f"class '{printable(refusal.label)}' in {name} has no usable photo (the first: {refusal.reason})",
                 "replace its photos or remove the folder",
             )
-    check_classes(labels, name)
-    for label in labels:
-        if not counts[label]["train"]:
-            number = plural(sum(counts[label].values()), "photo")
+    check_classes(list(counts), name)
+    for label, numbers in counts.items():
+        if not numbers["train"]:
             raise DataError(
-                f"class '{printable(label)}' in {name} has {number}, and none was assigned to train",
+                f"class '{printable(label)}' in {name} has {plural(sum(numbers.values()), 'photo')}, "
+                f"and none was assigned to train",
                 "add photos, hold out fewer or use another --seed",
             )
     for fraction, split in ((val, "val"), (test, "test")):
-        if fraction and not any(counts[label][split] for label in labels):
+        if fraction and not any(numbers[split] for numbers in counts.values()):
             raise DataError(
                 f"{name} has {len(photos)} photos, too few for a {split} fraction of {fraction}: none was assigned",
                 f"add photos, raise --{split} or use another --seed",

@@ -2,9 +2,9 @@
 
 import csv
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from bnlab.data.photos import Photo, Photos
@@ -15,6 +15,7 @@ from bnlab.progress import Progress
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "class", "split", "sha256")
 SPLIT_CSV = "split.csv"
+_UNUSUAL = re.compile(r"//|(^|/)\.(/|$)|/$")  # in a path: what pathlib leaves out
 
 
 def as_label(name: str) -> str:
@@ -73,6 +74,7 @@ def read_split_csv(path: Path) -> Photos:
 
 
 def _rows(path: Path) -> Iterator[Photo]:
+    folder = "" if path.parent == Path() else str(path.parent)
     for number, row in enumerate(read_csv(path), start=2):
         if not {"path", "class", "split"} <= row.keys():
             raise DataError(f"{printable(path)} is not a split.csv", f"it needs the columns {', '.join(COLUMNS)}")
@@ -84,19 +86,7 @@ def _rows(path: Path) -> Iterator[Photo]:
                 f"{printable(path)} has the split '{printable(row['split'])}' in row {number}",
                 f"use {', '.join(SPLITS)}",
             )
-        where = _join(path.parent, row["path"])
+        where = os.path.join(folder, row["path"])  # noqa: PTH118 (pathlib takes most of the time of a long list)
+        if os.sep != "/" or _UNUSUAL.search(where):
+            where = str(Path(where))
         yield Photo(where, as_label(row["class"]), row["split"], row.get("sha256") or "")
-
-
-def _join(folder: Path, path: str) -> str:
-    """`str(folder / path)`. A long list takes most of its time in pathlib, so the folder's part is cached."""
-    parent, slash, name = path.rpartition("/")
-    if os.sep != "/" or name in ("", "."):
-        return str(folder / path)
-    return _parent(folder, parent + slash) + name
-
-
-@lru_cache(maxsize=10_000)
-def _parent(folder: Path, path: str) -> str:
-    parent = str(folder / path)
-    return "" if parent == "." else os.path.join(parent, "")  # noqa: PTH118 (with its last slash)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -87,11 +88,9 @@ def _check_same(split: Split, rows: list[Photo], into: Path, mode: LinkMode) -> 
 def _write_photo(source: str, target: Path, mode: LinkMode) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if mode == "link":
-        try:
+        with suppress(OSError):  # another file system, or one without hard links: copy
             os.link(os.path.realpath(source), target)
             return
-        except OSError:
-            pass  # another file system, or one without hard links: copy
     shutil.copy2(source, target)
 
 

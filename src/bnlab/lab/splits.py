@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnlab.data import duplicates, mnist_idx
+from bnlab.data import duplicates
 from bnlab.data.dataset import open_evaluation_data
-from bnlab.data.digits import write_digits
+from bnlab.data.digits import find_idx_files, write_binary_digits, write_digits
 from bnlab.data.photos import Photo
-from bnlab.data.scan import PhotoFile, Refusal, report_refused, scan, split_folders
+from bnlab.data.scan import Refusal, report_refused, scan, split_folders
 from bnlab.data.split import assign_split
 from bnlab.data.split_csv import write_split_csv
 from bnlab.errors import DataError, plural, printable
@@ -99,12 +99,12 @@ def open_study_splits(
         digits = folder / "digits"
         if not digits.is_dir():
             write_digits(digits)
-        name, kind, found = "scikit-learn's digits", "digits", [(one, "") for one in scan(digits)]
-        photos, refused = [_with_content(one, given) for one, given in found], list[Refusal]()
-    elif files := mnist_idx.find_pairs(data):
+        name, kind, found = "scikit-learn's digits", "digits", scan(digits)
+        photos, refused = [_with_content(photo) for photo in found], list[Refusal]()
+    elif files := find_idx_files(data):
         name, kind = f"{printable(data.name)} (IDX, made binary)", "digits"
-        found = mnist_idx.write_binary_digits(files, folder, progress)
-        photos, refused = [_with_content(one, given) for one, given in _some(found, quick)], []
+        found = write_binary_digits(files, folder, progress)
+        photos, refused = [_with_content(photo) for photo in _some(found, quick)], []
     else:
         name, kind = printable(data.name or data), "photos"
         found = _found(data)
@@ -119,58 +119,56 @@ def open_study_splits(
     return StudySplits(name, kind, folder, photos, len(found))
 
 
-def _found(data: Path) -> list[tuple[PhotoFile, str]]:
+def _found(data: Path) -> list[Photo]:
     """Photos with the split that DATA gives them."""
     if data.is_file() or split_folders(data) or (data / "split.csv").is_file():
-        _, photos = open_evaluation_data(data, "all")
-        return [(PhotoFile(photo.path, photo.label), photo.split) for photo in photos]
-    return [(one, "") for one in scan(data)]
+        return list(open_evaluation_data(data, "all")[1])
+    return scan(data)
 
 
-def _some(found: Sequence[tuple[PhotoFile, str]], quick: bool) -> list[tuple[PhotoFile, str]]:
+def _some(found: list[Photo], quick: bool) -> list[Photo]:
     """All photos, or for a quick study at most QUICK_PHOTOS of each split, equally many of each class.
 
     These are the ones whose file names have the smallest digests.
     """
     if not quick:
-        return list(found)
-    some: list[tuple[PhotoFile, str]] = []
-    for split in dict.fromkeys(given for _, given in found):
-        of_split = [pair for pair in found if pair[1] == split]
+        return found
+    some: list[Photo] = []
+    for split in dict.fromkeys(photo.split for photo in found):
+        of_split = [photo for photo in found if photo.split == split]
         if len(of_split) > QUICK_PHOTOS:
-            labels = {one.label for one, _ in of_split}
+            labels = {photo.label for photo in of_split}
             left = dict.fromkeys(labels, max(1, QUICK_PHOTOS // len(labels)))
-            by_digest = sorted(of_split, key=lambda pair: hashlib.sha256(Path(pair[0].path).name.encode()).digest())
+            by_digest = sorted(of_split, key=lambda photo: hashlib.sha256(Path(photo.path).name.encode()).digest())
             of_split = []
-            for pair in by_digest:
-                left[pair[0].label] -= 1
-                if left[pair[0].label] >= 0:
-                    of_split.append(pair)
+            for photo in by_digest:
+                left[photo.label] -= 1
+                if left[photo.label] >= 0:
+                    of_split.append(photo)
         some += of_split
-    return sorted(some, key=lambda pair: pair[0].path)
+    return sorted(some, key=lambda photo: photo.path)
 
 
-def _with_content(one: PhotoFile, given: str) -> _StudyPhoto:
-    sha256 = file_sha256(one.path)
-    return _StudyPhoto(one.path, one.label, given, sha256, sha256)
+def _with_content(photo: Photo) -> _StudyPhoto:
+    sha256 = file_sha256(photo.path)
+    return _StudyPhoto(photo.path, photo.label, photo.split, sha256, sha256)
 
 
 def _with_duplicates_grouped(
-    found: Sequence[tuple[PhotoFile, str]], folder: Path, progress: Progress
+    found: Sequence[Photo], folder: Path, progress: Progress
 ) -> tuple[list[_StudyPhoto], list[Refusal]]:
     """Usable photos, with duplicates in one group. They are read once, and again only when a file has changed."""
-    stats = [(one.path, one.label, given, Path(one.path).stat()) for one, given in found]
+    stats = [(photo.path, photo.label, photo.split, Path(photo.path).stat()) for photo in found]
     key = hashlib.sha256(repr([(*row[:3], row[3].st_size, row[3].st_mtime_ns) for row in stats]).encode()).hexdigest()
     kept = folder / f"examined-{key[:16]}.csv"
     if kept.exists():
         return [_StudyPhoto(*(row[column] for column in _COLUMNS)) for row in read_csv(kept)], []
-    usable, refused = duplicates.read_fingerprints([one for one, _ in found], progress)
+    usable, refused = duplicates.read_fingerprints(found, progress)
     fingerprints = [fingerprint for _, fingerprint in usable]
     groups = duplicates.group_keys(fingerprints, duplicates.find_groups(fingerprints))
-    given_of = {one.path: given for one, given in found}
     photos = [
-        _StudyPhoto(one.path, one.label, given_of[one.path], fingerprint.sha256, group)
-        for (one, fingerprint), group in zip(usable, groups, strict=True)
+        _StudyPhoto(photo.path, photo.label, photo.split, fingerprint.sha256, group)
+        for (photo, fingerprint), group in zip(usable, groups, strict=True)
     ]
     if not refused:  # refused photos are reported each time
         write_csv(kept, _COLUMNS, ([getattr(photo, column) for column in _COLUMNS] for photo in photos))

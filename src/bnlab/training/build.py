@@ -8,6 +8,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bnlab.classifier.card import Card
 from bnlab.config import Settings, with_changes
+from bnlab.data.augment import augment
 from bnlab.data.cache import Cache, choose_cache
 from bnlab.data.dataset import Dataset, open_training_data
 from bnlab.data.loader import TrainingLoader
@@ -123,10 +125,13 @@ def build_context(
             dataset.in_split("train"),
             dataset.classes,
             short_side=cached_side(recipe),
-            area=recipe.crop_area,
-            aspect=recipe.crop_aspect,
-            flip=recipe.flip,
-            color_jitter=recipe.color_jitter,
+            augment=partial(
+                augment,
+                area=recipe.crop_area,
+                aspect=recipe.crop_aspect,
+                flip=recipe.flip,
+                color_jitter=recipe.color_jitter,
+            ),
             shuffle=recipe.shuffle,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
