@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Sequence
 
-from bnlab.lab.records import Records, Row, resolution
+from bnlab.lab.records import Records, Row, last_rows, learnt_threshold, number, resolution, seeds
 from bnlab.lab.verdict import Evidence
 
 
@@ -45,3 +45,10 @@ def ratio_clause(
 def without_seeds(rows: Sequence[Row], lost: Collection[int], column: str) -> Records:
     """The rows with NaN in `column` for the seeds in `lost`, so that their clauses have no number for these seeds."""
     return [row | {column: math.nan} if row["seed"] in lost else row for row in rows]
+
+
+def seeds_that_learnt_nothing(accuracies: Sequence[Row]) -> list[int]:
+    """The seeds of which no arm ends better than guessing."""
+    ends = last_rows(accuracies, "arm", "seed")
+    learnt = {row["seed"] for row in ends if number(row, "test_top1") > learnt_threshold(row)}
+    return [seed for seed in seeds(accuracies) if seed not in learnt]

@@ -66,11 +66,18 @@ def resolution(records: Sequence[Row]) -> float:
     return 100 / min(numbers(records, "n_test"))
 
 
+def differences(
+    records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str = "arm"
+) -> tuple[float, ...]:
+    """By how much the number of one arm is above that of another, seed by seed."""
+    return tuple(a - b for a, b in _pairs(records, first, second, pick, column))
+
+
 def gained(
     records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str = "arm"
 ) -> tuple[float, ...]:
     """By how many percentage points the fraction of one arm is above that of another, seed by seed."""
-    return tuple(100 * (a - b) for a, b in _pairs(records, first, second, pick, column))
+    return tuple(100 * gain for gain in differences(records, first, second, pick, column))
 
 
 def ratios(

@@ -62,9 +62,9 @@ def test_one_seed_draws_no_interval() -> None:
 
 def test_the_large_networks_have_stems_for_small_photos(make_experiment: Callable[..., Experiment]) -> None:
     large = placement._FULL[placement.GOOGLENET]
-    assert placement._recipe(make_experiment(), large).stem == "small"
-    assert placement._recipe(make_experiment(size=128), large).stem is None
-    assert placement._recipe(make_experiment(), placement._QUICK[placement.SMALL]).stem is None
+    assert placement._recipe(make_experiment(), *large).stem == "small"
+    assert placement._recipe(make_experiment(size=128), *large).stem is None
+    assert placement._recipe(make_experiment(), *placement._QUICK[placement.SMALL]).stem is None
 
 
 def test_the_whole_of_it(make_experiment: Callable[..., Experiment]) -> None:

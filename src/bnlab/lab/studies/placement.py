@@ -1,7 +1,6 @@
 """Paper, sec. 3.2: normalisation before the nonlinearity against normalisation after it, network by network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bnlab.lab.clauses import points_clause
 from bnlab.lab.experiment import Experiment
@@ -21,36 +20,26 @@ _SMALL_PHOTOS = 64  # pixels: the stems of the large networks would leave next t
 _NOTE = ": normalised "  # between a network and its placement, in the name of an arm
 
 
-@dataclass(frozen=True)
-class _Network:
-    name: str
-    activation: str
-
-
-_QUICK = {
-    SIGMOID: _Network("bn_mlp", "sigmoid"),
-    RELU: _Network("bn_mlp", "relu"),
-    SMALL: _Network("bn_small_inception", "relu"),
-}
-_FULL = {GOOGLENET: _Network("bn_googlenet", "relu"), INCEPTION: _Network("bn_inception", "relu")}
+_QUICK = {SIGMOID: ("bn_mlp", "sigmoid"), RELU: ("bn_mlp", "relu"), SMALL: ("bn_small_inception", "relu")}
+_FULL = {GOOGLENET: ("bn_googlenet", "relu"), INCEPTION: ("bn_inception", "relu")}
 
 
 def measure(experiment: Experiment) -> Results:
     """Trains every network with either placement, at each rate."""
     networks = experiment.by_budget(_QUICK, _QUICK | _FULL)
     arms = {
-        arm(label, placement): _recipe(experiment, network).model_copy(update={"placement": placement})
+        arm(label, placement): _recipe(experiment, *network).model_copy(update={"placement": placement})
         for label, network in networks.items()
         for placement in (BEFORE, AFTER)
     }
     return experiment.run_learning_rates(arms, RATES)
 
 
-def _recipe(experiment: Experiment, network: _Network) -> Recipe:
+def _recipe(experiment: Experiment, network: str, activation: str) -> Recipe:
     recipe = experiment.recipe(
-        network.name, activation=network.activation, steps=experiment.by_budget(200, 6000), validate_every=1_000_000
+        network, activation=activation, steps=experiment.by_budget(200, 6000), validate_every=1_000_000
     )
-    small = network in _FULL.values() and recipe.stem is None and recipe.size <= _SMALL_PHOTOS
+    small = (network, activation) in _FULL.values() and recipe.stem is None and recipe.size <= _SMALL_PHOTOS
     return recipe.model_copy(update={"stem": "small"}) if small else recipe
 
 

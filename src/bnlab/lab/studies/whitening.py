@@ -7,26 +7,12 @@ from typing import Any
 import torch
 
 from bnlab.data.dataset import open_recorded_data
-from bnlab.lab.clauses import points_clause, ratio_clause, without_seeds
+from bnlab.lab.clauses import points_clause, ratio_clause, seeds_that_learnt_nothing, without_seeds
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import accuracy_curves
-from bnlab.lab.records import (
-    Records,
-    Results,
-    Row,
-    average,
-    gained,
-    last,
-    last_rows,
-    learnt_threshold,
-    mean,
-    number,
-    ratios,
-    seeds,
-    where,
-)
+from bnlab.lab.records import Records, Results, Row, average, gained, last, mean, number, ratios, seeds, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.machine import environment
 from bnlab.recipe import Recipe
@@ -101,7 +87,7 @@ def _now(device: str) -> float:
 def conclude(results: Results) -> Conclusion:
     """Compares what a step costs, and the accuracies at equal time and at equal steps."""
     rows = chosen(results)
-    lost = _lost(rows)
+    lost = seeds_that_learnt_nothing(rows)
     learnt = without_seeds(rows, lost, "test_top1")
     at_time = [_at_equal_time(where(learnt, seed=seed)) for seed in seeds(rows)]
     return Conclusion(
@@ -145,13 +131,6 @@ def conclude(results: Results) -> Conclusion:
             *(f"seed {seed}: neither network learnt, so they do not compare" for seed in lost),
         ),
     )
-
-
-def _lost(rows: Records) -> list[int]:
-    """The seeds of which neither network ends above guessing."""
-    ends = last_rows(rows, "arm", "seed")
-    learnt = {row["seed"] for row in ends if number(row, "test_top1") > learnt_threshold(row)}
-    return [seed for seed in seeds(rows) if seed not in learnt]
 
 
 def _at_equal_time(rows: Records) -> tuple[float, float]:

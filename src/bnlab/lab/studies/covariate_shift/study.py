@@ -16,7 +16,7 @@ from bnlab.lab.records import (
     Records,
     Results,
     Row,
-    by_seed,
+    differences,
     distinct,
     gained,
     geometric_mean,
@@ -149,8 +149,7 @@ def conclude(results: Results) -> Conclusion:
         return learnt.only(gained(accuracies, first, second, last("test_top1")), second)
 
     def direction(what: str, rows: Records, learnt: LearntFilter, *, primary: bool) -> Evidence:
-        ours, theirs = (by_seed(rows, mean("cosine"), arm=arm) for arm in (WITH_BN, WITHOUT_BN))
-        values = [a - b for a, b in zip(ours, theirs, strict=True)]
+        values = differences(rows, WITH_BN, WITHOUT_BN, mean("cosine"))
         return Evidence(what=what, values=learnt.only(values, WITH_BN, WITHOUT_BN), above=0.0, primary=primary)
 
     def distance(first: str, second: str, rows: Records = shifts, learnt: LearntFilter = learnt) -> tuple[float, ...]:

@@ -6,23 +6,11 @@ from functools import partial
 from typing import Any
 
 from bnlab.data.dataset import open_recorded_data
-from bnlab.lab.clauses import points_clause, without_seeds
+from bnlab.lab.clauses import points_clause, seeds_that_learnt_nothing, without_seeds
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, series_by_arm, series_over_seeds
-from bnlab.lab.records import (
-    Records,
-    Results,
-    by_seed,
-    last,
-    last_rows,
-    learnt_threshold,
-    mean,
-    number,
-    numbers,
-    seeds,
-    where,
-)
+from bnlab.lab.records import Records, Results, by_seed, last, last_rows, mean, number, numbers, seeds, where
 from bnlab.lab.studies.inference_statistics.ema_statistics import BATCH, MOMENTA, POPULATION, USUAL, EmaStatistics
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train
@@ -63,7 +51,7 @@ def train_probed(job: JobContext, recipe: Recipe, probes: list[int]) -> Results:
 def conclude(results: Results) -> Conclusion:
     """Compares population statistics with the usual moving averages, and those of few photos with those of all."""
     probes, images = results["probes"], results["images"]
-    lost = _lost(results["accuracy"])
+    lost = seeds_that_learnt_nothing(results["accuracy"])
     learnt, points = without_seeds(probes, lost, "top1"), partial(points_clause, tested=probes)
     clauses = []
     for momentum in USUAL:
@@ -111,12 +99,6 @@ def conclude(results: Results) -> Conclusion:
             *(f"seed {seed}: the training diverged or taught nothing, so it shows nothing" for seed in lost),
         ),
     )
-
-
-def _lost(accuracies: Records) -> list[int]:
-    """The seeds whose network ends no better than guessing, so that all statistics do as well."""
-    ends = last_rows(accuracies, "seed")
-    return seeds(row for row in ends if number(row, "test_top1") <= learnt_threshold(row))
 
 
 def _gains(probes: Records, statistics: str) -> list[list[float]]:

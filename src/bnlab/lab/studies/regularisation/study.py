@@ -15,19 +15,7 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_plot
-from bnlab.lab.records import (
-    Records,
-    Results,
-    Row,
-    average,
-    by_seed,
-    distinct,
-    last,
-    learnt_threshold,
-    number,
-    seeds,
-    where,
-)
+from bnlab.lab.records import Records, Results, Row, average, by_seed, distinct, last, learnt_threshold, number, where
 from bnlab.lab.studies.regularisation.renormalisation import Renormalisation
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train, with_norm
@@ -204,7 +192,7 @@ def _gaps(row: Row) -> Row:
 def _untaught(rows: Records) -> tuple[str, ...]:
     lost = [row for row in rows if math.isnan(number(row, "learnt_points"))]
     return tuple(
-        f"{arm}: learnt nothing with {plural(len(seeds(where(lost, arm=arm))), 'seed')}, which show nothing"
+        f"{arm}: learnt nothing with {plural(len(where(lost, arm=arm)), 'seed')}, which show nothing"
         for arm in distinct(lost, "arm")
     )
 
