@@ -61,7 +61,7 @@ def test_quick_uses_some_photos_of_each_split(photos: Path, tmp_path: Path, monk
         shutil.copy(photo, job / photo.name)
     monkeypatch.setattr(module, "QUICK_PHOTOS", 30)
     splits = opened(data, tmp_path / "a")
-    assert Counter(photo.given for photo in splits.photos) == {"train": 30, "test": 12}
+    assert Counter(photo.split for photo in splits.photos) == {"train": 30, "test": 12}
     assert (splits.is_drawn, splits.overlap) == (False, 0.0)
     assert opened(photos, tmp_path / "b").overlap == pytest.approx(0.3 / 0.55)
 

@@ -6,55 +6,59 @@ split, or else its val split, is test for all seeds, and an interval over the se
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from bnlab.data import duplicates
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import find_idx_files, write_binary_digits, write_digits
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Refusal, report_refused, scan, split_folders
+from bnlab.data.scan import report_refused, scan
 from bnlab.data.split import assign_split
-from bnlab.data.split_csv import write_split_csv
+from bnlab.data.split_csv import SPLITS, write_split_csv
 from bnlab.errors import DataError, plural, printable
 from bnlab.files import file_sha256, read_csv, write_csv
 from bnlab.progress import Progress
 
 QUICK_PHOTOS = 1000  # the most that a quick study uses of a folder, or of each split of DATA
 VAL, TEST = 0.15, 0.3
-_COLUMNS = ("path", "label", "given", "sha256", "group")
 
 
 @dataclass(frozen=True, slots=True)
-class _StudyPhoto:
-    path: str
-    label: str
-    given: str
-    """The split that DATA gave it, or ""."""
-    sha256: str
-    group: str
+class _StudyPhoto(Photo):
+    """A photo with the split that DATA gives it, if DATA has splits."""
+
+    group: str = ""
     """The smallest sha256 of its duplicates and itself, which decides its split where DATA does not."""
 
 
+@dataclass
 class StudySplits:
     """The photos of a study. `for_seed` splits them."""
 
-    def __init__(self, name: str, kind: str, folder: Path, photos: Sequence[_StudyPhoto], found: int) -> None:
-        self.name = name
-        """The name of the data for the report."""
-        self.kind = kind
-        """"digits" (grey, and changed by a flip) or "photos"."""
-        self.photos = tuple(photos)
-        self.found = found
-        """How many photos DATA has. A quick study uses some of them."""
-        self.is_drawn = not any(photo.given for photo in photos)
-        """Whether each seed draws test anew. Otherwise DATA gave it, and it is the same for all seeds."""
-        self.classes = len({photo.label for photo in photos})
-        self._folder = folder
+    name: str
+    """The name of the data for the report."""
+    kind: str
+    """"digits" (grey, and changed by a flip) or "photos"."""
+    folder: Path
+    """Where the split.csv of each seed is written."""
+    photos: Sequence[_StudyPhoto]
+    found: int
+    """How many photos DATA has. A quick study uses some of them."""
 
     def __len__(self) -> int:
         return len(self.photos)
+
+    @property
+    def classes(self) -> int:
+        return len({photo.label for photo in self.photos})
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether each seed draws test anew. Otherwise DATA gave it, and it is the same for all seeds."""
+        return not any(photo.split in SPLITS for photo in self.photos)
 
     @property
     def overlap(self) -> float:
@@ -67,13 +71,13 @@ class StudySplits:
         Raises:
             DataError: a class has no photo in train or test, or no class has one in val.
         """
-        given = {photo.given for photo in self.photos}
-        where = str(self._folder.resolve())  # the paths in a split.csv are valid for the folder it was written in
-        name = hashlib.sha256(repr((VAL, TEST, where, self.photos)).encode()).hexdigest()[:16]
-        path = self._folder / f"{name}-{seed}.csv"
+        where = str(self.folder.resolve())  # the paths in a split.csv are valid for the folder it was written in
+        name = hashlib.sha256(repr((VAL, TEST, where, list(self.photos))).encode()).hexdigest()[:16]
+        path = self.folder / f"{name}-{seed}.csv"
         if not path.exists():
+            given = {photo.split for photo in self.photos}
             photos = [Photo(p.path, p.label, _assign_split(p, given, seed), p.sha256) for p in self.photos]
-            for split in ("train", "val", "test"):
+            for split in SPLITS:
                 missing = {p.label for p in photos} - {p.label for p in photos if p.split == split}
                 if missing and (split != "val" or len(missing) == self.classes):
                     raise DataError(
@@ -100,52 +104,33 @@ def open_study_splits(
         if not digits.is_dir():
             write_digits(digits)
         name, kind, found = "scikit-learn's digits", "digits", scan(digits)
-        photos, refused = [_with_content(photo) for photo in found], list[Refusal]()
     elif files := find_idx_files(data):
         name, kind = f"{printable(data.name)} (IDX, made binary)", "digits"
         found = write_binary_digits(files, folder, progress)
-        photos, refused = [_with_content(photo) for photo in _some(found, quick)], []
     else:
-        name, kind = printable(data.name or data), "photos"
-        found = _found(data)
-        photos, refused = _with_duplicates_grouped(_some(found, quick), folder, progress)
-    report_refused(refused, strict=False, progress=progress)
-    classes = {photo.label for photo in photos}
-    if len(classes) < 2 or len(photos) < min_photos:
+        name, kind, found = printable(data.name or data), "photos", list(open_evaluation_data(data, "all")[1])
+    used = _some(found) if quick and data else found  # the bundled digits are few enough
+    photos = _examined(used, folder, progress) if kind == "photos" else [_with_content(photo) for photo in used]
+    number, classes = len(photos), len({photo.label for photo in photos})
+    if classes < 2 or number < min_photos:
         raise DataError(
-            f"{name} has {plural(len(photos), 'usable photo')} of {len(classes)} class{'es' * (len(classes) != 1)}",
+            f"{name} has {plural(number, 'usable photo')} of {classes} class{'es' * (classes != 1)}",
             f"this study needs {min_photos} photos of 2 classes or more",
         )
     return StudySplits(name, kind, folder, photos, len(found))
 
 
-def _found(data: Path) -> list[Photo]:
-    """Photos with the split that DATA gives them."""
-    if data.is_file() or split_folders(data) or (data / "split.csv").is_file():
-        return list(open_evaluation_data(data, "all")[1])
-    return scan(data)
-
-
-def _some(found: list[Photo], quick: bool) -> list[Photo]:
-    """All photos, or for a quick study at most QUICK_PHOTOS of each split, equally many of each class.
-
-    These are the ones whose file names have the smallest digests.
-    """
-    if not quick:
-        return found
-    some: list[Photo] = []
-    for split in dict.fromkeys(photo.split for photo in found):
-        of_split = [photo for photo in found if photo.split == split]
-        if len(of_split) > QUICK_PHOTOS:
-            labels = {photo.label for photo in of_split}
-            left = dict.fromkeys(labels, max(1, QUICK_PHOTOS // len(labels)))
-            by_digest = sorted(of_split, key=lambda photo: hashlib.sha256(Path(photo.path).name.encode()).digest())
-            of_split = []
-            for photo in by_digest:
-                left[photo.label] -= 1
-                if left[photo.label] >= 0:
-                    of_split.append(photo)
-        some += of_split
+def _some(found: Sequence[Photo]) -> list[Photo]:
+    """At most QUICK_PHOTOS of each split, equally many of each class: those whose file names have the least digests."""
+    of_split = Counter(photo.split for photo in found)
+    classes = Counter(split for split, _ in {(photo.split, photo.label) for photo in found})
+    taken: Counter[tuple[str, str]] = Counter()
+    some = []
+    for photo in sorted(found, key=lambda photo: hashlib.sha256(Path(photo.path).name.encode()).digest()):
+        taken[photo.split, photo.label] += 1
+        most = max(1, QUICK_PHOTOS // classes[photo.split])
+        if of_split[photo.split] <= QUICK_PHOTOS or taken[photo.split, photo.label] <= most:
+            some.append(photo)
     return sorted(some, key=lambda photo: photo.path)
 
 
@@ -154,16 +139,16 @@ def _with_content(photo: Photo) -> _StudyPhoto:
     return _StudyPhoto(photo.path, photo.label, photo.split, sha256, sha256)
 
 
-def _with_duplicates_grouped(
-    found: Sequence[Photo], folder: Path, progress: Progress
-) -> tuple[list[_StudyPhoto], list[Refusal]]:
+def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[_StudyPhoto]:
     """Usable photos, with duplicates in one group. They are read once, and again only when a file has changed."""
+    columns = [field.name for field in fields(_StudyPhoto)]
     stats = [(photo.path, photo.label, photo.split, Path(photo.path).stat()) for photo in found]
-    key = hashlib.sha256(repr([(*row[:3], row[3].st_size, row[3].st_mtime_ns) for row in stats]).encode()).hexdigest()
-    kept = folder / f"examined-{key[:16]}.csv"
+    state = columns, [(*row[:3], row[3].st_size, row[3].st_mtime_ns) for row in stats]
+    kept = folder / f"examined-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.csv"
     if kept.exists():
-        return [_StudyPhoto(*(row[column] for column in _COLUMNS)) for row in read_csv(kept)], []
+        return [_StudyPhoto(**row) for row in read_csv(kept)]
     usable, refused = duplicates.read_fingerprints(found, progress)
+    report_refused(refused, strict=False, progress=progress)
     fingerprints = [fingerprint for _, fingerprint in usable]
     groups = duplicates.group_keys(fingerprints, duplicates.find_groups(fingerprints))
     photos = [
@@ -171,15 +156,15 @@ def _with_duplicates_grouped(
         for (photo, fingerprint), group in zip(usable, groups, strict=True)
     ]
     if not refused:  # refused photos are reported each time
-        write_csv(kept, _COLUMNS, ([getattr(photo, column) for column in _COLUMNS] for photo in photos))
-    return photos, refused
+        write_csv(kept, columns, map(astuple, photos))
+    return photos
 
 
-def _assign_split(photo: _StudyPhoto, given: Iterable[str], seed: int) -> str:
+def _assign_split(photo: _StudyPhoto, given: Collection[str], seed: int) -> str:
     """The split of a photo: drawn where DATA has none. If DATA lacks val, it is drawn from train."""
-    if not photo.given:
+    if photo.split not in SPLITS:
         return assign_split(photo.group, val=VAL, test=TEST, seed=seed)
-    if photo.given == "train":
+    if photo.split == "train":
         both = "test" in given and "val" in given
         return "train" if both else assign_split(photo.group, val=VAL, test=0.0, seed=seed)
-    return "test" if "test" not in given else photo.given
+    return photo.split if "test" in given else "test"
