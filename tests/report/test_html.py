@@ -30,7 +30,8 @@ ABOUT = {
     "seeds": 1,
     "budget": "quick",
     "date": "d",
-    "studies": [],
+    "reports": [],
+    "page": "p",
     "environment": {"a": 1},
 }
 

@@ -11,7 +11,7 @@ from bnlab.errors import UsageError
 from bnlab.files import read_json
 from bnlab.lab.experiment import Experiment, check_options
 from bnlab.lab.measurements import exclusive
-from bnlab.lab.report import PAGE, Report, make_report, write_index, write_report
+from bnlab.lab.report import PAGE, Report, write_index, write_report
 from bnlab.lab.splits import StudySplits, open_study_splits
 from bnlab.lab.study import STUDY_NAMES, Study, find_study
 from bnlab.machine import choose_device, environment, usable_cores
@@ -75,7 +75,7 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
             return _all(studies, options, splits, device, about, progress)
         experiment = _experiment(studies[0], options, splits, device, progress)
         results = studies[0].measure(experiment)
-    report = make_report(studies[0], experiment, results)
+    report = Report(study=studies[0], experiment=experiment, results=results)
     folder = (
         _same_as_before(report, options) or new_run(options.runs, options.name, stem=f"study-{options.study}").folder
     )
@@ -98,7 +98,7 @@ def _all(
         results = study.measure(experiment)
         folder = folder or new_run(options.runs, options.name, stem=f"study-{ALL}").folder
         (folder / study.name).mkdir()
-        report = make_report(study, experiment, results)
+        report = Report(study=study, experiment=experiment, results=results)
         reports.append(write_report(report, folder / study.name, about, index=f"../{PAGE}"))
         progress.note(f"{study.name}: {report.conclusion.verdict} ({len(reports)} of {len(studies)}; {folder / PAGE})")
         write_index(reports, folder, about)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ class Report:
     study: Study
     experiment: Experiment
     results: Results
-    conclusion: Conclusion
-    folder: Path
+    folder: Path = Path()
+
+    @cached_property
+    def conclusion(self) -> Conclusion:
+        return self.study.conclude(self.results).with_overlap(self.experiment.splits.overlap)
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab study NAME --json`."""
@@ -41,12 +45,6 @@ class Report:
             "seconds": self.experiment.seconds,
             "report": str(self.folder / PAGE),
         }
-
-
-def make_report(study: Study, experiment: Experiment, results: Results) -> Report:
-    """Draw the conclusion from the results, without writing anything."""
-    conclusion = study.conclude(results).with_overlap(experiment.splits.overlap)
-    return Report(study=study, experiment=experiment, results=results, conclusion=conclusion, folder=Path())
 
 
 def write_report(report: Report, folder: Path, environment: Mapping[str, Any], *, index: str | None = None) -> Report:
@@ -69,21 +67,10 @@ def write_report(report: Report, folder: Path, environment: Mapping[str, Any], *
         "study.html",
         title=f"{study.title}: {conclusion.verdict}",
         study=study,
-        verdict=str(conclusion.verdict),
-        evidence=conclusion.evidence,
-        remarks=conclusion.remarks,
-        numbers=conclusion.numbers,
+        experiment=experiment,
+        conclusion=conclusion,
+        results=report.results,
         plots=[(name, plot, plot_svg(plot)) for name, plot in plots.items()],
-        results=list(report.results),
-        seeds=len(experiment.seeds),
-        data=experiment.splits.name,
-        photos=len(experiment.splits),
-        found=experiment.splits.found,
-        classes=experiment.splits.classes,
-        is_drawn=experiment.splits.is_drawn,
-        recalibration_images=experiment.recalibration_images,
-        budget=experiment.budget,
-        minutes=f"{experiment.seconds / 60:.1f}",
         options=", ".join(f"{key} {value}" for key, value in experiment.options.items()),
         index=index,
         environment=environment,
@@ -94,12 +81,12 @@ def write_report(report: Report, folder: Path, environment: Mapping[str, Any], *
 
 def write_index(reports: Sequence[Report], folder: Path, environment: Mapping[str, Any]) -> None:
     """Write the page that links to those of all studies."""
-    rows = [(report.study, str(report.conclusion.verdict), f"{report.study.name}/{PAGE}") for report in reports]
     experiment = reports[0].experiment
     page = render(
         "studies.html",
         title="bnlab: claims measured",
-        studies=rows,
+        reports=reports,
+        page=PAGE,
         data=experiment.splits.name,
         seeds=len(experiment.seeds),
         budget=experiment.budget,
