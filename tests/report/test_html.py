@@ -29,10 +29,9 @@ ABOUT = {
     "data": "<b>",
     "seeds": 1,
     "budget": "quick",
-    "date": "d",
     "reports": [],
     "page": "p",
-    "environment": {"a": 1},
+    "environment": {"a": 1, "date": "d"},
 }
 
 
