@@ -18,7 +18,7 @@ def test_points_are_resolved_to_one_photo_of_the_smallest_test_split() -> None:
 
 @pytest.mark.parametrize(("below", "verdict"), [(1.0, Verdict.HOLDS), (0.2, Verdict.DOES_NOT_HOLD)])
 def test_ratios_are_averaged_as_logarithms(below: float, verdict: Verdict) -> None:
-    clause = ratio_clause("it is smaller", iter((0.2, 0.5, 0.8)), below=below)
+    clause = ratio_clause("it is smaller", (0.2, 0.5, 0.8), below=below)
     assert clause.mean == pytest.approx((0.2 * 0.5 * 0.8) ** (1 / 3))
     assert ratio_clause("it is smaller", (0.24, 0.25, 0.26), below=below).verdict is verdict
 

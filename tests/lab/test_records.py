@@ -31,8 +31,8 @@ def test_rows_are_chosen_and_compared_seed_by_seed() -> None:
     assert distinct(ROWS, "arm") == ["a", "b"]
     assert by_seed(ROWS, last("top1"), arm="a") == [0.5, 0.75]  # seeds rise, whatever the order of the rows
     assert by_seed(ROWS, mean("top1"), arm="a") == [0.375, 0.625]
-    assert gained(ROWS, "a", "b", last("top1")) == (25.0, 75.0)
-    assert ratios(ROWS, "a", "b", last("top1")) == (2.0, math.inf)
+    assert gained(ROWS, "a", "b", last("top1")) == [25.0, 75.0]
+    assert ratios(ROWS, "a", "b", last("top1")) == [2.0, math.inf]
     assert resolution(ROWS) == 2.0
 
 

@@ -1,53 +1,31 @@
 """What the clauses of most studies have in common: differences of accuracies, ratios, and seeds without a number."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
-from bnlab.lab.records import Records, Row, last_rows, learnt_threshold, number, resolution, seeds
+from bnlab.lab.records import Records, last_rows, learnt_threshold, number, resolution, seeds
 from bnlab.lab.verdict import Evidence
 
+# A clause on how many times as large one number is as another, one ratio for each seed.
+ratio_clause = partial(Evidence, unit="times", ratio=True)
 
-def points_clause(
-    what: str,
-    values: Iterable[float],
-    tested: Sequence[Row],
-    *,
-    above: float = -math.inf,
-    below: float = math.inf,
-    level: float = 0.95,
-    primary: bool = True,
-) -> Evidence:
+
+def points_clause(what: str, values: Sequence[float], tested: Records, **clause: Any) -> Evidence:
     """A clause on a difference of accuracies in percentage points, one value for each seed.
 
-    Its interval is no narrower than one photo of the smallest test split in `tested`.
+    Its interval is no narrower than one photo of the smallest test split in `tested`. `clause` are fields of Evidence.
     """
-    return Evidence(
-        what=what,
-        values=tuple(values),
-        above=above,
-        below=below,
-        unit="points",
-        resolution=resolution(tested),
-        level=level,
-        primary=primary,
-    )
+    return Evidence(what, values, unit="points", resolution=resolution(tested), **clause)
 
 
-def ratio_clause(
-    what: str, values: Iterable[float], *, above: float = -math.inf, below: float = math.inf, primary: bool = True
-) -> Evidence:
-    """A clause on how many times as large one number is as another, one ratio for each seed."""
-    return Evidence(
-        what=what, values=tuple(values), above=above, below=below, unit="times", ratio=True, primary=primary
-    )
-
-
-def without_seeds(rows: Sequence[Row], lost: Collection[int], column: str) -> Records:
+def without_seeds(rows: Records, lost: Collection[int], column: str) -> Records:
     """The rows with NaN in `column` for the seeds in `lost`, so that their clauses have no number for these seeds."""
     return [row | {column: math.nan} if row["seed"] in lost else row for row in rows]
 
 
-def seeds_that_learnt_nothing(accuracies: Sequence[Row]) -> list[int]:
+def seeds_that_learnt_nothing(accuracies: Records) -> list[int]:
     """The seeds of which no arm ends better than guessing."""
     ends = last_rows(accuracies, "arm", "seed")
     learnt = {row["seed"] for row in ends if number(row, "test_top1") > learnt_threshold(row)}

@@ -1,13 +1,15 @@
 """The tables of a study, with a row for each thing that was measured, and what is read from them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 Value = float | int | str | None
 Row = dict[str, Value]
 Records = list[Row]
 Results = dict[str, Records]
 """Tables by name, which is also the name of the CSV file."""
+Pick = Callable[[Records], float]
+"""Reads a number from the rows of an arm and a seed."""
 
 
 def where(records: Iterable[Row], **equal: Value) -> Records:
@@ -35,7 +37,7 @@ def seeds(records: Iterable[Row]) -> list[int]:
     return sorted({int(number(row, "seed")) for row in records})
 
 
-def by_seed(records: Sequence[Row], pick: Callable[[Records], float], **equal: Value) -> list[float]:
+def by_seed(records: Records, pick: Pick, **equal: Value) -> list[float]:
     """One number for each seed: what `pick` returns for those of its rows whose columns have these values.
 
     NaN if a seed has no such rows, so that two lists of numbers can be compared seed by seed.
@@ -45,7 +47,7 @@ def by_seed(records: Sequence[Row], pick: Callable[[Records], float], **equal: V
     return [pick(of_seed) if of_seed else math.nan for of_seed in rows]
 
 
-def average(records: Sequence[Row], column: str) -> float:
+def average(records: Records, column: str) -> float:
     """The mean of a column, or NaN if there are no rows."""
     values = numbers(records, column)
     return sum(values) / len(values) if values else math.nan
@@ -56,50 +58,42 @@ def last_rows(records: Iterable[Row], *columns: str) -> Records:
     return list({tuple(row[column] for column in columns): row for row in records}.values())
 
 
-def last(column: str) -> Callable[[Records], float]:
+def last(column: str) -> Pick:
     """Picks a column of the last row."""
     return lambda rows: number(rows[-1], column)
 
 
-def resolution(records: Sequence[Row]) -> float:
+def resolution(records: Records) -> float:
     """The smallest step of an accuracy in percentage points: one test photo."""
     return 100 / min(numbers(records, "n_test"))
 
 
-def differences(
-    records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str = "arm"
-) -> tuple[float, ...]:
+def differences(records: Records, first: Value, second: Value, pick: Pick, column: str = "arm") -> list[float]:
     """By how much the number of one arm is above that of another, seed by seed."""
-    return tuple(a - b for a, b in _pairs(records, first, second, pick, column))
+    return [a - b for a, b in _pairs(records, first, second, pick, column)]
 
 
-def gained(
-    records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str = "arm"
-) -> tuple[float, ...]:
+def gained(records: Records, first: Value, second: Value, pick: Pick, column: str = "arm") -> list[float]:
     """By how many percentage points the fraction of one arm is above that of another, seed by seed."""
-    return tuple(100 * gain for gain in differences(records, first, second, pick, column))
+    return [100 * (a - b) for a, b in _pairs(records, first, second, pick, column)]
 
 
-def ratios(
-    records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str = "arm"
-) -> tuple[float, ...]:
+def ratios(records: Records, first: Value, second: Value, pick: Pick, column: str = "arm") -> list[float]:
     """How many times as large the number of one arm is as that of another, seed by seed."""
-    return tuple(a / b if b else math.inf for a, b in _pairs(records, first, second, pick, column))
+    return [a / b if b else math.inf for a, b in _pairs(records, first, second, pick, column)]
 
 
-def _pairs(
-    records: Sequence[Row], first: Value, second: Value, pick: Callable[[Records], float], column: str
-) -> Iterator[tuple[float, float]]:
+def _pairs(records: Records, first: Value, second: Value, pick: Pick, column: str) -> Iterator[tuple[float, float]]:
     ours, theirs = (by_seed(records, pick, **{column: arm}) for arm in (first, second))
     return zip(ours, theirs, strict=True)
 
 
-def mean(column: str) -> Callable[[Records], float]:
+def mean(column: str) -> Pick:
     """Picks the mean of a column."""
     return lambda rows: average(rows, column)
 
 
-def geometric_mean(column: str, over: str | None = None) -> Callable[[Records], float]:
+def geometric_mean(column: str, over: str | None = None) -> Pick:
     """Picks the geometric mean of a column, or of its ratio to the column `over`; 0 counts as 1e-300."""
 
     def pick(rows: Records) -> float:

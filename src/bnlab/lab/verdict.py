@@ -15,7 +15,7 @@ by chance, the clause has to do it with an interval of level 1 - 0.05 / k (Bonfe
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -26,14 +26,15 @@ class Verdict(StrEnum):
     NOT_SHOWN = "not shown"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evidence:
     """A clause of a claim, and the number that it is about, measured over seeds."""
 
     what: str
     """The clause, which is true or false, such as "with BN the accuracy is higher"."""
-    values: tuple[float, ...]
+    values: Sequence[float]
     """One for each seed. NaN if a seed has no number."""
+    _: KW_ONLY
     above: float = -math.inf
     """The clause says that the mean is larger than this"""
     below: float = math.inf

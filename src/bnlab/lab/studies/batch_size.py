@@ -98,10 +98,10 @@ def conclude(results: Results) -> Conclusion:
     clause = partial(points_clause, tested=test, above=0.0)
     secondary = partial(clause, primary=False)
 
-    def ahead(statistics: str, first: str, second: str) -> tuple[float, ...]:
+    def ahead(statistics: str, first: str, second: str) -> list[float]:
         return gained(where(test, statistics=statistics), first, second, last("top1"))
 
-    def lost_by_parts(arm: str) -> tuple[float, ...]:
+    def lost_by_parts(arm: str) -> list[float]:
         return gained(where(test, arm=arm), RECALIBRATED, BATCH, last("top1"), column="statistics")
 
     higher = f"parts of {enough} photos give a higher test accuracy than parts of {least}"

@@ -14,7 +14,7 @@ from bnlab.lab.clauses import ratio_clause
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import series_by_arm, series_over_seeds
-from bnlab.lab.records import Records, Results, Row, by_seed, geometric_mean, mean, numbers, seeds, where
+from bnlab.lab.records import Pick, Records, Results, Row, by_seed, geometric_mean, mean, numbers, seeds, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Evidence
@@ -243,7 +243,7 @@ def conclude(results: Results) -> Conclusion:
     )
 
 
-def _largest(column: str) -> Callable[[Records], float]:
+def _largest(column: str) -> Pick:
     return lambda rows: max(numbers(rows, column))
 
 

@@ -1,7 +1,7 @@
 """Santurkar et al. 2018, Fig. 4: does batch normalisation make the loss smoother along the gradient?"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -13,7 +13,7 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import LearntFilter, chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, series_by_arm
-from bnlab.lab.records import Records, Results, Row, mean, number, numbers, ratios, seeds, where
+from bnlab.lab.records import Pick, Records, Results, Row, mean, number, numbers, ratios, seeds, where
 from bnlab.lab.replay import Batch, batch_at, is_probe_step, loss_and_gradients, replaying, set_parameters
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, train
@@ -149,7 +149,7 @@ def conclude(results: Results) -> Conclusion:
     )
 
 
-def _median(column: str) -> Callable[[Records], float]:
+def _median(column: str) -> Pick:
     """Picks the median over the steps, which a few infinite values do not move far."""
     return lambda rows: median(numbers(rows, column))
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -16,6 +15,7 @@ from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, series_by_arm
 from bnlab.lab.records import (
+    Pick,
     Records,
     Results,
     Value,
@@ -145,10 +145,10 @@ class Biases(Probe):
 def conclude(results: Results) -> Conclusion:
     """Takes the gradients, the distance and accuracies of the pairs, and the growth of the biases."""
 
-    def of_pair(pair: str, pick: Callable[[Records], float], **arm: Value) -> tuple[float, ...]:
+    def of_pair(pair: str, pick: Pick, **arm: Value) -> tuple[float, ...]:
         return _ended(results, "twins" if arm else "biases", "twins", pick, pair=pair, **arm)
 
-    def growth(learned: str, arm: str, pick: Callable[[Records], float]) -> tuple[float, ...]:
+    def growth(learned: str, arm: str, pick: Pick) -> tuple[float, ...]:
         return _ended(results, "growth", "trained", pick, learned=learned, arm=arm)
 
     def times(learned: str) -> list[float]:
@@ -218,9 +218,7 @@ def conclude(results: Results) -> Conclusion:
     )
 
 
-def _ended(
-    results: Results, name: str, trainings: str, pick: Callable[[Records], float], **which: Value
-) -> tuple[float, ...]:
+def _ended(results: Results, name: str, trainings: str, pick: Pick, **which: Value) -> tuple[float, ...]:
     """One number for each seed from the table `name`; NaN if one of these trainings diverged or left no rows in it."""
     values = []
     for seed in seeds(results[trainings]):

@@ -59,17 +59,17 @@ def conclude(results: Results) -> Conclusion:
         clauses += [
             points(
                 f"at its worst probed step population is at least as good as the moving average of {momentum:g}",
-                map(_worst, _gains(learnt, average)),
+                list(map(_worst, _gains(learnt, average))),
                 above=_AT_WORST,
             ),
             points(
                 f"on the way population is better than the moving average of {momentum:g}",
-                map(_mean_before_end, _gains(learnt, average)),
+                list(map(_mean_before_end, _gains(learnt, average))),
                 above=0.0,
             ),
             points(
                 f"on the way population is better than the moving average of {momentum:g}, corrected",
-                map(_mean_before_end, _gains(learnt, f"{average}, corrected")),
+                list(map(_mean_before_end, _gains(learnt, f"{average}, corrected"))),
                 above=0.0,
                 primary=False,
             ),
