@@ -1,21 +1,21 @@
-# Every target does its own set-up: a fresh machine needs Python 3.11 or newer, git and make.
+# Every target installs what it needs. A fresh machine needs Python 3.11 or newer, git and make.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-PARALLEL := -n auto --maxprocesses 4  # processes that test; a single file is sooner tested by pytest alone
+PARALLEL := -n auto --maxprocesses 4  # test processes; for a single file, call pytest directly
 
 .PHONY: help demo test test-all check format lint types docs clean
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bnlab needs Python 3.11 or newer; say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bnlab needs Python 3.11 or newer; use make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing what bnlab needs into .venv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## the main job on scikit-learn's handwritten digits, with and without batch normalisation
+demo: $(READY)  ## the whole workflow on handwritten digits, with and without batch normalisation
 	@$(BIN)/bnlab demo
 
 test: $(READY)  ## the fast tests
@@ -34,7 +34,7 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/mypy
 
-docs: $(READY)  ## write docs/commands.md from the commands' own help
+docs: $(READY)  ## write the generated pages of docs/
 	@$(BIN)/python docs/generate.py
 
 check: lint types test  ## what CI runs: format, lint, types, tests
