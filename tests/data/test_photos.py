@@ -58,10 +58,12 @@ def test_more_photos_than_are_converted_at_a_time(monkeypatch: pytest.MonkeyPatc
 def test_selections_are_those_of_a_list(listed: list[Photo], data: st.DataObject) -> None:
     photos = Photos.of(listed)
     positions = data.draw(st.lists(st.integers(0, len(listed) - 1), max_size=20) if listed else st.just([]))
-    taken = photos.take(np.array(positions, dtype=np.int64))
+    taken = photos[np.array(positions, dtype=np.int64)]
     assert list(taken) == [listed[i] for i in positions]
     for split in ("train", "val", "test", "other"):
         assert list(taken.in_split(split)) == [listed[i] for i in positions if listed[i].split == split]
+    assert list(taken.in_split("train", "test")) == [listed[i] for i in positions if listed[i].split != "val"]
+    assert list(photos[photos.hashed]) == [photo for photo in listed if photo.sha256]
     some = data.draw(st.slices(len(listed)))
     assert list(photos[some]) == listed[some]
     assert list(photos.paths[some]) == [photo.path for photo in listed[some]]
@@ -85,7 +87,7 @@ def test_the_complete_sha256_is_compared() -> None:
     one, other = (Photos.of([Photo("a", "a", "val", "0" * 62 + end)]) for end in ("01", "02"))
     assert one.count_shared(other) == 0
     photos = Photos.of(FOUR)
-    assert [photos.take(np.array([i])).count_shared(photos[1:3]) for i in range(4)] == [1, 0, 1, 1]
+    assert [photos[i : i + 1].count_shared(photos[1:3]) for i in range(4)] == [1, 0, 1, 1]
 
 
 def test_paths_are_compared_and_not_only_their_hashes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,10 +72,9 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     if not own_val:
         progress.note(f"{printable(data)} has no val split: {val:.0%} of train is held out")
         split = split_files(data, photos.in_split("train"), val=val, test=0.0, seed=seed, progress=progress)
-        photos = Photos.of(chain(split.photos, photos.where(~photos.is_in_split("train"))))
+        photos = Photos.of(chain(split.photos, photos.in_split("val", "test")))
         refused += split.refused
-    in_train = photos.is_in_split("train")
-    if shared := photos.where(~in_train).count_shared(photos.where(in_train)):
+    if shared := photos.in_split("val", "test").count_shared(photos.in_split("train")):
         progress.warn(
             f"{plural(shared, 'photo')} of val and test also in train, identical to the byte: accuracy will be too high"
         )
@@ -89,7 +88,7 @@ def open_recorded_data(path: Path) -> Dataset:
         DataError: the list cannot be read, or a photo of train or val no longer exists.
     """
     photos = read_split_csv(path)
-    for photo in photos.where(~photos.is_in_split("test")).paths:
+    for photo in photos.in_split("train", "val").paths:
         if not os.path.isfile(photo):  # noqa: PTH113 (a Path for each of a million files is slow)
             raise DataError(
                 f"{printable(photo)} is missing, and the run was trained on it", "restore it to resume the run"
@@ -162,14 +161,14 @@ def _usable_photos(photos: Photos, progress: Progress) -> tuple[Photos, list[Ref
     refused: list[Refusal] = []
     listed, unread = np.flatnonzero(photos.hashed), np.flatnonzero(~photos.hashed)
     if len(unread):
-        results = map_photos(photos.take(unread), _check_and_hash, refused, progress)
+        results = map_photos(photos[unread], _check_and_hash, refused, progress)
         photos = photos.with_sha256((int(unread[i]), sha256) for i, sha256 in results)
     usable = photos.hashed
-    for i, path in zip(listed.tolist(), photos.take(listed).paths, strict=True):
+    for i, path in zip(listed.tolist(), photos[listed].paths, strict=True):
         if not os.path.isfile(path):  # noqa: PTH113 (a Path for each of a million files is slow)
             usable[i] = False
             refused.append(Refusal(path, "there is no such file", photos[i].label))
-    return photos.where(usable), refused
+    return photos[usable], refused
 
 
 def _check_and_hash(path: str) -> str:

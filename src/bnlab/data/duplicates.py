@@ -87,19 +87,16 @@ def read_fingerprints(
 
 def find_groups(fingerprints: Sequence[Fingerprint]) -> list[Group]:
     """The sets of photos that are duplicates, directly or through a chain, in the order of their first member."""
-    numbers: dict[str, int] = {}
-    exact = np.array([numbers.setdefault(one.sha256, len(numbers)) for one in fingerprints], dtype=np.intp)
-    first = np.unique(exact, return_index=True)[1]
-    near = _group_numbers([fingerprints[i] for i in first])[exact]
-
-    members: dict[int, list[int]] = {}
-    for i, number in enumerate(near):
-        members.setdefault(int(number), []).append(i)
-    return [
-        Group(tuple(group), exact=len({fingerprints[i].sha256 for i in group}) == 1)
-        for group in members.values()
-        if len(group) > 1
-    ]
+    positions: dict[str, list[int]] = {}
+    for i, one in enumerate(fingerprints):
+        positions.setdefault(one.sha256, []).append(i)
+    files = list(positions.values())
+    groups = []
+    for near in _near_duplicates([fingerprints[copies[0]] for copies in files]):
+        members = sorted(i for number in near for i in files[number])
+        if len(members) > 1:
+            groups.append(Group(tuple(members), exact=len(near) == 1))
+    return sorted(groups, key=lambda group: group.members)
 
 
 def group_keys(fingerprints: Sequence[Fingerprint], groups: Iterable[Group]) -> list[str]:
@@ -112,8 +109,8 @@ def group_keys(fingerprints: Sequence[Fingerprint], groups: Iterable[Group]) -> 
     return keys
 
 
-def _group_numbers(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
-    """A group number for each photo: near duplicates, directly or through a chain, have the same.
+def _near_duplicates(fingerprints: Sequence[Fingerprint]) -> Iterable[list[int]]:
+    """All positions, grouped: near duplicates, directly or through a chain, are in one group.
 
     Hashes that differ in at most MAX_BITS bits agree in at least one of MAX_BITS + 1 bands of bits. So only photos that
     agree in a band are compared, each pair once, and no pair that is already known to be in one group.
@@ -138,14 +135,13 @@ def _group_numbers(fingerprints: Sequence[Fingerprint]) -> NDArray[np.intp]:
                 if len(others):
                     difference = np.abs(thumbnails[others].astype(np.int16) - thumbnails[i]).mean(axis=(1, 2))
                     _merge(group, members, group[i], group[others[difference <= MAX_DIFFERENCE]])
-    return group
+    return members.values()
 
 
 def _merge(group: NDArray[np.intp], members: dict[int, list[int]], one: int, others: NDArray[np.intp]) -> None:
-    """Merge groups. The smaller one is renumbered, so that each photo is renumbered few times."""
+    """Merge a group with others. The smaller one is renumbered, so that each photo is renumbered few times."""
     for other in map(int, np.unique(others)):
         small, large = sorted((int(one), other), key=lambda number: len(members[number]))
-        if small != large:
-            group[members[small]] = large
-            members[large] += members.pop(small)
-            one = large
+        group[members[small]] = large
+        members[large] += members.pop(small)
+        one = large

@@ -106,11 +106,11 @@ class Photos(Sequence[Photo]):
     @overload
     def __getitem__(self, i: int) -> Photo: ...
     @overload
-    def __getitem__(self, i: slice) -> "Photos": ...
-    def __getitem__(self, i: int | slice) -> "Photo | Photos":
-        if isinstance(i, slice):
-            return Photos(self._table, self._rows[i])
-        return next(self._table.photos(self._rows[i, None]))
+    def __getitem__(self, i: slice | NDArray[Any]) -> "Photos": ...
+    def __getitem__(self, i: int | slice | NDArray[Any]) -> "Photo | Photos":
+        """A photo; or photos, by a slice, an array of positions, or an array of booleans with one for each photo."""
+        rows = self._rows[i]
+        return Photos(self._table, rows) if isinstance(rows, np.ndarray) else next(self._table.photos(rows[None]))
 
     def __iter__(self) -> Iterator[Photo]:
         return self._table.photos(self._rows)
@@ -118,21 +118,9 @@ class Photos(Sequence[Photo]):
     def __repr__(self) -> str:
         return f"<{len(self)} photos of {len(self.labels)} classes>"
 
-    def take(self, indices: NDArray[np.integer[Any]]) -> "Photos":
-        """The photos at these positions, in their order."""
-        return Photos(self._table, self._rows[indices])
-
-    def where(self, mask: NDArray[np.bool_]) -> "Photos":
-        """The photos for which the mask is true."""
-        return Photos(self._table, self._rows[mask])
-
-    def in_split(self, split: str) -> "Photos":
-        """The photos of train, val or test."""
-        return self.where(self.is_in_split(split))
-
-    def is_in_split(self, split: str) -> NDArray[np.bool_]:
-        """For each photo whether it is in that split."""
-        return self._by_class_split([name == split for _, name in self._table.class_splits], np.bool_)
+    def in_split(self, *splits: str) -> "Photos":
+        """The photos of one or more of train, val and test."""
+        return self[self._by_class_split([split in splits for _, split in self._table.class_splits], np.bool_)]
 
     @property
     def paths(self) -> Sequence[str]:
@@ -183,7 +171,7 @@ class Photos(Sequence[Photo]):
         keys = known._path_keys()
         order = np.argsort(keys, kind="stable")
         last = order[np.searchsorted(keys, self._path_keys(), side="right", sorter=order) - 1]
-        pairs = enumerate(zip(self.paths, known.take(last), strict=True))
+        pairs = enumerate(zip(self.paths, known[last], strict=True))
         return self.with_sha256((i, photo.sha256) for i, (path, photo) in pairs if photo.path == path)
 
     def count_shared(self, others: "Photos") -> int:
@@ -197,7 +185,7 @@ class Photos(Sequence[Photo]):
         keys = self._path_keys()
         ordered = np.sort(keys)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-        numbers = Counter(self.where(np.isin(keys, repeated)).paths)
+        numbers = Counter(self[np.isin(keys, repeated)].paths)
         return next((path for path, number in numbers.items() if number > 1), None)
 
     def _path_keys(self) -> NDArray[np.int64]:
@@ -219,9 +207,8 @@ class _Paths(Sequence[str]):
         return len(self._rows)
 
     def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return _Paths(self._table, self._rows[i])
-        return next(self._table.paths(self._rows[i, None]))
+        rows = self._rows[i]
+        return _Paths(self._table, rows) if isinstance(rows, np.ndarray) else next(self._table.paths(rows[None]))
 
     def __iter__(self) -> Iterator[str]:
         return self._table.paths(self._rows)

@@ -107,7 +107,7 @@ class TrainedNetwork:
         """
         network, recipe = self.context.network, self.context.recipe
         photos = self.dataset.in_split(split)
-        photos = photos.take(np.random.default_rng(recipe.seed).permutation(len(photos)))
+        photos = photos[np.random.default_rng(recipe.seed).permutation(len(photos))]
         with preserving_state(network):
             if statistics == "recalibrated":
                 self.recalibrate(images)
