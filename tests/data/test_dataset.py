@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from bnlab.data.dataset import Dataset, open_evaluation_data, open_recorded_data, open_training_data
-from bnlab.data.split import split_folder
+from bnlab.data.split import split_folder, write_split
 from bnlab.data.split_csv import read_split_csv, write_split_csv
-from bnlab.data.write_split import write_split
 from bnlab.errors import DataError
 from bnlab.progress import NullProgress
 from tests.conftest import write_photos

@@ -11,8 +11,7 @@ from bnlab.classifier.predict import Classifier, Prediction
 from bnlab.config import Settings, load_settings
 from bnlab.data.dataset import open_recorded_data
 from bnlab.data.digits import write_digits
-from bnlab.data.split import split_folder
-from bnlab.data.write_split import write_split
+from bnlab.data.split import split_folder, write_split
 from bnlab.errors import DivergedError, Interrupted
 from bnlab.files import read_csv, read_json, write_atomic
 from bnlab.options import DemoOptions

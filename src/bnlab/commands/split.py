@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.data.scan import report_refused
-from bnlab.data.split import Split, split_folder
+from bnlab.data.split import Split, split_folder, write_split
 from bnlab.data.split_csv import report_missing_classes
-from bnlab.data.write_split import write_split
 from bnlab.options import SplitOptions
 from bnlab.progress import Progress
 

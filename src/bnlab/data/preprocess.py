@@ -6,7 +6,6 @@ then calls `normalise` on the device. The settings (`Preprocessing`) travel in t
 """
 
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +28,6 @@ Crops = Literal[1, 10, 144]
 """Number of crops of a photo in test-time augmentation, mirror images counted."""
 
 _IMAGES_PER_PHOTO = {1: 1, 10: 5, 144: 72}
-_SEVENTHS = (8, 9, 10, 11)  # of the network's size: short sides of 256, 288, 320 and 352 for 224
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +111,7 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """The square that a network sees in evaluation: `size` x `size` x 3."""
     if preprocessing.resize == "squash":
         return _resize(image, preprocessing.size)
-    length = min(image.width, image.height) * preprocessing.crop_fraction
-    left, top = (image.width - length) / 2, (image.height - length) / 2
-    return _resize(image, preprocessing.size, (left, top, left + length, top + length))
+    return _square_of(image, preprocessing.size, fraction=preprocessing.crop_fraction)
 
 
 def images_per_photo(crops: Crops) -> int:
@@ -151,11 +147,11 @@ def tta_crops(image: Image.Image, preprocessing: Preprocessing, crops: Crops) ->
     if crops == 1:
         return preprocess(image, preprocessing)[None]  # 1 x size x size x 3
     if crops == 10:
-        return np.stack(list(_corners_and_centre(_square_of(image, 0.5, _SEVENTHS[0], size), size)))  # 5 x size x ...
+        return np.stack(_corners_and_centre(_square_of(image, round(size * 8 / 7)), size))  # 5 x size x size x 3
     images: list[Pixels] = []
-    for sevenths in _SEVENTHS:
+    for sevenths in (8, 9, 10, 11):
         for position in (0.0, 0.5, 1.0):
-            square = _square_of(image, position, sevenths, size)  # length x length x 3
+            square = _square_of(image, round(size * sevenths / 7), position)  # length x length x 3
             images += _corners_and_centre(square, size)
             images.append(_resize(Image.fromarray(square), size))
     return np.stack(images)  # 72 x size x size x 3
@@ -184,22 +180,22 @@ def _resize(image: Image.Image, size: int, box: tuple[float, float, float, float
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def _square_of(image: Image.Image, position: float, sevenths: int, size: int) -> Pixels:
-    """A square over the photo's short side, scaled to `sevenths` / 7 of the size.
+def _square_of(image: Image.Image, size: int, position: float = 0.5, fraction: float = 1.0) -> Pixels:
+    """A square of the photo, scaled to `size` x `size` x 3.
 
-    `position` is where the square lies along the long side: 0 at its start, 1 at its end. It is cut before it is
-    scaled. The result is the same, and a photo that is a thousand times as wide as high needs no more memory.
+    Its length is a fraction of the photo's short side. `position` is where it lies along the long side: 0 at its start,
+    1 at its end. It is cut before it is scaled. The result is the same, and a photo that is a thousand times as wide as
+    high needs no more memory.
     """
-    short = min(image.width, image.height)
-    left, top = (image.width - short) * position, (image.height - short) * position
-    return _resize(image, round(size * sevenths / 7), (left, top, left + short, top + short))
+    length = min(image.width, image.height) * fraction
+    left, top = (image.width - length) * position, (image.height - length) * position
+    return _resize(image, size, (left, top, left + length, top + length))
 
 
-def _corners_and_centre(pixels: Pixels, size: int) -> Iterator[Pixels]:
+def _corners_and_centre(pixels: Pixels, size: int) -> list[Pixels]:
     end = len(pixels) - size
-    middle = end // 2
-    for top, left in ((0, 0), (0, end), (end, 0), (end, end), (middle, middle)):
-        yield pixels[top : top + size, left : left + size]  # size x size x 3
+    corners = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
+    return [pixels[top : top + size, left : left + size] for top, left in corners]  # size x size x 3 each
 
 
 def _to_rgb(name: str, image: Image.Image) -> Image.Image:
