@@ -30,7 +30,6 @@ class Cache:
 
     @property
     def is_full(self) -> bool:
-        """Whether every photo is cached."""
         return self._kept == self._photos
 
     @property

@@ -33,7 +33,7 @@ from bnlab.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """The photos to train on: which there are, with which labels, in which split."""
+    """The photos to train on, with their labels and splits."""
 
     classes: tuple[str, ...]
     """class names of train, sorted: the position of a name is its index in the network"""
@@ -43,7 +43,6 @@ class Dataset:
     """whether DATA has val photos of its own; else a fraction of train was held out"""
 
     def in_split(self, split: str) -> Photos:
-        """The photos of train, val or test."""
         return self.photos.in_split(split)
 
 
@@ -149,9 +148,8 @@ def _read_split_folder(data: Path, folders: Sequence[tuple[str, Path]], progress
             if split == "train" and as_label(label) not in train_classes:
                 raise empty_class_error(label, path)
         report_ignored_files(folder, progress)
-    others = sorted(class_folders(data).keys() - {folder.name for _, folder in folders})
-    if others:
-        names = ", ".join(map(printable, others[:5]))
+    if others := class_folders(data).keys() - {folder.name for _, folder in folders}:
+        names = ", ".join(map(printable, sorted(others)[:5]))
         progress.warn(f"left out folders of {printable(data)} that are not train, val or test: {names}")
     return photos.with_sha256_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
 
@@ -186,10 +184,9 @@ def _make_dataset(data: Path, photos: Iterable[Photo], refused: Iterable[Refusal
     classes = photos.in_split("train").labels
     check_classes(classes, f"train of {name}" if classes else name)
     for split in ("val", "test"):
-        unknown = sorted(set(photos.in_split(split).labels) - set(classes))
-        if unknown:
+        if unknown := set(photos.in_split(split).labels) - set(classes):
             raise DataError(
-                f"{split} of {name} has the class '{printable(unknown[0])}', which train does not have",
+                f"{split} of {name} has the class '{printable(min(unknown))}', which train does not have",
                 f"add photos of it to train or remove it from {split}",
             )
     if not photos.in_split("val"):

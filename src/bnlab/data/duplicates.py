@@ -16,8 +16,8 @@ from bnlab.progress import Progress
 
 # Two photos are near duplicates if their perceptual hashes differ in at most this many of 64 bits ...
 MAX_BITS = 8
-# ... and their 8 x 8 thumbnails by at most this much on average, in values of 0..255. The hash alone sees structure
-# only, and takes two flat images, or two scrawled digits, for the same.
+# ... and their 8 x 8 thumbnails by at most this much on average, in values of 0..255. The hash alone depends on
+# structure only: two flat images, or two scrawled digits, may have the same.
 MAX_DIFFERENCE = 12.0
 # A thumbnail whose standard deviation is below this is flat. All flat images look alike, so only identical files count.
 MIN_VARIATION = 4.0
@@ -62,8 +62,8 @@ def fingerprint(path: str) -> Fingerprint:
 def perceptual_hash(image: Image.Image) -> NDArray[np.bool_]:
     """The 64 bits of `imagehash.phash`: which low frequencies of the grey image, at 32 x 32, exceed their median.
 
-    They are computed here because ImageHash needs SciPy, whose import takes longer than many a split. Only where a
-    frequency is so close to the median that rounding decides its bit, as in flat images, ImageHash is asked.
+    They are computed here because ImageHash imports SciPy, which takes longer than to split a few photos. Only where a
+    frequency is so close to the median that rounding decides its bit, as in flat images, ImageHash computes them.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
     low = _DCT @ grey @ _DCT.T  # 8 x 8

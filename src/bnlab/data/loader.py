@@ -1,7 +1,7 @@
 """Batches of photos: `TrainingLoader` for training, `preprocessed_batches` for evaluation.
 
-Each batch is a pure function of the seed, the epoch and the photos; threads only prepare it earlier. Threads and not
-processes, because Pillow releases Python's lock, and threads need not be started anew, copied to or shared with. They
+Each batch follows from the seed, the epoch and the photos alone; threads only prepare it earlier. They are threads and
+not processes because Pillow releases Python's lock, and because photos would have to be copied between processes. They
 read and scale photos and do not call torch: each thread that calls torch gets a thread pool of its own, whose threads
 spin on the cores that the network runs on and halve its speed.
 """

@@ -2,7 +2,7 @@
 
 There is one preprocessing. Training's validation, recalibration, `evaluate` and `predict` all read their photos through
 `loader.preprocessed_batches`, which calls `open_photo` and `tta_crops` (one crop: `preprocess`), and the classifier
-then calls `normalise` on the device. The settings (`Preprocessing`) travel in the classifier file.
+then calls `normalise` on the device. The settings (`Preprocessing`) are stored in the classifier file.
 """
 
 import stat
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 Crops = Literal[1, 10, 144]
 """Number of crops of a photo in test-time augmentation, mirror images counted."""
-
-_IMAGES_PER_PHOTO = {1: 1, 10: 5, 144: 72}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +118,10 @@ def images_per_photo(crops: Crops) -> int:
     Raises:
         UsageError: the papers use no such number of crops.
     """
-    if crops not in _IMAGES_PER_PHOTO:
-        raise UsageError(f"crops {crops} is not valid", f"use {', '.join(map(str, _IMAGES_PER_PHOTO))}")
-    return _IMAGES_PER_PHOTO[crops]
+    numbers = {1: 1, 10: 5, 144: 72}
+    if crops not in numbers:
+        raise UsageError(f"crops {crops} is not valid", f"use {', '.join(map(str, numbers))}")
+    return numbers[crops]
 
 
 def tta_crops(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> Pixels:

@@ -105,7 +105,6 @@ def photos_below(folder: Path) -> Iterator[str]:
 
 
 def is_photo(name: str) -> bool:
-    """Whether a file is taken for a photo, by its suffix."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a Path for each of a million files is slow)
 
 
@@ -148,8 +147,8 @@ def map_photos(
                 task.advance()
 
 
-def report_refused(refused: Sequence[Refusal], *, strict: bool, progress: Progress, shown: int = 5) -> None:
-    """Warn of the photos that cannot be used, the first `shown` by name.
+def report_refused(refused: Sequence[Refusal], *, strict: bool, progress: Progress) -> None:
+    """Warn of the photos that cannot be used, the first five by name.
 
     Raises:
         DataError: `strict` is set and there is such a photo.
@@ -159,10 +158,10 @@ def report_refused(refused: Sequence[Refusal], *, strict: bool, progress: Progre
         raise DataError(
             f"{plural(len(refused), 'photo')} cannot be used (the first: {first})", "fix them or leave out --strict"
         )
-    for refusal in refused[:shown]:
+    for refusal in refused[:5]:
         progress.warn(f"left out {printable(refusal.path)}: {refusal.reason}")
-    if len(refused) > shown:
-        progress.warn(f"and {len(refused) - shown} more photos that cannot be used")
+    if len(refused) > 5:
+        progress.warn(f"and {len(refused) - 5} more photos that cannot be used")
 
 
 def report_ignored_files(folder: Path, progress: Progress) -> None:

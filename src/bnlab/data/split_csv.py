@@ -31,11 +31,7 @@ def count_photos(photos: Iterable[Photo]) -> dict[str, dict[str, int]]:
 
 
 def check_classes(labels: Sequence[str], where: str) -> None:
-    """Refuse fewer than two classes.
-
-    Raises:
-        DataError: there is only one class, or none.
-    """
+    """Raise a DataError if there are fewer than two classes."""
     if len(labels) < 2:
         only = f"only one class, '{printable(labels[0])}'" if labels else "no classes"
         raise DataError(f"{where} has {only}", "a classifier needs two or more: add another sub-folder")
