@@ -32,7 +32,7 @@ def results(
             loss = 0.0 if n == photos else -fewer
             row = {"seed": seed, "images": n, "of": photos, "mean_off": 1 / n, "variance_off": 1 / n}
             images.append({**row, "against_all": loss, "top1": 0.9 + loss, "n_test": 1000})
-    accuracy = [{"seed": seed, "test_top1": 0.9, "guess": 0.1} for seed in SEEDS]
+    accuracy = [{"arm": "one", "seed": seed, "test_top1": 0.9, "guess": 0.1} for seed in SEEDS]
     return {"accuracy": accuracy, "probes": probes, "images": images}  # type: ignore[dict-item]
 
 
@@ -53,7 +53,7 @@ def test_averages_that_are_better_at_one_step() -> None:
 
 def test_where_population_is_ahead_at_every_step_it_is_behind_by_nothing() -> None:
     worst = conclude(results((0.3, 0.2, 0.1), noise=0.05)).evidence[0]
-    assert worst.values == (0.0,) * 4
+    assert worst.values == [0.0] * 4
     assert worst.verdict is Verdict.HOLDS
 
 
