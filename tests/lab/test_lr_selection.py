@@ -1,8 +1,6 @@
-import math
 
-import pytest
 
-from bnlab.lab.lr_selection import LearntFilter, chosen, divergence_remarks, lr_remarks, mark_chosen
+from bnlab.lab.lr_selection import chosen, divergence_remarks, lr_remarks, mark_chosen
 from bnlab.lab.records import Records, where
 
 
@@ -43,14 +41,3 @@ def test_rates_at_an_end_and_diverged_trainings_get_a_remark() -> None:
         "a: 1 training diverged, at learning rates of 1; one that does counts as guessing",
     )
     assert divergence_remarks(where(TABLES["accuracy"], arm="b")) == ()
-
-
-@pytest.mark.parametrize(("test", "guesses"), [(0.19, True), (0.21, False)])
-def test_a_comparison_with_an_arm_that_guesses_is_nan(test: float, guesses: bool) -> None:
-    learnt = LearntFilter([*training("a", 0, 0.1, 1, test), *training("a", 1, 0.1, 1), *training("b", 0, 0.1, 1)])
-    first, second = learnt.only((1.0, 2.0), "a", "b")
-    assert math.isnan(first) == guesses
-    assert second == 2.0
-    assert learnt.only((1.0, 2.0), "b") == (1.0, 2.0)
-    remark = "a: did no better than guess in 1 of 2 seeds; what is compared with it is not shown"
-    assert learnt.remarks == ((remark,) if guesses else ())

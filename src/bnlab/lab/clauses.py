@@ -1,6 +1,10 @@
-"""What the clauses of most studies have in common: differences of accuracies, ratios, and seeds without a number."""
+"""What the clauses of most studies have in common: differences of accuracies, ratios, and seeds without a number.
+
+A comparison with an arm that only guesses shows nothing, so a seed in which an arm did not learn gives no number.
+"""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
@@ -30,3 +34,29 @@ def seeds_that_learnt_nothing(accuracies: Records) -> list[int]:
     ends = last_rows(accuracies, "arm", "seed")
     learnt = {row["seed"] for row in ends if number(row, "test_top1") > learnt_threshold(row)}
     return [seed for seed in seeds(accuracies) if seed not in learnt]
+
+
+class LearntFilter:
+    """Which arms learnt in which seeds, by the rows of one training for each arm and seed."""
+
+    def __init__(self, accuracies: Records) -> None:
+        self.seeds = seeds(accuracies)
+        ends = last_rows(accuracies, "arm", "seed")
+        self.guessing = [
+            (str(row["arm"]), row["seed"]) for row in ends if number(row, "test_top1") <= learnt_threshold(row)
+        ]
+
+    def only(self, values: Sequence[float], *arms: str) -> list[float]:
+        """The values, one for each seed, with NaN for the seeds in which one of these arms did not learn."""
+        lost = [seed for arm, seed in self.guessing if arm in arms]
+        return [math.nan if seed in lost else value for seed, value in zip(self.seeds, values, strict=True)]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for each arm that did not learn in some seed."""
+        counts = Counter(arm for arm, _ in self.guessing)
+        return tuple(
+            f"{arm}: did no better than guess in {count} of {len(self.seeds)} seeds; "
+            "what is compared with it is not shown"
+            for arm, count in sorted(counts.items())
+        )

@@ -1,32 +1,26 @@
 """Chooses the learning rate of each arm of a study by val, so that no arm is held back by the rate of another."""
 
-import math
-from collections.abc import Mapping, Sequence
-
 from bnlab.errors import plural
-from bnlab.lab.records import Records, Results, Row, Value, distinct, learnt_threshold, number, numbers, seeds, where
+from bnlab.lab.records import Records, Results, Row, Value, distinct, last_rows, number, numbers, seeds, where
 
 
 def mark_chosen(results: Results) -> Results:
     """Add a column `chosen`: 1 if the row's learning rate is the best of its arm and seed by the last val accuracy."""
-    best: dict[tuple[Value, int], Value] = {}
-    accuracies = results["accuracy"]
-    for arm in distinct(accuracies, "arm"):
-        for seed in seeds(accuracies):
-            rows = where(accuracies, arm=arm, seed=seed)
-            last = {row["learning_rate"]: number(row, "val_top1") for row in rows}
-            best[arm, seed] = max(last, key=lambda rate: last[rate])
-    return {name: [_with_choice(row, best) for row in rows] for name, rows in results.items()}
+    best: dict[tuple[Value, Value], Value] = {}
+    ends = last_rows(results["accuracy"], "arm", "seed", "learning_rate")
+    for row in sorted(ends, key=lambda row: number(row, "val_top1"), reverse=True):
+        best.setdefault((row["arm"], row["seed"]), row["learning_rate"])  # the first of equals
+
+    def marked(row: Row) -> Row:
+        is_best = row["learning_rate"] == best[row["arm"], row["seed"]]
+        return {"arm": row["arm"], "learning_rate": row["learning_rate"], "chosen": int(is_best), **row}
+
+    return {name: [marked(row) for row in rows] for name, rows in results.items()}
 
 
 def chosen(results: Results, name: str = "accuracy") -> Records:
     """The rows of a table that have the chosen learning rates."""
     return where(results[name], chosen=1)
-
-
-def _with_choice(row: Row, best: Mapping[tuple[Value, int], Value]) -> Row:
-    is_best = row["learning_rate"] == best[row["arm"], int(number(row, "seed"))]
-    return {"arm": row["arm"], "learning_rate": row["learning_rate"], "chosen": int(is_best), **row}
 
 
 def lr_remarks(results: Results) -> tuple[str, ...]:
@@ -58,36 +52,3 @@ def divergence_remarks(records: Records, counted: str = "counts as guessing") ->
             at = f", at learning rates of {', '.join(f'{rate:g}' for rate in rates)}" if rates else ""
             sentences.append(f"{arm}: {plural(len(trainings), 'training')} diverged{at}; one that does {counted}")
     return tuple(sentences)
-
-
-class LearntFilter:
-    """Which arms learnt in which seeds: a comparison with an arm that only guesses shows nothing.
-
-    Args:
-        accuracies: the rows of one training for each arm and seed.
-    """
-
-    def __init__(self, accuracies: Records) -> None:
-        self.seeds = seeds(accuracies)
-        self.guessing = {
-            (arm, seed)
-            for arm in distinct(accuracies, "arm")
-            for seed in self.seeds
-            if (rows := where(accuracies, arm=arm, seed=seed))
-            and number(rows[-1], "test_top1") <= learnt_threshold(rows[-1])
-        }
-
-    def only(self, values: Sequence[float], *arms: str) -> tuple[float, ...]:
-        """The values, one for each seed, with NaN for the seeds in which one of these arms did not learn."""
-        learnt = [not any((arm, seed) in self.guessing for arm in arms) for seed in self.seeds]
-        return tuple(value if all_learnt else math.nan for value, all_learnt in zip(values, learnt, strict=True))
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """A sentence for each arm that did not learn in some seed."""
-        arms = sorted({str(arm) for arm, _ in self.guessing})
-        return tuple(
-            f"{arm}: did no better than guess in {sum(one == arm for one, _ in self.guessing)} of {len(self.seeds)} "
-            "seeds; what is compared with it is not shown"
-            for arm in arms
-        )

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from bnlab.errors import plural
-from bnlab.lab.clauses import ratio_clause
+from bnlab.lab.clauses import LearntFilter, ratio_clause
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
-from bnlab.lab.lr_selection import LearntFilter, chosen, lr_remarks
+from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, series_by_arm
 from bnlab.lab.records import Pick, Records, Results, Row, mean, number, numbers, ratios, seeds, where

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnlab.errors import plural
-from bnlab.lab.clauses import points_clause, ratio_clause
+from bnlab.lab.clauses import LearntFilter, points_clause, ratio_clause
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
-from bnlab.lab.lr_selection import LearntFilter, chosen, lr_remarks, mark_chosen
+from bnlab.lab.lr_selection import chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, accuracy_curves, series_by_arm
 from bnlab.lab.records import (
@@ -145,14 +145,14 @@ def conclude(results: Results) -> Conclusion:
     learnt, learnt_equal = LearntFilter(accuracies), LearntFilter(where(results["accuracy"], learning_rate=EQUAL))
     points = partial(points_clause, tested=accuracies)
 
-    def gain(first: str, second: str) -> tuple[float, ...]:
+    def gain(first: str, second: str) -> list[float]:
         return learnt.only(gained(accuracies, first, second, last("test_top1")), second)
 
     def direction(what: str, rows: Records, learnt: LearntFilter, *, primary: bool) -> Evidence:
         values = differences(rows, WITH_BN, WITHOUT_BN, mean("cosine"))
         return Evidence(what=what, values=learnt.only(values, WITH_BN, WITHOUT_BN), above=0.0, primary=primary)
 
-    def distance(first: str, second: str, rows: Records = shifts, learnt: LearntFilter = learnt) -> tuple[float, ...]:
+    def distance(first: str, second: str, rows: Records = shifts, learnt: LearntFilter = learnt) -> list[float]:
         return learnt.only(ratios(rows, first, second, geometric_mean("relative")), first, second)
 
     keeps, moves = "a layer's gradient keeps its direction better", "a layer's gradient moves less, relative to it"
