@@ -1,5 +1,3 @@
-
-
 from bnlab.lab.lr_selection import chosen, divergence_remarks, lr_remarks, mark_chosen
 from bnlab.lab.records import Records, where
 

@@ -1,6 +1,5 @@
 """Series for the plots of a study, from the rows of its tables. `bnlab.report.plots` draws them."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnlab.errors import plural
-from bnlab.lab.records import Records, Value, distinct, number, seeds, where
+from bnlab.lab.records import Records, Value, average, distinct, number, numbers, seeds, where
 from bnlab.lab.verdict import Evidence
 from bnlab.report.plots import Plot, Series
 
@@ -18,8 +17,7 @@ BARS = "point: mean over seeds, bar: lowest to highest"
 
 def caption(records: Records, text: str) -> str:
     """A caption: the number of seeds and test photos, and a text on what the marks are."""
-    n = round(sum(number(row, "n_test") for row in records) / len(records))
-    return f"{plural(len(seeds(records)), 'seed')}, about {n} test photos each; {text}"
+    return f"{plural(len(seeds(records)), 'seed')}, about {average(records, 'n_test'):.0f} test photos each; {text}"
 
 
 def series_by_arm(records: Records, x: str, y: str, *, arm: str = "arm", times: float = 1.0) -> tuple[Series, ...]:
@@ -37,20 +35,26 @@ def series_over_seeds(name: str, records: Records, x: str, y: str, *, times: flo
     linearly, and the series has all values of `x` that lie within the range of every seed.
     """
     rows = [row for row in records if row[x] is not None and row[y] is not None]
-    curves = [_mean_by(x, y, where(rows, seed=seed)) for seed in seeds(rows)]
-    xs = sorted({at for curve in curves for at in curve})
-    if any(len(curve) != len(xs) for curve in curves):
-        first, last = max(min(curve) for curve in curves), min(max(curve) for curve in curves)
+    curves = []
+    for seed in seeds(rows):
+        of_seed = where(rows, seed=seed)
+        own = sorted(set(numbers(of_seed, x)))
+        curves.append((own, [average(where(of_seed, **{x: at}), y) for at in own]))
+    xs = sorted({at for own, _ in curves for at in own})
+    if any(own != xs for own, _ in curves):
+        first, last = max(own[0] for own, _ in curves), min(own[-1] for own, _ in curves)
         xs = [at for at in xs if first <= at <= last]
-    values = [[times * v for v in np.interp(xs, sorted(c), [c[at] for at in sorted(c)])] for c in curves]
-    at = list(zip(*values, strict=True))
-    return Series(
-        name=name,
-        x=tuple(xs),
-        y=tuple(map(_mean, at)),
-        low=tuple(map(min, at)),
-        high=tuple(map(max, at)),
-    )
+    values = [[times * value for value in np.interp(xs, own, ys)] for own, ys in curves]
+    return _ranges(name, xs, list(zip(*values, strict=True)))
+
+
+def _ranges(name: str, xs: Sequence[float], values: Sequence[Sequence[float]], **about: Any) -> Series:
+    """The mean and the range of some values at each x. `about` are fields of `Series`."""
+    means = [sum(at) / len(at) for at in values]
+    low, high = list(map(min, values)), list(map(max, values))
+    # Rounding must not move a mean outside the range of its values, since no bar has a negative length.
+    y = [min(max(mean, least), most) for mean, least, most in zip(means, low, high, strict=True)]
+    return Series(name=name, x=tuple(xs), y=tuple(y), low=tuple(low), high=tuple(high), **about)
 
 
 def interval_series(name: str, evidence: Sequence[Evidence]) -> Series:
@@ -67,32 +71,13 @@ def interval_series(name: str, evidence: Sequence[Evidence]) -> Series:
     )
 
 
-def _mean_by(x: str, y: str, rows: Records) -> dict[float, float]:
-    found: dict[float, list[float]] = defaultdict(list)
-    for row in rows:
-        found[number(row, x)].append(number(row, y))
-    return {at: sum(values) / len(values) for at, values in found.items()}
-
-
 def category_series(
     name: str, records: Records, column: str, y: str, order: Sequence[Value], times: float = 1.0
 ) -> Series:
     """The mean of column `y`, times a factor, at 0, 1, ... for each value of `column` in this order, with the range."""
     found = [[times * number(row, y) for row in where(records, **{column: value})] for value in order]
-    there = [(i, values) for i, values in enumerate(found) if values]
-    return Series(
-        name=name,
-        x=tuple(float(i) for i, _ in there),
-        y=tuple(_mean(values) for _, values in there),
-        low=tuple(min(values) for _, values in there),
-        high=tuple(max(values) for _, values in there),
-        kind="points",
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean, which rounding must not move outside the range of the values: no bar has a negative length."""
-    return min(max(sum(values) / len(values), min(values)), max(values))
+    there = {float(i): values for i, values in enumerate(found) if values}
+    return _ranges(name, list(there), list(there.values()), kind="points")
 
 
 def accuracy_curves(

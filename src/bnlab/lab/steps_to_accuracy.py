@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
-from bnlab.lab.records import Records, average, by_seed, distinct, learnt_threshold, number, seeds, where
+from bnlab.lab.records import Records, by_seed, distinct, learnt_threshold, number, seeds, where
 
 
 @dataclass(frozen=True)
@@ -50,44 +51,41 @@ class StepsToAccuracy:
         """Test accuracy by arm, for each seed."""
         self.reached: dict[str, list[Reached | None]] = {arm: [] for arm in self.arms}
         """By arm, for each seed; None if the seed has no numbers."""
-        self.missed = dict.fromkeys(self.arms, 0)
-        """In how many seeds an arm did not reach the accuracy."""
         for seed, target in zip(self.seeds, self.best[baseline], strict=True):
             learnt = target > learnt_threshold(where(accuracies, arm=baseline, seed=seed)[0])
             for arm in self.arms:
                 rows = where(accuracies, arm=arm, seed=seed)
                 reached = steps_to(rows, target) if learnt else None
                 if learnt and reached is None:
-                    self.missed[arm] += 1
                     end = number(rows[-1], "step")
                     reached = Reached(end, end, math.inf)
                 self.reached[arm].append(reached)
 
-    def speedup(self, arm: str) -> tuple[float, ...]:
-        """The baseline's steps over those of the arm, for each seed; NaN if the seed has no numbers."""
-        pairs = zip(self.reached[self.baseline], self.reached[arm], strict=True)
-        return tuple(slow.at / fast.at if slow and fast else math.nan for slow, fast in pairs)
+    def speedup(self, arm: str, factor: float | None = None) -> list[float]:
+        """The baseline's steps over those of the arm, for each seed; NaN if the seed has no numbers.
 
-    def speedup_if_resolved(self, factor: float, arm: str) -> tuple[float, ...]:
-        """The same, but NaN also if the validations are too far apart to show whether it is above `factor`."""
+        With `factor`, NaN also if the validations are too far apart to show whether the speedup is above it.
+        """
         pairs = zip(self.reached[self.baseline], self.reached[arm], strict=True)
-        resolved = [bool(slow and fast and not _may_be(factor, slow, fast)) for slow, fast in pairs]
-        return tuple(
-            value if is_resolved else math.nan for value, is_resolved in zip(self.speedup(arm), resolved, strict=True)
-        )
+        return [
+            slow.at / fast.at if slow and fast and not (factor and _may_be(factor, slow, fast)) else math.nan
+            for slow, fast in pairs
+        ]
 
     def mean_steps(self, arm: str) -> float:
         """The mean over the seeds that have numbers."""
-        return average([{"step": reached.at} for reached in self.reached[arm] if reached], "step")
+        steps = [reached.at for reached in self.reached[arm] if reached]
+        return fmean(steps) if steps else math.nan
 
     @property
     def remarks(self) -> list[str]:
         """Which arms did not reach the accuracy, and how many seeds have no numbers."""
         n = len(self.seeds)
+        missed = {arm: sum(each is not None and math.isinf(each.by) for each in self.reached[arm]) for arm in self.arms}
         sentences = [
             f"{arm} did not reach the best accuracy of {self.baseline} in {count} of {n} trainings; these count as if "
             "it had with their last step, which favours it"
-            for arm, count in self.missed.items()
+            for arm, count in missed.items()
             if count
         ]
         if count := self.reached[self.baseline].count(None):

@@ -20,9 +20,7 @@ from bnlab.errors import DivergedError
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, Row, Value
 from bnlab.lab.replay import preserving_state, use_batch_statistics
-from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
-from bnlab.nets.registry import ARCHITECTURE_KEYS
 from bnlab.norm.layers import BatchNorm
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
@@ -194,11 +192,8 @@ def with_norm(layer: type[BatchNorm]) -> MakeNetwork:
     """Makes the recipe's network with a study's own normalisation layer, from the same initial weights."""
 
     def make(recipe: Recipe, classes: int) -> TableNetwork:
-        options: dict[str, Any] = {
-            key: getattr(recipe, key) for key in (*ARCHITECTURE_KEYS, "dropout", "initialisation", "seed")
-        }
-        options["norm"] = partial(layer, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
-        return build(recipe.network, classes=classes, **options)
+        norm = partial(layer, eps=recipe.norm_eps, momentum=recipe.norm_momentum)
+        return new_network(recipe, classes=classes, norm=norm)[0]
 
     return make
 

@@ -158,8 +158,10 @@ def _forward(network: TableNetwork, recipe: Recipe) -> Callable[[Tensor], Tensor
     return torch.compile(network) if recipe.compile else network
 
 
-def new_network(recipe: Recipe, *, classes: int) -> tuple[TableNetwork, Frozen]:
+def new_network(recipe: Recipe, *, classes: int, **changes: Any) -> tuple[TableNetwork, Frozen]:
     """The network of the recipe with initial weights, and which of its parts are frozen.
+
+    `changes` are arguments of `build` that take the place of what the recipe says.
 
     Raises:
         UsageError: there is no such network, or it cannot be built or frozen in this way.
@@ -168,7 +170,7 @@ def new_network(recipe: Recipe, *, classes: int) -> tuple[TableNetwork, Frozen]:
         key: getattr(recipe, key) for key in (*ARCHITECTURE_KEYS, "dropout", "initialisation", "seed")
     }
     heads = recipe.auxiliary and has_row(recipe.network, Auxiliary)
-    network = build(recipe.network, classes=classes, auxiliary=heads, **options)
+    network = build(recipe.network, classes=classes, auxiliary=heads, **options | changes)
     return network, freeze(network, recipe.freeze, norms=recipe.freeze_bn)
 
 
