@@ -70,7 +70,7 @@ def test_dropout_is_the_networks_own_unless_set(name: str, dropout: float) -> No
         ({"network": "bn_gogglenet"}, "bn_gogglenet", "did you mean 'bn_googlenet'?"),
         ({"freeze": "stem"}, "freeze stem would freeze random weights", "--init FILE"),
         ({"freeze_bn": True}, "freeze_bn would freeze random weights", "--init FILE"),
-        ({"lsuv_init": True}, "lsuv_init", "leave it out"),
+        ({"lsuv_init": True}, "lsuv_init", "leave lsuv_init out"),
         ({"norm": "bach"}, "bach", "did you mean 'batch'?"),
         (
             {"network": "small_inception", "init": "x", "freeze_bn": True},
