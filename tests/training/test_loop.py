@@ -158,9 +158,9 @@ def test_deterministic_restores_torchs_generators_and_choices() -> None:
 def test_the_first_stop_request_is_recorded_and_the_second_has_its_usual_effect(number: int) -> None:
     before = signal.getsignal(number)
     with stop_requests() as stop:
-        assert not stop.requested
+        assert not stop.is_set()
         os.kill(os.getpid(), number)
-        assert stop.requested
+        assert stop.is_set()
         assert signal.getsignal(number) == before
     assert signal.getsignal(number) == before
 
@@ -170,7 +170,7 @@ def test_outside_the_main_thread_nothing_is_recorded() -> None:
 
     def work() -> None:
         with stop_requests() as stop:
-            requested.append(stop.requested)
+            requested.append(stop.is_set())
 
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=work)

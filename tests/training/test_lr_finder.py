@@ -43,10 +43,11 @@ def valley(place: float) -> float:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_quadratic_diverges_above_two_over_its_curvature(curvature: float, seed: int) -> None:
     limit = 2 / curvature
-    found = suggest(swept(quadratic(curvature, seed), high=100.0))
-    assert found.diverged_at is not None
+    curve = swept(quadratic(curvature, seed), high=100.0)
+    found = suggest(curve)
+    assert curve.diverged_at is not None
     assert found.suggested is not None
-    assert limit < found.diverged_at < 3 * limit
+    assert limit < curve.diverged_at < 3 * limit
     assert limit / 50 < found.suggested < limit
 
 

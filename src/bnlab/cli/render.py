@@ -68,7 +68,7 @@ def learning_rate_table(result: "FindLrResult") -> RenderableType:
         (found.steepest, "the loss falls fastest"),
         (found.lowest, "the loss is lowest"),
         (found.tenth_of_minimum, "a tenth of the above"),
-        (found.diverged_at, "the training diverges"),
+        (curve.diverged_at, "the training diverges"),
     ):
         table.add_row("–" if rate is None else f"{rate:.2g}", meaning)
     tried = f"tried {curve.rates[0]:.2g} to {curve.rates[-1]:.2g} in {plural(len(curve.rates), 'step')}"

@@ -14,7 +14,7 @@ from bnlab.report import figures
 from bnlab.runs import check_free, new_run
 from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, suggest
 
-_SUGGESTION_KEYS = ("suggested", "reason", "steepest", "lowest", "tenth_of_minimum", "diverged_at")
+_SUGGESTION_KEYS = ("suggested", "reason", "steepest", "lowest", "tenth_of_minimum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class FindLrResult:
         found, test = self.suggestion, self.test
         return {
             **{key: getattr(found, key) for key in _SUGGESTION_KEYS},
+            "diverged_at": test.curve.diverged_at,
             "lowest_rate": test.curve.rates[0],
             "highest_rate": test.curve.rates[-1],
             "steps": len(test.curve.rates),
@@ -76,7 +77,7 @@ def run(options: TrainOptions, progress: Progress) -> FindLrResult:
         "steepest": found.steepest,
         "lowest": None if found.suggested else found.lowest,
         "a tenth of it": found.tenth_of_minimum,
-        "diverged": found.diverged_at,
+        "diverged": curve.diverged_at,
     }
     title = f"{test.recipe.network}, {test.recipe.size} px, batches of {test.recipe.batch_size}"
     heading = f"{title}, {printable(options.data.name)}"

@@ -244,19 +244,12 @@ def cached_side(recipe: Recipe) -> int:
     return round(recipe.pre_resize * recipe.size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caches:
-    """Caches of decoded photos, one for each way in which photos are preprocessed."""
+def make_caches(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[Cache, Cache, Cache]:
+    """Caches that together take at most what the recipe allows; on disk they lie in `folder`.
 
-    train: Cache
-    """the photos that training crops from"""
-    sample: Cache
-    """training photos preprocessed as for inference, to measure population statistics on"""
-    val: Cache
-
-
-def make_caches(folder: Path, recipe: Recipe, dataset: Dataset) -> Caches:
-    """Caches that together take at most what the recipe allows; on disk they lie in `folder`."""
+    The first is for the photos that training crops from, the second for the training photos that population statistics
+    are measured on, preprocessed as for inference, and the third for val.
+    """
     limit = int(recipe.cache_gigabytes * 2**30)
     memory = limit or int(0.4 * free_memory())
     disk = limit or shutil.disk_usage(folder).free // 2
@@ -271,8 +264,5 @@ def make_caches(folder: Path, recipe: Recipe, dataset: Dataset) -> Caches:
     if limit:
         disk -= for_val + for_sample
     estimate = int(side * side * 3 * _USUAL_ASPECT) if side else _USUAL_PIXELS * 3
-    return Caches(
-        train=choose_cache(recipe.cache, num_train, memory=memory, disk=disk, estimate=estimate, folder=folder),
-        sample=Cache(num_sample, for_sample),
-        val=Cache(num_val, for_val),
-    )
+    train = choose_cache(recipe.cache, num_train, memory=memory, disk=disk, estimate=estimate, folder=folder)
+    return train, Cache(num_sample, for_sample), Cache(num_val, for_val)

@@ -90,11 +90,11 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
                 state.planned_seconds += state.step_times.steps.get(state.size, 0.0)
                 state.total_seconds = offset + now - started
                 task.advance(len(labels), epoch=state.epoch + 1, loss=state.loss / max(state.num_images, 1))
-                if stop.requested or now - saved >= recipe.checkpoint_seconds:
+                if stop.is_set() or now - saved >= recipe.checkpoint_seconds:
                     metrics.read()
                     callbacks.save(state)
                     saved = time.monotonic()
-                    if stop.requested:
+                    if stop.is_set():
                         raise Interrupted(f"interrupted after step {state.step}")
                 began = time.monotonic()
 
@@ -108,7 +108,7 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
             callbacks.epoch_done(state, row, validation, is_best)
             callbacks.save(state)
             saved = time.monotonic()
-            if stop.requested:
+            if stop.is_set():
                 raise Interrupted(f"interrupted after epoch {state.epoch}")
 
 
@@ -184,20 +184,13 @@ def deterministic(device: str) -> Iterator[None]:
         yield
 
 
-@dataclass
-class StopRequest:
-    """Whether the user or the system asked the training to stop."""
-
-    requested: bool = False
-
-
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Record the first Ctrl-C or SIGTERM in place of ending the process; the second one has its usual effect.
+def stop_requests() -> Iterator[threading.Event]:
+    """Give an event that the first Ctrl-C or SIGTERM sets in place of ending the process.
 
-    Nothing is recorded outside the main thread, since Python delivers no signals there.
+    The second one has its usual effect. Outside the main thread, where Python delivers no signals, nothing sets it.
     """
-    stop = StopRequest()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -208,7 +201,7 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def record(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
+        stop.set()
         restore()
 
     for number in before:

@@ -70,8 +70,6 @@ class Suggestion:
 
     reason: str
     """why this rate is suggested, or why none is"""
-    diverged_at: float | None
-    """as in the curve"""
     steepest: float | None = None
     """rate at which the smoothed loss falls fastest, by the logarithm of the rate"""
     lowest: float | None = None
@@ -173,7 +171,7 @@ def suggest(curve: Curve) -> Suggestion:
     """
     end = curve.diverged_at
     if len(curve.rates) < _LEAST:
-        return Suggestion(reason=f"the loss diverged within {_LEAST} steps, at a rate of {end:.2g}", diverged_at=end)
+        return Suggestion(reason=f"the loss diverged within {_LEAST} steps, at a rate of {end:.2g}")
     rates, smoothed, weights = np.array(curve.rates), np.array(curve.smoothed), _weights(curve.rates)
     index = int(smoothed.argmin())
     fall = float(smoothed[0] - smoothed[index])
@@ -183,8 +181,7 @@ def suggest(curve: Curve) -> Suggestion:
     error = math.sqrt(noise * float((weights[0] ** 2).sum() + (weights[index] ** 2).sum()))
     if fall <= max(_SURE * error, 1e-6 * abs(float(smoothed[0]))):
         return Suggestion(
-            reason=f"the loss never fell by more than its noise: by {fall:.3f}, standard error {error:.3f}",
-            diverged_at=end,
+            reason=f"the loss never fell by more than its noise: by {fall:.3f}, standard error {error:.3f}"
         )
     lowest = float(rates[index])
     slopes = np.gradient(smoothed, np.log(rates))[: index + 1]
@@ -197,7 +194,6 @@ def suggest(curve: Curve) -> Suggestion:
         suggested, reason = float(f"{lowest:.2g}"), "the loss was lowest there"
     return Suggestion(
         reason=reason,
-        diverged_at=end,
         steepest=float(rates[slopes.argmin()]),
         lowest=lowest,
         tenth_of_minimum=lowest / 10,

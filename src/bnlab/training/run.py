@@ -136,11 +136,11 @@ class _Session:
 
     def __init__(self, run: Run, prepared: build.PreparedTraining, progress: Progress, began: float) -> None:
         recipe, dataset = prepared.settings.recipe, prepared.dataset
-        caches = build.make_caches(run.folder, recipe, dataset)
+        train_cache, sample_cache, val_cache = build.make_caches(run.folder, recipe, dataset)
         self.run, self.prepared, self.progress, self.began = run, prepared, progress, began
-        self.context = build.build_context(recipe, prepared.network, dataset, prepared.device, caches.train)
+        self.context = build.build_context(recipe, prepared.network, dataset, prepared.device, train_cache)
         val = dataset.in_split("val")
-        self.validator = Validator(self.context, val, sample_cache=caches.sample, val_cache=caches.val)
+        self.validator = Validator(self.context, val, sample_cache=sample_cache, val_cache=val_cache)
         self.state = load_state(run, recipe, self.context.parts())
         self.budget = TimeBudget(began - self.state.total_seconds, recipe.time) if recipe.time else None
         every = max(8, min(64, self.context.loader.batches))  # at least one window an epoch

@@ -86,11 +86,7 @@ class MetricAccumulator:
             self.read()
 
     def read(self) -> None:
-        """Bring the sums of the state up to date.
-
-        Raises:
-            LossNotFiniteError: a loss since the last reading is not finite.
-        """
+        """Bring the sums of the state up to date, with the errors of `add`."""
         if not self._pending:
             return
         losses = torch.stack([loss for loss, _, _ in self._pending]).tolist()
