@@ -199,4 +199,4 @@ def test_few_calls_lead_from_the_command_line_to_the_loss(data: Path, monkeypatc
         main()
     assert calls[0] == "main"
     assert calls[-4:] == ["train", "fit", "train_step", "loss_of"]
-    assert len(calls) <= 9, calls
+    assert len(calls) <= 7, calls
