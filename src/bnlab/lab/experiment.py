@@ -21,22 +21,9 @@ T = TypeVar("T")
 
 # What a user may set for every training: how much and on what, but nothing that arms differ in or that rules rest on.
 SETTABLE = (
-    "size",
-    "resize",
-    "crop_fraction",
-    "crop_area",
-    "crop_aspect",
-    "pre_resize",
-    "flip",
-    "mean",
-    "std",
-    "width",
-    "stem",
-    "steps",
-    "epochs",
-    "batch_size",
-    "validate_every",
-    "checkpoint_seconds",
+    *("size", "resize", "crop_fraction", "crop_area", "crop_aspect", "pre_resize", "flip", "mean", "std"),
+    *("width", "stem"),
+    *("steps", "epochs", "batch_size", "validate_every", "checkpoint_seconds"),
 )
 
 # The networks of most studies: Inception, and small enough for dozens of trainings.
@@ -68,7 +55,6 @@ class Experiment:
     """The means of a study. It makes measurements and runs them."""
 
     name: str
-    """The name of the study."""
     splits: StudySplits
     budget: Budget
     seeds: tuple[int, ...]

@@ -6,7 +6,7 @@ step can be computed again, at the same weights or at others.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ def replaying(context: TrainingContext) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(NamedTuple):
     images: Tensor
     """N x 3 x H x W"""
     targets: Targets
@@ -65,8 +64,7 @@ def batch_at(step: int, context: TrainingContext) -> Batch:
     epoch, number = divmod(step, loader.batches)
     size = Plan.of(recipe, loader.batches).size(recipe, epoch)
     pixels, labels = next(iter(loader.epoch(epoch, size, number)))
-    images, targets = training_batch(context, pixels, labels, step)
-    return Batch(images=images, targets=targets)
+    return Batch(*training_batch(context, pixels, labels, step))
 
 
 def loss_and_gradients(

@@ -39,7 +39,6 @@ class StudySplits:
     """The photos of a study. `for_seed` splits them."""
 
     name: str
-    """The name of the data for the report."""
     kind: str
     """"digits" (grey, and changed by a flip) or "photos"."""
     folder: Path

@@ -37,7 +37,6 @@ class Conclusion:
     """What follows from the tables of a study."""
 
     evidence: tuple[Evidence, ...]
-    """The clauses of the claim, each with its numbers."""
     plots: Mapping[str, Plot]
     """By the name of their file."""
     intervals: Callable[[Sequence[Evidence]], Mapping[str, Plot]] = lambda evidence: {}
@@ -73,11 +72,9 @@ class Study:
     claim: str
     """What the source says, in one sentence."""
     source: str
-    """The paper and section that say so."""
     protocol: str
     """What is trained on what, and what is held equal."""
     rule: str
-    """When the claim holds, and when it does not."""
     measure: Callable[[Experiment], Results]
     conclude: Callable[[Results], Conclusion]
     min_photos: int = 100

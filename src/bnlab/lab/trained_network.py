@@ -141,7 +141,16 @@ def train(
     network = make(recipe, len(dataset.classes)) if make else new_network(recipe, classes=len(dataset.classes))[0]
     cache = _shared_cache(job.split, "train", str(cached_side(recipe)), len(dataset.in_split("train")))
     context = build_context(recipe, network, dataset, job.device, cache)
-    validator = _validator(job, context)
+    # Val, by which things are chosen, and test, which is reported, are validated on in one pass.
+    photos = Photos.of([*dataset.in_split("val"), *dataset.in_split("test")])
+    preprocessing, images = str(context.preprocessing), recipe.recalibration_images
+    validator = Validator(
+        context,
+        photos,
+        sample_cache=_shared_cache(job.split, f"sample {images}", preprocessing, images),
+        val_cache=_shared_cache(job.split, "val and test", preprocessing, len(photos)),
+        evaluate_running=False,
+    )
     run = Run(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     if not run.split.exists():
@@ -253,19 +262,6 @@ def _accuracies(state: TrainState, evaluation: Evaluation, dataset: Dataset) -> 
     )
 
 
-def _validator(job: JobContext, context: TrainingContext) -> Validator:
-    """Validates on val, by which things are chosen, and on test, which is reported, in one pass."""
-    photos = Photos.of([*context.dataset.in_split("val"), *context.dataset.in_split("test")])
-    preprocessing, images = str(context.preprocessing), context.recipe.recalibration_images
-    return Validator(
-        context,
-        photos,
-        sample_cache=_shared_cache(job.split, f"sample {images}", preprocessing, images),
-        val_cache=_shared_cache(job.split, "val and test", preprocessing, len(photos)),
-        evaluate_running=False,
-    )
-
-
 @lru_cache(maxsize=6)
 def _shared_cache(split: Path, photos: str, preprocessing: str, number: int) -> Cache:
     """A cache of decoded photos that the measurements of a process share."""
@@ -274,7 +270,6 @@ def _shared_cache(split: Path, photos: str, preprocessing: str, number: int) -> 
 
 def _remaining_validations(plan: Plan, recipe: Recipe, after: int) -> list[int]:
     """The steps after `after` at which a training would be validated."""
-    ends = [
-        min(plan.steps, (epoch + 1) * plan.batches) for epoch in range(plan.epochs) if plan.validates(recipe, epoch)
-    ]
+    epochs = [epoch for epoch in range(plan.epochs) if plan.validates(recipe, epoch)]
+    ends = [min(plan.steps, (epoch + 1) * plan.batches) for epoch in epochs]
     return [step for step in ends if step > after] or [plan.steps]
