@@ -1,21 +1,17 @@
-from collections.abc import Callable
-
 import pytest
 import torch
 
-from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
 from bnlab.lab.studies.activations import RATES, STUDY, Percentiles
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
-from bnlab.report.plots import plot_svg
-
-MakeBench = Callable[..., Experiment]
+from tests.lab.studies.helpers import MakeExperiment, draw
 
 
 def planted(gain: float, moved: float) -> Results:
-    """With BN `gain` more are right from the first judgement on, and the inputs move `moved` times as far."""
+    """With BN `gain` more are right from the first validation on, and the inputs move `moved` times as far."""
     results: Results = {"accuracy": [], "movement": [], "percentiles": []}
     for seed, noise in enumerate((0.97, 1.0, 1.03)):
         for arm in (WITH_BN, WITHOUT_BN):
@@ -41,13 +37,13 @@ def planted(gain: float, moved: float) -> Results:
     ],
 )
 def test_the_verdict_follows_from_the_numbers(gain: float, moved: float, verdict: Verdict) -> None:
-    findings = STUDY.conclude(planted(gain, moved))
-    assert findings.verdict == verdict
-    assert findings.numbers == {f"learning rate {arm}, mean": 1.0 for arm in (WITH_BN, WITHOUT_BN)}
+    conclusion = STUDY.conclude(planted(gain, moved))
+    assert conclusion.verdict == verdict
+    assert conclusion.numbers == {f"learning rate {arm}, mean": 1.0 for arm in (WITH_BN, WITHOUT_BN)}
 
 
 def test_percentiles_and_movement_are_those_of_the_units() -> None:
-    """Three looks at two units: the first keeps still, the second goes from 0 to 4, with a spread of 2."""
+    """Two units at three steps: the first keeps still, the second goes from 0 to 4, with a spread of 2."""
     probe = Percentiles(1)
     for step, at in enumerate((0.0, 3.0, 4.0)):
         still, moving = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]) + at
@@ -58,7 +54,9 @@ def test_percentiles_and_movement_are_those_of_the_units() -> None:
     assert [row["step"] for row in where(results["percentiles"], percentile=15)] == [0, 1, 2]
 
 
-def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_experiment: MakeBench, job: JobContext) -> None:
+def test_the_inputs_of_the_sigmoids_are_recorded_and_nothing_changes(
+    make_experiment: MakeExperiment, job: JobContext
+) -> None:
     recipe = make_experiment().recipe("bn_mlp", width=1.0)
     probe = Percentiles(3)
     trained = train(job, recipe, probe=probe)
@@ -81,8 +79,7 @@ def test_what_goes_into_the_sigmoids_is_seen_and_nothing_changed(make_experiment
 
 
 @pytest.mark.slow
-def test_it_is_measured(make_experiment: MakeBench) -> None:
+def test_it_is_measured(make_experiment: MakeExperiment) -> None:
     results = STUDY.measure(make_experiment(width=1.0))
     assert {row["learning_rate"] for row in results["accuracy"]} == set(RATES)
-    for plot in STUDY.conclude(results).plots.values():
-        assert "<svg" in plot_svg(plot)
+    draw(STUDY.conclude(results))

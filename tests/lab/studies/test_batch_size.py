@@ -1,16 +1,13 @@
-from collections.abc import Callable
-
 import pytest
 import torch
 
-from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results
 from bnlab.lab.studies import batch_size
 from bnlab.lab.studies.batch_size import BATCH, RECALIBRATED, RUNNING, WHOLE, conclude, sizes, whole_batches
 from bnlab.lab.verdict import Verdict
 from bnlab.nets.build import build
 from bnlab.norm import recalibrate
-from bnlab.report.plots import plot_svg
+from tests.lab.studies.helpers import MakeExperiment, draw
 
 SEEDS = range(4)
 NOISE = (0.0, 0.004, -0.004, 0.002)
@@ -38,15 +35,15 @@ GOOD = {"2": 0.7, "8": 0.8, "32": 0.9, "64": 0.8}
 
 
 def test_two_are_too_few_where_both_recalibrations_leave_them_behind() -> None:
-    findings = conclude(results(GOOD, GOOD))
-    assert findings.verdict is Verdict.HOLDS
-    assert [round(each.mean) for each in findings.evidence if each.primary] == [20, 20]
+    conclusion = conclude(results(GOOD, GOOD))
+    assert conclusion.verdict is Verdict.HOLDS
+    assert [round(each.mean) for each in conclusion.evidence if each.primary] == [20, 20]
 
 
 def test_they_are_not_where_whole_batches_repair_them() -> None:
-    findings = conclude(results(GOOD, GOOD | {"2": 0.92}))
-    assert [each.verdict for each in findings.evidence if each.primary] == [Verdict.HOLDS, Verdict.DOES_NOT_HOLD]
-    assert findings.verdict is Verdict.DOES_NOT_HOLD
+    conclusion = conclude(results(GOOD, GOOD | {"2": 0.92}))
+    assert [each.verdict for each in conclusion.evidence if each.primary] == [Verdict.HOLDS, Verdict.DOES_NOT_HOLD]
+    assert conclusion.verdict is Verdict.DOES_NOT_HOLD
 
 
 def test_nor_where_they_are_as_accurate() -> None:
@@ -57,7 +54,7 @@ def test_noise_shows_nothing() -> None:
     assert conclude(results(GOOD | {"2": 0.899}, GOOD, noise=10)).verdict is Verdict.NOT_SHOWN
 
 
-def test_beside_the_whole_batch_and_one_rate_for_all() -> None:
+def test_the_whole_batch_and_one_rate_for_all_are_secondary() -> None:
     planted = results(GOOD, GOOD)
     for row in planted["statistics"]:
         if row["arm"] == "32":  # took the lower rate, at which parts of 2 are at 0.1
@@ -87,17 +84,16 @@ def test_layers_take_whole_batches_and_then_parts_again() -> None:
     assert not torch.allclose(by_parts, whole.state_dict()["inception4a.branch1.bn.running_var"], rtol=1e-2)
 
 
-def test_sizes_end_with_the_whole_batch(make_experiment: Callable[..., Experiment]) -> None:
+def test_sizes_end_with_the_whole_batch(make_experiment: MakeExperiment) -> None:
     assert sizes(make_experiment(), 32) == [2, 4, 8, 32]
     assert sizes(make_experiment(), 12) == [2, 4, 8, 12]
     assert sizes(make_experiment(), 64) == [2, 4, 8, 32, 64]
 
 
-def test_the_whole_of_it(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_photos_to_plots(make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "sizes", lambda experiment, whole: [2, whole])
-    found = batch_size.measure(make_experiment(steps=3, size=16))
+    found = batch_size.measure(make_experiment(steps=3, size=16, seeds=1))
     assert {row["arm"] for row in found["statistics"]} == {"2", "12"}
-    assert len(found["statistics"]) == 2 * 2 * 2 * 6  # sizes, rates, seeds, kinds on their sides
+    assert len(found["statistics"]) == 2 * 2 * 6  # sizes, rates, kinds on their splits
     assert all(row["step"] == 3 for row in found["accuracy"])
-    for plot in conclude(found).plots.values():
-        assert "<svg" in plot_svg(plot)
+    draw(conclude(found))

@@ -1,12 +1,10 @@
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.records import Records, Results, where
 from bnlab.lab.studies.bias.detached_mean import ALL, ALONE, ARMS, OUTSIDE, WITHIN
 from bnlab.lab.studies.bias.study import (
@@ -19,10 +17,10 @@ from bnlab.lab.studies.bias.study import (
     conclude,
     make_precise,
 )
-from bnlab.lab.verdict import Evidence, Verdict
+from bnlab.lab.verdict import Verdict
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
-from bnlab.report.plots import plot_svg
+from tests.lab.studies.helpers import MakeExperiment, draw, has_no_number
 
 
 def planted(
@@ -84,13 +82,13 @@ def test_verdict(wrong: dict[str, Any], verdict: Verdict) -> None:
         ((-0.05, 0.0, 0.05), Verdict.NOT_SHOWN),
     ],
 )
-def test_accuracy_beside(better: tuple[float, ...], verdict: Verdict) -> None:
-    findings = conclude(planted(better=better))
-    assert findings.evidence[2].verdict == verdict
-    assert findings.verdict == Verdict.HOLDS
+def test_accuracy_is_secondary(better: tuple[float, ...], verdict: Verdict) -> None:
+    conclusion = conclude(planted(better=better))
+    assert conclusion.evidence[2].verdict == verdict
+    assert conclusion.verdict == Verdict.HOLDS
 
 
-def test_twins_begin_with_the_same_weights_and_biases_of_0() -> None:
+def test_pairs_begin_with_the_same_weights_and_biases_of_0() -> None:
     recipe = Recipe(network="bn_small_inception", width=0.25)
     plain, biased = (
         make_precise(recipe.model_copy(update={"conv_bias": bias}), 3, torch.float64) for bias in (False, True)
@@ -104,14 +102,10 @@ def test_twins_begin_with_the_same_weights_and_biases_of_0() -> None:
     assert plain(torch.rand(2, 3, 32, 32)).dtype == torch.float64
 
 
-class ATrainee:
+class Context:
     def __init__(self, *, bias: bool) -> None:
         recipe = Recipe(network="bn_mlp", width=0.05, conv_bias=bias)
         self.network = make_precise(recipe, 2, torch.float64)
-
-
-def nan_of(evidence: Evidence) -> list[bool]:
-    return [math.isnan(value) for value in evidence.values]
 
 
 def test_a_seed_whose_training_diverged_shows_nothing() -> None:
@@ -123,13 +117,13 @@ def test_a_seed_whose_training_diverged_shows_nothing() -> None:
     for name, which in zip(("twins", "trained"), gone, strict=True):
         where(results[name], **which)[0]["diverged_at"] = 3
     results["growth"] = [row for row in results["growth"] if not (gone[1].items() <= row.items() and row["step"])]
-    findings = conclude(results)
-    gradient, distance, accuracy, grow, go_on, fixed, real = map(nan_of, findings.evidence)
+    conclusion = conclude(results)
+    gradient, distance, accuracy, grow, go_on, fixed, real = map(has_no_number, conclusion.evidence)
     assert gradient == accuracy == [True, False, False]
     assert grow == go_on == fixed == [False, True, False]
     assert not any(distance + real)
-    assert findings.verdict is Verdict.NOT_SHOWN
-    assert findings.remarks == (
+    assert conclusion.verdict is Verdict.NOT_SHOWN
+    assert conclusion.remarks == (
         f"{INCEPTION}, {WITHOUT_BIAS}: seed 0 diverged",
         f"{OUTSIDE}, {ALONE} trained: seed 1 diverged",
     )
@@ -143,16 +137,16 @@ def test_what_was_not_seen_or_is_not_finite_shows_nothing() -> None:
     for row in where(results["growth"], learned=ALONE, arm=OUTSIDE):
         row |= {"norm": 0.0 if row["seed"] == 1 else row["norm"], "loss": 0.0 if row["seed"] == 1 else row["loss"]}
     where(results["twins"], pair=INCEPTION, arm=WITH_BIAS, seed=1)[0]["test_top1"] = 0.15
-    findings = conclude(results)
-    gradient, distance, accuracy, _, go_on, fixed, _ = map(nan_of, findings.evidence)
+    conclusion = conclude(results)
+    gradient, distance, accuracy, _, go_on, fixed, _ = map(has_no_number, conclusion.evidence)
     assert gradient == [True, False, False]
     assert distance == [False, False, True]
     assert accuracy == go_on == fixed == [False, True, False]
-    assert all(plot_svg(plot) for plot in findings.plots.values())
+    draw(conclusion)
 
 
 def test_steps_that_the_other_did_not_come_to_are_left_out() -> None:
-    context: Any = ATrainee(bias=True)
+    context: Any = Context(bias=True)
     probe = Biases(1, Biases(1, None))
     probe.before(0, context)
     probe.after(0, context)
@@ -160,8 +154,8 @@ def test_steps_that_the_other_did_not_come_to_are_left_out() -> None:
 
 
 def test_gradients_and_distance_by_hand() -> None:
-    plain, biased = Biases(1, None), ATrainee(bias=True)
-    context: Any = ATrainee(bias=False)
+    plain, biased = Biases(1, None), Context(bias=True)
+    context: Any = Context(bias=False)
     plain.before(0, context)
     plain.after(0, context)
     probe = Biases(1, plain)
@@ -191,11 +185,10 @@ def test_gradients_and_distance_by_hand() -> None:
     assert not any(p._backward_hooks for p in biased.network.parameters())
 
 
-def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Experiment, "network_pair", lambda _: {WITH_BN: "bn_mlp"})
+@pytest.mark.usefixtures("mlps")
+def test_from_photos_to_plots(make_experiment: MakeExperiment) -> None:
     results = STUDY.measure(make_experiment(steps=4))
-    findings = conclude(results)
+    conclusion = conclude(results)
     assert max(float(row["distance"] or 0) for row in where(results["biases"], pair=SIGMOIDS)) < 1e-9
-    assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS] * 2
-    for plot in findings.plots.values():
-        assert plot_svg(plot).startswith("<svg")
+    assert [each.verdict for each in conclusion.evidence[:2]] == [Verdict.HOLDS] * 2
+    draw(conclusion)

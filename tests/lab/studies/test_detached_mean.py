@@ -47,13 +47,13 @@ def test_alone_nothing_but_the_biases_is_trained(alone: bool) -> None:
     assert trained == (biases if alone else biases | weights)
 
 
-class ATrainee:
+class Context:
     def __init__(self) -> None:
         self.network = make_network(Recipe(network="mlp", width=0.05), 2, OUTSIDE, alone=True)
 
 
 def test_growth_by_hand_leaves_the_network_alone() -> None:
-    context: Any = ATrainee()
+    context: Any = Context()
     probe = Growth(every=2)
     probe.images, probe.labels = torch.rand(6, 3, 28, 28), torch.tensor([0, 1] * 3)
     with torch.no_grad():

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,16 +6,16 @@ import pytest
 import torch
 
 from bnlab.data.dataset import Dataset, open_recorded_data
-from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.studies.inference_statistics import ema_statistics as statistics
 from bnlab.lab.studies.inference_statistics.ema_statistics import EmaStatistics, counts
 from bnlab.lab.trained_network import Probe, train
 from bnlab.training.build import TrainingContext
+from tests.lab.studies.helpers import MakeExperiment
 
 
 class Until(Probe):
-    """A witness of a witness: what the layers keep after each step, and whether a probe leaves all as it was."""
+    """Records the running statistics after each step, and checks that a probe leaves everything unchanged."""
 
     def __init__(self, inner: EmaStatistics, dataset: Dataset) -> None:
         super().__init__()
@@ -42,9 +41,9 @@ class Until(Probe):
 
 
 def test_the_averages_are_those_that_training_keeps(
-    make_experiment: Callable[..., Experiment], job: JobContext, tmp_path: Path
+    make_experiment: MakeExperiment, job: JobContext, tmp_path: Path
 ) -> None:
-    recipe = make_experiment(size=16).recipe("bn_small_inception", validate_every=100)
+    recipe = make_experiment(size=16).recipe("bn_mlp", validate_every=100)
     dataset = open_recorded_data(job.split)
     probe = Until(EmaStatistics(dataset, [2]), dataset)
     of_batches = train(

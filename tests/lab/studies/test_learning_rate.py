@@ -1,15 +1,11 @@
 import math
-from collections.abc import Callable
 
 import pytest
 
-from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results, where
 from bnlab.lab.studies.learning_rate.study import BASELINE, PROBED, STUDY, SUCCESSORS
 from bnlab.lab.verdict import Verdict
-from bnlab.report.plots import plot_svg
-
-MakeBench = Callable[..., Experiment]
+from tests.lab.studies.helpers import MakeExperiment, draw
 
 
 def curve(arm: str, seed: int, reached: float, best: float, steps: int = 1000) -> Records:
@@ -53,26 +49,28 @@ def test_the_verdict_follows_from_the_numbers(results: Results, verdict: Verdict
     assert STUDY.conclude(results).verdict == verdict
 
 
-def test_who_never_gets_there_counts_as_if_with_the_last_step() -> None:
+def test_an_arm_that_never_gets_there_counts_as_if_with_the_last_step() -> None:
     results = planted(20, 0.1, 8)
     for row in where(results["accuracy"], arm="BN-x5", seed=1):
         row["test_top1"] = 0.3
-    findings = STUDY.conclude(results)
-    assert findings.evidence[0].values[1] == 1.0
-    assert any("BN-x5 did not reach the best accuracy of Inception in 1 of 3" in remark for remark in findings.remarks)
+    conclusion = STUDY.conclude(results)
+    assert conclusion.evidence[0].values[1] == 1.0
+    assert any(
+        "BN-x5 did not reach the best accuracy of Inception in 1 of 3" in remark for remark in conclusion.remarks
+    )
 
 
-def test_14_times_is_not_told_by_judgements_too_far_apart() -> None:
+def test_14_times_is_not_shown_by_validations_too_far_apart() -> None:
     results = planted(20, 0.1, 8)
-    for row in results["accuracy"]:  # as if judged at the end alone
+    for row in results["accuracy"]:  # as if validated only at the end
         row["step"] = 1000 if row["arm"] == BASELINE else row["step"]
         row["test_top1"] = 0.9 if row["arm"] == "BN-x5" else row["test_top1"]
     for seed in range(3):  # Inception's 1000 steps / 14 = 71 lie within BN-x5's first interval
         where(results["accuracy"], arm="BN-x5", seed=seed)[0]["step"] = 100
-    findings = STUDY.conclude(results)
-    assert [each.verdict for each in findings.evidence[:2]] == [Verdict.HOLDS, Verdict.NOT_SHOWN]
-    assert findings.verdict == Verdict.NOT_SHOWN
-    assert any("14 times fewer steps is not known in 3 of 3 seeds" in remark for remark in findings.remarks)
+    conclusion = STUDY.conclude(results)
+    assert [each.verdict for each in conclusion.evidence[:2]] == [Verdict.HOLDS, Verdict.NOT_SHOWN]
+    assert conclusion.verdict == Verdict.NOT_SHOWN
+    assert any("14 times fewer steps is not known in 3 of 3 seeds" in remark for remark in conclusion.remarks)
 
 
 def test_without_a_stable_rate_there_is_no_ratio() -> None:
@@ -80,12 +78,12 @@ def test_without_a_stable_rate_there_is_no_ratio() -> None:
     results["highest"][0]["rate"] = None
     for row in where(results["highest"], arm="BN-x5"):
         row["at_least"] = 1
-    findings = STUDY.conclude(results)
-    assert math.isnan(findings.evidence[3].values[0])
-    assert findings.verdict == Verdict.NOT_SHOWN
-    assert "highest stable rate of Inception: no rate was stable in 1 of 3 seeds" in findings.remarks
-    assert "highest stable rate of BN-x5: the highest tried was stable in 3 of 3 seeds" in findings.remarks
-    assert all("<svg" in plot_svg(plot) for plot in findings.plots.values())
+    conclusion = STUDY.conclude(results)
+    assert math.isnan(conclusion.evidence[3].values[0])
+    assert conclusion.verdict == Verdict.NOT_SHOWN
+    assert "highest stable rate of Inception: no rate was stable in 1 of 3 seeds" in conclusion.remarks
+    assert "highest stable rate of BN-x5: the highest tried was stable in 3 of 3 seeds" in conclusion.remarks
+    draw(conclusion)
 
 
 def test_rates_are_known_to_a_factor_of_two_each() -> None:
@@ -101,7 +99,7 @@ def test_nothing_is_better_than_an_inception_that_guesses() -> None:
     assert all(math.isnan(value) for i in (0, 1, 2, 6) for value in evidence[i].values)
 
 
-def test_trainings_that_diverged_are_told_of_every_arm() -> None:
+def test_a_remark_says_for_every_arm_which_trainings_diverged() -> None:
     results = planted(20, 0.1, 8)
     where(results["accuracy"], arm="BN-x30", seed=1)[-1]["diverged_at"] = 7
     assert any(remark.startswith("BN-x30: 1 training diverged") for remark in STUDY.conclude(results).remarks)
@@ -115,7 +113,7 @@ def test_the_search_is_drawn_by_multiples_of_what_suits_inception() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_measured(make_experiment: MakeBench) -> None:
+def test_it_is_measured(make_experiment: MakeExperiment) -> None:
     results = STUDY.measure(make_experiment())
     arms = {row["arm"] for row in where(results["accuracy"], chosen=1)}
     assert arms == {BASELINE, *SUCCESSORS}
@@ -123,5 +121,4 @@ def test_it_is_measured(make_experiment: MakeBench) -> None:
         rate = where(results["accuracy"], arm=BASELINE, seed=seed, chosen=1)[0]["learning_rate"]
         for arm, (_, factor) in SUCCESSORS.items():
             assert where(results["accuracy"], arm=arm, seed=seed)[0]["learning_rate"] == pytest.approx(factor * rate)
-    for plot in STUDY.conclude(results).plots.values():
-        assert "<svg" in plot_svg(plot)
+    draw(STUDY.conclude(results))

@@ -1,11 +1,9 @@
-from collections.abc import Callable
-
 import pytest
 
-from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import number, where
 from bnlab.lab.studies.learning_rate.max_stable_lr import bisected, max_stable_lr
+from tests.lab.studies.helpers import MakeExperiment
 
 
 @pytest.mark.parametrize(("limit", "found"), [(1.0, 1.0), (3.9, 2.0), (0.3, 0.25), (0.6, 0.5), (70.0, 64.0)])
@@ -29,10 +27,10 @@ def test_a_rate_that_was_not_stable_is_never_given() -> None:
         assert rate is None or rate <= 3.0 * 4.0**lowest
 
 
-def test_it_is_measured(make_experiment: Callable[..., Experiment], job: JobContext) -> None:
+def test_it_is_measured(make_experiment: MakeExperiment, job: JobContext) -> None:
     recipe = (
         make_experiment(steps=6, size=16)
-        .recipe("bn_small_inception", schedule="constant")
+        .recipe("bn_mlp", schedule="constant")
         .model_copy(update={"learning_rate": 0.1})
     )
     results = max_stable_lr(job, recipe)
@@ -42,10 +40,10 @@ def test_it_is_measured(make_experiment: Callable[..., Experiment], job: JobCont
     assert all(number(row, "rate") <= rate for row in where(results["tried"], stable=1))
 
 
-def test_a_network_that_has_blown_up_is_not_stable(make_experiment: Callable[..., Experiment], job: JobContext) -> None:
+def test_a_network_that_has_blown_up_is_not_stable(make_experiment: MakeExperiment, job: JobContext) -> None:
     recipe = (
         make_experiment(steps=6, size=16)
-        .recipe("small_inception", schedule="constant")
+        .recipe("mlp", activation="relu", schedule="constant")
         .model_copy(update={"learning_rate": 1e6})
     )
     results = max_stable_lr(job, recipe)
@@ -53,7 +51,7 @@ def test_a_network_that_has_blown_up_is_not_stable(make_experiment: Callable[...
     assert where(results["tried"], rate=1e6)[0]["loss"] is None
 
 
-def test_nor_is_one_whose_statistics_have(make_experiment: Callable[..., Experiment], job: JobContext) -> None:
-    recipe = make_experiment(steps=3, size=16).recipe("bn_small_inception", schedule="constant")
+def test_nor_is_one_whose_statistics_have(make_experiment: MakeExperiment, job: JobContext) -> None:
+    recipe = make_experiment(steps=3, size=16).recipe("bn_mlp", schedule="constant")
     found = max_stable_lr(job, recipe.model_copy(update={"learning_rate": 1e30}))
     assert found["tried"][0]["stable"] == 0

@@ -1,13 +1,10 @@
-from collections.abc import Callable
-
 import pytest
 
-from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results
 from bnlab.lab.studies import placement
 from bnlab.lab.studies.placement import AFTER, BEFORE, arm, conclude
 from bnlab.lab.verdict import Verdict
-from bnlab.report.plots import plot_svg
+from tests.lab.studies.helpers import MakeExperiment, draw
 
 SEEDS = range(4)
 
@@ -16,11 +13,11 @@ def results(gains: dict[str, float], noise: float = 0.001) -> Results:
     """Networks that gain so much by being normalised before; at the rate not chosen it is the other way round."""
     rows: Records = []
     for network, gain in gains.items():
-        for job in (BEFORE, AFTER):
+        for place in (BEFORE, AFTER):
             for rate, chosen in ((0.1, 1), (0.3, 0)):
                 for seed in SEEDS:
-                    top1 = 0.8 + (gain if (job == BEFORE) == bool(chosen) else 0) + noise * (-1) ** seed * len(job)
-                    labels = {"arm": arm(network, job), "learning_rate": rate, "chosen": chosen, "seed": seed}
+                    top1 = 0.8 + (gain if (place == BEFORE) == bool(chosen) else 0) + noise * (-1) ** seed * len(place)
+                    labels = {"arm": arm(network, place), "learning_rate": rate, "chosen": chosen, "seed": seed}
                     rows.append({**labels, "val_top1": 0.5, "test_top1": top1, "n_test": 1000, "diverged_at": None})
     return {"accuracy": rows}
 
@@ -34,10 +31,10 @@ def results(gains: dict[str, float], noise: float = 0.001) -> Results:
         ({"A": 0.05, "B": 0.02}, 0.05, Verdict.NOT_SHOWN),
     ],
 )
-def test_one_network_that_does_otherwise_is_enough(gains: dict[str, float], noise: float, verdict: Verdict) -> None:
-    findings = conclude(results(gains, noise))
-    assert findings.verdict is verdict
-    assert [each.mean for each in findings.evidence] == pytest.approx([100 * gain for gain in gains.values()])
+def test_one_network_that_gains_nothing_is_enough(gains: dict[str, float], noise: float, verdict: Verdict) -> None:
+    conclusion = conclude(results(gains, noise))
+    assert conclusion.verdict is verdict
+    assert [each.mean for each in conclusion.evidence] == pytest.approx([100 * gain for gain in gains.values()])
 
 
 def test_intervals_are_wider_the_more_networks_there_are() -> None:
@@ -47,10 +44,10 @@ def test_intervals_are_wider_the_more_networks_there_are() -> None:
 
 
 def test_the_intervals_drawn_are_those_that_decide() -> None:
-    findings = conclude(results({"A": 0.05}, 0.01))
-    wider = findings.with_overlap(0.5)
+    conclusion = conclude(results({"A": 0.05}, 0.01))
+    wider = conclusion.with_overlap(0.5)
     low, high = wider.evidence[0].interval
-    assert low < findings.evidence[0].interval[0]
+    assert low < conclusion.evidence[0].interval[0]
     assert (wider.plots["differences"].series[0].low, wider.plots["differences"].series[0].high) == ((low,), (high,))
 
 
@@ -60,20 +57,20 @@ def test_one_seed_draws_no_interval() -> None:
     assert series.low == series.high == series.y
 
 
-def test_the_large_networks_have_stems_for_small_photos(make_experiment: Callable[..., Experiment]) -> None:
+def test_the_large_networks_have_stems_for_small_photos(make_experiment: MakeExperiment) -> None:
     large = placement._FULL[placement.GOOGLENET]
     assert placement._recipe(make_experiment(), *large).stem == "small"
     assert placement._recipe(make_experiment(size=128), *large).stem is None
     assert placement._recipe(make_experiment(), *placement._QUICK[placement.SMALL]).stem is None
 
 
-def test_the_whole_of_it(make_experiment: Callable[..., Experiment]) -> None:
+def test_from_photos_to_plots(make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "RATES", (0.1, 0.3))
     found = placement.measure(make_experiment(size=16, steps=1))
     assert len({row["arm"] for row in found["accuracy"]}) == 6
-    assert len(found["accuracy"]) == 6 * 4 * 2  # arms, rates, seeds
-    chances = {(row["arm"], row["seed"]): row["chosen"] for row in found["accuracy"] if row["chosen"]}
-    assert len(chances) == 12
-    findings = conclude(found)
-    assert len(findings.evidence) == 3
-    for plot in findings.plots.values():
-        assert "<svg" in plot_svg(plot)
+    assert len(found["accuracy"]) == 6 * 2 * 2  # arms, rates, seeds
+    chosen_once = {(row["arm"], row["seed"]): row["chosen"] for row in found["accuracy"] if row["chosen"]}
+    assert len(chosen_once) == 12
+    conclusion = conclude(found)
+    assert len(conclusion.evidence) == 3
+    draw(conclusion)

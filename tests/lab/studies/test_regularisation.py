@@ -1,6 +1,4 @@
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +6,13 @@ import pytest
 
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import UsageError
-from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment, check_options
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, check_options
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results
 from bnlab.lab.studies.regularisation import study
 from bnlab.lab.studies.regularisation.study import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, conclude, fewer
 from bnlab.lab.verdict import Verdict
-from bnlab.report.plots import plot_svg
+from tests.lab.studies.helpers import MakeExperiment, draw, has_no_number
 
 
 def planted(test: dict[str, float], *, dropout_gains: float = 0.0, scatter: float = 0.0) -> Results:
@@ -45,11 +43,11 @@ def test_it_holds_where_bn_narrows_the_gap_and_its_noise_is_why() -> None:
 @pytest.mark.parametrize(
     "test", [{WITHOUT_BN: 0.95, WITH_BN: 0.9, RENORMALISED: 0.85}, {WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.95}]
 )
-def test_it_does_not_where_the_gap_is_wider_with_bn_or_narrower_without_the_noise(test: dict[str, float]) -> None:
+def test_it_does_not_hold_where_the_gap_is_wider_with_bn_or_narrower_without_the_noise(test: dict[str, float]) -> None:
     assert conclude(planted(test)).verdict is Verdict.DOES_NOT_HOLD
 
 
-def test_it_does_not_where_bn_needs_dropout_still() -> None:
+def test_it_does_not_hold_where_bn_still_needs_dropout() -> None:
     results = planted({WITHOUT_BN: 0.8, WITH_BN: 0.9, RENORMALISED: 0.85}, dropout_gains=5)
     assert conclude(results).verdict is Verdict.DOES_NOT_HOLD
 
@@ -60,7 +58,7 @@ def test_it_is_not_shown_where_seeds_disagree() -> None:
 
 
 def nan_seeds(results: Results) -> list[list[bool]]:
-    return [[math.isnan(value) for value in evidence.values] for evidence in conclude(results).evidence]
+    return [has_no_number(evidence) for evidence in conclude(results).evidence]
 
 
 def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
@@ -68,15 +66,15 @@ def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
     for row in results["gap"]:
         if row["seed"] == 1 and row["kind"] == WITHOUT_BN:
             row |= {"train_top1": 0.15, "test_top1": 0.1, "test_loss": math.nan}
-    findings = conclude(results)
+    conclusion = conclude(results)
     no, second = [False] * 3, [False, True, False]
     assert nan_seeds(results) == [second, second, no, no, no, no, no, second, no]
-    assert findings.verdict is Verdict.NOT_SHOWN
-    assert f"{WITHOUT_BN} 32 0.0: learnt nothing with 1 seed, which show nothing" in findings.remarks
-    assert all(map(math.isfinite, findings.plots["gap in loss"].series[0].y))  # of the seeds that have one
+    assert conclusion.verdict is Verdict.NOT_SHOWN
+    assert f"{WITHOUT_BN} 32 0.0: learnt nothing with 1 seed, which show nothing" in conclusion.remarks
+    assert all(map(math.isfinite, conclusion.plots["gap in loss"].series[0].y))  # of the seeds that have one
     for row in results["gap"]:
         row["train_top1"] = 0.15
-    assert all(plot_svg(plot) for plot in conclude(results).plots.values())
+    draw(conclude(results))
 
 
 def test_pairs_are_of_one_seed() -> None:
@@ -86,9 +84,7 @@ def test_pairs_are_of_one_seed() -> None:
     assert nan_seeds(results)[2] == [True, False, False]
 
 
-def test_fewer_takes_of_train_alone_and_of_each_class_alike(
-    make_experiment: Callable[..., Experiment], tmp_path: Path
-) -> None:
+def test_fewer_takes_of_train_alone_and_of_each_class_alike(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     experiment = make_experiment()
     job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
     all_photos, kept = read_split_csv(job.split), read_split_csv(fewer(job, 9))
@@ -111,9 +107,7 @@ def test_the_batch_is_its_own() -> None:
         check_options("regularisation", {"batch_size": 16}, study.STUDY.own_keys)
 
 
-def test_a_training_that_diverged_is_guessing_without_a_gap(
-    make_experiment: Callable[..., Experiment], tmp_path: Path
-) -> None:
+def test_a_training_that_diverged_is_guessing_without_a_gap(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     experiment = make_experiment(learning_rate=1e30)
     job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
     results = study.train_for_gap(job, experiment.recipe("mlp", activation="relu"), WITHOUT_BN, 20)
@@ -123,15 +117,12 @@ def test_a_training_that_diverged_is_guessing_without_a_gap(
     assert row["train_loss"] == row["test_loss"] == math.log(3)
 
 
-def test_from_photos_to_plots(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_photos_to_plots(make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (EQUAL,))
-    results = study.measure(make_experiment(steps=3))
+    results = study.measure(make_experiment(steps=3, seeds=1))
     gaps = results["gap"]
-    assert len(gaps) == 2 * len(BATCHES) * 5
+    assert len(gaps) == len(BATCHES) * 5
     assert all(row["n_train"] + row["n_test"] < 72 for row in gaps)
-    findings = conclude(results)
-    assert len(findings.plots) == 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for plot in findings.plots.values():
-            assert plot.title in plot_svg(plot)
+    conclusion = conclude(results)
+    assert len(conclusion.plots) == 3
+    draw(conclusion)

@@ -1,19 +1,18 @@
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.experiment import WITH_BN, WITHOUT_BN
 from bnlab.lab.records import Records, Results, numbers
 from bnlab.lab.studies.scale_invariance import EXACT, FACTORS, STUDY, USUAL, Norms, conclude, normalised_layers, scaled
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
 from bnlab.norm import BatchNorm1d
-from bnlab.report.plots import plot_svg
+from tests.lab.studies.helpers import MakeExperiment, draw
 
 
 def planted(output: float = 1e-14, cosine: float = 1e-6, end: float = 1.2) -> Results:
@@ -106,8 +105,8 @@ def test_layers_are_those_of_a_copy() -> None:
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-class ATrainee:
-    """What the witness looks at."""
+class Context:
+    """What the probe reads of a training."""
 
     def __init__(self, weight: list[float]) -> None:
         self.network = build("mlp", classes=2, width=0.01)  # one unit to a layer
@@ -125,7 +124,7 @@ class ATrainee:
 
 
 def test_norms_of_a_weight_by_hand() -> None:
-    context: Any = ATrainee([3.0])
+    context: Any = Context([3.0])
     probe = Norms(1)
     probe.before(0, context)
     context.step(2.0)
@@ -141,11 +140,10 @@ def test_norms_of_a_weight_by_hand() -> None:
     assert later.squares == probe.squares
 
 
-def test_measures_and_judges(make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Experiment, "network_pair", lambda _: {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"})
+@pytest.mark.usefixtures("mlps")
+def test_from_photos_to_plots(make_experiment: MakeExperiment) -> None:
     results = STUDY.measure(make_experiment(steps=4))
-    findings = conclude(results)
-    assert all(each.verdict == Verdict.HOLDS for each in findings.evidence[:3])
-    assert findings.evidence[5].mean == pytest.approx(1, abs=1e-2)  # the norms are what right angles predict
-    for plot in findings.plots.values():
-        assert plot_svg(plot).startswith("<svg")
+    conclusion = conclude(results)
+    assert all(each.verdict == Verdict.HOLDS for each in conclusion.evidence[:3])
+    assert conclusion.evidence[5].mean == pytest.approx(1, abs=1e-2)  # the norms are what right angles predict
+    draw(conclusion)

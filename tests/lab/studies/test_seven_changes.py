@@ -1,14 +1,9 @@
-from collections.abc import Callable
-
 import pytest
 
-from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Results
 from bnlab.lab.studies.seven_changes import CHANGES, NONE, SEVEN, STUDY
 from bnlab.lab.verdict import Verdict
-from bnlab.report.plots import plot_svg
-
-MakeBench = Callable[..., Experiment]
+from tests.lab.studies.helpers import MakeExperiment, draw
 
 
 def planted(together: float, alone: float = 0.0) -> Results:
@@ -28,30 +23,29 @@ def planted(together: float, alone: float = 0.0) -> Results:
     ("together", "verdict"), [(0.1, Verdict.HOLDS), (-0.1, Verdict.DOES_NOT_HOLD), (0.001, Verdict.NOT_SHOWN)]
 )
 def test_all_changes_together_decide(together: float, verdict: Verdict) -> None:
-    findings = STUDY.conclude(planted(together))
-    assert findings.verdict == verdict
-    assert [each.primary for each in findings.evidence] == [True] + [False] * 14
+    conclusion = STUDY.conclude(planted(together))
+    assert conclusion.verdict == verdict
+    assert [each.primary for each in conclusion.evidence] == [True] + [False] * 14
 
 
 def test_each_change_has_an_interval_that_allows_for_their_number() -> None:
-    findings = STUDY.conclude(planted(0.1, 0.05))
-    alone = findings.evidence[1:]
+    conclusion = STUDY.conclude(planted(0.1, 0.05))
+    alone = conclusion.evidence[1:]
     assert {each.level for each in alone} == {1 - 0.05 / 14}
     assert [each.mean for each in alone] == pytest.approx([5.0] * 14)
-    for plot in findings.plots.values():
-        assert "<svg" in plot_svg(plot)
+    draw(conclusion)
 
 
-def test_a_diverged_training_is_told() -> None:
+def test_a_remark_names_a_diverged_training() -> None:
     results = planted(0.1)
     results["accuracy"][0]["diverged_at"] = 7
     assert STUDY.conclude(results).remarks == ("none of them: 1 training diverged; one that does counts as guessing",)
 
 
 @pytest.mark.slow
-def test_each_arm_is_one_change_away(make_experiment: MakeBench) -> None:
+def test_each_arm_is_one_change_away(make_experiment: MakeExperiment) -> None:
     results = STUDY.measure(make_experiment())
     arms = {str(row["arm"]) for row in results["accuracy"]}
-    changes = set(CHANGES.values()) - {CHANGES["local_response"]}  # which the small network has no place for
+    changes = set(CHANGES.values()) - {CHANGES["local_response"]}  # which the small network does not have
     assert arms == {NONE, SEVEN} | {f"{kind} {change}" for kind in ("only", "all but") for change in changes}
     STUDY.conclude(results)
