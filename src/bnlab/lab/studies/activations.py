@@ -10,7 +10,7 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import accuracy_curves
-from bnlab.lab.records import Records, Results, average, gained, last, last_rows, mean, numbers, ratios, where
+from bnlab.lab.records import Records, Results, by_seed, gained, last, mean, numbers, ratios, where
 from bnlab.lab.replay import preserving_state, use_batch_statistics
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import Probe, sample_of_train, train
@@ -110,6 +110,7 @@ def conclude(results: Results) -> Conclusion:
     """Compares the accuracies, at the end and on average over the training, and how far the percentiles moved."""
     accuracies, moves = chosen(results), chosen(results, "movement")
     at_end, on_average = (gained(accuracies, WITH_BN, WITHOUT_BN, pick("test_top1")) for pick in (last, mean))
+    rates = {arm: by_seed(accuracies, last("learning_rate"), arm=arm) for arm in (WITH_BN, WITHOUT_BN)}
     percentiles = where(chosen(results, "percentiles"), seed=0)
     return Conclusion(
         evidence=(
@@ -127,10 +128,7 @@ def conclude(results: Results) -> Conclusion:
             "accuracy": accuracy_curves(accuracies, "Accuracy of 3 x 100 sigmoid units", label="steps of 60 digits"),
             **{f"percentiles {arm}": _percentiles(where(percentiles, arm=arm), arm) for arm in (WITH_BN, WITHOUT_BN)},
         },
-        numbers={
-            f"learning rate {arm}, mean": average(last_rows(where(accuracies, arm=arm), "seed"), "learning_rate")
-            for arm in (WITH_BN, WITHOUT_BN)
-        },
+        numbers={f"learning rate {arm}, mean": sum(best) / len(best) for arm, best in rates.items()},
         remarks=lr_remarks(results),
     )
 

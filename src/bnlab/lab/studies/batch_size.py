@@ -9,7 +9,7 @@ from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_plot
-from bnlab.lab.records import Records, Results, Row, average, distinct, gained, last, number, numbers, where
+from bnlab.lab.records import Records, Results, Row, distinct, gained, last, number, numbers, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import TrainedNetwork, or_guess, train
 from bnlab.nets.network import TableNetwork
@@ -126,9 +126,9 @@ def conclude(results: Results) -> Conclusion:
         evidence=tuple(evidence),
         plots=_plots(rows, by_rate),
         numbers={
-            f"test accuracy recalibrated, parts of {arm}, %": 100
-            * average(where(test, arm=arm, statistics=RECALIBRATED), "top1")
+            f"test accuracy recalibrated, parts of {arm}, %": 100 * sum(top1s) / len(top1s)
             for arm in distinct(test, "arm")
+            if (top1s := numbers(where(test, arm=arm, statistics=RECALIBRATED), "top1"))
         },
         remarks=tuple(f"parts of {remark}" for remark in lr_remarks(results)),
     )
