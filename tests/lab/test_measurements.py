@@ -10,11 +10,11 @@ from bnlab.errors import Interrupted, RunError, StorageError
 from bnlab.lab import measurements as module
 from bnlab.lab.measurements import JobContext, Measurement, MeasurementResult, code_digest, exclusive, measure_all
 from bnlab.lab.records import Results
-from bnlab.lab.study import STUDY_NAMES
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 
 CALLS: list[int] = []
+STUDIES = [f"studies.{path.stem}" for path in Path(module.__file__).with_name("studies").glob("[a-z]*")]
 
 
 def squared(job: JobContext, *, x: int) -> Results:
@@ -213,7 +213,7 @@ def test_what_a_result_can_follow_from_changes_the_digest(tmp_path: Path, file: 
     assert digest(tmp_path, file, old, new) != digest(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["trained_network", *(f"studies.{name.replace('-', '_')}" for name in STUDY_NAMES)])
+@pytest.mark.parametrize("name", ["trained_network", *STUDIES])
 def test_measurements_reach_the_layers_below_and_nothing_that_shows_or_organises(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +222,7 @@ def test_measurements_reach_the_layers_below_and_nothing_that_shows_or_organises
     monkeypatch.setattr(module.Path, "read_bytes", lambda path: read.add(str(path)) or read_bytes(path))
     code_digest.__wrapped__(f"bnlab.lab.{name}")
     files = {path.removeprefix(f"{module._SOURCE}/").removesuffix(".py").replace("/", ".") for path in read}
+    assert len(STUDIES) >= 14
     assert files
     assert name != "trained_network" or {"norm.kernels", "nets.build", "training.loop", "lab.measurements"} <= files
     shows = ("report", "commands", "cli", "api", "serving", "lab.plots", "lab.report", "lab.experiment", "lab.study")

@@ -12,7 +12,7 @@ from bnlab.lab import trained_network as module
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.splits import open_study_splits
-from bnlab.lab.trained_network import Probe, baseline_row, majority_baseline, train
+from bnlab.lab.trained_network import Probe, TrainedNetwork, baseline_row, majority_baseline, train
 from bnlab.nets import build
 from bnlab.norm import BatchNorm2d
 from bnlab.norm.layers import StatisticsMode
@@ -20,6 +20,7 @@ from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.training.build import TrainingContext
 from tests.conftest import write_photos
+from tests.lab.conftest import tiny_experiment
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -45,9 +46,19 @@ def recipe(make_experiment: MakeExperiment) -> Recipe:
     return make_experiment().recipe("bn_small_inception", validate_every=1)
 
 
-def test_a_network_is_trained_probed_and_validated(job: JobContext, recipe: Recipe) -> None:
-    reported: list[int] = []
-    trained = train(replace(job, report_steps=reported.append), recipe, probe=Recorder())
+@pytest.fixture(scope="module")
+def probed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedNetwork, list[int]]:
+    """An uninterrupted training with a probe, of a job like `job` by a recipe like `recipe`, and its reported steps."""
+    folder, reported = tmp_path_factory.mktemp("probed"), list[int]()
+    experiment = tiny_experiment(photos, folder)
+    recipe = experiment.recipe("bn_small_inception", validate_every=1)
+    split = experiment.splits.for_seed(0)
+    job = JobContext(split=split, folder=folder / "job", device="cpu", seed=0, report_steps=reported.append)
+    return train(job, recipe.model_copy(update={"seed": 5}), probe=Recorder()), reported
+
+
+def test_a_network_is_trained_probed_and_validated(probed: tuple[TrainedNetwork, list[int]]) -> None:
+    trained, reported = probed
     assert sum(reported) == 6
     assert [row["step"] for row in trained.results["before"]] == list(range(6))
     assert trained.results["after"][0]["weight"] == trained.results["before"][1]["weight"]
@@ -63,18 +74,16 @@ def test_a_network_is_trained_probed_and_validated(job: JobContext, recipe: Reci
     assert rows[-1]["val_top1"] == pytest.approx(trained.evaluation("val", "recalibrated", images=24).top1)
 
 
-def test_a_probe_changes_nothing(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
-    plain = train(replace(job, folder=tmp_path / "a"), recipe)
-    probed = train(replace(job, folder=tmp_path / "b"), recipe, probe=Recorder())
-    assert plain.results["accuracy"] == probed.results["accuracy"]
-    tensors = (trained.context.network.state_dict().values() for trained in (plain, probed))
+def test_a_probe_changes_nothing(job: JobContext, recipe: Recipe, probed: tuple[TrainedNetwork, list[int]]) -> None:
+    plain = train(job, recipe)
+    assert plain.results["accuracy"] == probed[0].results["accuracy"]
+    tensors = (trained.context.network.state_dict().values() for trained in (plain, probed[0]))
     assert all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
 
 
 def test_an_interrupted_training_resumes_to_the_same_numbers(
-    job: JobContext, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: JobContext, recipe: Recipe, probed: tuple[TrainedNetwork, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uninterrupted = train(replace(job, folder=tmp_path / "uninterrupted"), recipe, probe=Recorder())
     monkeypatch.setattr(module, "_WORTH_SAVING", 0.0)
     with pytest.raises(KeyboardInterrupt):
         train(job, recipe, probe=Recorder(stop_at=4))
@@ -82,14 +91,15 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(
     resumed = train(replace(job, report_steps=reported.append), recipe, probe=Recorder())
     assert 0 < reported[0] <= 4  # the steps of the checkpoint
     assert sum(reported) == 6
-    assert resumed.results == uninterrupted.results
+    assert resumed.results == probed[0].results
 
 
-def test_the_seed_of_the_job_takes_the_place_of_the_recipes(job: JobContext, recipe: Recipe, tmp_path: Path) -> None:
-    first = train(replace(job, folder=tmp_path / "a"), recipe.model_copy(update={"seed": 5}), probe=Recorder())
-    other = train(replace(job, folder=tmp_path / "b", seed=1), recipe, probe=Recorder())
-    assert first.context.recipe.seed == 0
-    assert first.results["before"][0] != other.results["before"][0]
+def test_the_seed_of_the_job_takes_the_place_of_the_recipes(
+    job: JobContext, recipe: Recipe, probed: tuple[TrainedNetwork, list[int]]
+) -> None:
+    assert probed[0].context.recipe.seed == 0  # its recipe has 5
+    other = train(replace(job, seed=1), recipe.model_copy(update={"steps": 1}), probe=Recorder())
+    assert probed[0].results["before"][0] != other.results["before"][0]
 
 
 def test_a_training_that_diverges_counts_as_the_majority_baseline(job: JobContext, recipe: Recipe) -> None:
