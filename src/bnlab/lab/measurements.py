@@ -35,7 +35,7 @@ _SOURCE = Path(__file__).parents[1]
 # here. A module that is missing from this list only leads to measurements that are repeated without need.
 _NOT_MEASURING = (
     *("errors", "progress", "report", "lab.clauses", "lab.experiment", "lab.lr_selection"),
-    *("lab.plots", "lab.steps_to_accuracy", "lab.study", "lab.verdict"),
+    *("lab.plots", "lab.study", "lab.verdict"),
 )
 
 

@@ -36,9 +36,9 @@ class Evidence:
     """One for each seed. NaN if a seed has no number."""
     _: KW_ONLY
     above: float = -math.inf
-    """The clause says that the mean is larger than this"""
+    """The clause says that the mean is larger than this."""
     below: float = math.inf
-    """and smaller than this."""
+    """The clause says that the mean is smaller than this."""
     unit: str = ""
     """Such as "points" or "times"."""
     ratio: bool = False

@@ -11,8 +11,8 @@ from bnlab.lab.experiment import Experiment
 from bnlab.lab.lr_selection import divergence_remarks, lr_remarks
 from bnlab.lab.plots import BAND, BARS, accuracy_curves, caption, category_plot, series_by_arm
 from bnlab.lab.records import Records, Results, distinct, joined, last_rows, number, ratios, seeds, where
-from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best_test_top1
 from bnlab.lab.studies.learning_rate.max_stable_lr import BLOWN_UP, PROBES, max_stable_lr
+from bnlab.lab.studies.learning_rate.steps_to_accuracy import StepsToAccuracy, best_test_top1
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import measure_accuracy
 from bnlab.lab.verdict import Evidence

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bnlab.lab.records import Records
-from bnlab.lab.steps_to_accuracy import StepsToAccuracy, best_test_top1, steps_to
+from bnlab.lab.studies.learning_rate.steps_to_accuracy import StepsToAccuracy, best_test_top1, steps_to
 
 
 def trained(arm: str, *points: tuple[int, float], seed: int = 0, val: dict[int, float] | None = None) -> Records:
