@@ -186,7 +186,7 @@ STUDY = Study(
     CIFAR-10 and took [1/2, 4] times the learning rate.""",
     rule="""There are three clauses, all at the same step lengths: the range, the change and the effective beta are
     smaller with BN (the ratio is below 1). Each is decided by its 95% interval over seeds, of the logarithms. A seed in
-    which an arm ends no better than guessing gives no number.""",
+    which an arm ends no better than guessing shows nothing.""",
     measure=measure,
     conclude=conclude,
 )

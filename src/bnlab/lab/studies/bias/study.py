@@ -261,8 +261,8 @@ def _plot(rows: Records, arm: str, column: str, title: str, table: str) -> Plot:
 STUDY = Study(
     name="bias",
     title="Biases before normalisation",
-    claim="""A bias before BN can be left out, for the mean that BN subtracts removes it; but were the mean taken
-    outside the gradient step, the bias would grow without end while the loss stays as it was.""",
+    claim="""A bias before BN can be left out, because the mean that BN subtracts removes it; but if the mean were taken
+    outside the gradient step, the bias would grow without end while the loss stays the same.""",
     source="Ioffe & Szegedy 2015, sec. 3.2 and 2",
     protocol="""A small Inception (full: GoogLeNet) is trained with biases before BN, which begin at 0, and without,
     from the same weights on the same batches, in float32. In float32 the last bit of a number decides which of two
@@ -273,7 +273,7 @@ STUDY = Study(
     that follows it. Here E[x] is over the batch (in evaluation too), and not over all of train as in the paper. First
     only the biases are trained, as in the example; then everything, also with a standard deviation that the gradient
     ignores. Training is gradient descent at a constant rate of 1.0, with 60 photos to a batch. The loss is that on the
-    same 512 training photos. If a training of a seed diverged, the clauses that need it have no number for that seed;
+    same 512 training photos. A seed of which a training diverged shows nothing in the clauses that need this training;
     accuracies no better than guessing are not compared.""",
     rule="""There are five clauses. The norm of the biases' gradient is below 1e-4 of the weights'. In float64 the other
     parameters end at a relative distance below 1e-6. With the mean outside, if only the biases are trained, their norm

@@ -159,7 +159,7 @@ def conclude(results: Results) -> Conclusion:
     at_equal = f", both at a learning rate of {EQUAL:g}"
     # How well noisy BN trains proves nothing if BN does not help, or if the noise adds no shift.
     more_shift, helps = distance(NOISY, WITHOUT_BN), gain(WITH_BN, WITHOUT_BN)
-    counts = [times > 1 and help >= _HELPED for times, help in zip(more_shift, helps, strict=True)]
+    counts = [times > 1 and gain_of_bn >= _HELPED for times, gain_of_bn in zip(more_shift, helps, strict=True)]
     noisy_helps = [value if known else math.nan for value, known in zip(gain(NOISY, WITHOUT_BN), counts, strict=True)]
     remarks = [*learnt.remarks, *lr_remarks(results)]
     if not all(counts):
@@ -234,8 +234,8 @@ STUDY = Study(
     relative distance is lower (the ratio is below 1). Noisy BN does not help: its test accuracy less that without BN is
     below {_HELPED:g} points. The third clause takes only seeds in which BN itself helps, and in which noisy BN has more
     shift than the network without BN (the ratio of the distances is above 1); it is shown only if all seeds are such.
-    Each is decided by its 95% interval over seeds. A seed in which an arm ends no better than guessing gives no number
-    for the comparisons with that arm.""",
+    Each is decided by its 95% interval over seeds. A seed in which an arm ends no better than guessing shows nothing in
+    the comparisons with that arm.""",
     measure=measure,
     conclude=conclude,
 )

@@ -222,20 +222,19 @@ STUDY = Study(
     protocol=f"""The paper's five networks are trained by bnlab's recipes (inception, bn-baseline, bn-x5, bn-x30,
     bn-x5-sigmoid). The paper gives Inception the rate that suits it. Here Inception is trained at several rates, and
     the best by val accuracy is its rate, for each seed; BN-Baseline has the same, and the others 5 and 30 times as
-    much. To see whether both were tuned alike, Inception and BN-Baseline are also trained at multiples of the rate,
-    and in full also the seven changes at the rate itself. Without BN the first weights are scaled on a batch so that
-    each layer begins with outputs of mean square 1, because it does not train reliably otherwise; the paper says
-    nothing of this. Accuracy is validated after every epoch (quick: every second) by recalibrated statistics. The best
-    accuracy is that on test at the validation which was best on val. Between validations, and from guessing at step 0
-    to the first one, the accuracy on test is interpolated linearly. Quick: a small Inception at 32 px, 200 steps. The
-    highest stable rate is found by bisection, to a factor of 2. A rate is stable if after 30 steps (full: 200) every
-    loss was finite, the loss on val is below {BLOWN_UP} times that of guessing, and the outputs still depend on the
-    photo.""",
+    much. To see whether both were tuned alike, Inception and BN-Baseline are also trained at multiples of the rate, and
+    in full also the seven changes at the rate itself. Without BN the first weights are scaled on a batch so that each
+    layer begins with outputs of mean square 1, because it does not train reliably otherwise; the paper says nothing of
+    this. Accuracy is validated after every epoch (quick: every second) by recalibrated statistics. The best accuracy is
+    that on test at the validation which was best on val. Between validations, and from guessing at step 0 to the first
+    one, the accuracy on test is interpolated linearly. Quick: a small Inception at 32 px, 200 steps. The highest stable
+    rate is found by bisection, to a factor of 2. A rate is stable if after 30 steps (full: 200) every loss was finite,
+    the loss on val is below {BLOWN_UP} times that of guessing, and the outputs still depend on the photo.""",
     rule="""There are four primary clauses: the steps of Inception to its best accuracy over the steps of BN-x5 to the
     same (above 1, and above 14), the best accuracy of BN-x30 less that of Inception (above 0 points), and the highest
     stable rate of BN-x5's network over that of Inception's (above 1). Each is decided by its 95% interval over seeds. A
-    network that never reaches the accuracy counts as if it reached it with its last step. A seed gives no number, and
-    so no verdict on the clause, if the best accuracy of Inception is no better than guessing; and, for 14 times, if the
+    network that never reaches the accuracy counts as if it reached it with its last step. A seed shows nothing, so that
+    the clause has no verdict, if the best accuracy of Inception is no better than guessing; and, for 14 times, if the
     factors that the validations allow include 14. With 14 epochs or fewer, as in a quick study, that clause can be
     refuted but not shown.""",
     measure=measure,

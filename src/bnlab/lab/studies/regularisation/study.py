@@ -172,7 +172,7 @@ def conclude(results: Results) -> Conclusion:
             for kind in KINDS
             for batch in BATCHES
         },
-        remarks=lr_remarks(results) + _untaught(rows),
+        remarks=lr_remarks(results) + _learnt_nothing(rows),
     )
 
 
@@ -189,7 +189,7 @@ def _gaps(row: Row) -> Row:
     }
 
 
-def _untaught(rows: Records) -> tuple[str, ...]:
+def _learnt_nothing(rows: Records) -> tuple[str, ...]:
     lost = [row for row in rows if math.isnan(number(row, "learnt_points"))]
     return tuple(
         f"{arm}: learnt nothing with {plural(len(where(lost, arm=arm)), 'seed')}, which show nothing"
@@ -232,7 +232,7 @@ STUDY = Study(
     equally often, because it is by visits that a photo is memorised. Dropout before the last layer is {DROPOUT} (that
     of the paper's baseline) or none. The initial weights are the same. The learning rate is the best by val accuracy of
     {", ".join(f"{rate:g}" for rate in RATES)} times sqrt(batch / {USUAL}), for each arm and seed. An arm that is no
-    better than guessing on train has learnt nothing, and its seed gives no number. The gaps are train less test
+    better than guessing on train has learnt nothing, and its seed shows nothing. The gaps are train less test
     accuracy, and test less train loss, all by recalibrated statistics, on photos as inference sees them.""",
     rule=f"""There are five clauses. Both gaps are smaller with BN at batch {USUAL} without dropout; both are larger
     without the noise at batch {BATCHES[0]}, where the noise is largest; and with BN, training without dropout costs
