@@ -261,7 +261,7 @@ def test_tensors_that_are_not_plain_finite_numbers(
     [
         ({"network": "bn_gogglenet"}, "no network is called 'bn_gogglenet'"),
         ({"network": "mlp", "options": {"stem": "small"}}, "mlp has no stem 'small'"),
-        ({"options": {"variant": "5x"}}, "googlenet has no variant '5x'"),
+        ({"options": {"variant": "5x"}}, "no variant of googlenet is called '5x'"),
         ({"format": "cafe"}, "no format is called 'cafe'"),
     ],
 )

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.errors import UsageError
-from bnlab.nets import registry, tables
+from bnlab.nets import build, registry, tables
 from bnlab.nets.options import ACTIVATIONS, NORMS
 from bnlab.nets.registry import ARCHITECTURE_KEYS, NETWORKS
 
@@ -37,7 +37,12 @@ def test_which_networks_have_auxiliary_heads() -> None:
 
 
 def test_stem_and_width_together() -> None:
-    table = registry.table_of("inception", variant="literal", stem="separable", width=0.5)
-    assert table[0] == tables.Conv("conv1", 32, 7, stride=2, multiplier=8)
+    depthwise, pointwise = build("inception", classes=2, stem="separable", width=0.5).get_submodule("conv1.conv")
+    assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (3, 24, 3)
+    assert (depthwise.kernel_size, depthwise.stride) == ((7, 7), (2, 2))
+    assert (pointwise.in_channels, pointwise.out_channels, pointwise.kernel_size) == (24, 32, (1, 1))
+
+
+def test_an_unknown_network_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no network is called 'x': .*bn_googlenet"):
         registry.find("x")

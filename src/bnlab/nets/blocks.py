@@ -113,7 +113,7 @@ class Inception(nn.Module):
         self.branch3 = nn.Sequential(conv(inputs, row.reduce5, 1), *spatial)
         projection = [conv(inputs, row.pool, 1)] if row.pool else []
         self.branch4 = nn.Sequential(BranchPool(row.pooling, row.stride), *projection)
-        self.channels = row.one + row.three + row.five + (row.pool or inputs)
+        self.channels, self.stride = row.one + row.three + row.five + (row.pool or inputs), row.stride
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [] if self.branch1 is None else [self.branch1(x)]  # N x one x H' x W'
@@ -137,9 +137,8 @@ class BranchPool(nn.Module):
         if self.kind == "avg":
             return F.avg_pool2d(x, 3, self.stride, padding=1)  # N x C x H x W
         pool = max_pool if self.training else F.max_pool2d
-        if self.stride == 1:
-            return pool(x, 3, 1, 1)  # N x C x H x W
-        return pool(x, 3, 2, (x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)  # N x C x H' x W'
+        padding = (1, 1) if self.stride == 1 else (x.shape[2] % 2, x.shape[3] % 2)
+        return pool(x, 3, self.stride, padding, ceil_mode=True)  # N x C x H' x W'
 
     def extra_repr(self) -> str:
         return f"{self.kind}, stride={self.stride}"
@@ -158,8 +157,7 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *window: Any) -> Tensor:
         ctx.save_for_backward(x)
         ctx.window = window
-        y: Tensor = torch.ops.aten.max_pool2d_with_indices(x, *window)[0]
-        return y
+        return cast(Tensor, torch.ops.aten.max_pool2d_with_indices(x, *window)[0])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -176,9 +174,7 @@ def max_pool(x: Tensor, kernel: Any, stride: Any, padding: Any, *, ceil_mode: bo
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)  # they decide what to store
-    window = ([kernel] * 2, [stride] * 2, list(padding) if isinstance(padding, tuple) else [padding] * 2)
-    pooled: Tensor = _MaxPool.apply(x, *window, [1, 1], ceil_mode)  # type: ignore[no-untyped-call]
-    return pooled
+    return cast(Tensor, _MaxPool.apply(x, kernel, stride, padding, 1, ceil_mode))  # type: ignore[no-untyped-call]
 
 
 class FlattenPixels(nn.Module):
@@ -242,8 +238,4 @@ def adaptive_avg_pool(x: Tensor, side: int) -> Tensor:
 
 def _windows(length: int, side: int, like: Tensor) -> Tensor:
     """Row i averages the i-th window of so many pixels; windows overlap or repeat where `side` is not a divisor."""
-    matrix = torch.zeros(side, length)
-    for i in range(side):
-        start, stop = i * length // side, -(-(i + 1) * length // side)
-        matrix[i, start:stop] = 1 / (stop - start)
-    return matrix.to(like)
+    return F.adaptive_avg_pool1d(torch.eye(length), side).T.contiguous().to(like)

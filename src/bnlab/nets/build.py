@@ -14,18 +14,13 @@ from bnlab.nets.options import MakeNorm
 from bnlab.norm.norm_activation import Placement
 
 # Argument -> its type, the values that are valid (None is, where the type has it), and what to use instead of others.
-_NAME = (str, lambda _: True, "use a name")
 _COUNT = (int, lambda number: number >= 1, "use a whole number of at least 1")
 _CONSTRAINTS: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
-    "name": _NAME,
     "classes": _COUNT,
-    "variant": (str | None, *_NAME[1:]),
     "norm_eps": (int | float, lambda eps: 0 < eps < math.inf, "use a small number above 0"),
     "norm_momentum": (int | float | None, lambda m: 0 <= m <= 1, "use the weight of the new batch, 0 to 1"),
-    "activation": (str | None, *_NAME[1:]),
     "placement": (str, lambda place: place in ("before", "after"), "use before or after"),
     "width": (int | float, lambda factor: 0 < factor <= 16, "use a factor above 0 and at most 16"),
-    "stem": (str | None, *_NAME[1:]),
     "dropout": (int | float | None, lambda p: 0 <= p < 1, "use a fraction of at least 0 and below 1"),
     "in_channels": _COUNT,
     "seed": (int, lambda _: True, "use a whole number"),
@@ -83,29 +78,39 @@ def build(
     arguments = dict(locals())
     _check_arguments(arguments)
     spec = registry.find(name)
-    variant = spec.default_variant if variant is None else variant
+    variant = next(iter(spec.variants)) if variant is None else variant
     norm = spec.norm if norm is None else norm
     activation = spec.activation if activation is None else activation
     dropout = spec.dropout if dropout is None else dropout
-    table = registry.table_of(name, variant=variant, stem=stem, width=width)
-    norm_2d, norm_1d = (
-        (norm, norm) if callable(norm) else options.choose_norm(norm, eps=norm_eps, momentum=norm_momentum)
-    )
-    _check_effects(name, norm_2d is not None, placement, auxiliary=auxiliary, local_response=local_response)
+    options.check_name(f"variant of {name}", variant, spec.variants)
+    options.check_name("activation", activation, options.ACTIVATIONS)
+    norms = (norm, norm) if callable(norm) else options.choose_norm(norm, eps=norm_eps, momentum=norm_momentum)
     fill = initialise.choose(initialisation, activation)
+    if stem is not None and not spec.stems:
+        raise UsageError(f"{name} has no stem '{printable(str(stem))}' to replace its table's own", "leave stem out")
+    if auxiliary and not registry.has_row(name, tables.Auxiliary):
+        raise UsageError(f"{name} has no auxiliary classifiers", "leave auxiliary out")
+    if local_response and not registry.has_row(name, tables.LocalResponse):
+        raise UsageError(f"{name} has no local response normalisation", "leave local_response out")
+    if placement == "after" and norms == (None, None):
+        raise UsageError(f"{name} has no normalisation to place after the activation", "leave placement out")
+    table = spec.variants[variant]
+    if stem is not None:
+        options.check_name(f"stem of {name}", stem, spec.stems)
+        table = spec.stems[stem](table)
     layer_options: dict[str, Any] = {
-        "activation": options.choose_activation(activation),
+        "activation": options.ACTIVATIONS[activation],
         "placement": placement,
-        "bias": conv_bias or norm_2d is None or placement == "after",
+        "bias": conv_bias or norms == (None, None) or placement == "after",
     }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
         network = TableNetwork(
-            table,
+            tables.widen(table, width),
             in_channels=in_channels,
             classes=classes,
-            conv=partial(blocks.conv_norm_act, norm=norm_2d, **layer_options),
-            linear=partial(blocks.linear_norm_act, norm=norm_1d, **layer_options),
+            conv=partial(blocks.conv_norm_act, norm=norms[0], **layer_options),
+            linear=partial(blocks.linear_norm_act, norm=norms[1], **layer_options),
             dropout=dropout,
             local_response=local_response,
             auxiliary=auxiliary,
@@ -130,13 +135,3 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         right_type = isinstance(value, kind) and not isinstance(value, bool)
         if not right_type or (value is not None and not is_valid(value)):
             raise UsageError(f"{key} {printable(repr(value))} is not valid", remedy)
-
-
-def _check_effects(name: str, normalised: bool, placement: str, *, auxiliary: bool, local_response: bool) -> None:
-    """Refuse options that would have no effect."""
-    if auxiliary and not registry.has_row(name, tables.Auxiliary):
-        raise UsageError(f"{name} has no auxiliary classifiers", "leave auxiliary out")
-    if local_response and not registry.has_row(name, tables.LocalResponse):
-        raise UsageError(f"{name} has no local response normalisation", "leave local_response out")
-    if placement == "after" and not normalised:
-        raise UsageError(f"{name} has no normalisation to place after the activation", "leave placement out")

@@ -15,16 +15,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnlab.errors import ClassifierError, UsageError, did_you_mean, printable
+from bnlab.errors import ClassifierError, UsageError, printable
 from bnlab.nets import registry
 from bnlab.nets.build import build
 from bnlab.nets.convert_formats import CAFFE, FORMATS, Format, NamedTensors, guess_format, rename
 from bnlab.nets.network import TableNetwork
+from bnlab.nets.options import check_name
 
 Shape = tuple[int, ...]
 
@@ -53,17 +54,6 @@ class Conversion:
     """One line for each tensor that is missing, unknown or of another shape."""
 
 
-class _Candidate(NamedTuple):
-    network: str
-    options: tuple[tuple[str, Any], ...]
-    """Arguments of `build`, hashable."""
-
-    def build(self, classes: int, defaults: Mapping[str, Any]) -> TableNetwork:
-        """The network without memory for its weights."""
-        with torch.device("meta"):
-            return build(self.network, classes=classes, **{**defaults, **dict(self.options)})
-
-
 def convert(
     tensors: Mapping[str, Tensor],
     *,
@@ -86,8 +76,8 @@ def convert(
         ClassifierError: a tensor is not a plain array of finite numbers, or has a negative variance.
     """
     given = dict(options or {})
-    if format is not None and format not in FORMATS:
-        raise UsageError(f"no format is called '{printable(format)}'", did_you_mean(format, list(FORMATS)))
+    if format is not None:
+        check_name("format", format, FORMATS)
     for name, tensor in tensors.items():
         _check_plain(name, tensor, file)
     named = rename(tensors)
@@ -100,21 +90,20 @@ def convert(
     shapes = {name: shape for name, shape in shapes.items() if name not in biases}
     classes = max(1, next(iter(shapes.get("fc.weight", ())), 1))
     nearest = _nearest(shapes, classes, network, given)
-    if format:
+    if format is not None:
         kind = FORMATS[format]
     else:
-        kind = CAFFE if named.caffe else guess_format(nearest.network, dict(nearest.options), merged=len(biases))
-    made = nearest.build(classes, kind.network)
-    mismatches = tuple(_mismatches(shapes, _expected(nearest, classes), named))
+        kind = CAFFE if named.caffe else guess_format(nearest, merged=len(biases))
+    with torch.device("meta"):
+        made = build(classes=classes, **{**kind.network, **nearest})
+    mismatches = tuple(_mismatches(shapes, _expected(classes, **nearest), named))
     if not mismatches:
         values = {name: _values(needed[name], shape, named.own_name(name), file) for name, shape in shapes.items()}
         for bias, mean in biases.items():
             values[mean] -= _values(needed[bias], shapes[mean], named.own_name(bias), file)
         if named.caffe:
             values["conv1.conv.weight"] = values["conv1.conv.weight"].flip(1)  # BGR to RGB
-        for name in made.state_dict():
-            if name.endswith(_COUNTER):
-                values[name] = _batch_count(counters.get(name))
+        values |= {name: _batch_count(counters.get(name)) for name in made.state_dict() if name.endswith(_COUNTER)}
         made.load_state_dict(values, assign=True)
     return Conversion(
         network=made.eval(),
@@ -158,36 +147,38 @@ def _redundant_biases(shapes: Mapping[str, Shape]) -> dict[str, str]:
     return found
 
 
-def _nearest(shapes: Mapping[str, Shape], classes: int, network: str | None, given: Mapping[str, Any]) -> _Candidate:
-    """The candidate with the most tensors in common, then with the most names, then with the fewest other tensors."""
+def _nearest(
+    shapes: Mapping[str, Shape], classes: int, network: str | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of `build` with the most tensors in common, then the most names, then the fewest other tensors."""
 
-    def candidate(name: str, variant: str, stem: str | None) -> _Candidate:
-        return _Candidate(name, tuple(sorted({"stem": stem, **given, "variant": variant}.items())))
-
-    def rank(candidate: _Candidate) -> tuple[int, int, int]:
-        expected = _expected(candidate, classes)
+    def rank(options: Mapping[str, Any]) -> tuple[int, int, int]:
+        expected = _expected(classes, **options)
         equal = sum(shapes.get(name) == shape for name, shape in expected.items())
         return equal, len(expected.keys() & shapes.keys()), -len(expected)
 
     normalised = given["norm"] != "none" if given.get("norm") else any(".bn." in name for name in shapes)
     alike = [name for name, spec in registry.NETWORKS.items() if (spec.norm != "none") == normalised]
-    ranks, errors = {}, []
+    ranked, errors = [], []
     for name in [network] if network else alike:
         for variant in (given["variant"],) if given.get("variant") else registry.find(name).variants:
+            options = {**given, "name": name, "variant": variant}
             try:
-                ranks[name, variant] = rank(candidate(name, variant, None))
+                ranked.append((rank({"stem": None, **options}), options))
             except UsageError as error:  # the options may not suit every network
                 errors.append(error)
-    if not ranks:
+    if not ranked:
         raise errors[0]
-    name, variant = max(ranks, key=lambda key: ranks[key])
+    _, options = max(ranked, key=lambda pair: pair[0])
     # A stem changes the first layer only, so it does not decide which network is nearest.
-    return max((candidate(name, variant, stem) for stem in (None, *registry.find(name).stems)), key=rank)
+    return max(({"stem": stem, **options} for stem in (None, *registry.find(options["name"]).stems)), key=rank)
 
 
 @lru_cache(maxsize=256)
-def _expected(candidate: _Candidate, classes: int) -> Mapping[str, Shape]:
-    state = candidate.build(classes, {}).state_dict()
+def _expected(classes: int, **options: Any) -> Mapping[str, Shape]:
+    """The shapes of the tensors of a network with these arguments of `build`."""
+    with torch.device("meta"):
+        state = build(classes=classes, **options).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(_COUNTER)}
 
 
@@ -224,4 +215,4 @@ def _values(tensor: Tensor, shape: Shape, name: str, file: str) -> Tensor:
 def _batch_count(counter: Tensor | None) -> Tensor:
     """How many batches the statistics are of; old files have statistics without counters, which count as 1."""
     known = counter is not None and counter.dtype in (torch.int64, torch.int32) and counter.numel() == 1
-    return torch.tensor(max(1, int(counter.item())) if counter is not None and known else 1)
+    return torch.tensor(max(1, int(counter)) if counter is not None and known else 1)

@@ -1,5 +1,6 @@
 """The files of weights that other programs publish: what their networks expect, and how they name their tensors."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,11 +48,11 @@ BNLAB = Format(name="bnlab", summary="the state_dict of a bnlab network")
 FORMATS = {kind.name: kind for kind in (TUTORIAL, TORCHVISION, CAFFE, BNLAB)}
 
 
-def guess_format(network: str, options: Mapping[str, Any], *, merged: int) -> Format:
-    """Who publishes weights with bnlab's names of a network with these options and so many redundant biases."""
+def guess_format(options: Mapping[str, Any], *, merged: int) -> Format:
+    """Who publishes weights with bnlab's names of a network with these arguments and so many redundant biases."""
     if options["stem"] is not None or options.get("width", 1) != 1:
         return BNLAB
-    match network, options["variant"]:
+    match options["name"], options["variant"]:
         case "googlenet", "double" | "5x5":
             return TUTORIAL
         case "bn_googlenet", "double" | "5x5" if merged:
@@ -62,7 +63,7 @@ def guess_format(network: str, options: Mapping[str, Any], *, merged: int) -> Fo
 
 
 # Prefixes that DataParallel, torch.compile and networks for videos add to every name.
-_PREFIXES = ("module.", "_orig_mod.", "base_model.")
+_PREFIXES = re.compile(r"(module\.|_orig_mod\.|base_model\.)*")
 
 _CAFFE_STEM = {"conv1_7x7_s2": "conv1", "conv2_3x3_reduce": "conv2", "conv2_3x3": "conv3"}
 _CAFFE_BRANCHES = {
@@ -111,7 +112,7 @@ class NamedTensors:
 
 def rename(tensors: Mapping[str, Tensor]) -> NamedTensors:
     """Give the tensors of a file bnlab's names. A name that is not known stays as it is."""
-    stems = {name: _without_prefixes(name) for name in tensors}
+    stems = {name: _PREFIXES.sub("", name, count=1) for name in tensors}
     caffe = any(_caffe_layer(stem) in _FROM_CAFFE for stem in stems.values())
     own: dict[str, str] = {}
     for name, stem in stems.items():
@@ -124,12 +125,6 @@ def rename(tensors: Mapping[str, Tensor]) -> NamedTensors:
         caffe=caffe,
         prefix=prefixes.most_common(1)[0][0] if prefixes else "",
     )
-
-
-def _without_prefixes(name: str) -> str:
-    while prefix := next((p for p in _PREFIXES if name.startswith(p)), ""):
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _caffe_layer(name: str) -> str:

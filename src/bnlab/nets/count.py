@@ -4,8 +4,8 @@ torch's FlopCounterMode counts the operations. It knows neither the kinds of lay
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,36 +61,24 @@ def count(network: TableNetwork, size: int) -> list[LayerCount]:
     if not 1 <= size <= LARGEST:
         raise UsageError(f"size {size} is not valid", f"use a whole number of pixels, 1 to {LARGEST}")
     shapes, flops = _run_on_meta(network, size)
-    names = [name for row in network.order for name in (row, network.heads.get(row)) if name]
-    names += ["fc"] if isinstance(network.pool, nn.Identity) else ["pool", "fc"]
-    counts = []
-    for name in names:
-        layer = network.get_submodule(name)
-        parts = tuple(
-            PartCount(
-                name=part_name,
-                kind=_kind(part),
-                output=shapes[part_name],
-                parameters=_parameters(part),
-                multiply_adds=flops.get(part_name, 0) // 2,
-            )
-            for part_name, part in _parts(name, layer)
-        )
-        counts.append(
-            LayerCount(
-                name=name,
-                kind="auxiliary head" if name in network.heads.values() else _kind(layer),
-                output=shapes[name],
-                parameters=_parameters(layer),
-                multiply_adds=sum(part.multiply_adds for part in parts),
-                parts=parts,
-            )
-        )
-    return counts
+    layers: list[LayerCount] = []
+    parts: list[PartCount] = []  # of the layer whose output comes next
+    for name, shape in shapes.items():
+        module = network.get_submodule(name)
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        described: dict[str, Any] = {"name": name, "kind": _kind(module), "output": shape, "parameters": parameters}
+        norm = name.endswith(".bn") and not isinstance(module, nn.Identity)  # one part, whatever it is made of
+        if norm or isinstance(module, nn.Conv2d | nn.Linear):
+            parts.append(PartCount(**described, multiply_adds=flops.get(name, 0) // 2))
+        if name and "." not in name and not isinstance(module, nn.Dropout | nn.Identity):
+            multiply_adds = sum(part.multiply_adds for part in parts)
+            layers.append(LayerCount(**described, multiply_adds=multiply_adds, parts=tuple(parts)))
+            parts = []
+    return layers
 
 
 def _run_on_meta(network: TableNetwork, size: int) -> tuple[dict[str, Shape], dict[str, int]]:
-    """The shape of each module's output for one image, and each module's flops, by the module's name."""
+    """The shape of each module's output for one image, in the order of the outputs, and each module's flops."""
     on_meta = copy.deepcopy(network).to("meta").eval()
     on_meta.training = True  # of the network alone: it then runs its auxiliary heads
     shapes: dict[str, Shape] = {}
@@ -115,23 +103,6 @@ def _run_on_meta(network: TableNetwork, size: int) -> tuple[dict[str, Shape], di
     return shapes, {name.removeprefix(prefix): sum(of.values()) for name, of in counter.get_flop_counts().items()}
 
 
-def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every convolution, normalisation and linear layer in a module (or the module itself), by its full name."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        yield name, module
-        return
-    for child_name, child in module.named_children():
-        if isinstance(module, blocks.ConvNormAct) and child is module.bn:  # one part, whatever it is made of
-            if not isinstance(child, nn.Identity):
-                yield f"{name}.{child_name}", child
-        else:
-            yield from _parts(f"{name}.{child_name}", child)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _kind(module: nn.Module) -> str:
     """A description of a layer in a few words."""
     match module:
@@ -145,8 +116,9 @@ def _kind(module: nn.Module) -> str:
         case blocks.ConvNormAct():
             return _kind(module.layer)
         case blocks.Inception():
-            pool = module.branch4[0]
-            return "inception" + (_stride(pool.stride) if isinstance(pool, blocks.BranchPool) else "")
+            return "inception" + _stride(module.stride)
+        case blocks.AuxiliaryHead():
+            return "auxiliary head"
         case nn.MaxPool2d():
             return f"{module.kernel_size}x{module.kernel_size} max pooling" + _stride(module.stride)
         case blocks.GlobalPool():

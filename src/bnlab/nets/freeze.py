@@ -1,6 +1,7 @@
 """Freeze parts of a network for fine-tuning."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 from torch import nn
@@ -20,9 +21,8 @@ class Frozen:
     layers: tuple[str, ...]
     """Frozen rows of the table that have parameters."""
     parameters: int
-    """How many numbers are frozen."""
     of: int
-    """How many numbers inference needs, frozen or not."""
+    """How many parameters inference needs, frozen or not."""
     norms: int
     """How many normalisation layers keep their statistics, gamma and beta."""
 
@@ -30,8 +30,7 @@ class Frozen:
         """One line for a report; empty if nothing is frozen."""
         if not self.parameters and not self.norms:
             return ""
-        first, last = (self.layers[0], self.layers[-1]) if self.layers else ("", "")
-        what = [first if first == last else f"{first} to {last}"] if self.layers else []
+        what = [" to ".join(dict.fromkeys((self.layers[0], self.layers[-1])))] if self.layers else []
         if self.norms:
             what += [f"the statistics, gamma and beta of {plural(self.norms, 'normalisation layer')}"]
         return f"{' and '.join(what)} ({self.parameters:,} of {self.of:,} parameters)"
@@ -51,31 +50,25 @@ def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
     Raises:
         UsageError: the network has no stem.
     """
-    layers: list[str] = []
-    if part != "none":
-        layers = _stem(network) if part == "stem" else network.order
-    for name in network.order:
-        layer = network.get_submodule(name)
+    rows = {name: network.get_submodule(name) for name in network.order}
+    stem = list(takewhile(lambda name: not isinstance(rows[name], Inception), rows))
+    if part == "stem" and len(stem) == len(rows):
+        raise UsageError(f"{network.name} has no stem to freeze", "use backbone or none")
+    layers = {"none": [], "stem": stem, "backbone": list(rows)}[part]
+    for name, layer in rows.items():
         if name in layers:
             layer.requires_grad_(False)
         if name in layers or norms:
             for norm in _norms(layer):
                 norm.freeze()
-    heads = {id(p) for head in network.heads.values() for p in network.get_submodule(head).parameters()}
-    needed = [p for p in network.parameters() if id(p) not in heads]
+    state = network.inference_state()
+    needed = [p for name, p in network.named_parameters() if name in state]
     return Frozen(
-        layers=tuple(name for name in layers if list(network.get_submodule(name).parameters())),
+        layers=tuple(name for name in layers if list(rows[name].parameters())),
         parameters=sum(p.numel() for p in needed if not p.requires_grad),
         of=sum(p.numel() for p in needed),
         norms=sum(norm.frozen for norm in _norms(network)),
     )
-
-
-def _stem(network: TableNetwork) -> list[str]:
-    blocks = [i for i, name in enumerate(network.order) if isinstance(network.get_submodule(name), Inception)]
-    if not blocks:
-        raise UsageError(f"{network.name} has no stem to freeze", "use backbone or none")
-    return network.order[: blocks[0]]
 
 
 def _norms(module: nn.Module) -> list[StatisticsMode]:

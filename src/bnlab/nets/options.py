@@ -3,7 +3,7 @@
 Some names take a number after a colon: "ghost:16", "whitening:8", "gaussian:0.05".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -61,19 +61,18 @@ def choose_norm(name: str, *, eps: float, momentum: float | None) -> tuple[MakeN
     )
 
 
-def choose_activation(name: str) -> MakeActivation:
-    """The function that makes an activation.
+def check_name(kind: str, name: object, known: Collection[str]) -> None:
+    """Check that a name is known; messages call what it names a `kind`.
 
     Raises:
-        UsageError: no activation has that name.
+        UsageError: it is not.
     """
-    if name not in ACTIVATIONS:
-        raise UsageError(f"no activation is called '{printable(name)}'", did_you_mean(str(name), list(ACTIVATIONS)))
-    return ACTIVATIONS[name]
+    if not isinstance(name, str) or name not in known:
+        raise UsageError(f"no {kind} is called '{printable(str(name))}'", did_you_mean(str(name), list(known)))
 
 
 def split_number(
-    option: str, text: str, known: tuple[str, ...], *, with_number: tuple[str, ...]
+    option: str, text: str, known: tuple[str, ...], with_number: tuple[str, ...]
 ) -> tuple[str, float | None]:
     """The word and the number after its colon, or None without a colon.
 
@@ -81,8 +80,7 @@ def split_number(
         UsageError: the word is not known, takes no number, or has no number after the colon.
     """
     word, colon, number = str(text).partition(":")
-    if word not in known:
-        raise UsageError(f"no {option} is called '{printable(text)}'", did_you_mean(word, list(known)))
+    check_name(option, word, known)
     if not colon:
         return word, None
     if word not in with_number:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.nets import tables
+from bnlab.nets.options import check_name
 from bnlab.nets.tables import Table
 
 Stem = Callable[[Table], Table]
@@ -37,10 +37,6 @@ class NetworkSpec:
     stems: Mapping[str, Stem] = field(default_factory=dict)
     """First layers that can replace the table's own."""
 
-    @property
-    def default_variant(self) -> str:
-        return next(iter(self.variants))
-
 
 _GOOGLENET = {
     "double": tables.googlenet(),
@@ -72,34 +68,10 @@ def find(name: str) -> NetworkSpec:
     Raises:
         UsageError: no network has that name.
     """
-    if name not in NETWORKS:
-        raise UsageError(f"no network is called '{printable(name)}'", did_you_mean(str(name), list(NETWORKS)))
+    check_name("network", name, NETWORKS)
     return NETWORKS[name]
 
 
-def table_of(name: str, *, variant: str, stem: str | None, width: float) -> Table:
-    """The table of a network's variant, with another stem and width if they are given.
-
-    Raises:
-        UsageError: no network has that name, or it has no such variant or stem.
-    """
-    spec = find(name)
-    if variant not in spec.variants:
-        raise UsageError(f"{name} has no variant '{printable(variant)}'", did_you_mean(variant, list(spec.variants)))
-    table = spec.variants[variant]
-    if stem is not None:
-        if stem not in spec.stems:
-            remedy = did_you_mean(stem, list(spec.stems)) if spec.stems else "leave stem out"
-            raise UsageError(f"{name} has no stem '{printable(stem)}' to replace its table's own", remedy)
-        table = spec.stems[stem](table)
-    return tables.widen(table, width)
-
-
 def has_row(name: str, kind: type[tables.Row]) -> bool:
-    """Whether the network's tables have a row of that kind, such as `Auxiliary`.
-
-    Raises:
-        UsageError: no network has that name.
-    """
-    spec = find(name)
-    return any(isinstance(row, kind) for row in spec.variants[spec.default_variant])
+    """Whether the tables of the network with that name have a row of that kind, such as `Auxiliary`."""
+    return any(isinstance(row, kind) for table in find(name).variants.values() for row in table)

@@ -1,5 +1,6 @@
 """The shapes of the networks, one row a layer. Comments: C x H x W of the output at the network's own input size."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 
@@ -84,10 +85,7 @@ _STEM: Table = (
 
 def googlenet(kernels: tuple[int, ...] = (3, 3), last_pool: int = 3) -> Table:
     """Szegedy et al. 2015 (arXiv 1409.4842), Table 1, with `kernels` in place of its 5 x 5 convolutions."""
-
-    def block(name: str, one: int, reduce3: int, three: int, reduce5: int, five: int, pool: int) -> Inception:
-        return Inception(name, one, reduce3, three, reduce5, five, pool, kernels=kernels)
-
+    block = partial(Inception, kernels=kernels)
     return (
         *_STEM,
         block("inception3a", 64, 96, 128, 16, 32, 32),  # 256 x 28 x 28
@@ -170,10 +168,9 @@ def widen(table: Table, factor: float) -> Table:
     """Multiply the channels of every layer, rounded to whole channels; no layer or branch vanishes."""
 
     def widened(row: Row) -> Row:
-        keys = {"channels", "one", "reduce3", "three", "reduce5", "five", "pool", "units"} & set(row._fields)
-        wider: dict[str, Any] = {
-            key: max(1, int(getattr(row, key) * factor + 0.5)) for key in keys if getattr(row, key)
-        }
+        keys = {"channels", "one", "reduce3", "three", "reduce5", "five", "pool", "units"}
+        widths = {key: number for key, number in row._asdict().items() if key in keys and number}
+        wider: dict[str, Any] = {key: max(1, int(number * factor + 0.5)) for key, number in widths.items()}
         return row._replace(**wider)
 
     return tuple(widened(row) for row in table)
