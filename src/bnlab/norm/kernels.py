@@ -10,7 +10,7 @@ Shapes: N examples, C channels, then any number of positions; statistics, weight
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,6 @@ class Running(NamedTuple):
     momentum: float
 
 
-_NOTHING: Any = (None, None, 0.0)
-
-
 class Normalised(NamedTuple):
     """A normalised batch `y`, and how it was computed.
 
@@ -46,71 +43,55 @@ class Normalised(NamedTuple):
 
 
 def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
-    """Normalise by the batch's own statistics, and update the running ones unless the batch's are not finite."""
-    if not _can_read_values(x):
-        return _normalise_without_sync(x, weight, bias, running, eps)
-    mean, var, momentum = running or _NOTHING
-    kept = None if running is None else Running(mean.clone(), var.clone(), momentum)
-    y, batch_mean, invstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
-    ratios = batch_mean * invstd  # C
-    distance = float(ratios.dot(ratios))
-    if distance < _FAR and (running is None or math.isfinite(float(mean.dot(var)))):
-        return Normalised(y, None, batch_mean, invstd, running is not None)
-    if running is not None and kept is not None:
-        # Undo the update without telling autograd, for the discarded y still holds the running statistics.
-        running.mean.data.copy_(kept.mean)
-        running.var.data.copy_(kept.var)
-    return _normalise_shifted(x, weight, bias, running, eps, batch_mean.float() * invstd.float())
-
-
-def _normalise_shifted(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float, ratios: Tensor
-) -> Normalised:
-    """Do what `by_batch` does for values that are, or seem to be, far from 0 or not finite; `ratios`: mean / std, C."""
-    shift = None
-    if _FAR <= float(ratios.dot(ratios)) < math.inf:
+    """Normalise by the batch's own statistics, and update the running ones unless the result is not finite."""
+    normalised, new = _native(x, None, weight, bias, running, eps)
+    if _can_read_values(x) and _is_far(normalised.mean, normalised.invstd):
         shift = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C
-    # The kernel updates copies: autograd keeps what the kernel gets, and refuses a later change in place.
-    copies = None if running is None else running._replace(mean=running.mean.clone(), var=running.var.clone())
-    if copies is not None and shift is not None:
-        copies.mean.sub_(shift)
-    normalised = _native(shifted(x, shift), weight, bias, copies, eps)._replace(shift=shift)
-    if running is None or copies is None:
+        normalised, new = _native(x, shift, weight, bias, running, eps)
+    if running is None or new is None:
         return normalised
-    if not bool(_finite(copies)):
-        return normalised._replace(updated=False)
-    running.mean.copy_(copies.mean if shift is None else copies.mean + shift)
-    running.var.copy_(copies.var)
-    return normalised
+    return normalised._replace(updated=_store_if_finite(running, new))
 
 
-def _normalise_without_sync(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
-) -> Normalised:
-    """Do what `by_batch` does without reading a value, so that the host does not wait for the device."""
-    if running is None:
-        return _native(x, weight, bias, None, eps)
-    copies = running._replace(mean=running.mean.clone(), var=running.var.clone())
-    normalised = _native(x, weight, bias, copies, eps)
-    return normalised._replace(updated=_store_if_finite(running, copies))
+def _native(
+    x: Tensor, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
+) -> tuple[Normalised, Running | None]:
+    """Normalise x - shift by its own statistics; return also what the running statistics become, which are not changed.
+
+    The kernel updates copies: autograd keeps what the kernel gets, and refuses a later change in place.
+    """
+    mean = var = None
+    momentum = 0.0
+    if running is not None:
+        mean, var, momentum = shifted(running.mean, shift).clone(), running.var.clone(), running.momentum
+    # torch.batch_norm calls this, which chooses cuDNN where there is one; unlike it, this returns the statistics too.
+    y, batch_mean, invstd, _, _ = torch._batch_norm_impl_index(
+        shifted(x, shift), weight, bias, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
+    )
+    new = None if mean is None or var is None else Running(mean if shift is None else mean + shift, var, momentum)
+    return Normalised(y, shift, batch_mean, invstd, updated=False), new
 
 
 def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
-    """Return x - shift, N x C x ..., from which a batch was normalised."""
-    return x if shift is None else x - _per_channel(shift, x)
+    """Return x - shift, N x C x ... or C, of each channel; x where there is no shift."""
+    return x if shift is None else x - shift.view(-1, *[1] * (x.ndim - 2))
 
 
 def by_statistics(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """Normalise by given statistics, a linear function of each channel (paper, Alg. 2, step 11)."""
-    if x.dtype != torch.float64 and _can_read_values(x):
-        ratios = mean.float() * (var.float() + eps).rsqrt()
-        if _FAR <= float(ratios.dot(ratios)) < math.inf:
-            shift = mean.to(x.dtype)  # C
-            if shift.isfinite().all():
-                x, mean = x - _per_channel(shift, x), mean - shift.to(mean.dtype)
+    if x.dtype != torch.float64 and _can_read_values(x) and _is_far(mean, (var.float() + eps).rsqrt()):
+        shift = mean.to(x.dtype)  # C
+        if shift.isfinite().all():
+            x, mean = shifted(x, shift), mean - shift.to(mean.dtype)
     return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+def _is_far(mean: Tensor, invstd: Tensor) -> bool:
+    """Whether values of this mean and 1 / std, C each, are to be shifted; not where these are not finite."""
+    ratios = mean.float() * invstd.float()  # C
+    return _FAR <= float(ratios.dot(ratios)) < math.inf
 
 
 def recompute(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor) -> Tensor:
@@ -130,19 +111,10 @@ def update_running(running: Running, batch: Moments) -> Tensor:
 
 
 def _store_if_finite(running: Running, new: Running) -> Tensor:
-    finite = _finite(new)
+    finite = new.mean.isfinite().all() & new.var.isfinite().all()
     running.mean.copy_(torch.where(finite, new.mean, running.mean))
     running.var.copy_(torch.where(finite, new.var, running.var))
     return finite
-
-
-def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
-    mean, var, momentum = running or _NOTHING
-    # torch.batch_norm calls this, which chooses cuDNN where there is one; unlike it, this returns the statistics too.
-    y, batch_mean, invstd, _, _ = torch._batch_norm_impl_index(
-        x, weight, bias, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
-    )
-    return Normalised(y, None, batch_mean, invstd, updated=running is not None)
 
 
 def _can_read_values(x: Tensor) -> bool:
@@ -152,12 +124,3 @@ def _can_read_values(x: Tensor) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing())
     )
-
-
-def _finite(running: Running) -> Tensor:
-    return running.mean.isfinite().all() & running.var.isfinite().all()
-
-
-def _per_channel(channels: Tensor, x: Tensor) -> Tensor:
-    """C values as a view that broadcasts over x's channels."""
-    return channels.view(-1, *[1] * (x.ndim - 2))
