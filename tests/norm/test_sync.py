@@ -304,9 +304,9 @@ def test_conversion_and_back() -> None:
     assert {k: id(v) for k, v in model.state_dict(keep_vars=True).items()} == {k: id(v) for k, v in state.items()}
     assert [type(m) for m in revert_sync(convert_sync(model)).modules()] == kinds
     alone = convert_sync(nn.BatchNorm2d(2))
-    assert type(alone) is SyncBatchNorm and type(revert_sync(alone)) is nn.BatchNorm2d
-    assert alone.unfreeze().training
-    assert not convert_sync(nn.BatchNorm2d(2).eval()).unfreeze().training
+    assert type(alone) is SyncBatchNorm and alone.unfreeze().training
+    assert type(revert_sync(alone)) is nn.BatchNorm2d
+    assert not convert_sync(alone.eval()).unfreeze().training
 
 
 def test_conversion_keeps_groups_and_refuses_what_it_cannot_undo() -> None:

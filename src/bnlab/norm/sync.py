@@ -10,7 +10,6 @@ for each channel: 3C + 1 numbers, however large the maps.
 Shapes: N examples in this process, C channels, then any number of positions; M values a channel in all processes.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.norm import kernels, moments
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.kernels import Running
-from bnlab.norm.layers import BatchNorm, TooFewValuesError, is_plain
+from bnlab.norm.layers import BatchNorm, TooFewValuesError, batch_norm_layers, is_plain
 from bnlab.norm.model_utils import layer_name
 from bnlab.norm.moments import Moments
 
@@ -121,22 +120,19 @@ class _SyncBatchNormFunction(torch.autograd.Function):
 def convert_sync(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
     """Turn every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, into a `SyncBatchNorm`.
 
-    The model is changed in place. Parameters, buffers and hooks remain the same objects, so that an optimiser still
-    holds them. Ghost batch normalisation and subclasses with a forward of their own are not converted. Convert before
-    wrapping the model in DistributedDataParallel. Returns the model, or the new layer where the model is a layer.
+    The model is changed in place: layers, parameters, buffers and hooks remain the same objects, so that an optimiser
+    still holds them. Ghost batch normalisation and subclasses with a forward of their own are not converted. Convert
+    before wrapping the model in DistributedDataParallel. Returns the model.
     """
-
-    def convert(layer: nn.Module) -> nn.Module:
+    for _, layer in batch_norm_layers(model):
         if isinstance(layer, SyncBatchNorm):
             layer.process_group = process_group or layer.process_group
-        plain = isinstance(layer, _BatchNorm) and is_plain(layer)
-        if not plain or isinstance(layer, SyncBatchNorm | GhostBatchNorm):
-            return layer
-        mode = vars(layer).get("_requested_mode", layer.training)
-        group = process_group or getattr(layer, "process_group", None)
-        return _with_class(layer, SyncBatchNorm, _converted_from=type(layer), process_group=group, _requested_mode=mode)
-
-    return _replace_modules(model, convert)
+        elif is_plain(layer) and not isinstance(layer, GhostBatchNorm):
+            group = process_group or getattr(layer, "process_group", None)
+            mode = layer._requested_mode if isinstance(layer, BatchNorm) else layer.training
+            kind, layer.__class__ = type(layer), SyncBatchNorm
+            vars(layer).update(_converted_from=kind, process_group=group, _requested_mode=mode)
+    return model
 
 
 def revert_sync(model: nn.Module) -> nn.Module:
@@ -145,38 +141,14 @@ def revert_sync(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a converted layer of torch.nn's was frozen meanwhile, which torch.nn's layers do not support.
     """
-
-    def revert(layer: nn.Module) -> nn.Module:
-        if not isinstance(layer, SyncBatchNorm) or layer._converted_from is None:
-            return layer
-        if layer.frozen and not issubclass(layer._converted_from, BatchNorm):
-            raise ValueError(
-                f"a frozen layer cannot become {layer._converted_from.__name__} again: unfreeze() it first"
-            )
-        return _with_class(layer, layer._converted_from)
-
-    return _replace_modules(model, revert)
-
-
-def _with_class(layer: nn.Module, kind: type[nn.Module], **more: Any) -> nn.Module:
-    """Return the layer as another class, with the same parameters, buffers, hooks and flags."""
-    new = kind.__new__(kind)
-    vars(new).update(vars(layer) | more)
-    return new
-
-
-def _replace_modules(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    done: dict[nn.Module, nn.Module] = {}  # a layer that is used in several places stays one layer
-
-    def visit(module: nn.Module) -> nn.Module:
-        if module not in done:
-            done[module] = change(module)
-            for name, child in module._modules.items():  # named_children() skips a second name of one
-                if child is not None:
-                    module._modules[name] = visit(child)
-        return done[module]
-
-    return visit(model)
+    for _, layer in batch_norm_layers(model):
+        if isinstance(layer, SyncBatchNorm) and layer._converted_from is not None:
+            if layer.frozen and not issubclass(layer._converted_from, BatchNorm):
+                raise ValueError(
+                    f"a frozen layer cannot become {layer._converted_from.__name__} again: unfreeze() it first"
+                )
+            layer.__class__ = layer._converted_from  # type: ignore[assignment]
+    return model
 
 
 def _merge_processes(own: Moments, group: dist.ProcessGroup | None) -> Moments:
