@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from bnlab.norm import TooFewValuesError, moments, whitening
+from bnlab.norm import TooFewValuesError, recalibrate, whitening
 from bnlab.norm.whitening import Whitening1d, Whitening2d, inverse_sqrt
 
 EPS = 1e-5
@@ -231,7 +231,7 @@ def test_population_statistics_are_stored_and_outdated() -> None:
     outdated = r"^0 \(Whitening1d\) has no population statistics for its present weights: .*norm\.recalibrate"
     with pytest.raises(ValueError, match=outdated):
         network.eval()(x)
-    layer.store(moments.merge([layer.measure(x[:7]), layer.measure(x[7:])]), 2)
+    recalibrate(layer, [x[:7], x[7:]])
     assert layer.num_batches_tracked == 2
     assert np.abs(layer.running_covariance[1].numpy() - np.cov(rows(x)[3:])).max() < 1e-12
     assert np.abs(rows(layer(x)) - by_the_book(x, 2)).max() < 0.1  # they differ by m and m - 1
@@ -264,8 +264,8 @@ def by_loading(layer: Whitening1d, other: Whitening1d) -> Whitening1d:
 
 
 def by_storing(layer: Whitening1d, other: Whitening1d) -> Whitening1d:
-    layer.store(layer.measure(example((30, 6), 5)), 1)
-    other.store(layer.measure(example((30, 6), 5)), 1)
+    recalibrate(layer, [example((30, 6), 5)])
+    recalibrate(other, [example((30, 6), 5)])
     return layer
 
 
@@ -433,8 +433,7 @@ def test_options_that_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^Whitening1d takes N x C or N x C x L, and got \[2, 6, 3, 3\]"):
         Whitening1d(6)(torch.zeros(2, 6, 3, 3))
     untracked = Whitening1d(6, track_running_stats=False)
-    with pytest.raises(ValueError, match=r"^Whitening1d keeps no running statistics: .*track_running_stats=True"):
-        untracked.store(untracked.measure(torch.zeros(3, 6)), 1)
+    assert recalibrate(untracked, [torch.zeros(3, 6)]).skipped == {"": "it keeps no running statistics"}
     without_eps = Whitening1d(6, eps=0.0)
     with pytest.raises(ValueError, match=r"^Whitening1d needs an eps above 0, not 0\.0"):
         without_eps(torch.zeros(3, 6))

@@ -12,11 +12,13 @@ There are three ways to measure:
 - As the paper does (`as_paper`), in one pass: the means and unbiased variances of the batches are averaged.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -126,22 +128,22 @@ def recalibrate(
         return Recalibration(images=0, batches=0, passes=0, layers={}, skipped=skipped)
     buffers = [buffer for layer in layers.values() for buffer in layer.buffers(recurse=False)]
     before = [buffer.clone() for buffer in buffers]
-    stream = BatchStream(batches, images, forward)
+    runner = BatchRunner(network, batches, images, forward, group)
     try:
         with evaluation_mode(network), torch.no_grad():
             if layer_by_layer:
-                done = _measure_layer_by_layer(network, layers, stream, group)
+                sizes, done = _measure_layer_by_layer(layers, runner)
             else:
-                done = _measure_in_one_pass(network, layers, stream, group, as_paper=as_paper)
+                sizes, done = _measure_in_one_pass(layers, runner, as_paper=as_paper)
     except BaseException:
         with torch.no_grad():
             for buffer, values in zip(buffers, before, strict=True):
                 buffer.copy_(values)
         raise
     finally:
-        stream.rewind()
-    unreached = {name: "no forward reaches it" for name in layers if name not in done.layers}
-    return replace(done, skipped=skipped | unreached)
+        runner.rewind()
+    skipped |= {name: "no forward reaches it" for name in layers if name not in done}
+    return Recalibration(images=sum(sizes), batches=len(sizes), passes=runner.passes, layers=done, skipped=skipped)
 
 
 def _choose_layers(network: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
@@ -164,14 +166,80 @@ def _choose_layers(network: nn.Module) -> tuple[dict[str, Layer], dict[str, str]
     return layers, skipped
 
 
-class BatchStream:
-    """The batches, and how to call a network with one. Each pass gets the same, even from a loader that shuffles."""
+def _measure_in_one_pass(
+    layers: Layers, runner: "BatchRunner", *, as_paper: bool
+) -> tuple[list[int], dict[str, MeasuredLayer]]:
+    """Return the number of images of each batch, and what was measured of each layer."""
+    found = runner.run(layers, layers, merged=not as_paper)
+    done = {}
+    for name, batches in found.moments.items():
+        new = _average_as_paper(name, batches) if as_paper else moments.merge(batches)
+        done[name] = _store(name, layers[name], new, len(found.batch_sizes), found.uses[name])
+    return found.batch_sizes, done
 
-    def __init__(
-        self, batches: Iterable[Any], images: int | None, forward: Callable[[nn.Module, Any], object] | None
-    ) -> None:
-        self.batches, self.images, self.forward = batches, images, forward
-        own = getattr(batches, "generator", None)
+
+def _measure_layer_by_layer(layers: Layers, runner: "BatchRunner") -> tuple[list[int], dict[str, MeasuredLayer]]:
+    """Measure one layer in each pass, in the order of their calls: those before it use what is stored by then."""
+    counted = runner.run(layers, ())
+    sizes, pending, done = counted.batch_sizes, dict(layers), {}
+    for name, uses in counted.uses.items():
+        found = runner.run(pending, {name}, stop_after=uses)
+        if found.batch_sizes != sizes:
+            raise ValueError(
+                f"the batches had {sizes} images, and then {found.batch_sizes}: pass the same ones for each pass"
+            )
+        if name in found.moments:  # always, unless forwards differ from one pass to the next
+            new = moments.merge(found.moments[name])
+            done[name] = _store(name, pending.pop(name), new, len(sizes), uses)
+    return sizes, done
+
+
+def _average_as_paper(name: str, batches: list[Moments]) -> Moments:
+    """Average the batches' means, and their unbiased variances (Alg. 2, step 10)."""
+    if len(sizes := sorted({batch.count for batch in batches})) > 1:
+        raise ValueError(
+            f"Alg. 2 is for batches of one size, not of {sizes} values a channel as {name} gets: drop the last one "
+            "(drop_last=True)"
+        )
+    values = sum(batch.count for batch in batches)
+    mean = torch.stack([batch.mean for batch in batches]).mean(0)
+    variance = torch.stack([batch.variance(unbiased=True) for batch in batches]).mean(0)
+    return Moments(values, mean, variance * (values - 1))
+
+
+# The passes of the batches.
+
+
+@dataclass(kw_only=True)
+class Measurements:
+    """What is found in one pass."""
+
+    moments: dict[str, list[Moments]] = field(default_factory=lambda: defaultdict(list))
+    """by layer, in the order of their first calls"""
+    uses: Counter[str] = field(default_factory=Counter)
+    """the most calls of each layer in one forward, in the same order"""
+    batch_sizes: list[int] = field(default_factory=list)
+    """the number of images of each batch"""
+
+
+class StopForward(BaseException):
+    """Ends a forward: all that is to be measured of this batch is measured."""
+
+
+@dataclass
+class BatchRunner:
+    """Runs the batches through the network. Each pass gets the same ones, even from a loader that shuffles."""
+
+    network: nn.Module
+    batches: Iterable[Any]
+    images: int | None
+    forward: Callable[[nn.Module, Any], object] | None
+    group: dist.ProcessGroup | None
+    passes: int = 0
+
+    def __post_init__(self) -> None:
+        self.device = next(itertools.chain(self.network.parameters(), self.network.buffers())).device
+        own = getattr(self.batches, "generator", None)
         self.generator = own if isinstance(own, torch.Generator) else torch.default_generator
         self.state = self.generator.get_state()
 
@@ -179,25 +247,70 @@ class BatchStream:
         """Restore the generator by which a loader shuffles."""
         self.generator.set_state(self.state)
 
-    def calls(self, network: nn.Module) -> Iterator[tuple[int, Callable[[], object]]]:
-        """Yield, for each batch until `images` are reached, its number of images and the call of the network."""
+    def run(
+        self, layers: Layers, measured: Collection[str], *, stop_after: int = 0, merged: bool = True
+    ) -> Measurements:
+        """Run the batches once, measure inputs of the layers, and return what all processes found.
+
+        If any layer is `measured`, all of them normalise by their batches; if none is, by what they have stored, and
+        just their calls are counted. A single measured layer may end each forward, as its call number `stop_after`.
+        Moments are `merged` in each process.
+        """
+        self.passes += 1
         self.rewind()
-        tensors = [*network.parameters(), *network.buffers()]
-        device = tensors[0].device if tensors else torch.device("cpu")
-        total = 0
-        for batch in self.batches:
-            images = _images_of(batch)
-            total += len(images)
-            if self.forward is None:
-                if images.dtype == torch.uint8:
-                    raise ValueError(
-                        "a batch holds uint8 images: pass them as the model takes them, or convert them in forward="
-                    )
-                yield len(images), partial(network, images.to(device))
-            else:
-                yield len(images), partial(self.forward, network, batch)
-            if self.images is not None and total >= self.images:
+        found, calls, failure = Measurements(), Counter[str](), None
+        # Most layers normalise a batch by just what is measured of it, so they need not compute that again.
+        replaced = set() if stop_after else {name for name in measured if _normalises_by_moments(layers[name])}
+
+        def before_forward(name: str, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name] += 1
+            if name not in measured:
                 return
+            x = args[0] if args else kwargs["input"]
+            batch = layer.measure(x) if isinstance(layer, Whitening) else moments.measure(x)
+            found.moments[name].append(batch)
+            if calls[name] == stop_after:
+                raise StopForward
+            if batch.count == 1:
+                raise TooFewValuesError(
+                    f"a batch has one value for each channel at {name}, which has no variance: leave it out "
+                    "(drop_last=True), pass larger batches, or measure layer_by_layer"
+                )
+            if name in replaced:
+                mean, var = (t.to(_mean_of(layer)) for t in (batch.mean, batch.variance(unbiased=False)))
+                layer._buffers.update(running_mean=mean, running_var=var)
+
+        try:
+            with ExitStack() as stack:
+                for name, layer in layers.items():
+                    by_batch = bool(measured) and name not in replaced
+                    stack.enter_context(_normalising(layer, by_batch=by_batch))
+                    hook = partial(before_forward, name)
+                    stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+                for batch in self.batches:
+                    images = _images_of(batch)
+                    calls.clear()
+                    with suppress(StopForward):
+                        self._call(batch, images)
+                    found.uses |= calls
+                    found.batch_sizes.append(len(images))
+                    if self.images is not None and sum(found.batch_sizes) >= self.images:
+                        break
+            for name, parts in found.moments.items():  # merged, for there is less to send; devices may differ
+                found.moments[name] = [part.cpu() for part in ([moments.merge(parts)] if merged else parts)]
+        except BaseException as error:
+            failure = error
+        return _of_all_processes(found, failure, self.group)
+
+    def _call(self, batch: Any, images: Tensor) -> None:
+        if self.forward is not None:
+            self.forward(self.network, batch)
+        elif images.dtype == torch.uint8:
+            raise ValueError(
+                "a batch holds uint8 images: pass them as the model takes them, or convert them in forward="
+            )
+        else:
+            self.network(images.to(self.device))
 
 
 def _images_of(batch: Any) -> Tensor:
@@ -233,152 +346,14 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-# The three ways.
-
-
-def _measure_in_one_pass(
-    network: nn.Module, layers: Layers, stream: BatchStream, group: dist.ProcessGroup | None, *, as_paper: bool
-) -> Recalibration:
-    work = partial(_measure_inputs, network, layers, stream)
-    measured = _of_all_processes(work, group, merged=not as_paper)
-    if as_paper:
-        for name, found in measured.moments.items():
-            if len(sizes := sorted({batch.count for batch in found})) > 1:
-                raise ValueError(
-                    f"Alg. 2 is for batches of one size, not of {sizes} values a channel as {name} gets: drop the last "
-                    "one (drop_last=True)"
-                )
-    combine = _average_as_paper if as_paper else moments.merge
-    statistics = {name: _checked(name, layers[name], combine(found)) for name, found in measured.moments.items()}
-    batches = len(measured.batch_sizes)
-    done = {name: _store(layers[name], new, batches, measured.uses[name]) for name, new in statistics.items()}
-    return Recalibration(images=sum(measured.batch_sizes), batches=batches, passes=1, layers=done, skipped={})
-
-
-def _measure_layer_by_layer(
-    network: nn.Module, layers: Layers, stream: BatchStream, group: dist.ProcessGroup | None
-) -> Recalibration:
-    """Measure one layer in each pass, in the order of their calls: those before it use what is stored by then."""
-    counted = _of_all_processes(partial(_count_calls, network, layers, stream), group, merged=False)
-    sizes, uses = counted.batch_sizes, counted.uses
-    pending, done = dict(layers), dict[str, MeasuredLayer]()
-    for name in uses:
-        work = partial(_measure_inputs, network, pending, stream, name, uses[name])
-        measured = _of_all_processes(work, group, merged=True)
-        if measured.batch_sizes != sizes:
-            raise ValueError(
-                f"the batches had {sizes} images, and then {measured.batch_sizes}: pass the same ones for each pass"
-            )
-        if name not in measured.moments:  # forwards that differ from one pass to the next
-            continue
-        layer = pending.pop(name)
-        new = _checked(name, layer, moments.merge(measured.moments[name]))
-        done[name] = _store(layer, new, len(sizes), uses[name])
-    return Recalibration(images=sum(sizes), batches=len(sizes), passes=1 + len(uses), layers=done, skipped={})
-
-
-def _average_as_paper(batches: list[Moments]) -> Moments:
-    """Average the batches' means, and their unbiased variances (Alg. 2, step 10)."""
-    values = sum(batch.count for batch in batches)
-    mean = torch.stack([batch.mean for batch in batches]).mean(0)
-    variance = torch.stack([batch.variance(unbiased=True) for batch in batches]).mean(0)
-    return Moments(values, mean, variance * (values - 1))
-
-
-# One pass of the batches.
-
-
-@dataclass(kw_only=True)
-class Measurements:
-    """What one process finds in one pass."""
-
-    moments: dict[str, list[Moments]] = field(default_factory=dict)  # by layer, in the order of their first calls
-    uses: dict[str, int] = field(default_factory=dict)  # the most calls of each layer in one forward
-    batch_sizes: list[int] = field(default_factory=list)  # the number of images of each batch
-    calls: dict[str, int] = field(default_factory=dict)  # the calls of each layer in the present forward
-
-    def count_call(self, name: str, _: Tensor) -> None:
-        self.calls[name] = self.calls.get(name, 0) + 1
-        self.uses[name] = max(self.uses.get(name, 0), self.calls[name])
-
-    def run(self, network: nn.Module, stream: BatchStream) -> None:
-        for images, call in stream.calls(network):
-            self.calls.clear()
-            with suppress(StopForward):
-                call()
-            self.batch_sizes.append(images)
-
-
-class StopForward(BaseException):
-    """Ends a forward: all that is to be measured of this batch is measured."""
-
-
-def _count_calls(network: nn.Module, layers: Layers, stream: BatchStream) -> Measurements:
-    """Find which layers are called, in which order and how often, without measuring them."""
-    found = Measurements()
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(_normalising_by("stored", layer))
-            stack.enter_context(_hooked_before(layer, partial(found.count_call, name)))
-        found.run(network, stream)
-    return found
-
-
-def _measure_inputs(
-    network: nn.Module, layers: Layers, stream: BatchStream, only: str | None = None, uses: int = 0
-) -> Measurements:
-    """Measure the input of each layer while all of them normalise by their batches.
-
-    With `only`, just that layer is measured, which a forward calls at most `uses` times; then the forward is ended.
-    """
-    found = Measurements()
-
-    def measure(name: str, x: Tensor) -> None:
-        layer = layers[name]
-        found.count_call(name, x)
-        batch = layer.measure(x) if isinstance(layer, Whitening) else moments.measure(x)
-        found.moments.setdefault(name, []).append(batch)
-        if name == only and found.calls[name] == uses:
-            raise StopForward
-        if batch.count == 1:
-            raise TooFewValuesError(
-                f"a batch has one value for each channel at {name}, which has no variance: leave it out "
-                "(drop_last=True), pass larger batches, or measure layer_by_layer"
-            )
-        if name in plain:
-            mean, var = (t.to(x.device, plain[name]) for t in (batch.mean, batch.variance(unbiased=False)))
-            layer._buffers.update(running_mean=mean, running_var=var)
-
-    # Most layers normalise a batch by just what is measured of it, so they need not compute that again.
-    plain = {name: dtype for name, layer in layers.items() if (dtype := _plain_dtype(layer)) and only is None}
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(_normalising_by("measured" if name in plain else "batch", layer))
-            if only in (None, name):
-                stack.enter_context(_hooked_before(layer, partial(measure, name)))
-        found.run(network, stream)
-    return found
-
-
-def _plain_dtype(layer: Layer) -> torch.dtype | None:
-    """The statistics' dtype of a layer that normalises a batch by one mean and one variance; None for other layers."""
-    if isinstance(layer, BatchNorm) and (isinstance(layer, GhostBatchNorm) or layer.example_weight):
-        return None
-    dtype = layer.running_mean.dtype if isinstance(layer, _BatchNorm) and layer.running_mean is not None else None
-    return dtype if dtype in (torch.float32, torch.float64) else None
-
-
 @contextmanager
-def _normalising_by(which: Literal["stored", "batch", "measured"], layer: Layer) -> Iterator[None]:
-    """Normalise by the stored statistics, whatever they are, or by the batch of this process alone, updating nothing.
-
-    "measured" is "batch" for a layer whose stored statistics are replaced by those of each batch before it runs.
-    """
+def _normalising(layer: Layer, *, by_batch: bool) -> Iterator[None]:
+    """Normalise by the batch of this process alone, or by the buffers, whatever they hold; neither updates them."""
     buffers = dict(layer._buffers)
     try:
         if isinstance(layer, StatisticsMode):
-            statistics, layer._statistics = layer._statistics, "batch" if which == "batch" else "running"
-        elif which != "stored":  # torch.nn's layers, also SyncBatchNorm, use the batch in evaluation without statistics
+            statistics, layer._statistics = layer._statistics, "batch" if by_batch else "running"
+        elif by_batch:  # torch.nn's layers, also SyncBatchNorm, use the batch in evaluation without statistics
             layer._buffers.update(running_mean=None, running_var=None)
         yield
     finally:
@@ -387,42 +362,36 @@ def _normalising_by(which: Literal["stored", "batch", "measured"], layer: Layer)
             layer._statistics = statistics
 
 
-@contextmanager
-def _hooked_before(layer: nn.Module, call: Callable[[Tensor], None]) -> Iterator[None]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call(args[0] if args else kwargs["input"])
+def _normalises_by_moments(layer: Layer) -> bool:
+    """Whether the layer normalises a batch by one mean and one variance of each channel, which its buffers can hold."""
+    mixed = isinstance(layer, BatchNorm) and layer.example_weight > 0
+    precise = _mean_of(layer).dtype in (torch.float32, torch.float64)
+    return precise and not mixed and not isinstance(layer, Whitening | GhostBatchNorm)
 
-    with layer.register_forward_pre_hook(hook, with_kwargs=True):
-        yield
+
+def _mean_of(layer: Layer) -> Tensor:
+    assert layer.running_mean is not None  # or `_choose_layers` would have skipped it
+    return layer.running_mean
 
 
 def _of_all_processes(
-    work: Callable[[], Measurements], group: dist.ProcessGroup | None, *, merged: bool
+    own: Measurements, failure: BaseException | None, group: dist.ProcessGroup | None
 ) -> Measurements:
-    """Do the work and combine what all processes found. If it fails in one it fails in all, so that none waits."""
-    failure, own = None, Measurements()
-    try:
-        own = work()
-        # On the CPU, for the processes' devices differ; merged, for there is less to send.
-        combine = (lambda batches: [moments.merge(batches)]) if merged else list
-        own.moments = {name: [m.cpu() for m in combine(batches)] for name, batches in own.moments.items()}
-    except BaseException as error:
-        failure = error
-    results = [(failure is not None, own)]
+    """Combine what all processes found. If one has failed, all of them fail, so that none waits for it."""
+    parts = [own if failure is None else None]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
-        results *= dist.get_world_size(group)
-        dist.all_gather_object(results, results[0], group=group)
+        parts *= dist.get_world_size(group)
+        dist.all_gather_object(parts, parts[0], group=group)
     if failure is not None:
         raise failure
-    if any(failed for failed, _ in results):
-        raise RuntimeError("recalibration failed in another process, whose message says why")
     together = Measurements()
-    for _, part in results:
+    for part in parts:
+        if part is None:
+            raise RuntimeError("recalibration failed in another process, whose message says why")
         together.batch_sizes += part.batch_sizes
+        together.uses |= part.uses
         for name, batches in part.moments.items():
-            together.moments.setdefault(name, []).extend(batches)
-        for name, uses in part.uses.items():
-            together.uses[name] = max(together.uses.get(name, 0), uses)
+            together.moments[name] += batches
     if not together.batch_sizes:
         raise ValueError("there is no batch to measure: pass at least one")
     return together
@@ -431,32 +400,24 @@ def _of_all_processes(
 # A layer's statistics.
 
 
-def _checked(name: str, layer: Layer, new: Moments) -> Moments:
-    """Return the new statistics, if the layer can hold them; raise what `recalibrate` raises if not."""
+def _store(name: str, layer: Layer, new: Moments, batches: int, uses: int) -> MeasuredLayer:
+    """Store the statistics if the layer can hold them, and compare them with the old ones."""
     if new.count < 2:
         raise TooFewValuesError(f"{name} got a single value for each channel: measure more images; nothing was changed")
-    variance = new.variance(unbiased=True)
-    if not (new.mean.isfinite().all() and variance.isfinite().all()):
+    unbiased = new.variance(unbiased=True)
+    if not (new.mean.isfinite().all() and unbiased.isfinite().all()):
         raise NotFiniteError(name)
-    assert layer.running_mean is not None  # or `_choose_layers` would have skipped it
-    dtype = layer.running_mean.dtype
-    if max(new.mean.abs().max(), variance.abs().max()) > torch.finfo(dtype).max:
-        raise ValueError(f"the statistics of {name} do not fit into {dtype}: recalibrate in float32")
-    return new
-
-
-def _store(layer: Layer, new: Moments, batches: int, uses: int) -> MeasuredLayer:
-    """Store the statistics in the layer, and compare them with the old ones."""
-    old_mean, old_variance = _read_statistics(layer)
-    if isinstance(layer, Whitening):
-        layer.store(new, batches)
-    else:
-        assert layer.running_mean is not None and layer.running_var is not None
-        layer.running_mean.copy_(new.mean)
-        layer.running_var.copy_(new.variance(unbiased=True))
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.fill_(batches)
-    mean, variance = _read_statistics(layer)
+    stored_mean = _mean_of(layer)
+    stored_variance = layer.running_covariance if isinstance(layer, Whitening) else layer.running_var
+    assert stored_variance is not None
+    if max(new.mean.abs().max(), unbiased.abs().max()) > torch.finfo(stored_mean.dtype).max:
+        raise ValueError(f"the statistics of {name} do not fit into {stored_mean.dtype}: recalibrate in float32")
+    old_mean, old_variance = _read_channels(stored_mean, stored_variance, layer.eps)
+    stored_mean.copy_(new.mean)
+    stored_variance.copy_(unbiased)
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.fill_(batches)
+    mean, variance = _read_channels(stored_mean, stored_variance, layer.eps)
     mean_off = (old_mean - mean).abs() / variance.sqrt()  # C
     ratio = old_variance / variance
     variance_off = torch.maximum(ratio, 1 / ratio)  # C
@@ -470,13 +431,8 @@ def _store(layer: Layer, new: Moments, batches: int, uses: int) -> MeasuredLayer
     )
 
 
-def _read_statistics(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Return copies of the layer's mean and variance + eps, C each, float64, on the CPU."""
-    mean = layer.running_mean
-    if isinstance(layer, Whitening):
-        covariance = layer.running_covariance  # groups x D x D
-        variance = None if covariance is None else covariance.diagonal(dim1=1, dim2=2).flatten()
-    else:
-        variance = layer.running_var
-    assert mean is not None and variance is not None
-    return mean.to("cpu", torch.float64, copy=True), variance.cpu().double() + layer.eps
+def _read_channels(mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return copies of the mean and variance + eps, C each, float64, on the CPU; of a covariance its diagonal."""
+    if variance.ndim == 3:  # groups x D x D
+        variance = variance.diagonal(dim1=1, dim2=2).flatten()
+    return mean.to("cpu", torch.float64, copy=True), variance.cpu().double() + eps

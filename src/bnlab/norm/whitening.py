@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bnlab.norm import moments as measuring
+from bnlab.norm import moments
 from bnlab.norm.layers import Statistics, StatisticsMode
 from bnlab.norm.model_utils import layer_name
 from bnlab.norm.moments import Moments
@@ -167,23 +167,9 @@ class Whitening(StatisticsMode):
         return y.to(input.dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def measure(self, x: Tensor) -> Moments:
-        """Measure the moments of a batch in this layer's groups, for `store`."""
+        """Measure the moments of a batch in this layer's groups."""
         self._check_shape(x)
-        return measuring.measure_covariance(x, self.groups)
-
-    @torch.no_grad()
-    def store(self, moments: Moments, batches: int) -> None:
-        """Set the running statistics to these moments, the covariance unbiased, and the count of batches.
-
-        Raises:
-            ValueError: the layer keeps no statistics.
-        """
-        if self.running_mean is None or self.running_covariance is None or self.num_batches_tracked is None:
-            raise ValueError(f"{layer_name(self)} keeps no running statistics: make it with track_running_stats=True")
-        assert moments.scatter.shape == self.running_covariance.shape  # copy_ would broadcast
-        self.running_mean.copy_(moments.mean)
-        self.running_covariance.copy_(moments.variance(unbiased=True))
-        self.num_batches_tracked.fill_(batches)
+        return moments.measure_covariance(x, self.groups)
 
     def extra_repr(self) -> str:
         shown = [str(self.num_features)]
