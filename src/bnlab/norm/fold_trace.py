@@ -36,6 +36,7 @@ class Region:
     hooked_nodes: set[fx.Node] = field(default_factory=set)  # values that hooks read
     stored: set[fx.Node] = field(default_factory=set)  # values that forward stores in attributes
     read: set[str] = field(default_factory=set)  # the tensors that forward uses, other than through their module
+    calls: set[nn.Module] = field(default_factory=set)  # the modules that forward calls, even where tracing fails
 
     @property
     def name(self) -> str:
@@ -79,10 +80,10 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
             return
         # A container of layers may be run layer by layer, unless a trace showed that it is called.
         if module in called or type(module).forward not in (nn.Module.forward, nn.Sequential.forward):
-            called = set()
-            region = Region(names, module, _modules_outside(module, model))
+            region = Region(names, module, shared={other for _, other in model.named_modules(memo={module})})
+            called = region.calls
             try:
-                _trace(region, called)
+                _trace(region)
             except Exception as error:  # of any type: it ran the model's own code on proxies
                 lines = str(error).splitlines() or [type(error).__name__]
                 reason = f"{region.name} cannot be traced: {lines[0]}"
@@ -101,34 +102,19 @@ def _has_norms(module: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) for m in module.modules())
 
 
-def _modules_outside(part: nn.Module, model: nn.Module) -> set[nn.Module]:
-    found: set[nn.Module] = set()
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is not part and module not in found:
-            found.add(module)
-            waiting.extend(module.children())
-    return found
-
-
 _ANOTHER_VALUE = object()
 
 
-def _trace(region: Region, called: set[nn.Module]) -> None:
-    """Add a graph for every way in which forward can run; `called` gets the modules that it calls, even if it fails."""
+def _trace(region: Region) -> None:
+    """Add a graph for every way in which forward can run."""
     module = region.module
     if "forward" in vars(module):
         raise TraceError("its forward was replaced")
     for optional in _ways_to_call(module):
         # Trace a copy, since forward may change attributes; the copy shares the parameters, which are large.
         scratch = copy.deepcopy(module, {id(p): p for p in module.parameters()})
-        tracer = _Tracer(optional)
-        try:
-            region.graphs.append(tracer.trace(scratch))
-        finally:
-            called |= {module.get_submodule(path) for path in tracer.called}
-        region.hooked_nodes.update(tracer.hooked_nodes)
+        tracer = _Tracer(region, optional)
+        region.graphs.append(tracer.trace(scratch))
         region.stored.update(node for m in scratch.modules() for node in _nodes_in(list(vars(m).values())))
         tensors = [*scratch.named_parameters(remove_duplicate=False), *scratch.named_buffers(remove_duplicate=False)]
         region.read.update(name for name, tensor in tensors if any(tensor is other for other in tracer.read))
@@ -148,11 +134,9 @@ def _ways_to_call(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, optional: dict[str, Any]) -> None:
+    def __init__(self, region: Region, optional: dict[str, Any]) -> None:
         super().__init__()
-        self.optional = optional
-        self.called: set[str] = set()
-        self.hooked_nodes: set[fx.Node] = set()
+        self.region, self.optional = region, optional
         self.read: list[Tensor] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -163,10 +147,10 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self.called.add(self.path_of_module(m))
+        self.region.calls.add(self.region.module.get_submodule(self.path_of_module(m)))
         result = super().call_module(m, m.forward, args, kwargs)  # without hooks, which do not expect proxies
         if hooked(m):
-            self.hooked_nodes.update(_nodes_in([*args, *kwargs.values(), result]))
+            self.region.hooked_nodes.update(_nodes_in([*args, *kwargs.values(), result]))
         return result
 
     def create_args_for_root(

@@ -12,6 +12,7 @@ Shapes: N examples, C channels, then any number of positions.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import methodcaller
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -85,12 +86,21 @@ def save_memory() -> Iterator[None]:
             loss = criterion(network(images), labels)
         loss.backward()
     """
-    saver = _Saver()
-    with torch.autograd.graph.saved_tensors_hooks(saver.pack, saver.unpack):
+    recomputations: WeakValueDictionary[Any, _Recomputation] = WeakValueDictionary()  # autograd owns them
+
+    def pack(tensor: Tensor) -> _Saved | _Recomputation:
+        node: Any = tensor.grad_fn
+        if not _is_cheap(node) or tensor._version != getattr(node, "version", 0):
+            return _Saved(tensor.detach(), tensor._version)  # without its graph, which refers to what is saved here
+        recomputation = recomputations.setdefault(node, _Recomputation(node))
+        recomputation.readers += 1
+        return recomputation
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, methodcaller("read")):
         try:
             yield
-        finally:  # autograd's tensors refer to the saver, which would otherwise refer to them
-            saver.recomputations.clear()
+        finally:  # autograd's tensors refer to `pack`, which would otherwise refer to them
+            recomputations.clear()
 
 
 class _Recomputation:
@@ -113,35 +123,18 @@ class _Recomputation:
 
 
 class _Saved(NamedTuple):
+    """A tensor that backward cannot recompute, and its version when it was saved."""
+
     tensor: Tensor
     version: int
 
-
-class _Saver:
-    """Saves the tensors that backward cannot recompute, and recomputations of the others."""
-
-    def __init__(self) -> None:
-        self.recomputations: WeakValueDictionary[Any, _Recomputation] = WeakValueDictionary()  # autograd owns them
-
-    def pack(self, tensor: Tensor) -> _Saved | _Recomputation:
-        node: Any = tensor.grad_fn
-        if not _is_cheap(node) or tensor._version != getattr(node, "version", 0):
-            return _Saved(tensor.detach(), tensor._version)  # without its graph, which refers to what is saved here
-        recomputation = self.recomputations.get(node) or _Recomputation(node)
-        self.recomputations[node] = recomputation
-        recomputation.readers += 1
-        return recomputation
-
-    @staticmethod
-    def unpack(saved: _Saved | _Recomputation) -> Tensor:
-        if isinstance(saved, _Recomputation):
-            return saved.read()
-        if saved.tensor._version != saved.version:  # autograd itself does not check where hooks are set
+    def read(self) -> Tensor:
+        if self.tensor._version != self.version:  # autograd itself does not check where hooks are set
             raise RuntimeError(
-                f"a tensor of shape {list(saved.tensor.shape)} that backward needs was changed in place after it was "
+                f"a tensor of shape {list(self.tensor.shape)} that backward needs was changed in place after it was "
                 "saved: change it out of place, or outside of save_memory()"
             )
-        return saved.tensor
+        return self.tensor
 
 
 def _is_cheap(node: Any) -> bool:
