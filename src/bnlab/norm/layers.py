@@ -109,13 +109,11 @@ class StatisticsMode(nn.Module):
         """
         if self._in_training() or self._statistics == "batch":
             return False
-        if self._statistics == "population" and not torch.compiler.is_compiling():
-            measured = self.num_batches_tracked is not None and bool(self.num_batches_tracked)
-            if not measured:
-                raise ValueError(
-                    f"{layer_name(self)} has no population statistics for its present weights: "
-                    "measure them with norm.recalibrate(model, batches)"
-                )
+        if self._statistics == "population" and not torch.compiler.is_compiling() and not self.num_batches_tracked:
+            raise ValueError(
+                f"{layer_name(self)} has no population statistics for its present weights: "
+                "measure them with norm.recalibrate(model, batches)"
+            )
         return True
 
     def _updates_running(self) -> bool:
@@ -198,13 +196,21 @@ class BatchNorm(StatisticsMode, _BatchNorm):
         With `relu`, ReLU follows, and backward needs one tensor of that size instead of two (see `save_memory.py`).
         """
         self._check_shape(input)
-        if self._in_training():
-            y, updated = self._normalise_by_batch(input, self._running_to_update(), relu=relu)
-            self._count_batch(updated)
-            return y
         mean, var = self.running_mean, self.running_var
         if mean is None or var is None or not self._uses_stored_statistics():
-            return self._normalise_by_batch(input, None, relu=relu)[0]
+            if input.numel() < 2 * self.num_features:
+                self._check_batch_size(input)
+            if self.eps <= 0:
+                raise ValueError(
+                    f"batch_norm eps must be positive during training, but got {self.eps} at {layer_name(self)}"
+                )
+            training, running = self._in_training(), None
+            if training and mean is not None and var is not None and self._updates_running():
+                running = Running(mean, var, self._weight_of_new_batch())
+            y, updated = self._transform(input, running, relu=relu)  # N x C x ...
+            if training:
+                self._count_batch(updated)
+            return y
         if self.eps < 0:
             raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps} at {layer_name(self)}")
         stored = mean, var, self.weight, self.bias, self.eps
@@ -231,17 +237,6 @@ class BatchNorm(StatisticsMode, _BatchNorm):
         more += [f"example_weight={self.example_weight}"] * bool(self.example_weight)
         return ", ".join([super().extra_repr(), *more, *["frozen"] * self.frozen])  # type: ignore[no-untyped-call]
 
-    def _normalise_by_batch(
-        self, input: Tensor, running: Running | None, *, relu: bool
-    ) -> tuple[Tensor, bool | Tensor]:
-        if input.numel() < 2 * self.num_features:
-            self._check_batch_size(input)
-        if self.eps <= 0:
-            raise ValueError(
-                f"batch_norm eps must be positive during training, but got {self.eps} at {layer_name(self)}"
-            )
-        return self._transform(input, running, relu=relu)
-
     def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
         """Normalise by the batch and update the running statistics; subclasses override this step.
 
@@ -251,13 +246,6 @@ class BatchNorm(StatisticsMode, _BatchNorm):
             return batch_norm_relu(input, self.weight, self.bias, running, self.eps)
         normalised = kernels.by_batch(input, self.weight, self.bias, running, self.eps)
         return normalised.y, normalised.updated
-
-    def _running_to_update(self) -> Running | None:
-        """The statistics that a training batch updates; None for population statistics and where none are tracked."""
-        mean, var = self.running_mean, self.running_var
-        if mean is None or var is None or not self._updates_running():
-            return None
-        return Running(mean, var, self._weight_of_new_batch())
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):

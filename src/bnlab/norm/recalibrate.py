@@ -34,6 +34,7 @@ from bnlab.norm.whitening import Whitening
 
 Layer = _BatchNorm | Whitening
 Layers = Mapping[str, Layer]
+Measured = tuple[str, int, list[Moments]]  # a layer's name, its uses, and what was measured of it
 MEAN_OFF, VARIANCE_OFF = 0.1, 1.25  # standard deviations, and a factor: a channel beyond either counts as off
 
 
@@ -126,23 +127,24 @@ def recalibrate(
     layers, skipped = _choose_layers(network)
     if not layers:
         return Recalibration(images=0, batches=0, passes=0, layers={}, skipped=skipped)
-    buffers = [buffer for layer in layers.values() for buffer in layer.buffers(recurse=False)]
-    before = [buffer.clone() for buffer in buffers]
-    runner = BatchRunner(network, batches, images, forward, group)
+    before = {buffer: buffer.clone() for layer in layers.values() for buffer in layer.buffers(recurse=False)}
+    runner = BatchRunner(network, batches, images, forward, group, merge=not as_paper)
+    done: dict[str, MeasuredLayer] = {}
     try:
         with evaluation_mode(network), torch.no_grad():
-            if layer_by_layer:
-                sizes, done = _measure_layer_by_layer(layers, runner)
-            else:
-                sizes, done = _measure_in_one_pass(layers, runner, as_paper=as_paper)
+            measure = _measure_layer_by_layer if layer_by_layer else _measure_in_one_pass
+            for name, uses, found in measure(layers, runner):
+                new = _average_as_paper(name, found) if as_paper else moments.merge(found)
+                done[name] = _store(name, layers[name], new, len(runner.batch_sizes), uses)
     except BaseException:
         with torch.no_grad():
-            for buffer, values in zip(buffers, before, strict=True):
+            for buffer, values in before.items():
                 buffer.copy_(values)
         raise
     finally:
         runner.rewind()
     skipped |= {name: "no forward reaches it" for name in layers if name not in done}
+    sizes = runner.batch_sizes
     return Recalibration(images=sum(sizes), batches=len(sizes), passes=runner.passes, layers=done, skipped=skipped)
 
 
@@ -166,32 +168,20 @@ def _choose_layers(network: nn.Module) -> tuple[dict[str, Layer], dict[str, str]
     return layers, skipped
 
 
-def _measure_in_one_pass(
-    layers: Layers, runner: "BatchRunner", *, as_paper: bool
-) -> tuple[list[int], dict[str, MeasuredLayer]]:
-    """Return the number of images of each batch, and what was measured of each layer."""
-    found = runner.run(layers, layers, merged=not as_paper)
-    done = {}
+def _measure_in_one_pass(layers: Layers, runner: "BatchRunner") -> Iterator[Measured]:
+    found = runner.run(layers, layers)
     for name, batches in found.moments.items():
-        new = _average_as_paper(name, batches) if as_paper else moments.merge(batches)
-        done[name] = _store(name, layers[name], new, len(found.batch_sizes), found.uses[name])
-    return found.batch_sizes, done
+        yield name, found.uses[name], batches
 
 
-def _measure_layer_by_layer(layers: Layers, runner: "BatchRunner") -> tuple[list[int], dict[str, MeasuredLayer]]:
+def _measure_layer_by_layer(layers: Layers, runner: "BatchRunner") -> Iterator[Measured]:
     """Measure one layer in each pass, in the order of their calls: those before it use what is stored by then."""
-    counted = runner.run(layers, ())
-    sizes, pending, done = counted.batch_sizes, dict(layers), {}
-    for name, uses in counted.uses.items():
+    pending = dict(layers)
+    for name, uses in runner.run(layers, ()).uses.items():
         found = runner.run(pending, {name}, stop_after=uses)
-        if found.batch_sizes != sizes:
-            raise ValueError(
-                f"the batches had {sizes} images, and then {found.batch_sizes}: pass the same ones for each pass"
-            )
         if name in found.moments:  # always, unless forwards differ from one pass to the next
-            new = moments.merge(found.moments[name])
-            done[name] = _store(name, pending.pop(name), new, len(sizes), uses)
-    return sizes, done
+            del pending[name]
+            yield name, uses, found.moments[name]
 
 
 def _average_as_paper(name: str, batches: list[Moments]) -> Moments:
@@ -214,12 +204,9 @@ def _average_as_paper(name: str, batches: list[Moments]) -> Moments:
 class Measurements:
     """What is found in one pass."""
 
-    moments: dict[str, list[Moments]] = field(default_factory=lambda: defaultdict(list))
-    """by layer, in the order of their first calls"""
-    uses: Counter[str] = field(default_factory=Counter)
-    """the most calls of each layer in one forward, in the same order"""
-    batch_sizes: list[int] = field(default_factory=list)
-    """the number of images of each batch"""
+    moments: dict[str, list[Moments]] = field(default_factory=lambda: defaultdict(list))  # in the order of first calls
+    uses: Counter[str] = field(default_factory=Counter)  # the most calls of each layer in one forward
+    batch_sizes: list[int] = field(default_factory=list)  # the number of images of each batch
 
 
 class StopForward(BaseException):
@@ -235,7 +222,9 @@ class BatchRunner:
     images: int | None
     forward: Callable[[nn.Module, Any], object] | None
     group: dist.ProcessGroup | None
+    merge: bool  # whether each process merges what it measures
     passes: int = 0
+    batch_sizes: list[int] = field(default_factory=list)  # of all processes
 
     def __post_init__(self) -> None:
         self.device = next(itertools.chain(self.network.parameters(), self.network.buffers())).device
@@ -247,14 +236,11 @@ class BatchRunner:
         """Restore the generator by which a loader shuffles."""
         self.generator.set_state(self.state)
 
-    def run(
-        self, layers: Layers, measured: Collection[str], *, stop_after: int = 0, merged: bool = True
-    ) -> Measurements:
+    def run(self, layers: Layers, measured: Collection[str], *, stop_after: int = 0) -> Measurements:
         """Run the batches once, measure inputs of the layers, and return what all processes found.
 
         If any layer is `measured`, all of them normalise by their batches; if none is, by what they have stored, and
         just their calls are counted. A single measured layer may end each forward, as its call number `stop_after`.
-        Moments are `merged` in each process.
         """
         self.passes += 1
         self.rewind()
@@ -277,7 +263,8 @@ class BatchRunner:
                     "(drop_last=True), pass larger batches, or measure layer_by_layer"
                 )
             if name in replaced:
-                mean, var = (t.to(_mean_of(layer)) for t in (batch.mean, batch.variance(unbiased=False)))
+                like, _ = _statistics_of(layer)
+                mean, var = batch.mean.to(like), batch.variance(unbiased=False).to(like)
                 layer._buffers.update(running_mean=mean, running_var=var)
 
         try:
@@ -297,10 +284,17 @@ class BatchRunner:
                     if self.images is not None and sum(found.batch_sizes) >= self.images:
                         break
             for name, parts in found.moments.items():  # merged, for there is less to send; devices may differ
-                found.moments[name] = [part.cpu() for part in ([moments.merge(parts)] if merged else parts)]
+                found.moments[name] = [part.cpu() for part in ([moments.merge(parts)] if self.merge else parts)]
         except BaseException as error:
             failure = error
-        return _of_all_processes(found, failure, self.group)
+        together = _of_all_processes(found, failure, self.group)
+        if self.batch_sizes not in ([], together.batch_sizes):
+            raise ValueError(
+                f"the batches had {self.batch_sizes} images, and then {together.batch_sizes}: pass the same ones for "
+                "each pass"
+            )
+        self.batch_sizes = together.batch_sizes
+        return together
 
     def _call(self, batch: Any, images: Tensor) -> None:
         if self.forward is not None:
@@ -365,13 +359,8 @@ def _normalising(layer: Layer, *, by_batch: bool) -> Iterator[None]:
 def _normalises_by_moments(layer: Layer) -> bool:
     """Whether the layer normalises a batch by one mean and one variance of each channel, which its buffers can hold."""
     mixed = isinstance(layer, BatchNorm) and layer.example_weight > 0
-    precise = _mean_of(layer).dtype in (torch.float32, torch.float64)
+    precise = _statistics_of(layer)[0].dtype in (torch.float32, torch.float64)
     return precise and not mixed and not isinstance(layer, Whitening | GhostBatchNorm)
-
-
-def _mean_of(layer: Layer) -> Tensor:
-    assert layer.running_mean is not None  # or `_choose_layers` would have skipped it
-    return layer.running_mean
 
 
 def _of_all_processes(
@@ -407,9 +396,7 @@ def _store(name: str, layer: Layer, new: Moments, batches: int, uses: int) -> Me
     unbiased = new.variance(unbiased=True)
     if not (new.mean.isfinite().all() and unbiased.isfinite().all()):
         raise NotFiniteError(name)
-    stored_mean = _mean_of(layer)
-    stored_variance = layer.running_covariance if isinstance(layer, Whitening) else layer.running_var
-    assert stored_variance is not None
+    stored_mean, stored_variance = _statistics_of(layer)
     if max(new.mean.abs().max(), unbiased.abs().max()) > torch.finfo(stored_mean.dtype).max:
         raise ValueError(f"the statistics of {name} do not fit into {stored_mean.dtype}: recalibrate in float32")
     old_mean, old_variance = _read_channels(stored_mean, stored_variance, layer.eps)
@@ -429,6 +416,13 @@ def _store(name: str, layer: Layer, new: Moments, batches: int, uses: int) -> Me
         variance_off=float(variance_off.max()),
         off_share=float((~near).double().mean()),
     )
+
+
+def _statistics_of(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Return the buffers: the mean, C, and the variance, C, or covariance, groups x D x D."""
+    variance = layer.running_covariance if isinstance(layer, Whitening) else layer.running_var
+    assert layer.running_mean is not None and variance is not None  # or `_choose_layers` would have skipped it
+    return layer.running_mean, variance
 
 
 def _read_channels(mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
