@@ -32,8 +32,8 @@ def main(photos: Path, pairs: int, size: int) -> None:
     from bnlab.options import MachineOptions
     from bnlab.progress import NullProgress
 
-    machine = run(MachineOptions(device="cpu"), NullProgress())
-    found, gflops = machine.environment, machine.gflops
+    found = run(MachineOptions(device="cpu"), NullProgress())
+    gflops = found["gflops"]
     print(f"{date.today()}, {found['processor']}, {found['cores']} cores, torch {found['versions']['torch']}")
     print(", ".join(f"{what} {rate:.0f} GFLOP/s" for what, rate in gflops.items()))
     network = build("bn_googlenet", classes=5, auxiliary=True)

@@ -4,7 +4,6 @@ import time
 import pytest
 from rich.console import Console
 
-from bnlab.cli import console
 from bnlab.cli.console import ScreenProgress
 
 
@@ -24,11 +23,10 @@ def test_a_terminal_gets_bars_with_rate_and_end() -> None:
     assert not progress.bars.tasks
 
 
-def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_gets_lines() -> None:
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     file = io.StringIO()
-    progress = ScreenProgress(Console(file=file, width=160))
+    progress = ScreenProgress(Console(file=file, width=160, get_time=lambda: now[0]))
     with progress.task("training", 1000, "images", done=500) as task:
         for _ in range(4):
             now[0] += 20
@@ -46,7 +44,7 @@ def test_an_error_closes_its_bar() -> None:
     with pytest.raises(ValueError, match="x"), progress.task("a", 1, "photos"):
         raise ValueError("x")
     assert not progress.bars.tasks
-    assert not progress.open
+    assert not progress.bars.live.is_started
 
 
 def test_notes_are_not_markup() -> None:

@@ -13,9 +13,18 @@ from tests.conftest import Outcome
 
 
 def test_rates_are_operations_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, *(t for i in range(100) for t in (i, i + 0.5, i + 0.6))])
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(now))
-    assert machine.rate(lambda: None, 1e9) == pytest.approx(2e9)
+    monkeypatch.setattr(machine, "seconds", lambda work: 0.5)
+    monkeypatch.setattr(machine, "fast_precision", lambda device: "bfloat16")
+    gflops = run(MachineOptions(device="cpu"), NullProgress())["gflops"]
+    works = [f"{work}, {dtype}" for dtype in ("float32", "bfloat16") for work in ("product", "convolution")]
+    assert gflops == dict(zip(works, [34.4, 26.3] * 2, strict=True))  # 2 * 2048^3 and 2 * 32 * 28^2 * 512^2, by 0.5e9
+
+
+def test_the_time_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SECONDS", 0.0)
+    calls: list[None] = []
+    assert machine.seconds(lambda: calls.append(None)) > 0
+    assert calls
 
 
 def test_what_is_multiplied_is_what_is_counted() -> None:
@@ -43,6 +52,6 @@ def test_the_verb_prints_what_was_found(bnlab: Callable[..., Outcome], monkeypat
 def test_it_says_why_it_left_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_SECONDS", 0.0)
     monkeypatch.setenv("BNLAB_TUNE", "0")
-    assert run(MachineOptions(device="cpu"), NullProgress()).tuning == "left as it is (BNLAB_TUNE=0)"
+    assert run(MachineOptions(device="cpu"), NullProgress())["tuning"] == "left as it is (BNLAB_TUNE=0)"
     with pytest.raises(UsageError):
         run(MachineOptions(device="tpu"), NullProgress())

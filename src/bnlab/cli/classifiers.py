@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bnlab.cli import render
 from bnlab.cli.app import app
 from bnlab.cli.console import ScreenProgress, err, show_result
 from bnlab.cli.parameters import Json, takes
@@ -35,7 +36,6 @@ def split(
     The split of a photo follows from its content and the seed, so it does not change when other photos are added or
     removed. Exact and near duplicates go to the same split; duplicates with different labels are named.
     """
-    from bnlab.cli.render import split_table
     from bnlab.commands import split as command
 
     modes: list[Any] = [mode for mode, chosen in (("link", link), ("copy", copy), ("list", list_only)) if chosen]
@@ -46,7 +46,7 @@ def split(
     data = options.into / "split.csv" if options.how == "list" else options.into
     done = "written" if result.written else "nothing to do, the split is there already"
     last = f"{printable(data)}: {done}. Next: bnlab train {quoted(data)}"
-    show_result(as_json, result.to_json(), split_table(result), last)
+    show_result(as_json, result.to_json(), render.split_table(result), last)
 
 
 @app.command()
@@ -101,10 +101,9 @@ def _check_resume(options: TrainOptions, *, find_lr: bool) -> None:
 
 
 def _find_lr(options: TrainOptions, *, as_json: bool) -> None:
-    from bnlab.cli.render import learning_rate_table
-    from bnlab.commands import find_lr as command
+    from bnlab.commands import train as command
 
-    result = command.run(options, ScreenProgress())
+    result = command.find_lr(options, ScreenProgress())
     suggested = result.suggestion.suggested
     if suggested is None:
         last = "It suggests none: see the curve, or keep the learning rate of the recipe."
@@ -112,7 +111,9 @@ def _find_lr(options: TrainOptions, *, as_json: bool) -> None:
         is_default = options.recipe == "default" and not options.recipe_keys.keys() - {"learning_rate"}
         others = "" if is_default else " and the other options as here"
         last = f"Next: bnlab train {quoted(str(options.data))} --learning-rate {suggested:g}{others}"
-    show_result(as_json, result.to_json(), learning_rate_table(result), f"{printable(result.figure)} shows it. {last}")
+    show_result(
+        as_json, result.to_json(), render.learning_rate_table(result), f"{printable(result.figure)} shows it. {last}"
+    )
 
 
 @app.command()
@@ -135,7 +136,6 @@ def evaluate(
     Writes evaluation.json, predictions.csv, report.html, the confusion matrix, the reliability diagram and a picture
     of the worst mistakes to runs/NAME.
     """
-    from bnlab.cli.render import evaluation_table
     from bnlab.commands import evaluate as command
 
     *classifiers, data = paths
@@ -144,14 +144,13 @@ def evaluate(
     if not classifiers:
         raise typer.BadParameter(f"CLASSIFIER is missing: pass a classifier file before {printable(data)}")
     result = command.run(EvaluateOptions(classifiers=classifiers, data=data, **given), ScreenProgress())
-    show_result(as_json, result.to_json(), evaluation_table(result), f"{result.folder}: report.html shows it.")
+    show_result(as_json, result.to_json(), render.evaluation_table(result), f"{result.folder}: report.html shows it.")
 
 
 @app.command()
 @takes(PredictOptions)
 def predict(*, as_json: Json = False, **given: Any) -> None:
     """Classify photos, and print the answers in the order given."""
-    from bnlab.cli.render import prediction_table
     from bnlab.commands import predict as command
 
     result = command.run(PredictOptions(**given), ScreenProgress())
@@ -160,7 +159,7 @@ def predict(*, as_json: Json = False, **given: Any) -> None:
         last = f"{result.picture} shows the photos with their answers."
         if err.is_terminal and not as_json:
             typer.launch(str(result.picture))
-    show_result(as_json, result.to_json(), prediction_table(result), last)
+    show_result(as_json, result.to_json(), render.prediction_table(result), last)
 
 
 @app.command()
@@ -170,10 +169,9 @@ def demo(*, as_json: Json = False, **given: Any) -> None:
 
     It takes about a minute. The digits come with scikit-learn; nothing is downloaded. Everything goes to runs/demo.
     """
-    from bnlab.cli.render import demo_table
     from bnlab.commands import demo as command
 
     result = command.run(DemoOptions(**given), ScreenProgress())
     last = f"{result.report} shows it. For your own photos, make one sub-folder for each class, then:\n"
     last += "  bnlab split PHOTOS --into DATA\n  bnlab train DATA"
-    show_result(as_json, result.to_json(), demo_table(result), last)
+    show_result(as_json, result.to_json(), render.demo_table(result), last)

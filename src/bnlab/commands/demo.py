@@ -41,36 +41,28 @@ class Trained:
         if self.test:
             low, high = self.test.top1_interval
             best = max(row["val_top1"] or 0.0 for row in self.rows)
-            reached = (
-                f"{self.test.top1:.1%} of {self.test.n} held-out digits correct "
-                f"(95% interval {low:.1%} to {high:.1%}), "
-                f"best val accuracy {best:.1%} in {len(self.rows)} epochs"
-            )
+            reached = f"{self.test.top1:.1%} of {self.test.n} held-out digits correct (95% interval {low:.1%} to "
+            reached += f"{high:.1%}), best val accuracy {best:.1%} in {len(self.rows)} epochs"
         return f"diverged: {self.diverged}; {reached}" if self.diverged else reached
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "best": str(self.run.best),
+            "test_top1": self.test.top1 if self.test else None,
+            "n": self.test.n if self.test else 0,
+            "diverged": self.diverged,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    folder: Path
     networks: dict[str, Trained]
     answers: list[Prediction]
     report: Path
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `bnlab demo --json`."""
-        return {
-            "folder": str(self.folder),
-            "report": str(self.report),
-            "twins": {
-                name: {
-                    "best": str(trained.run.best),
-                    "test_top1": trained.test.top1 if trained.test else None,
-                    "n": trained.test.n if trained.test else 0,
-                    "diverged": trained.diverged,
-                }
-                for name, trained in self.networks.items()
-            },
-        }
+        networks = {name: trained.to_json() for name, trained in self.networks.items()}
+        return {"folder": str(self.report.parent), "report": str(self.report), "twins": networks}
 
 
 def run(options: DemoOptions, progress: Progress) -> DemoResult:
@@ -102,7 +94,7 @@ def run(options: DemoOptions, progress: Progress) -> DemoResult:
         read_json(winner.run.environment),
     )
     write_atomic(folder / "report.html", page)
-    return DemoResult(folder=folder, networks=networks, answers=answers, report=folder / "report.html")
+    return DemoResult(networks=networks, answers=answers, report=folder / "report.html")
 
 
 def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> Trained:
@@ -117,14 +109,9 @@ def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> T
     except DivergedError as error:
         diverged = error.problem
         progress.warn(diverged)
-    rows = (
-        [{k: float(v) if v else None for k, v in row.items()} for row in read_csv(run.metrics)]
-        if run.metrics.exists()
-        else []
-    )
+    table = read_csv(run.metrics) if run.metrics.exists() else []
+    rows = [{key: float(value) if value else None for key, value in row.items()} for row in table]
     test = None
     if run.best.exists():
-        classifier = Classifier.load(run.best)
-        photos = open_recorded_data(run.split).in_split("test")
-        test = evaluate(classifier, photos, "test")
+        test = evaluate(Classifier.load(run.best), open_recorded_data(run.split).in_split("test"), "test")
     return Trained(run=run, rows=rows, test=test, diverged=diverged)

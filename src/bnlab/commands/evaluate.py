@@ -29,19 +29,18 @@ class EvaluateResult:
     """The evaluation, and the folder with its files."""
 
     evaluation: Evaluation
+    options: EvaluateOptions
     folder: Path
-    classifiers: Sequence[Path]
-    data: Path
     seen: int | None
     """number of the photos that the classifier, or a member of the ensemble, was trained on; None if unknown"""
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `bnlab evaluate --json`, and evaluation.json."""
-        alone = {} if self.evaluation.members else {"classifier": str(self.classifiers[0])}
+        """The content of evaluation.json."""
+        alone = {} if self.evaluation.members else {"classifier": str(self.options.classifiers[0])}
         return self.evaluation.to_json() | {
             "seen_in_training": self.seen,
             **alone,
-            "data": str(self.data),
+            "data": str(self.options.data),
             "folder": str(self.folder),
             "versions": versions(),
         }
@@ -67,9 +66,7 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
         what = "it was" if len(members) == 1 else "its members were"
         progress.warn(f"{seen} of {evaluation.n} photos are among those {what} trained on: evaluate on others")
     folder = new_run(options.runs, options.name, stem="evaluate").folder
-    result = EvaluateResult(
-        evaluation=evaluation, folder=folder, classifiers=options.classifiers, data=options.data, seen=seen
-    )
+    result = EvaluateResult(evaluation=evaluation, options=options, folder=folder, seen=seen)
     write_json(folder / "evaluation.json", result.to_json())
     write_csv(
         folder / "predictions.csv",

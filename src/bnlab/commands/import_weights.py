@@ -38,7 +38,6 @@ class ImportResult:
     conversion: Conversion
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `bnlab import --json`."""
         return {
             "classifier": str(self.options.output),
             "format": self.conversion.format.name,

@@ -1,7 +1,6 @@
 """`bnlab net`: list the networks, or count the parameters and multiply-adds of one."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,37 +18,17 @@ _MOST = 10**6  # classes, or channels: far below where torch's count of the weig
 
 @dataclass(frozen=True, kw_only=True)
 class NetResult:
-    """A network's layers, and the arguments it was built with."""
+    """A network's layers, and the arguments it was built with: the document of `bnlab net NAME --json`."""
 
     network: str
-    arguments: Mapping[str, Any]
+    arguments: dict[str, Any]
     """of `build`"""
     classes: int
     size: int
     """height and width of the image, in pixels"""
-    auxiliary: bool
-    """whether auxiliary heads are among the layers"""
+    parameters: int
+    multiply_adds: int
     layers: list[LayerCount]
-
-    @property
-    def parameters(self) -> int:
-        return sum(layer.parameters for layer in self.layers)
-
-    @property
-    def multiply_adds(self) -> int:
-        return sum(layer.multiply_adds for layer in self.layers)
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of `bnlab net NAME --json`."""
-        return {
-            "network": self.network,
-            "arguments": dict(self.arguments),
-            "classes": self.classes,
-            "size": self.size,
-            "parameters": self.parameters,
-            "multiply_adds": self.multiply_adds,
-            "layers": [asdict(layer) for layer in self.layers],
-        }
 
 
 def run(options: NetOptions, progress: Progress) -> NetResult:
@@ -58,13 +37,15 @@ def run(options: NetOptions, progress: Progress) -> NetResult:
         raise UsageError("NAME is missing", "pass the name of a network")
     with torch.device("meta"):
         network = build(options.name, classes=options.classes, auxiliary=options.auxiliary, **_architecture(options))
+    layers = count(network, options.size)
     return NetResult(
         network=options.name,
-        arguments=network.arguments,
+        arguments=dict(network.arguments),
         classes=options.classes,
         size=options.size,
-        auxiliary=options.auxiliary,
-        layers=count(network, options.size),
+        parameters=sum(layer.parameters for layer in layers),
+        multiply_adds=sum(layer.multiply_adds for layer in layers),
+        layers=layers,
     )
 
 

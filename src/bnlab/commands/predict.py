@@ -26,7 +26,6 @@ class PredictResult:
     picture: Path | None
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The document of `bnlab predict --json`."""
         return [asdict(prediction) for prediction in self.predictions]
 
 

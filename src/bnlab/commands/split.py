@@ -20,7 +20,6 @@ class SplitResult:
     written: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `bnlab split --json`."""
         photos = self.split.photos
         conflicts = set(self.split.conflicts)
 

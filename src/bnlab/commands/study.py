@@ -1,7 +1,6 @@
 """`bnlab study`: measure whether a claim about batch normalisation holds."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +11,8 @@ from bnlab.files import read_json
 from bnlab.lab.experiment import Experiment, check_options
 from bnlab.lab.measurements import exclusive
 from bnlab.lab.report import PAGE, Report, write_index, write_report
-from bnlab.lab.splits import StudySplits, open_study_splits
-from bnlab.lab.study import STUDY_NAMES, Study, find_study
+from bnlab.lab.splits import open_study_splits
+from bnlab.lab.study import STUDY_NAMES, find_study
 from bnlab.machine import choose_device, environment, usable_cores
 from bnlab.options import StudyOptions
 from bnlab.progress import Progress
@@ -34,7 +33,6 @@ class StudyResult:
         return self.folder / PAGE
 
     def to_json(self) -> dict[str, Any]:
-        """The document of `bnlab study --json`."""
         if not self.is_all:
             return self.reports[0].to_json()
         return {"studies": [report.to_json() for report in self.reports], "report": str(self.page)}
@@ -50,19 +48,19 @@ def listing() -> list[dict[str, str]]:
 
 def run(options: StudyOptions, progress: Progress) -> StudyResult:
     """Measure one study, or all; measurements that exist already are not repeated."""
-    names = STUDY_NAMES if options.study == ALL else (options.study,)
-    studies = [find_study(name) for name in names]
+    is_all = options.study == ALL
+    studies = [find_study(name) for name in (STUDY_NAMES if is_all else (options.study,))]
     if options.name == MEASURED:
         raise UsageError(f"the folder {MEASURED} is for measurements", "pass another --name")
     if options.seeds == 1:
-        progress.warn(
-            "one seed gives no interval, so clauses about several seeds get the verdict not shown: pass --seeds 3"
-        )
+        progress.warn("one seed gives no interval, so clauses over seeds get the verdict not shown: pass --seeds 3")
     for study in studies:
         check_options(study.name, options.recipe_keys, study.own_keys)
     check_free(options.runs, options.name)
     device = choose_device(options.device)
     about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
+    folder, stem = None, f"study-{options.study}"
+    reports: list[Report] = []
     with exclusive(options.runs / MEASURED):
         splits = open_study_splits(
             options.data,
@@ -71,39 +69,31 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
             folder=options.runs / MEASURED / "photos",
             progress=progress,
         )
-        if options.study == ALL:
-            return _all(studies, options, splits, device, about, progress)
-        experiment = _experiment(studies[0], options, splits, device, progress)
-        results = studies[0].measure(experiment)
-    report = Report(study=studies[0], experiment=experiment, results=results)
-    folder = (
-        _same_as_before(report, options) or new_run(options.runs, options.name, stem=f"study-{options.study}").folder
-    )
-    return StudyResult(reports=(write_report(report, folder, about),), folder=folder, is_all=False)
-
-
-def _all(
-    studies: Sequence[Study],
-    options: StudyOptions,
-    splits: StudySplits,
-    device: str,
-    about: dict[str, Any],
-    progress: Progress,
-) -> StudyResult:
-    """Measure one study after the other; a finished one has its page and is in the index before the next begins."""
-    folder: Path | None = None
-    reports: list[Report] = []
-    for study in studies:
-        experiment = _experiment(study, options, splits, device, progress)
-        results = study.measure(experiment)
-        folder = folder or new_run(options.runs, options.name, stem=f"study-{ALL}").folder
-        (folder / study.name).mkdir()
-        report = Report(study=study, experiment=experiment, results=results)
-        reports.append(write_report(report, folder / study.name, about, index=f"../{PAGE}"))
-        progress.note(f"{study.name}: {report.conclusion.verdict} ({len(reports)} of {len(studies)}; {folder / PAGE})")
-        write_index(reports, folder, about)
+        for study in studies:
+            experiment = Experiment(
+                name=study.name,
+                splits=splits,
+                budget=options.budget,
+                seeds=tuple(range(options.seeds)),
+                device=device,
+                processes=usable_cores() if options.processes < 0 else options.processes,
+                folder=options.runs / MEASURED,
+                progress=progress,
+                options=options.recipe_keys,
+            )
+            report = Report(study=study, experiment=experiment, results=study.measure(experiment))
+            if not is_all:
+                folder = _same_as_before(report, options) or new_run(options.runs, options.name, stem).folder
+                reports.append(write_report(report, folder, about))
+                break
+            folder = folder or new_run(options.runs, options.name, stem).folder
+            (folder / study.name).mkdir()
+            reports.append(write_report(report, folder / study.name, about, index=f"../{PAGE}"))
+            done = f"{len(reports)} of {len(studies)}; {folder / PAGE}"
+            progress.note(f"{study.name}: {report.conclusion.verdict} ({done})")
+            write_index(reports, folder, about)  # already now, in case that the next study is interrupted
     assert folder is not None
-    return StudyResult(reports=tuple(reports), folder=folder, is_all=True)
+    return StudyResult(reports=tuple(reports), folder=folder, is_all=is_all)
 
 
 def _same_as_before(report: Report, options: StudyOptions) -> Path | None:
@@ -116,19 +106,3 @@ def _same_as_before(report: Report, options: StudyOptions) -> Path | None:
         if {key: value for key, value in read_json(path).items() if key not in changes} == mine:
             return path.parent
     return None
-
-
-def _experiment(
-    study: Study, options: StudyOptions, splits: StudySplits, device: str, progress: Progress
-) -> Experiment:
-    return Experiment(
-        name=study.name,
-        splits=splits,
-        budget=options.budget,
-        seeds=tuple(range(options.seeds)),
-        device=device,
-        processes=usable_cores() if options.processes < 0 else options.processes,
-        folder=options.runs / MEASURED,
-        progress=progress,
-        options=options.recipe_keys,
-    )
