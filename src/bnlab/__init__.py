@@ -29,18 +29,14 @@ __all__ = [
 ]
 
 # Imported at first use, so that `import bnlab`, and with it `bnlab --help`, does not take the seconds of torch.
-_MODULES = {
-    "bnlab.errors": ("BnlabError",),
-    "bnlab.classifier.predict": ("Candidate", "Classifier", "Prediction"),
-    "bnlab.api": ("import_weights", "resume", "split", "train"),
-    "bnlab.machine": ("tune_allocator",),
-}
+_MODULES = dict.fromkeys(("import_weights", "resume", "split", "train"), "bnlab.api")
+_MODULES |= dict.fromkeys(("Candidate", "Classifier", "Prediction"), "bnlab.classifier.predict")
+_MODULES |= {"BnlabError": "bnlab.errors", "tune_allocator": "bnlab.machine"}
 
 
 def __getattr__(name: str) -> object:
     if name in ("nets", "norm"):
         return import_module(f"bnlab.{name}")
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(module), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'bnlab' has no attribute '{name}'")

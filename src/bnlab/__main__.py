@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BnlabError as error:
         return _complain(str(error), error.exit_status)
     except Interrupted as interruption:
-        return _complain(interruption.message, 130)
+        return _complain(str(interruption), 130)
     except KeyboardInterrupt:
         return _complain("interrupted; every file is complete, either the old or the new one", 130)
     except OSError as error:

@@ -29,20 +29,21 @@ def _takes(options: type[Options]) -> Callable[[F], F]:
     """Give a function the fields of `options` as keyword arguments, in its signature and in its docstring."""
 
     def decorate(function: F) -> F:
-        own = dict(inspect.signature(function).parameters)
-        rest = own.pop("options")
-        parameters = [own.pop(name) for name in list(own) if name != "progress"]
+        own = inspect.signature(function).parameters
+        listed = [parameter for name, parameter in own.items() if name not in ("progress", "options")]
         for name, field in options.fields().items():
-            if name not in {"recipe_keys", *(p.name for p in parameters)}:
+            if name not in own and name != "recipe_keys":
                 keyword = inspect.Parameter.KEYWORD_ONLY
-                parameters.append(inspect.Parameter(name, keyword, default=field.default, annotation=field.annotation))
-        parameters += [own["progress"], *([rest] if "recipe_keys" in options.model_fields else [])]
-        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        lines = [f"{p.name}: {meaning(options, p.name)}" for p in parameters if p.name in options.model_fields]
-        listed = "\n".join(
-            textwrap.fill(line, 110, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in lines
+                listed.append(inspect.Parameter(name, keyword, default=field.default, annotation=field.annotation))
+        rest = [own["options"]] if "recipe_keys" in options.model_fields else []
+        function.__signature__ = inspect.Signature([*listed, own["progress"], *rest])  # type: ignore[attr-defined]
+        lines = "\n".join(
+            textwrap.fill(
+                f"{p.name}: {meaning(options, p.name)}", 110, initial_indent="    ", subsequent_indent=" " * 8
+            )
+            for p in listed
         )
-        function.__doc__ = (inspect.getdoc(function) or "").replace("Args:", f"Args:\n{listed}")
+        function.__doc__ = (inspect.getdoc(function) or "").replace("Args:", f"Args:\n{lines}")
         return function
 
     return decorate

@@ -42,12 +42,12 @@ class Settings:
 
     def without_effect(self) -> list[str]:
         """A sentence for each key in `own` that has no effect."""
-        sentences = []
-        for key, (other, value) in ONLY_WITH.items():
-            if key in self.own and getattr(self.recipe, other) != value:
-                where = f"a training without {other}" if value is None else f"{other} {str(value).lower()}"
-                sentences.append(f"{key} has no effect: it is for {where}")
-        return sentences
+        return [
+            f"{key} has no effect: it is for "
+            + (f"a training without {other}" if value is None else f"{other} {str(value).lower()}")
+            for key, (other, value) in ONLY_WITH.items()
+            if key in self.own and getattr(self.recipe, other) != value
+        ]
 
 
 def recipe_names() -> list[str]:
@@ -88,10 +88,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(f"--set {printable(text)} is not KEY=VALUE", "write it like --set epochs=20")
-        if not value.strip():
-            raise RecipeError(f"--set {printable(text)} has no value", "write it like --set epochs=20")
+        if not key.strip() or not value.strip():
+            fault = "has no value" if key.strip() and equals else "is not KEY=VALUE"
+            raise RecipeError(f"--set {printable(text)} {fault}", "write it like --set epochs=20")
         try:
             values[key.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -141,26 +140,20 @@ def explain(error: ValidationError, model: type[BaseModel], what: str, where: Ma
 
 
 def _read(recipe: str | PathLike[str]) -> dict[str, Any]:
-    path = Path(recipe)
-    if str(recipe) in recipe_names():
-        return _read_yaml((_SHIPPED / f"{recipe}.yaml").read_text("utf-8"), str(recipe))
-    if path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"no recipe is called '{printable(recipe)}'", did_you_mean(str(recipe), recipe_names()))
+    name, path = printable(recipe), Path(recipe)
+    shipped = str(recipe) in recipe_names()
+    if not shipped and path.suffix not in (".yaml", ".yml"):
+        raise RecipeError(f"no recipe is called '{name}'", did_you_mean(str(recipe), recipe_names()))
     try:
-        return _read_yaml(path.read_text("utf-8"), str(recipe))
+        values = yaml.safe_load((_SHIPPED / f"{recipe}.yaml" if shipped else path).read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"recipe {printable(recipe)} cannot be read ({reason})", "check the path") from error
-
-
-def _read_yaml(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text) or {}
+        raise RecipeError(f"recipe {name} cannot be read ({reason})", "check the path") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"recipe {printable(name)} is not YAML ({reason})", "fix that line") from error
+        raise RecipeError(f"recipe {name} is not YAML ({reason})", "fix that line") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {printable(name)} is not a table of keys", "write one 'key: value' a line")
+        raise RecipeError(f"recipe {name} is not a table of keys", "write one 'key: value' a line")
     return {str(key): value for key, value in values.items()}
 
 

@@ -69,11 +69,7 @@ class DivergedError(BnlabError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user pressed Ctrl-C (or the system asked to stop); `message` says what was saved and how to continue."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    """The user pressed Ctrl-C (or the system asked to stop). The message says what was saved and how to continue."""
 
 
 def printable(path: str | PathLike[str]) -> str:

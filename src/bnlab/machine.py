@@ -1,5 +1,6 @@
 """The machine: its cores, devices, memory and versions, and the settings that make training on it fast."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -34,8 +35,6 @@ def tune_allocator() -> Mapping[str, str]:
     if _tuned or os.environ.get("BNLAB_TUNE") == "0" or "torch" in sys.modules:
         return _tuned
     if sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names:
-        import ctypes
-
         libc = ctypes.CDLL(None)
         if not hasattr(libc, "mallopt"):  # musl
             return _tuned
@@ -49,8 +48,6 @@ def tune_allocator() -> Mapping[str, str]:
 def release_memory() -> None:
     """Return freed memory to the system, if `tune_allocator` made malloc keep it."""
     if "M_TRIM_THRESHOLD" in _tuned:
-        import ctypes
-
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -82,12 +79,12 @@ def fast_precision(device: str) -> str:
     """The number format of the fastest convolutions: "bfloat16" if the device has it in hardware, else "float32"."""
     import torch
 
+    native = False
     if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
-        known = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bfloat16" if known else "float32"
-    return "float32"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native else "float32"
 
 
 def free_memory() -> int:
@@ -118,9 +115,8 @@ def memory_errors(batch_size: int, size: int, suggest_batch_size: Callable[[], s
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed work
-    remedy = (
-        suggest_batch_size() if suggest_batch_size else "try half the --batch-size, or a network of a smaller --size"
-    )
+    half = "try half the --batch-size, or a network of a smaller --size"
+    remedy = suggest_batch_size() if suggest_batch_size else half
     raise OutOfMemoryError(f"out of memory at a batch size of {batch_size} and a size of {size} px", remedy)
 
 

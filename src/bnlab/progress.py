@@ -25,21 +25,19 @@ class Progress(Protocol):
 
 
 class NullProgress:
-    """Prints nothing, and keeps the warnings in `warnings`."""
+    """Prints nothing, and keeps the warnings in `warnings`. It is its own task."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
     def task(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
-        return nullcontext(_NullTask())
+        return nullcontext(self)
+
+    def advance(self, count: int = 1, **values: float) -> None:
+        pass
 
     def note(self, text: str) -> None:
         pass
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
-
-
-class _NullTask:
-    def advance(self, count: int = 1, **values: float) -> None:
-        pass

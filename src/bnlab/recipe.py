@@ -55,15 +55,13 @@ class Recipe(BaseModel):
     width: Positive = 1.0
     """Factor on the number of channels of each layer of the network's table."""
     stem: str | None = None
-    """First layers: separable (the paper's) or small (for photos of 32 to 64 px) (unset: those of the network's
-    table)."""
+    """First layers: separable (the paper's) or small (for photos of 32 to 64 px) (unset: the network's own)."""
     local_response: bool = False
     """Use GoogLeNet's local response normalisation in the stem."""
     initialisation: str | None = None
     """Initialisation of the weights: he, xavier or gaussian:STD (unset: he, or xavier before sigmoid and tanh)."""
     lsuv_init: bool = False
-    """Scale every layer of a network without normalisation on the first batch, so that the mean square of its outputs
-    begins at 1."""
+    """Scale each layer of a network without normalisation on the first batch to outputs with a mean square of 1."""
     auxiliary: bool = False
     """Train GoogLeNet's two auxiliary classifiers as well."""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.3
@@ -74,8 +72,7 @@ class Recipe(BaseModel):
     size: Annotated[int, Field(ge=16, le=2048)] = 128
     """Height and width of the image that the network takes, in pixels."""
     resize: Literal["squash", "crop"] = "crop"
-    """How evaluation makes a photo square: squash scales both sides to `size`, crop scales the short side and takes
-    the centre."""
+    """How evaluation makes photos square: squash scales both sides, crop scales the short side and cuts the centre."""
     crop_fraction: Annotated[float, Field(ge=0.1, le=1)] = 0.9
     """Fraction of the short side that the centre crop keeps, with resize crop."""
     mean: Colour = (0.485, 0.456, 0.406)
@@ -96,11 +93,9 @@ class Recipe(BaseModel):
     color_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Largest fraction by which training changes brightness, contrast and saturation."""
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Parameter a of the Beta(a, a) distribution by which training blends pairs of photos (Zhang et al. 2018) (0: no
-    mixup)."""
+    """Parameter a of the Beta(a, a) distribution that blends pairs of photos (Zhang et al. 2018) (0: no mixup)."""
     cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Parameter a of the Beta(a, a) distribution of the area of one photo that training pastes into another (Yun et
-    al. 2019) (0: no cutmix)."""
+    """Parameter a of the Beta(a, a) distribution of the area pasted from another photo (Yun et al. 2019) (0: none)."""
     shuffle: Literal["photos", "batches"] = "photos"
     """What each epoch shuffles: all photos, or batches that always hold the same photos (the paper's baseline)."""
 
@@ -144,16 +139,14 @@ class Recipe(BaseModel):
     """Train with torch.compile; it takes minutes to begin and is worth it on a GPU."""
 
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the averaged weights that each step keeps; the average is what is validated and saved (0: the
-    weights are not averaged)."""
+    """Fraction of the averaged weights that each step keeps; the average is validated and saved (0: no average)."""
     recalibration_images: Annotated[int, Field(ge=0)] = 1024
     """Number of training photos on which population statistics are measured before each validation (Alg. 2) (0: the
     running statistics are used)."""
     flip_tta: bool = False
     """Average the probabilities of a photo and its mirror image in evaluation and prediction, at twice the cost."""
     validate_every: Annotated[int, Field(ge=0)] = 0
-    """Number of epochs from one validation to the next; the last epoch is always validated (0: about ten validations
-    in all)."""
+    """Number of epochs between validations; the last epoch is always validated (0: about ten validations in all)."""
     bn_monitor: bool = True
     """Monitor the health of batch normalisation during training, and warn of problems."""
 
@@ -164,22 +157,18 @@ class Recipe(BaseModel):
     init: str | None = None
     """Classifier file to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: Fraction = 1.0
-    """Factor on the learning rate of all layers but the last and the auxiliary classifiers (0.1 with `init`, unless
-    set)."""
+    """Factor on the learning rate of all but the last layer and auxiliary classifiers (0.1 with `init`, unless set)."""
     freeze: Literal["none", "stem", "backbone"] = "none"
-    """Part that is not trained, with init: the stem (the layers before the first Inception block), or the backbone
-    (all but the last layer)."""
+    """Part not trained, with init: stem (all before the first Inception block) or backbone (all but the last layer)."""
     freeze_bn: bool = False
-    """Normalise by the statistics of the file given by init, in training too, and keep them, gamma and beta
-    unchanged."""
+    """Normalise by the statistics of the init file, in training too, and keep them, gamma and beta unchanged."""
 
     device: Device = "auto"
     """Device to train on (auto: the first of cuda, mps and cpu that is there)."""
     workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Number of threads that read photos (0: none, -1: as many as suit this machine); they never change a result."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
-    """Where decoded photos are kept (auto: in memory, or on disk if memory is too small); it never changes a
-    result."""
+    """Where decoded photos are kept (auto: in memory, or on disk if memory is too small); it never changes a result."""
     cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Largest size of the cache in GiB (0: four tenths of the free memory, or half of the free disk)."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0

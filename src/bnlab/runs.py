@@ -1,5 +1,6 @@
 """Run folders: the files a training leaves, their names, and a lock so that only one training writes to each."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,20 +83,18 @@ def new_run(root: Path, name: str | None, stem: str = "train") -> Run:
     check_free(root, name)
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    if name is not None:
-        run = Run(_named(root, name))
-        with storage_errors(run.folder):
+        if name is not None:
+            run = Run(_named(root, name))
             run.folder.mkdir(exist_ok=True)
-        return run
-    number = 1
-    while True:
-        folder = root / (stem if number == 1 else f"{stem}{number}")
-        with storage_errors(folder):
+            return run
+        numbers = itertools.count(2)
+        folder = root / stem
+        while True:
             try:
                 folder.mkdir()
                 return Run(folder)
             except FileExistsError:
-                number += 1
+                folder = root / f"{stem}{next(numbers)}"
 
 
 def find_run(root: Path, name: str | None) -> Run:

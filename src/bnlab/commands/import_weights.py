@@ -3,7 +3,6 @@
 import json
 import os
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,10 @@ class ImportResult:
 def run(options: ImportOptions, progress: Progress) -> ImportResult:
     """Read the weights, recognise their network, and write the classifier file."""
     name = printable(options.file)
-    _check_output(options.output)
+    if options.output.suffix != ".safetensors":
+        raise UsageError(f"{printable(options.output)} does not end in .safetensors", "pass such a name to --output")
+    if os.path.lexists(options.output):
+        raise UsageError(f"{printable(options.output)} exists already", "pass a new file to --output")
     given = _read_recipe_keys(options)
     labels = _read_classes(options.classes) if options.classes else None
     conversion = convert(
@@ -64,7 +66,16 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
         options={key: getattr(given.recipe, key) for key in ARCHITECTURE_KEYS if key in given.own},
     )
     _check_fit(conversion, name, progress)
-    labels = _check_classes(options, labels, conversion, progress)
+    rows = conversion.network.fc.out_features
+    if labels is None:
+        labels = tuple(map(str, range(rows)))
+        progress.warn(f"the classes are called 0 to {rows - 1}: pass their names with --classes FILE")
+    elif len(labels) != rows:
+        raise ClassifierError(
+            f"{printable(str(options.classes))} has {plural(len(labels), 'name')}, and "
+            f"{printable(conversion.last_layer)} of {name} has {plural(rows, 'row')}",
+            "pass one name for each row, in their order",
+        )
     card = Card(
         network=conversion.network.name,
         arguments=conversion.network.arguments,
@@ -77,13 +88,6 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
         options.output.parent.mkdir(parents=True, exist_ok=True)
     save_classifier(options.output, conversion.network, card)
     return ImportResult(options=options, card=card, conversion=conversion)
-
-
-def _check_output(path: Path) -> None:
-    if path.suffix != ".safetensors":
-        raise UsageError(f"{printable(path)} does not end in .safetensors", "pass such a name to --output")
-    if os.path.lexists(path):
-        raise UsageError(f"{printable(path)} exists already", "pass a new file to --output")
 
 
 def _read_recipe_keys(options: ImportOptions) -> Settings:
@@ -127,28 +131,8 @@ def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:
         )
 
 
-def _check_classes(
-    options: ImportOptions, labels: Sequence[str] | None, conversion: Conversion, progress: Progress
-) -> tuple[str, ...]:
-    rows = conversion.network.fc.out_features
-    if labels is None:
-        progress.warn(f"the classes are called 0 to {rows - 1}: pass their names with --classes FILE")
-        return tuple(map(str, range(rows)))
-    if len(labels) != rows:
-        raise ClassifierError(
-            f"{printable(str(options.classes))} has {plural(len(labels), 'name')}, and "
-            f"{printable(conversion.last_layer)} of {printable(options.file)} has {plural(rows, 'row')}",
-            "pass one name for each row, in their order",
-        )
-    return tuple(labels)
-
-
 def _read_classes(path: Path) -> tuple[str, ...]:
-    """The class names in the order of the logits, from JSON ({"0": name, ...} or a list) or from lines.
-
-    Raises:
-        UsageError: the file cannot be read, its keys are not 0 to n - 1, or a name is not text or occurs twice.
-    """
+    """The class names in the order of the logits, from JSON ({"0": name, ...} or a list) or from lines."""
     where = printable(path)
     try:
         text = path.read_text("utf-8-sig")
@@ -162,11 +146,11 @@ def _read_classes(path: Path) -> tuple[str, ...]:
             raise UsageError(f"{where} is not JSON", 'write {"0": "daisy", ...} or ["daisy", ...]') from None
         names = None
     if isinstance(names, dict):
-        wanted = [str(i) for i in range(len(names))]
-        missing = next((key for key in wanted if key not in names), None)
-        if missing is not None:
-            raise UsageError(f"{where} has no class {missing}", f"number its {len(names)} names 0 to {len(names) - 1}")
-        names = [names[key] for key in wanted]
+        for number in range(len(names)):
+            if str(number) not in names:
+                remedy = f"number its {len(names)} names 0 to {len(names) - 1}"
+                raise UsageError(f"{where} has no class {number}", remedy)
+        names = [names[str(number)] for number in range(len(names))]
     elif not isinstance(names, list):
         names = [line.strip() for line in text.splitlines() if line.strip()]
     labels: dict[str, int] = {}
@@ -174,10 +158,8 @@ def _read_classes(path: Path) -> tuple[str, ...]:
         if not isinstance(label, str) or not label.strip() or any(unicodedata.category(c) == "Cs" for c in label):
             raise UsageError(f"the name of class {number} in {where} is not text", "give every class a name")
         if (first := labels.setdefault(as_label(label), number)) != number:
-            raise UsageError(
-                f"{where} has the name '{printable(label)}' for classes {first} and {number}",
-                "give each class a name of its own",
-            )
+            problem = f"{where} has the name '{printable(label)}' for classes {first} and {number}"
+            raise UsageError(problem, "give each class a name of its own")
     if not labels:
         raise UsageError(f"{where} names no classes", _CLASSES_REMEDY)
     return tuple(labels)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnlab.data.duplicates import Group
 from bnlab.data.scan import report_refused
 from bnlab.data.split import Split, split_folder, write_split
 from bnlab.data.split_csv import report_missing_classes
@@ -21,20 +22,19 @@ class SplitResult:
 
     def to_json(self) -> dict[str, Any]:
         photos = self.split.photos
-        conflicts = set(self.split.conflicts)
 
-        def group(members: tuple[int, ...]) -> list[dict[str, str]]:
-            return [{"path": photos[i].path, "class": photos[i].label, "split": photos[i].split} for i in members]
+        def group(found: Group) -> dict[str, Any]:
+            members = [photos[i] for i in found.members]
+            listed = [{"path": photo.path, "class": photo.label, "split": photo.split} for photo in members]
+            return {"exact": found.exact, "photos": listed}
 
         return {
             "into": str(self.into),
             "written": self.written,
             "counts": self.split.counts(),
             "refused": [{"path": refusal.path, "reason": refusal.reason} for refusal in self.split.refused],
-            "duplicates": [{"exact": g.exact, "photos": group(g.members)} for g in self.split.groups],
-            "label_conflicts": [
-                {"exact": g.exact, "photos": group(g.members)} for g in self.split.groups if g in conflicts
-            ],
+            "duplicates": [group(found) for found in self.split.groups],
+            "label_conflicts": [group(found) for found in self.split.conflicts],
         }
 
 

@@ -261,7 +261,7 @@ def _how_to_go_on(run: Run) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if not run.state.exists():
             raise
-        what = stop.message if isinstance(stop, Interrupted) else "interrupted between two steps"
+        what = str(stop) if isinstance(stop, Interrupted) else "interrupted between two steps"
         raise Interrupted(f"{what}, and saved; go on with: {command}") from None
 
 
