@@ -2,7 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
 
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.study import Conclusion
@@ -24,3 +28,21 @@ def draw(conclusion: Conclusion) -> None:
         warnings.simplefilter("error")
         for plot in conclusion.plots.values():
             assert plot.title in plot_svg(plot)
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Checks that the network, its flags and gradients, and torch's generator are afterwards what they were."""
+
+    def flags() -> list[bool]:
+        return [module.training for module in network.modules()] + [p.requires_grad for p in network.parameters()]
+
+    def tensors() -> list[torch.Tensor]:
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        return [tensor.clone() for tensor in (*network.state_dict().values(), *gradients, torch.get_rng_state())]
+
+    before, flags_before = tensors(), flags()
+    yield
+    assert flags() == flags_before
+    assert len(before) == len(tensors())
+    assert all(torch.equal(now, then) for now, then in zip(tensors(), before, strict=True))

@@ -7,7 +7,7 @@ from bnlab.lab.records import Results, where
 from bnlab.lab.studies.activations import RATES, STUDY, Percentiles
 from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
-from tests.lab.studies.helpers import MakeExperiment, draw
+from tests.lab.studies.helpers import MakeExperiment, draw, unchanged
 
 
 def planted(gain: float, moved: float) -> Results:
@@ -62,11 +62,8 @@ def test_the_inputs_of_the_sigmoids_are_recorded_and_nothing_changes(
     trained = train(job, recipe, probe=probe)
     assert [step for step, _ in probe.seen] == [0, 3]
     network, images = trained.context.network, probe.images
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    generator = torch.get_rng_state()
-    probe.before(6, trained.context)
-    assert torch.equal(generator, torch.get_rng_state())
-    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    with unchanged(network):
+        probe.before(6, trained.context)
     x = network.pixels(images)
     with torch.no_grad():
         for name in ("hidden1", "hidden2", "hidden3"):

@@ -14,7 +14,7 @@ from bnlab.lab.trained_network import train
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
 from bnlab.training.build import TrainingContext
-from tests.lab.studies.helpers import MakeExperiment, draw
+from tests.lab.studies.helpers import MakeExperiment, draw, unchanged
 
 
 def planted(
@@ -102,13 +102,8 @@ class Checked(Shift):
 
     def after(self, step: int, context: TrainingContext) -> None:
         network = context.network
-        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        generator = torch.get_rng_state()
-        super().after(step, context)
-        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-        assert all(p.grad is None and p.requires_grad for p in network.parameters())
-        assert network.training
-        assert torch.equal(torch.get_rng_state(), generator)
+        with unchanged(network):
+            super().after(step, context)
         batch = study.batch_at(step, context)
         new = {name: p.detach().double() for name, p in network.named_parameters()}
         old, moved = (self._gradient(batch, self.old, earlier) for earlier in (self.old, new))

@@ -11,7 +11,7 @@ from bnlab.lab.studies.inference_statistics import ema_statistics as statistics
 from bnlab.lab.studies.inference_statistics.ema_statistics import EmaStatistics, counts
 from bnlab.lab.trained_network import Probe, train
 from bnlab.training.build import TrainingContext
-from tests.lab.studies.helpers import MakeExperiment
+from tests.lab.studies.helpers import MakeExperiment, unchanged
 
 
 class Until(Probe):
@@ -29,14 +29,8 @@ class Until(Probe):
         self.batches.append(statistics.read(network))
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)
-        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        generator = torch.get_rng_state()
-        self.inner.after(step, context)
-        assert torch.equal(torch.get_rng_state(), generator)
-        assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-        assert all(module.training for module in network.modules())
-        assert all(bool((p.grad == 1).all()) for p in network.parameters() if p.grad is not None)
-        assert all(p.requires_grad for p in network.parameters())
+        with unchanged(network):
+            self.inner.after(step, context)
         network.zero_grad()
 
 

@@ -14,7 +14,7 @@ from bnlab.lab.studies.smoothness import COMMON, EQUAL, LENGTHS, MULTIPLES, Loss
 from bnlab.lab.trained_network import Probe, train
 from bnlab.lab.verdict import Verdict
 from bnlab.training.build import TrainingContext
-from tests.lab.studies.helpers import MakeExperiment, draw
+from tests.lab.studies.helpers import MakeExperiment, draw, unchanged
 
 ROUGH = {"range": 3.0, "change": 2.0, "beta": 5.0, "relative": 1.0}
 SMOOTH = {name: value / 10 for name, value in ROUGH.items()}
@@ -122,14 +122,8 @@ class Careful(LossAlongGradient):
     """Checks that the probe leaves everything unchanged."""
 
     def before(self, step: int, context: TrainingContext) -> None:
-        network = context.network
-        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        generator = torch.get_rng_state()
-        super().before(step, context)
-        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-        assert all(p.grad is None and p.requires_grad for p in network.parameters())
-        assert all(module.training for module in network.modules())
-        assert torch.equal(torch.get_rng_state(), generator)
+        with unchanged(context.network):
+            super().before(step, context)
 
 
 def test_a_probe_changes_nothing_and_has_both_lengths(make_experiment: MakeExperiment, tmp_path: Path) -> None:
