@@ -25,34 +25,34 @@ def run(tmp_path: Path) -> Run:
 def test_a_state_survives(run: Run, optimizer: str) -> None:
     recipe = Recipe(network="bn_small_inception", optimizer=optimizer)
     network = build(recipe.network, classes=3)
-    stepper = make_optimizer(network, recipe)
+    own_optimizer = make_optimizer(network, recipe)
     network(torch.randn(2, 3, 32, 32)).sum().backward()
-    stepper.step()
+    own_optimizer.step()
     plan = Plan(steps=40, batches=6).changed(9, 30)
     rows = [{"epoch": 1, "val_top1": None}]
-    position = TrainState(epoch=1, batch=3, step=9, plan=plan, loss=1.5, rows=rows, best={"epoch": 1})
+    state_of_training = TrainState(epoch=1, batch=3, step=9, plan=plan, loss=1.5, rows=rows, best={"epoch": 1})
     ema = EMA(network, 0.9)
     with torch.no_grad():
         network.fc.bias.add_(1)
     ema.update(network, 4)
-    parts = {"network": network, "optimizer": stepper, "ema": ema.model}
-    save_state(run, position, recipe, parts)
+    parts = {"network": network, "optimizer": own_optimizer, "ema": ema.model}
+    save_state(run, state_of_training, recipe, parts)
 
     other = build(recipe.network, classes=3, seed=1)
-    other_stepper = make_optimizer(other, recipe)
-    other_average = EMA(other, 0.9)
-    others = {"network": other, "optimizer": other_stepper, "ema": other_average.model}
-    assert load_state(run, recipe, others) == position
-    kept, read = ema.network.state_dict(), other_average.network.state_dict()
+    other_optimizer = make_optimizer(other, recipe)
+    other_ema = EMA(other, 0.9)
+    others = {"network": other, "optimizer": other_optimizer, "ema": other_ema.model}
+    assert load_state(run, recipe, others) == state_of_training
+    kept, read = ema.network.state_dict(), other_ema.network.state_dict()
     assert all(torch.equal(kept[key], read[key]) for key in kept)
     assert not torch.equal(kept["fc.bias"], network.fc.bias)
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
     )
-    assert str(stepper.state_dict()) == str(other_stepper.state_dict())
+    assert str(own_optimizer.state_dict()) == str(other_optimizer.state_dict())
 
 
-def test_nothing_saved_is_the_beginning(run: Run) -> None:
+def test_without_a_checkpoint_the_state_is_new(run: Run) -> None:
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
     assert load_state(run, recipe, {"network": network}) == TrainState()
@@ -76,8 +76,8 @@ def test_another_recipe_or_a_broken_file_is_refused(run: Run) -> None:
         load_state(run, recipe, parts)
 
 
-def test_a_list_that_was_changed_or_a_state_that_is_lost_is_refused(run: Run) -> None:
-    """Else epochs would be judged on other photos, or a finished classifier be trained over."""
+def test_a_changed_split_or_a_lost_state_is_refused(run: Run) -> None:
+    """Otherwise epochs would be validated on other photos, or a finished classifier would be overwritten."""
     recipe = Recipe(network="bn_small_inception")
     network = build(recipe.network, classes=3)
     parts = {"network": network, "optimizer": make_optimizer(network, recipe)}

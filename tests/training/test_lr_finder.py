@@ -28,15 +28,15 @@ def quadratic(curvature: float, seed: int = 0) -> Callable[[float], float]:
     return step
 
 
-def of_smoothed(course: Callable[[float], float], noise: float = 0.0, seed: int = 0) -> Curve:
+def of_smoothed(loss_at: Callable[[float], float], noise: float = 0.0, seed: int = 0) -> Curve:
     """A sweep whose loss is a function of the rate's logarithm to base 10."""
     random = np.random.default_rng(seed)
-    return swept(lambda rate: course(math.log10(rate)) + noise * random.normal())
+    return swept(lambda rate: loss_at(math.log10(rate)) + noise * random.normal())
 
 
-def valley(place: float) -> float:
+def valley(exponent: float) -> float:
     """Flat, falls from 1e-4 to 1e-2 by 1, and rises from there as it fell."""
-    return 2 - min(max((place + 4) / 2, 0), 1) + max(place + 2, 0) / 2
+    return 2 - min(max((exponent + 4) / 2, 0), 1) + max(exponent + 2, 0) / 2
 
 
 @pytest.mark.parametrize("curvature", [0.5, 4.0, 50.0])
@@ -64,7 +64,7 @@ def test_the_rates_rise_from_end_to_end_in_equal_ratios() -> None:
 
 def test_smoothing_has_no_lag() -> None:
     """Of a straight line it leaves a straight line, half a power of ten from the ends; an average of the past lags."""
-    curve = of_smoothed(lambda place: 3 - 0.3 * place)
+    curve = of_smoothed(lambda exponent: 3 - 0.3 * exponent)
     inside = slice(17, -17)
     assert curve.smoothed[inside] == pytest.approx(curve.losses[inside])
 
@@ -87,41 +87,43 @@ def test_noise_moves_a_valley_little(seed: int) -> None:
 
 
 def test_noise_alone_has_no_valley() -> None:
-    """A thousand flat courses: by four standard errors almost none falls."""
+    """A thousand flat curves: by four standard errors almost none falls."""
     found = [suggest(of_smoothed(lambda _: 2.0, noise=0.3, seed=seed)) for seed in range(1000)]
     assert sum(one.suggested is not None for one in found) <= 5
     assert "the loss never fell by more than its noise" in found[0].reason
 
 
-@pytest.mark.parametrize("course", [lambda _: 1.6, lambda place: 2 + 0.1 * place, lambda place: 1 + 10 ** (place - 1)])
-def test_a_loss_that_never_falls_suggests_nothing(course: Callable[[float], float]) -> None:
-    found = suggest(of_smoothed(course))
+@pytest.mark.parametrize(
+    "loss_at", [lambda _: 1.6, lambda exponent: 2 + 0.1 * exponent, lambda exponent: 1 + 10 ** (exponent - 1)]
+)
+def test_a_loss_that_never_falls_suggests_nothing(loss_at: Callable[[float], float]) -> None:
+    found = suggest(of_smoothed(loss_at))
     assert (found.suggested, found.steepest, found.tenth_of_minimum) == (None, None, None)
     assert found.reason.startswith("the loss never fell by more than its noise")
 
 
 def test_a_loss_that_falls_to_the_end_suggests_nothing() -> None:
-    found = suggest(of_smoothed(lambda place: 3 - 0.3 * place))
+    found = suggest(of_smoothed(lambda exponent: 3 - 0.3 * exponent))
     assert found.suggested is None
     assert found.lowest == pytest.approx(10)
     assert found.reason == "the loss still fell near the highest rate tried, 10"
 
 
 def test_a_loss_that_turns_at_once_suggests_nothing() -> None:
-    found = suggest(of_smoothed(lambda place: 2 + 2 * abs(place + 4.6)))
+    found = suggest(of_smoothed(lambda exponent: 2 + 2 * abs(exponent + 4.6)))
     assert found.suggested is None
     assert found.reason == "the loss was lowest near the lowest rate tried, 1e-05"
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_no_number_at_once(number: float) -> None:
+def test_a_loss_that_is_not_finite_at_once(number: float) -> None:
     curve = swept(lambda _: number)
     assert curve == Curve((), (), (), pytest.approx(1e-5))
     assert suggest(curve).suggested is None
     assert suggest(curve).reason == "the loss diverged within 8 steps, at a rate of 1e-05"
 
 
-def test_no_number_later_ends_the_sweep_and_spoils_nothing() -> None:
+def test_a_later_loss_that_is_not_finite_ends_the_sweep_and_spoils_nothing() -> None:
     curve = swept(lambda rate: valley(math.log10(rate)) if rate < 0.1 else math.nan)
     assert curve.diverged_at == pytest.approx(0.1, rel=0.08)
     assert curve.rates[-1] < 0.1

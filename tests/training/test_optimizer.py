@@ -18,7 +18,7 @@ def test_weight_decay_spares_gamma_beta_and_biases(name: str) -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
 
-def test_the_trunk_has_its_own_learning_rate() -> None:
+def test_the_backbone_has_its_own_learning_rate() -> None:
     network = build("bn_googlenet", classes=3, width=0.25, auxiliary=True)
     optimizer = make_optimizer(network, Recipe(backbone_lr_factor=0.25))
     set_learning_rate(optimizer, 0.8)
@@ -27,7 +27,7 @@ def test_the_trunk_has_its_own_learning_rate() -> None:
         assert rates[id(parameter)] == (0.8 if name.split(".")[0] in ("fc", "aux1", "aux2") else 0.2), name
 
 
-def test_what_is_frozen_is_no_business_of_the_optimiser() -> None:
+def test_frozen_parameters_are_not_optimised() -> None:
     network = build("bn_small_inception", classes=3)
     freeze(network, "backbone", norms=False)
     optimizer = make_optimizer(network, Recipe(backbone_lr_factor=0.25))

@@ -15,7 +15,7 @@ def test_constant() -> None:
     assert set(rates(10, schedule="constant")) == {0.5}
 
 
-def test_step_is_the_tutorials() -> None:
+def test_step_falls_by_its_factor() -> None:
     values = rates(4000, schedule="step", step_every=1500, step_factor=0.1)
     assert values[0] == values[1499] == 0.5
     assert values[1500] == values[2999] == pytest.approx(0.05)
@@ -43,7 +43,7 @@ def test_exponential_falls_by_its_factor_in_so_many_epochs() -> None:
     assert values[40] == pytest.approx(0.5 * 0.96**0.5)
 
 
-def test_a_plan_is_the_recipes() -> None:
+def test_a_plan_follows_the_recipe() -> None:
     assert Plan.of(Recipe(epochs=3), 7) == Plan(steps=21, batches=7)
     plan = Plan.of(Recipe(epochs=3, steps=15), 7)
     assert (plan.steps, plan.epochs) == (15, 3)
@@ -78,7 +78,7 @@ def test_sizes_grow_to_the_last() -> None:
     assert {plan.size(Recipe(size=50, start_size=0.1), epoch) for epoch in range(100)} == {32, 48, 50}
 
 
-def test_judgements_are_ten_or_as_many_as_asked_and_the_last() -> None:
+def test_validations_are_about_ten_or_as_often_as_set_and_at_the_end() -> None:
     def validate(epochs: int, **changes: object) -> list[int]:
         recipe, plan = Recipe.model_validate(changes), Plan(steps=epochs * 5 - 2, batches=5)
         return [epoch + 1 for epoch in range(epochs) if plan.validates(recipe, epoch)]

@@ -1,4 +1,4 @@
-"""Trains a new run or resumes one: its files, its checkpoints, and what the user is told on the way."""
+"""Trains a new run or resumes one: its files, its checkpoints and its messages."""
 
 import time
 from collections.abc import Iterator, Mapping
