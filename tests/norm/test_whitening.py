@@ -400,7 +400,7 @@ def test_every_parameter_learns() -> None:
     [
         (torch.zeros(2, 6), r"takes N x C x H x W, and got \[2, 6\]: .*Whitening1d for vectors"),
         (torch.zeros(2, 4, 3, 3), r"is for 6 channels, and got 4: \[2, 4, 3, 3\]; .*num_features=4"),
-        (torch.zeros(2, 6, 3, 3, dtype=torch.uint8), r"takes floating point, and got torch.uint8: .*float\(\)"),
+        (torch.zeros(2, 6, 3, 3, dtype=torch.uint8), r"takes floating-point input, not torch.uint8: .*float\(\)"),
     ],
 )
 def test_inputs_that_are_refused(x: Tensor, message: str) -> None:

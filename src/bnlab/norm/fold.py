@@ -9,10 +9,10 @@ which layer comes before. Identities and dropout are passed over, and a layer af
 slice into each of the layers before it. Where anything else may read the values between the two layers, or where there
 is no graph, the layer is kept, and the reason is given.
 
-Some things no graph shows. `fold` assumes them, or checks them with an `example`: that the model is run through
-`forward`; that its branches do not depend on attributes that change, or on the type of a value; that it does not
-compute weights outside of its layers; and, where it cannot be traced as one, that each part with a forward of its own
-is run through that forward.
+A graph does not show everything. `fold` assumes the following, or checks it with an `example`: the model is run
+through `forward`; its branches do not depend on attributes that change, or on the type of a value; it does not compute
+weights outside of its layers; and, where it cannot be traced as one, each part with a forward of its own is run through
+that forward.
 
 Shapes: N examples, C channels, then any number of positions.
 """
@@ -119,9 +119,8 @@ def fold(model: nn.Module, example: Any = None) -> Folding:
     for region in regions:
         for node in region.nodes():
             if node.target in (F.batch_norm, torch.batch_norm):
-                kept[f"F.batch_norm ({node.name} in {region.name})"] = (
-                    "it is a function, which takes its parameters from elsewhere"
-                )
+                name = f"F.batch_norm ({node.name} in {region.name})"
+                kept[name] = "it is a function, which takes its parameters from elsewhere"
     if example is not None:
         _compare(network, copied, example if isinstance(example, tuple) else (example,))
     return Folding(copied, folded, kept)

@@ -40,7 +40,6 @@ class Region:
 
     @property
     def name(self) -> str:
-        """The name in reasons."""
         return self.names[self.module] or "the model"
 
     def nodes(self) -> Iterator[fx.Node]:
@@ -55,7 +54,7 @@ class Region:
         return any(name.rpartition(".")[0] == node.target for name in self.read)
 
     def describe(self, node: fx.Node) -> str:
-        """Return the name of the node in reasons."""
+        """Return what the reasons for keeping a layer call the node."""
         module = self.called(node)
         if module is not None:
             return f"{self.names[module]} ({type(module).__name__})"

@@ -35,9 +35,7 @@ class GhostBatchNorm(BatchNorm):
     def __init__(self, num_features: int, *args: Any, ghost_size: int = 32, **more: Any) -> None:
         super().__init__(num_features, *args, **more)
         if ghost_size < 1:
-            raise ValueError(
-                f"ghost_size is the number of examples that are normalised together, at least 1, not {ghost_size}"
-            )
+            raise ValueError(f"ghost_size is the number of examples normalised together, at least 1, not {ghost_size}")
         self.ghost_size = ghost_size
 
     def extra_repr(self) -> str:

@@ -78,7 +78,7 @@ def _native(
 
 
 def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
-    """Return x - shift, N x C x ... or C, of each channel; x where there is no shift."""
+    """Return x - shift for each channel, N x C x ... or C; x itself where there is no shift."""
     return x if shift is None else x - shift.view(-1, *[1] * (x.ndim - 2))
 
 

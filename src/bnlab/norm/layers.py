@@ -51,7 +51,7 @@ class StatisticsMode(nn.Module):
     _statistics: Statistics = "running"
     frozen: bool = False
     _requested_mode: bool = True  # by the last train() or eval()
-    _stopped_parameters: tuple[str, ...] = ()  # those that freeze() stopped
+    _stopped_parameters: tuple[str, ...] = ()  # names of those whose training freeze() stopped
 
     @property
     def statistics(self) -> Statistics:
@@ -102,11 +102,7 @@ class StatisticsMode(nn.Module):
         return self.training and not self.frozen
 
     def _uses_stored_statistics(self) -> bool:
-        """Whether this forward normalises by the stored statistics.
-
-        Raises:
-            ValueError: it needs population statistics, and the stored ones are not those of the present weights.
-        """
+        """Whether this forward normalises by the stored statistics; refuse population statistics that are outdated."""
         if self._in_training() or self._statistics == "batch":
             return False
         if self._statistics == "population" and not torch.compiler.is_compiling() and not self.num_batches_tracked:
@@ -136,11 +132,7 @@ class StatisticsMode(nn.Module):
             batches.add_(1 if updated is True else updated)
 
     def _check_batch_size(self, input: Tensor) -> None:
-        """Refuse a batch that has no variance.
-
-        Raises:
-            TooFewValuesError: it is empty, or has one value for each channel.
-        """
+        """Refuse a batch that has no variance, because it is empty or has one value for each channel."""
         values = input.numel() // self.num_features
         if values == 0:
             raise TooFewValuesError(

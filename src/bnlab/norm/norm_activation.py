@@ -27,9 +27,7 @@ class NormActivation(nn.Sequential):
     def __init__(self, norm: nn.Module, activation: nn.Module, placement: Placement = "before") -> None:
         parts = [("norm", norm), ("activation", activation)]
         if placement not in get_args(Placement):
-            raise ValueError(
-                f"placement of the normalisation must be 'before' or 'after' the activation, not {placement!r}"
-            )
+            raise ValueError(f"placement must be 'before' or 'after' the activation, not {placement!r}")
         super().__init__(OrderedDict(parts if placement == "before" else parts[::-1]))
         self.placement = placement
 

@@ -240,12 +240,12 @@ class BatchRunner:
         """Run the batches once, measure inputs of the layers, and return what all processes found.
 
         If any layer is `measured`, all of them normalise by their batches; if none is, by what they have stored, and
-        just their calls are counted. A single measured layer may end each forward, as its call number `stop_after`.
+        just their calls are counted. With `stop_after`, that call of the one measured layer ends each forward.
         """
         self.passes += 1
         self.rewind()
         found, calls, failure = Measurements(), Counter[str](), None
-        # Most layers normalise a batch by just what is measured of it, so they need not compute that again.
+        # Most layers normalise a batch by exactly what is measured of it: they get that, and need not compute it again.
         replaced = set() if stop_after else {name for name in measured if _normalises_by_moments(layers[name])}
 
         def before_forward(name: str, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -283,28 +283,45 @@ class BatchRunner:
                     found.batch_sizes.append(len(images))
                     if self.images is not None and sum(found.batch_sizes) >= self.images:
                         break
-            for name, parts in found.moments.items():  # merged, for there is less to send; devices may differ
+            # Merged parts are less to send, and the processes' devices may differ.
+            for name, parts in found.moments.items():
                 found.moments[name] = [part.cpu() for part in ([moments.merge(parts)] if self.merge else parts)]
         except BaseException as error:
             failure = error
-        together = _of_all_processes(found, failure, self.group)
-        if self.batch_sizes not in ([], together.batch_sizes):
-            raise ValueError(
-                f"the batches had {self.batch_sizes} images, and then {together.batch_sizes}: pass the same ones for "
-                "each pass"
-            )
-        self.batch_sizes = together.batch_sizes
+        together = self._of_all_processes(found, failure)
+        before, sizes = self.batch_sizes, together.batch_sizes
+        if before and sizes != before:
+            raise ValueError(f"the batches had {before} images, and then {sizes}: pass the same ones for each pass")
+        self.batch_sizes = sizes
         return together
 
     def _call(self, batch: Any, images: Tensor) -> None:
         if self.forward is not None:
             self.forward(self.network, batch)
         elif images.dtype == torch.uint8:
-            raise ValueError(
-                "a batch holds uint8 images: pass them as the model takes them, or convert them in forward="
-            )
+            raise ValueError("a batch holds uint8 images: pass them as the model takes them, or convert in forward=")
         else:
             self.network(images.to(self.device))
+
+    def _of_all_processes(self, own: Measurements, failure: BaseException | None) -> Measurements:
+        """Combine what all processes found. If one has failed, all of them fail, so that none waits for it."""
+        parts = [own if failure is None else None]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.group) > 1:
+            parts *= dist.get_world_size(self.group)
+            dist.all_gather_object(parts, parts[0], group=self.group)
+        if failure is not None:
+            raise failure
+        together = Measurements()
+        for part in parts:
+            if part is None:
+                raise RuntimeError("recalibration failed in another process, whose message says why")
+            together.batch_sizes += part.batch_sizes
+            together.uses |= part.uses
+            for name, batches in part.moments.items():
+                together.moments[name] += batches
+        if not together.batch_sizes:
+            raise ValueError("there is no batch to measure: pass at least one")
+        return together
 
 
 def _images_of(batch: Any) -> Tensor:
@@ -363,29 +380,6 @@ def _normalises_by_moments(layer: Layer) -> bool:
     return precise and not mixed and not isinstance(layer, Whitening | GhostBatchNorm)
 
 
-def _of_all_processes(
-    own: Measurements, failure: BaseException | None, group: dist.ProcessGroup | None
-) -> Measurements:
-    """Combine what all processes found. If one has failed, all of them fail, so that none waits for it."""
-    parts = [own if failure is None else None]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
-        parts *= dist.get_world_size(group)
-        dist.all_gather_object(parts, parts[0], group=group)
-    if failure is not None:
-        raise failure
-    together = Measurements()
-    for part in parts:
-        if part is None:
-            raise RuntimeError("recalibration failed in another process, whose message says why")
-        together.batch_sizes += part.batch_sizes
-        together.uses |= part.uses
-        for name, batches in part.moments.items():
-            together.moments[name] += batches
-    if not together.batch_sizes:
-        raise ValueError("there is no batch to measure: pass at least one")
-    return together
-
-
 # A layer's statistics.
 
 
@@ -419,7 +413,7 @@ def _store(name: str, layer: Layer, new: Moments, batches: int, uses: int) -> Me
 
 
 def _statistics_of(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Return the buffers: the mean, C, and the variance, C, or covariance, groups x D x D."""
+    """Return the buffers of the mean, C, and of the variance, C, or covariance, groups x D x D."""
     variance = layer.running_covariance if isinstance(layer, Whitening) else layer.running_var
     assert layer.running_mean is not None and variance is not None  # or `_choose_layers` would have skipped it
     return layer.running_mean, variance

@@ -26,6 +26,8 @@ from bnlab.norm.layers import BatchNorm, TooFewValuesError, batch_norm_layers, i
 from bnlab.norm.model_utils import layer_name
 from bnlab.norm.moments import Moments
 
+Group = dist.ProcessGroup | None
+
 
 class SyncBatchNorm(BatchNorm):
     """Batch normalisation of N x C x ..., N over all processes; plain in inference and with one process.
@@ -37,12 +39,10 @@ class SyncBatchNorm(BatchNorm):
         TooFewValuesError: all processes together have one value for each channel, or none.
     """
 
-    process_group: dist.ProcessGroup | None = None
+    process_group: Group = None
     _converted_from: type[_BatchNorm] | None = None  # by `convert_sync`
 
-    def __init__(
-        self, num_features: int, *args: Any, process_group: dist.ProcessGroup | None = None, **more: Any
-    ) -> None:
+    def __init__(self, num_features: int, *args: Any, process_group: Group = None, **more: Any) -> None:
         super().__init__(num_features, *args, **more)
         self.process_group = process_group
 
@@ -77,13 +77,7 @@ class SyncBatchNorm(BatchNorm):
 class _SyncBatchNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        everyone: Moments,
-        eps: float,
-        group: dist.ProcessGroup | None,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, everyone: Moments, eps: float, group: Group
     ) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32) if weight is None else weight.dtype
         mean, var = everyone.mean.to(dtype), everyone.variance(unbiased=False).to(dtype)  # C, C
@@ -109,15 +103,11 @@ class _SyncBatchNormFunction(torch.autograd.Function):
         centred = x - mean.view(shape).to(x.dtype)
         # scale * (dy - sum_dy - x_hat * sum_dy_x_hat), the sums divided by M (paper, sec. 3)
         dx = (dy - sum_dy.view(shape)).addcmul_(centred, (-invstd * sum_dy_x_hat).view(shape)).mul_(scale.view(shape))
-        return (
-            dx.to(x.dtype),
-            dgamma if ctx.needs_input_grad[1] else None,
-            dbeta if ctx.needs_input_grad[2] else None,
-            *(None, None, None),
-        )
+        _, wants_dgamma, wants_dbeta, *_ = ctx.needs_input_grad
+        return dx.to(x.dtype), dgamma if wants_dgamma else None, dbeta if wants_dbeta else None, None, None, None
 
 
-def convert_sync(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
     """Turn every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, into a `SyncBatchNorm`.
 
     The model is changed in place: layers, parameters, buffers and hooks remain the same objects, so that an optimiser
@@ -151,7 +141,7 @@ def revert_sync(model: nn.Module) -> nn.Module:
     return model
 
 
-def _merge_processes(own: Moments, group: dist.ProcessGroup | None) -> Moments:
+def _merge_processes(own: Moments, group: Group) -> Moments:
     """Return the moments of all processes' values, the same to the bit in each process."""
     mine = torch.cat([own.mean.new_tensor([own.count]), own.mean, own.scatter])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]

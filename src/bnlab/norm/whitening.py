@@ -150,8 +150,7 @@ class Whitening(StatisticsMode):
     def forward(self, input: Tensor) -> Tensor:
         """Whiten a batch, N x C x ..., to the same shape."""
         self._check_shape(input)
-        tracked = self.running_mean is not None and self.running_covariance is not None
-        by_stored = tracked and self._uses_stored_statistics()
+        by_stored = self.running_mean is not None and self._uses_stored_statistics()
         if not by_stored:
             self._check_batch_size(input)
         if self.eps < 0 or (self.eps == 0 and not by_stored):
@@ -188,7 +187,6 @@ class Whitening(StatisticsMode):
         return self._transform(values, self._root_of(covariance), mean)
 
     def _by_running(self, values: Tensor) -> Tensor:
-        """Whiten by the running statistics; groups x D x m."""
         assert self.running_mean is not None
         mean = self.running_mean.to(values.dtype).view(self.groups, -1, 1)  # groups x D x 1
         return self._transform(values - mean, self._root_of_running(values.dtype), None)
@@ -252,9 +250,7 @@ class Whitening(StatisticsMode):
                 f"{list(input.shape)}; make it with num_features={input.shape[1]}"
             )
         if not input.is_floating_point():
-            raise ValueError(
-                f"{layer_name(self)} takes floating point, and got {input.dtype}: call float() on the input"
-            )
+            raise ValueError(f"{layer_name(self)} takes floating-point input, not {input.dtype}: call float() on it")
 
 
 class Whitening1d(Whitening):
