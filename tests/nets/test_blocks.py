@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from bnlab import norm
 from bnlab.nets import tables
 from bnlab.nets.blocks import (
+    AuxiliaryHead,
     BranchPool,
     FlattenPixels,
     Inception,
@@ -15,7 +16,6 @@ from bnlab.nets.blocks import (
     adaptive_avg_pool,
     conv_norm_act,
     max_pool,
-    pool_to_4x4,
 )
 
 PLAIN = partial(conv_norm_act, norm=None, activation=nn.Identity, placement="before", bias=False)
@@ -91,10 +91,14 @@ def test_branches_are_concatenated_in_order() -> None:
 
 
 @pytest.mark.parametrize("shape", [(14, 14), (1, 1), (2, 2), (4, 4), (6, 6), (7, 9), (19, 19)])
-def test_pooling_to_4x4(shape: tuple[int, int]) -> None:
+def test_an_auxiliary_head_pools_to_4x4(shape: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *shape, dtype=torch.float64)
+    head = AuxiliaryHead(3, 2, PLAIN).double()
+    pooled: list[torch.Tensor] = []
+    head.conv.register_forward_pre_hook(lambda _module, inputs: pooled.extend(inputs))
+    head(x)
     expected = F.avg_pool2d(x, 5, 3) if shape == (14, 14) else F.adaptive_avg_pool2d(x, 4)
-    torch.testing.assert_close(pool_to_4x4(x), expected)
+    torch.testing.assert_close(pooled, [expected])
 
 
 def test_flatten_pixels() -> None:
@@ -118,7 +122,7 @@ def test_max_pooling_is_torchs_without_the_indices(
     found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
-        y = max_pool(found, kernel, stride, padding, ceil_mode=ceil)
+        y = max_pool(found, kernel, stride, padding, ceil_mode=ceil, training=True)
     z = F.max_pool2d(expected, kernel, stride, padding, ceil_mode=ceil)
     assert torch.equal(y, z)
     assert y.is_contiguous(memory_format=torch.channels_last)

@@ -70,10 +70,7 @@ class ConvNormAct(nn.Module):
 def conv_norm_act(
     inputs: int, channels: int, kernel: int, stride: int = 1, *, multiplier: int = 0, bias: bool, **options: Any
 ) -> ConvNormAct:
-    """A ConvNormAct of a convolution, padded so that stride 1 keeps the size; `multiplier` as in `tables.Conv`.
-
-    Further `options` are arguments of ConvNormAct.
-    """
+    """A ConvNormAct (with `options`) of a convolution that keeps the size at stride 1; `multiplier`: `tables.Conv`."""
     depthwise = inputs * multiplier
     if depthwise:
         layer: nn.Module = nn.Sequential(
@@ -86,7 +83,7 @@ def conv_norm_act(
 
 
 def linear_norm_act(inputs: int, units: int, *, bias: bool, **options: Any) -> ConvNormAct:
-    """A ConvNormAct of a fully connected layer; `options` are arguments of ConvNormAct."""
+    """A ConvNormAct (with `options`) of a fully connected layer."""
     return ConvNormAct(nn.Linear(inputs, units, bias=bias), units, **options)
 
 
@@ -136,9 +133,8 @@ class BranchPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "avg":
             return F.avg_pool2d(x, 3, self.stride, padding=1)  # N x C x H x W
-        pool = max_pool if self.training else F.max_pool2d
         padding = (1, 1) if self.stride == 1 else (x.shape[2] % 2, x.shape[3] % 2)
-        return pool(x, 3, self.stride, padding, ceil_mode=True)  # N x C x H' x W'
+        return max_pool(x, 3, self.stride, padding, ceil_mode=True, training=self.training)  # N x C x H' x W'
 
     def extra_repr(self) -> str:
         return f"{self.kind}, stride={self.stride}"
@@ -148,8 +144,8 @@ class MaxPool(nn.MaxPool2d):
     """`nn.MaxPool2d` without stored indices (see `max_pool`). N x C x H x W in, N x C x H' x W' out."""
 
     def forward(self, input: Tensor) -> Tensor:
-        pool = max_pool if self.training else F.max_pool2d
-        return pool(input, self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode)  # N x C x H' x W'
+        window = (self.kernel_size, self.stride, self.padding)
+        return max_pool(input, *window, ceil_mode=self.ceil_mode, training=self.training)  # N x C x H' x W'
 
 
 class _MaxPool(torch.autograd.Function):
@@ -167,13 +163,14 @@ class _MaxPool(torch.autograd.Function):
         return dx, *[None] * len(ctx.window)
 
 
-def max_pool(x: Tensor, kernel: Any, stride: Any, padding: Any, *, ceil_mode: bool = False) -> Tensor:
-    """`F.max_pool2d` that finds the indices of the maxima again in backward, and so stores less.
+def max_pool(x: Tensor, kernel: Any, stride: Any, padding: Any, *, ceil_mode: bool, training: bool) -> Tensor:
+    """`F.max_pool2d` that in training finds the indices of the maxima again in backward, and so stores less.
 
-    torch stores 8 bytes for each window, twice as much as the float32 value that it returns.
+    torch stores 8 bytes for each window, twice as much as the float32 value that it returns. torch.compile and the
+    transforms of torch.func decide themselves what to store.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)  # they decide what to store
+    if not training or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
     return cast(Tensor, _MaxPool.apply(x, kernel, stride, padding, 1, ceil_mode))  # type: ignore[no-untyped-call]
 
 
@@ -209,7 +206,8 @@ class AuxiliaryHead(nn.Module):
         self.fc2 = nn.Linear(1024, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pool_to_4x4(x)  # N x C x 4 x 4
+        googlenets_own = x.shape[-2:] == (14, 14)  # for these maps GoogLeNet has windows of 5 x 5 with stride 3
+        x = F.avg_pool2d(x, 5, stride=3) if googlenets_own else adaptive_avg_pool(x, 4)  # N x C x 4 x 4
         x = self.conv(x).flatten(1)  # N x 2048
         x = F.dropout(x, 0.5, self.training)
         x = F.relu(self.fc1(x), inplace=True)  # N x 1024
@@ -217,25 +215,14 @@ class AuxiliaryHead(nn.Module):
         return cast(Tensor, self.fc2(x))  # N x classes
 
 
-def pool_to_4x4(x: Tensor) -> Tensor:
-    """Average pooling to 4 x 4: GoogLeNet's own windows (5 x 5, stride 3) on its 14 x 14 maps, adaptive elsewhere."""
-    if x.shape[-2:] == (14, 14):
-        return F.avg_pool2d(x, 5, stride=3)  # N x C x 4 x 4
-    return adaptive_avg_pool(x, 4)
-
-
 def adaptive_avg_pool(x: Tensor, side: int) -> Tensor:
     """`F.adaptive_avg_pool2d` to side x side as two matrix products; N x C x H x W in, N x C x side x side out.
 
     torch's own gradient on a GPU adds in no fixed order, so that a resumed training would not repeat to the bit.
     """
-    height, width = x.shape[-2:]
-    if height == width == side:
+    if x.shape[-2:] == (side, side):
         return x
-    y = torch.einsum("ih,nchw,jw->ncij", _windows(height, side, x), x, _windows(width, side, x))
+    # Row i of each matrix averages the i-th window; windows overlap or repeat where `side` is not a divisor.
+    rows, columns = (F.adaptive_avg_pool1d(torch.eye(n), side).T.contiguous().to(x) for n in x.shape[-2:])
+    y = torch.einsum("ih,nchw,jw->ncij", rows, x, columns)
     return y.contiguous(memory_format=torch.channels_last)  # N x C x side x side
-
-
-def _windows(length: int, side: int, like: Tensor) -> Tensor:
-    """Row i averages the i-th window of so many pixels; windows overlap or repeat where `side` is not a divisor."""
-    return F.adaptive_avg_pool1d(torch.eye(length), side).T.contiguous().to(like)

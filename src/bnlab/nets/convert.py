@@ -138,13 +138,8 @@ def _shape(name: str, tensor: Tensor) -> Shape:
 
 def _redundant_biases(shapes: Mapping[str, Shape]) -> dict[str, str]:
     """Biases that a normalisation follows -> the running mean that each is merged into."""
-    found = {}
-    for name, shape in shapes.items():
-        match = _BIAS.fullmatch(name)
-        mean = f"{match[1]}.bn.running_mean" if match else ""
-        if shapes.get(mean) == shape:
-            found[name] = mean
-    return found
+    means = {name: f"{match[1]}.bn.running_mean" for name in shapes if (match := _BIAS.fullmatch(name))}
+    return {bias: mean for bias, mean in means.items() if shapes.get(mean) == shapes[bias]}
 
 
 def _nearest(

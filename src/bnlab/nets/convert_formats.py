@@ -75,13 +75,18 @@ _CAFFE_BRANCHES = {
     "double_3x3_2": "branch3.2",
     "pool_proj": "branch4.1",
 }
-_FROM_CAFFE: Mapping[str, str] = _CAFFE_STEM | {
+_CAFFE_UNITS = _CAFFE_STEM | {
     f"inception_{block}_{theirs}": f"inception{block}.{ours}"
     for block in ("3a", "3b", "3c", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
     for theirs, ours in _CAFFE_BRANCHES.items()
 }
-_TO_CAFFE: Mapping[str, str] = {ours: theirs for theirs, ours in _FROM_CAFFE.items()}
+_FROM_CAFFE: Mapping[str, str] = {
+    f"{theirs}{suffix}": f"{ours}.{layer}"
+    for theirs, ours in _CAFFE_UNITS.items()
+    for suffix, layer in (("", "conv"), ("_bn", "bn"))
+}
 _CAFFE_LAST = ("last_linear", "fc", "fc_action", "new_fc", "classifier")
+_TO_CAFFE: Mapping[str, str] = {ours: theirs for theirs, ours in _FROM_CAFFE.items()} | {"fc": _CAFFE_LAST[0]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +105,16 @@ class NamedTensors:
         """The name that the file has, or would have, for a tensor."""
         if name in self.own:
             return self.own[name]
-        if self.caffe:
-            layer, _, part = name.rpartition(".")
-            unit, _, kind = layer.rpartition(".")
-            if unit in _TO_CAFFE:
-                name = f"{_TO_CAFFE[unit]}{'_bn' if kind == 'bn' else ''}.{part}"
-            elif layer == "fc":
-                name = f"{_CAFFE_LAST[0]}.{part}"
+        layer, _, part = name.rpartition(".")
+        if self.caffe and layer in _TO_CAFFE:
+            name = f"{_TO_CAFFE[layer]}.{part}"
         return self.prefix + name
 
 
 def rename(tensors: Mapping[str, Tensor]) -> NamedTensors:
     """Give the tensors of a file bnlab's names. A name that is not known stays as it is."""
     stems = {name: _PREFIXES.sub("", name, count=1) for name in tensors}
-    caffe = any(_caffe_layer(stem) in _FROM_CAFFE for stem in stems.values())
+    caffe = any(stem.rpartition(".")[0] in _FROM_CAFFE for stem in stems.values())
     own: dict[str, str] = {}
     for name, stem in stems.items():
         ours = _from_caffe(stem) if caffe else stem
@@ -127,12 +128,7 @@ def rename(tensors: Mapping[str, Tensor]) -> NamedTensors:
     )
 
 
-def _caffe_layer(name: str) -> str:
-    return name.rpartition(".")[0].removesuffix("_bn")
-
-
 def _from_caffe(name: str) -> str:
     layer, _, part = name.rpartition(".")
-    if unit := _FROM_CAFFE.get(_caffe_layer(name)):
-        return f"{unit}.{'bn' if layer.endswith('_bn') else 'conv'}.{part}"
-    return f"fc.{part}" if layer in _CAFFE_LAST else name
+    layer = "fc" if layer in _CAFFE_LAST else _FROM_CAFFE.get(layer, "")
+    return f"{layer}.{part}" if layer else name

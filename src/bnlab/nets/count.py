@@ -87,14 +87,13 @@ def _run_on_meta(network: TableNetwork, size: int) -> tuple[dict[str, Shape], di
         if isinstance(output, Tensor):
             shapes[name] = tuple(output.shape[1:])
 
-    for module in on_meta.modules():
+    for name, module in on_meta.named_modules():
         # The copy has the hooks of the network, and their owners must not see an image that is not one.
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         # A user's own normalisation may read values, which meta tensors do not have. None changes a shape.
         if isinstance(module, blocks.ConvNormAct):
             module.bn = nn.Identity()
-    for name, module in on_meta.named_modules():
         module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
     image = torch.zeros(1, on_meta.in_channels, size, size, dtype=on_meta.fc.weight.dtype, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -13,7 +13,6 @@ from bnlab.nets.blocks import ConvNormAct, conv_norm_acts, is_normalised
 from bnlab.nets.options import split_number
 
 Fill = Callable[[Tensor], object]
-_SCHEMES = ("he", "xavier", "gaussian")
 _SATURATING = ("sigmoid", "tanh", "none")
 
 
@@ -29,7 +28,7 @@ def choose(scheme: str | None, activation: str) -> Fill:
     """
     if scheme is None:
         scheme = "xavier" if activation in _SATURATING else "he"
-    word, std = split_number("initialisation", scheme, _SCHEMES, with_number=("gaussian",))
+    word, std = split_number("initialisation", scheme, ("he", "xavier", "gaussian"), with_number=("gaussian",))
     if word == "xavier":
         return nn.init.xavier_normal_
     if word == "he":
@@ -103,11 +102,7 @@ def lsuv_init(network: nn.Module, images: Tensor) -> int:
 
 
 def check_unnormalised(network: nn.Module) -> None:
-    """Check that a network has no normalisation, which would undo what `lsuv_init` does.
-
-    Raises:
-        UsageError: the network has normalisation layers.
-    """
+    """Raise UsageError if a network has normalisation layers, which would undo what `lsuv_init` does."""
     if is_normalised(network):
         raise UsageError(
             "normalisation would undo the scale that lsuv_init gives to weights",

@@ -95,21 +95,14 @@ class TableNetwork(nn.Module):
         if not isinstance(x, Tensor):  # a tracer passes its own proxy
             return
         if x.ndim != 4 or x.shape[1] != self.in_channels:
-            channels_last = x.ndim == 4 and x.shape[3] == self.in_channels
-            raise UsageError(
-                f"{self.name} takes images of N x {self.in_channels} x H x W, not {' x '.join(map(str, x.shape))}",
-                "make the channels the second dimension: x.permute(0, 3, 1, 2)"
-                if channels_last
-                else "reshape the batch",
-            )
+            shape, remedy = " x ".join(map(str, x.shape)), "reshape the batch"
+            if x.ndim == 4 and x.shape[3] == self.in_channels:
+                remedy = "make the channels the second dimension: x.permute(0, 3, 1, 2)"
+            raise UsageError(f"{self.name} takes images of N x {self.in_channels} x H x W, not {shape}", remedy)
         self.check_size(*x.shape[2:])
 
     def check_size(self, height: int, width: int) -> None:
-        """Check that images of that size, in pixels, are large enough.
-
-        Raises:
-            UsageError: a layer would have no output for them.
-        """
+        """Raise UsageError if images of that size, in pixels, are so small that a layer would have no output."""
         if min(height, width) < self.smallest_side:
             raise UsageError(
                 f"{self.name} cannot process images of {height} x {width} pixels",

@@ -62,11 +62,7 @@ def choose_norm(name: str, *, eps: float, momentum: float | None) -> tuple[MakeN
 
 
 def check_name(kind: str, name: object, known: Collection[str]) -> None:
-    """Check that a name is known; messages call what it names a `kind`.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Raise UsageError unless the name is known; its message calls what is named a `kind`."""
     if not isinstance(name, str) or name not in known:
         raise UsageError(f"no {kind} is called '{printable(str(name))}'", did_you_mean(str(name), list(known)))
 

@@ -63,11 +63,7 @@ NETWORKS: Mapping[str, NetworkSpec] = {
 
 
 def find(name: str) -> NetworkSpec:
-    """The network with that name.
-
-    Raises:
-        UsageError: no network has that name.
-    """
+    """The network with that name; UsageError if there is no such network."""
     check_name("network", name, NETWORKS)
     return NETWORKS[name]
 
