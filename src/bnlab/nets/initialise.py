@@ -84,7 +84,14 @@ def lsuv_init(network: nn.Module, images: Tensor) -> int:
     scales: dict[nn.Conv2d | nn.Linear, Tensor] = {}
 
     def scale_output(layer: Any, _: Any, output: Tensor) -> Tensor:
-        scales[layer] = scale = _scale_to_one(output)
+        square = output.double().square().mean()
+        if not square.isfinite():
+            raise UsageError(
+                "the outputs of a layer for these images are not finite", "check the images, or use another seed"
+            )
+        scales[layer] = scale = torch.where(square > 0, square.rsqrt(), 1.0).to(output.dtype)
+        if not (scale.isfinite() and scale):
+            raise UsageError("the outputs of a layer are too small or too large to scale", "use another initialisation")
         return output * scale
 
     hooks = [_last_layer(unit).register_forward_hook(scale_output) for unit in conv_norm_acts(network)]
@@ -113,16 +120,3 @@ def check_unnormalised(network: nn.Module) -> None:
 def _last_layer(unit: ConvNormAct) -> nn.Conv2d | nn.Linear:
     layer = unit.layer[-1] if isinstance(unit.layer, nn.Sequential) else unit.layer
     return cast(nn.Conv2d | nn.Linear, layer)
-
-
-def _scale_to_one(output: Tensor) -> Tensor:
-    """The factor, as a tensor of one number, that makes the output's root mean square 1."""
-    square = output.double().square().mean()
-    if not square.isfinite():
-        raise UsageError(
-            "the outputs of a layer for these images are not finite", "check the images, or use another seed"
-        )
-    scale = torch.where(square > 0, square.rsqrt(), 1.0).to(output.dtype)
-    if not (scale.isfinite() and scale):
-        raise UsageError("the outputs of a layer are too small or too large to scale", "use another initialisation")
-    return scale

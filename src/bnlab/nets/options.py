@@ -76,7 +76,8 @@ def split_number(
         UsageError: the word is not known, takes no number, or has no number after the colon.
     """
     word, colon, number = str(text).partition(":")
-    check_name(option, word, known)
+    if word not in known:
+        raise UsageError(f"no {option} is called '{printable(text)}'", did_you_mean(word, list(known)))
     if not colon:
         return word, None
     if word not in with_number:

@@ -7,8 +7,6 @@ from bnlab.nets import tables
 from bnlab.nets.options import check_name
 from bnlab.nets.tables import Table
 
-Stem = Callable[[Table], Table]
-
 ARCHITECTURE_KEYS = (
     "variant",
     "norm",
@@ -34,7 +32,7 @@ class NetworkSpec:
     norm: str
     activation: str = "relu"
     dropout: float = 0.0
-    stems: Mapping[str, Stem] = field(default_factory=dict)
+    stems: Mapping[str, Callable[[Table], Table]] = field(default_factory=dict)
     """First layers that can replace the table's own."""
 
 
@@ -46,7 +44,7 @@ _GOOGLENET = {
 _INCEPTION = {"literal": tables.inception(projection=128), "corrected": tables.inception(projection=96)}
 _SMALL = {"table": tables.SMALL_INCEPTION}
 _MLP = {"table": tables.MLP}
-_STEMS: Mapping[str, Stem] = {"separable": tables.separable_stem, "small": tables.small_stem}
+_STEMS = {"separable": tables.separable_stem, "small": tables.small_stem}
 
 # fmt: off
 NETWORKS: Mapping[str, NetworkSpec] = {
