@@ -31,6 +31,9 @@ WITH_BN, WITHOUT_BN = "with BN", "without BN"
 _SMALL = {WITH_BN: "bn_small_inception", WITHOUT_BN: "small_inception"}
 _LARGE = {WITH_BN: "bn_googlenet", WITHOUT_BN: "googlenet"}
 
+# Recipe keys with which a training is plain gradient descent at a constant rate.
+PLAIN_DESCENT: Mapping[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+
 
 def check_options(study: str, options: Mapping[str, Any], own_keys: Collection[str] = ()) -> None:
     """Refuse recipe keys that a user may not set, such as `own_keys`, which this study sets itself.
@@ -76,9 +79,21 @@ class Experiment:
         """How many photos of train the statistics are recalibrated on before each validation."""
         return self.by_budget(256, 1024)
 
+    @property
+    def small(self) -> bool:
+        """Whether networks are small, as they are for digits and for the budget quick."""
+        return self.budget == "quick" or self.splits.kind == "digits"
+
     def network_pair(self) -> dict[str, str]:
-        """One network with and without BN, by arm. It is small for digits and for the budget quick."""
-        return dict(_SMALL if self.budget == "quick" or self.splits.kind == "digits" else _LARGE)
+        """One network with and without BN, by arm."""
+        return dict(_SMALL if self.small else _LARGE)
+
+    def paper_recipe(self, name: str, **options: Any) -> Recipe:
+        """A recipe of the paper's section 4.2, such as bn-x5, on an Inception that suits photos and budget."""
+        network = ("" if name == "inception" else "bn_") + ("small_inception" if self.small else "inception")
+        if self.small:
+            options["local_response"] = False  # the small network has none to configure
+        return self.recipe(network, base=name, **options)
 
     def recipe(self, network: str, *, base: str | None = None, **options: Any) -> Recipe:
         """A recipe for a network: the shipped one called `base`, or the one that suits the photos, with changes.

@@ -1,12 +1,12 @@
 """Paper 4.1 and Fig. 1: a sigmoid network with and without BN, its accuracy, and how its activations' inputs move."""
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bnlab.lab.clauses import points_clause, ratio_clause
-from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.experiment import PLAIN_DESCENT, WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import accuracy_curves
@@ -26,29 +26,16 @@ _IMAGES = 512  # training photos whose activations are recorded
 
 def measure(experiment: Experiment) -> Results:
     """Trains both networks at each rate, and records percentiles of what the last hidden layer's sigmoids receive."""
-    same: dict[str, Any] = {
-        "batch_size": 60,
-        "steps": experiment.by_budget(1000, 50_000),
-        "initialisation": "gaussian:0.05",
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "size": 28,
-        "resize": "squash",
-        "crop_area": (1.0, 1.0),
-        "crop_aspect": (1.0, 1.0),
-        "flip": 0.0,
-    }
-    networks = {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}
-    arms = {arm: experiment.recipe(network, **same) for arm, network in networks.items()}
+    same = {**PLAIN_DESCENT, "batch_size": 60, "initialisation": "gaussian:0.05"}
+    same |= {"size": 28, "resize": "squash", "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": 0.0}
+    same["steps"] = experiment.by_budget(1000, 50_000)
+    arms = {WITH_BN: experiment.recipe("bn_mlp", **same), WITHOUT_BN: experiment.recipe("mlp", **same)}
     return experiment.run_learning_rates(arms, RATES, train_recording, every=experiment.by_budget(25, 250))
 
 
 def train_recording(job: JobContext, recipe: Recipe, every: int) -> Results:
-    """One training, whose percentiles are recorded every `every` steps."""
     probe = Percentiles(every)
-    trained = train(job, recipe, probe=probe)
-    return {"accuracy": trained.results["accuracy"]} | probe.summary()
+    return {"accuracy": train(job, recipe, probe=probe).results["accuracy"]} | probe.summary()
 
 
 class Percentiles(Probe):
@@ -74,9 +61,8 @@ class Percentiles(Probe):
             return
         network = context.network
         found: list[Tensor] = []
-        hook = conv_norm_acts(network)[-1].activation.register_forward_pre_hook(
-            lambda _, inputs: found.append(inputs[0])
-        )
+        sigmoids = conv_norm_acts(network)[-1].activation
+        hook = sigmoids.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         with preserving_state(network), torch.no_grad():
             network.eval()
             use_batch_statistics(network)
@@ -108,21 +94,17 @@ class Percentiles(Probe):
 
 def conclude(results: Results) -> Conclusion:
     """Compares the accuracies, at the end and on average over the training, and how far the percentiles moved."""
-    accuracies, moves = chosen(results), chosen(results, "movement")
+    accuracies = chosen(results)
     at_end, on_average = (gained(accuracies, WITH_BN, WITHOUT_BN, pick("test_top1")) for pick in (last, mean))
+    moved = ratios(chosen(results, "movement"), WITH_BN, WITHOUT_BN, last("movement"))
+    points = partial(points_clause, tested=accuracies, above=0.0)
     rates = {arm: by_seed(accuracies, last("learning_rate"), arm=arm) for arm in (WITH_BN, WITHOUT_BN)}
     percentiles = where(chosen(results, "percentiles"), seed=0)
     return Conclusion(
         evidence=(
-            points_clause("with BN the test accuracy is higher at the end", at_end, accuracies, above=0.0),
-            points_clause(
-                "with BN the test accuracy is higher on average over the training", on_average, accuracies, above=0.0
-            ),
-            ratio_clause(
-                "with BN the inputs of the last sigmoids move less",
-                ratios(moves, WITH_BN, WITHOUT_BN, last("movement")),
-                below=1.0,
-            ),
+            points("with BN the test accuracy is higher at the end", at_end),
+            points("with BN the test accuracy is higher on average over the training", on_average),
+            ratio_clause("with BN the inputs of the last sigmoids move less", moved, below=1.0),
         ),
         plots={
             "accuracy": accuracy_curves(accuracies, "Accuracy of 3 x 100 sigmoid units", label="steps of 60 digits"),
@@ -134,19 +116,14 @@ def conclude(results: Results) -> Conclusion:
 
 
 def _percentiles(rows: Records, arm: str) -> Plot:
-    lines = {percentile: where(rows, percentile=percentile) for percentile in reversed(PERCENTILES)}
+    lines = {f"{at}th percentile": where(rows, percentile=at) for at in reversed(PERCENTILES)}
     return Plot(
         title=f"Input of a sigmoid of the last hidden layer, {arm}",
         x="steps of 60 digits",
         y="input of the sigmoid",
         series=tuple(
-            Series(
-                name=f"{percentile}th percentile",
-                x=tuple(numbers(line, "step")),
-                y=tuple(numbers(line, "value")),
-                colour=0,
-            )
-            for percentile, line in lines.items()
+            Series(name=name, x=tuple(numbers(line, "step")), y=tuple(numbers(line, "value")), colour=0)
+            for name, line in lines.items()
         ),
         caption=f"over {_IMAGES} digits; the unit whose movement is the median of its layer's, seed 0",
         table="percentiles",

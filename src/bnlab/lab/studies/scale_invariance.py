@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bnlab.data.preprocess import normalise
 from bnlab.errors import plural
 from bnlab.lab.clauses import ratio_clause
-from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
+from bnlab.lab.experiment import PLAIN_DESCENT, WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import series_by_arm, series_over_seeds
 from bnlab.lab.records import Pick, Records, Results, Row, by_seed, geometric_mean, mean, numbers, seeds, where
@@ -34,8 +35,7 @@ _TOLERANCE, _ORTHOGONAL = 1e-9, 1e-3
 
 def measure(experiment: Experiment) -> Results:
     """Trains both networks by plain gradient descent, then scales the weights of each layer that has BN."""
-    same: dict[str, Any] = {"steps": experiment.by_budget(200, 5000), "schedule": "constant", "validate_every": 100_000}
-    same |= {"momentum": 0.0, "weight_decay": 0.0}
+    same = {**PLAIN_DESCENT, "steps": experiment.by_budget(200, 5000), "validate_every": 100_000}
     networks = experiment.network_pair()
     arms = {arm: experiment.recipe(networks[arm], learning_rate=rate, **same) for arm, rate in RATES.items()}
     every = max(1, arms[WITH_BN].steps // 20)
@@ -144,11 +144,9 @@ class Norms(Probe):
         rate = context.optimizer.param_groups[0]["lr"]
         for name, weight in _weights(context):
             if step == 0:
-                square = float(weight.detach().double().square().sum())
-                self.squares[name] = [square, square]
-                self._write(0, name, square, None)
-            # After the step the gradients no longer exist.
-            self.hooks.append(weight.register_hook(self._listener(name, weight, rate)))  # type: ignore[no-untyped-call]
+                self._write(0, name, weight, None)
+            keep = partial(self._keep, name, weight, rate)  # after the step the gradients no longer exist
+            self.hooks.append(weight.register_hook(keep))  # type: ignore[no-untyped-call]
 
     def after(self, step: int, context: TrainingContext) -> None:
         for hook in self.hooks:
@@ -158,22 +156,19 @@ class Norms(Probe):
             grown, cosine = self.gradients[name]
             self.squares[name][1] += grown
             if (step + 1) % self.every == 0:
-                self._write(step + 1, name, float(weight.detach().double().square().sum()), cosine)
+                self._write(step + 1, name, weight, abs(cosine))
 
-    def _listener(self, name: str, weight: Tensor, rate: float) -> Callable[[Tensor], None]:
-        def listen(gradient: Tensor) -> None:
-            w, g = weight.detach().double().flatten(), gradient.detach().double().flatten()
-            square = float(g.dot(g))
-            cosine = float(w.dot(g)) / math.sqrt(square * float(w.dot(w))) if square else 0.0
-            self.gradients[name] = (rate**2 * square, cosine)
+    def _keep(self, name: str, weight: Tensor, rate: float, gradient: Tensor) -> None:
+        w, g = weight.detach().double().flatten(), gradient.detach().double().flatten()
+        square = float(g.dot(g))
+        cosine = float(w.dot(g)) / math.sqrt(square * float(w.dot(w))) if square else 0.0
+        self.gradients[name] = (rate**2 * square, cosine)
 
-        return listen
-
-    def _write(self, step: int, name: str, square: float, cosine: float | None) -> None:
-        first, predicted = self.squares[name]
-        row: Row = {"step": step, "layer": name, "relative_norm": math.sqrt(square / first)}
-        row |= {"predicted_norm": math.sqrt(predicted / first), "cosine": None if cosine is None else abs(cosine)}
-        self.write("training", row)
+    def _write(self, step: int, name: str, weight: Tensor, cosine: float | None) -> None:
+        square = float(weight.detach().double().square().sum())
+        first, predicted = self.squares.setdefault(name, [square, square])
+        norms = {"relative_norm": math.sqrt(square / first), "predicted_norm": math.sqrt(predicted / first)}
+        self.write("training", {"step": step, "layer": name, **norms, "cosine": cosine})
 
 
 def _weights(context: TrainingContext) -> Iterator[tuple[str, nn.Parameter]]:
@@ -191,51 +186,32 @@ def conclude(results: Results) -> Conclusion:
     ends = where(training, step=max(numbers(training, "step")))
     without = where(ends, arm=WITHOUT_BN)  # empty if all of them diverged
     growth = geometric_mean("relative_norm")
-    norm_with_bn = growth(where(ends, arm=WITH_BN))
-    as_predicted = by_seed(ends, geometric_mean("relative_norm", "predicted_norm"), arm=WITH_BN)
+    cosines, norms = by_seed(angles, mean("cosine"), arm=WITH_BN), by_seed(ends, growth, arm=WITH_BN)
+    norms_predicted = by_seed(ends, geometric_mean("relative_norm", "predicted_norm"), arm=WITH_BN)
+    eps_predicted = by_seed(smallest, geometric_mean("output", "predicted"))
+    at_a = f"at a = {min(FACTORS):g} and the usual eps, the output changes by what eps / (a^2 var) predicts"
+    right = "in training with BN, weights and their gradient are at right angles (the mean |cosine|)"
+    rounding = "with eps negligible, a changes the {} by no more than rounding (the largest change)"
+    as_predicted = partial(ratio_clause, above=0.98, below=1.02, primary=False)
     return Conclusion(
         evidence=(
             *(
-                Evidence(
-                    what=f"with eps negligible, a changes the {kind} by no more than rounding (the largest change)",
-                    values=tuple(by_seed(exact, _largest(column))),
-                    below=_TOLERANCE,
-                    ratio=True,
-                )
+                Evidence(rounding.format(kind), by_seed(exact, _largest(column)), below=_TOLERANCE, ratio=True)
                 for column, kind in KINDS.items()
             ),
-            Evidence(
-                what="in training with BN, weights and their gradient are at right angles (the mean |cosine|)",
-                values=tuple(by_seed(angles, mean("cosine"), arm=WITH_BN)),
-                below=_ORTHOGONAL,
-                ratio=True,
-            ),
-            ratio_clause(
-                "in training with BN, the norm of a layer's weights grows",
-                by_seed(ends, growth, arm=WITH_BN),
-                above=1.0,
-            ),
-            ratio_clause(
-                "the norm at the end is what right angles predict", as_predicted, above=0.98, below=1.02, primary=False
-            ),
-            ratio_clause(
-                f"at a = {min(FACTORS):g} and the usual eps, the output changes by what eps / (a^2 var) predicts",
-                by_seed(smallest, geometric_mean("output", "predicted")),
-                above=0.98,
-                below=1.02,
-                primary=False,
-            ),
+            Evidence(right, cosines, below=_ORTHOGONAL, ratio=True),
+            ratio_clause("in training with BN, the norm of a layer's weights grows", norms, above=1.0),
+            as_predicted("the norm at the end is what right angles predict", norms_predicted),
+            as_predicted(at_a, eps_predicted),
         ),
         plots={
-            "exact": _changes(exact, f"A layer's weights times a: {EXACT}", KINDS),
-            "eps": _changes(
-                usual, f"A layer's weights times a: {USUAL}", KINDS | {"predicted": "output, as eps predicts it"}
-            ),
+            "exact": _changes(exact, EXACT, KINDS),
+            "eps": _changes(usual, USUAL, KINDS | {"predicted": "output, as eps predicts it"}),
             "norms": _over_steps(training, "relative_norm", "Norm of a layer's weights", "norm / norm at first"),
             "angles": _over_steps(angles, "cosine", "Angle between weights and gradient", "|cosine|", log_y=True),
         },
         numbers={
-            "rate / norm^2 at the end, of that at first, with BN": norm_with_bn**-2,
+            "rate / norm^2 at the end, of that at first, with BN": growth(where(ends, arm=WITH_BN)) ** -2,
             "norm at the end, of that at first, without BN": growth(without) if without else None,
             "mean |cosine|, without BN": mean("cosine")(where(angles, arm=WITHOUT_BN)) if without else None,
             "share of channels left out, for nothing reaches them": mean("dead")(exact),
@@ -247,26 +223,20 @@ def _largest(column: str) -> Pick:
     return lambda rows: max(numbers(rows, column))
 
 
-def _changes(rows: Records, title: str, columns: Mapping[str, str]) -> Plot:
-    return Plot(
-        title=title,
-        x="a",
-        y="change, relative to a = 1",
-        series=tuple(series_over_seeds(name, rows, "factor", column) for column, name in columns.items()),
-        caption=_caption(rows),
-        table="scaled",
-        log_x=True,
-        log_y=True,
-    )
+def _changes(rows: Records, kind: str, columns: Mapping[str, str]) -> Plot:
+    series = tuple(series_over_seeds(name, rows, "factor", column) for column, name in columns.items())
+    title, y = f"A layer's weights times a: {kind}", "change, relative to a = 1"
+    return _plot(rows, title, x="a", y=y, series=series, table="scaled", log_x=True, log_y=True)
 
 
 def _over_steps(rows: Records, column: str, title: str, y: str, *, log_y: bool = False) -> Plot:
-    series, caption = series_by_arm(rows, "step", column), _caption(rows)
-    return Plot(title=title, x="steps", y=y, series=series, caption=caption, table="training", log_y=log_y)
+    series = series_by_arm(rows, "step", column)
+    return _plot(rows, title, x="steps", y=y, series=series, table="training", log_y=log_y)
 
 
-def _caption(rows: Records) -> str:
-    return f"{plural(len(seeds(rows)), 'seed')}; line: mean over layers and seeds, band: lowest to highest of them"
+def _plot(rows: Records, title: str, **about: Any) -> Plot:
+    marks = "line: mean over layers and seeds, band: lowest to highest of them"
+    return Plot(title=title, caption=f"{plural(len(seeds(rows)), 'seed')}; {marks}", **about)
 
 
 STUDY = Study(

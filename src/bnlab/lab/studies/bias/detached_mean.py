@@ -1,7 +1,6 @@
 """The example of sec. 2 of the paper: a bias before a mean whose dependence on it the gradient may ignore."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +45,9 @@ class DetachedMean(nn.Module):
         return x
 
 
-def train_detached(job: JobContext, recipe: Recipe, how: dict[str, Any]) -> Results:
+def train_detached(job: JobContext, recipe: Recipe, norm: str, *, alone: bool, every: int) -> Results:
     """One training of a network with these layers, in which the biases alone are trained, or everything."""
-    probe = Growth(how["every"])
-    make = partial(make_network, arm=how["arm"], alone=how["learned"] == ALONE)
-    trained = train(job, recipe, probe=probe, make=make)
+    trained = train(job, recipe, probe=Growth(every), make=partial(make_network, arm=norm, alone=alone))
     return {"growth": trained.results["growth"], "trained": trained.results["accuracy"]}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnlab.errors import plural
 from bnlab.lab.clauses import points_clause, ratio_clause
-from bnlab.lab.experiment import WITH_BN, Experiment
+from bnlab.lab.experiment import PLAIN_DESCENT, WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, series_by_arm
 from bnlab.lab.records import (
@@ -46,23 +46,20 @@ _ROUNDING, _SAME, _MARGIN, _FIXED, _TIMES = 1e-4, 1e-6, 2.0, 1e-4, 1000.0  # see
 def measure(experiment: Experiment) -> Results:
     """Trains networks with and without bias in both precisions, then the paper's example with either gradient."""
     at_end = 100_000  # epochs to a validation, so that there is one, at the end
-    same: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
-    same |= {"batch_size": 60, "size": 28, "steps": experiment.by_budget(300, 10_000), "validate_every": at_end}
+    same = {**PLAIN_DESCENT, "learning_rate": 1.0, "batch_size": 60, "size": 28, "validate_every": at_end}
+    same["steps"] = experiment.by_budget(300, 10_000)
     example = experiment.recipe("mlp", lsuv_init=False, **same)  # it has a normalisation of its own
+    inception = experiment.network_pair()[WITH_BN]
     measurements = []
-    for pair, network, precision in (
-        (INCEPTION, experiment.network_pair()[WITH_BN], "float32"),
-        (SIGMOIDS, "bn_mlp", "float64"),
-    ):
+    for pair, network, precision in ((INCEPTION, inception, "float32"), (SIGMOIDS, "bn_mlp", "float64")):
         recipe = experiment.recipe(network, steps=experiment.by_budget(200, 4000), validate_every=at_end)
         how: dict[str, Any] = {"precision": precision, "every": max(1, recipe.steps // 10)}
         measurements += experiment.measurements({pair: recipe}, train_pair, column="pair", **how)
     for learned, arms in ((ALONE, (OUTSIDE, WITHIN)), (ALL, (OUTSIDE, WITHIN, SCALED))):
         for arm in arms:
-            how = {"arm": arm, "learned": learned, "every": max(1, example.steps // 20)}
-            measurements += experiment.measurements(
-                {arm: example}, train_detached, labels={"learned": learned}, how=how
-            )
+            how = {"norm": arm, "alone": learned == ALONE, "every": max(1, example.steps // 20)}
+            labels = {"learned": learned}
+            measurements += experiment.measurements({arm: example}, train_detached, labels=labels, **how)
     return experiment.run(measurements)
 
 
@@ -126,14 +123,11 @@ class Biases(Probe):
         now = {name: p.detach().cpu().clone() for name, p in context.network.named_parameters()}
         if self.other is None:
             self.kept[done] = now
-            return
-        then = self.other.kept.get(done)
-        if then is None:
-            return
-        apart = sum(float((now[name] - old).double().square().sum()) for name, old in then.items())
-        length = sum(float(old.double().square().sum()) for old in then.values())
-        relative = {f"of_{what}": self._relative_to(kind) for what, kind in (("weights", "weight"), ("beta", "beta"))}
-        self.write("biases", {"step": done, "distance": (apart / length) ** 0.5, **relative})
+        elif then := self.other.kept.get(done):
+            apart = sum(float((now[name] - old).double().square().sum()) for name, old in then.items())
+            length = sum(float(old.double().square().sum()) for old in then.values())
+            relative = {"of_weights": self._relative_to("weight"), "of_beta": self._relative_to("beta")}
+            self.write("biases", {"step": done, "distance": (apart / length) ** 0.5, **relative})
 
     def _relative_to(self, kind: str) -> float:
         return (self.squares["bias"] / self.squares[kind]) ** 0.5 if self.squares[kind] else math.nan
@@ -156,55 +150,28 @@ def conclude(results: Results) -> Conclusion:
         return [a / b if b else math.inf for a, b in zip(outside, within, strict=True)]
 
     top1s = (of_pair(INCEPTION, _learnt, arm=arm) for arm in (WITH_BIAS, WITHOUT_BIAS))
-    trained, everything = (where(results[name], learned=ALL) for name in ("trained", "growth"))
+    gains = [100 * (a - b) for a, b in zip(*top1s, strict=True)]
+    trained = where(results["trained"], learned=ALL)
+    gradient = "the gradient of biases before BN is rounding compared with that of the weights"
+    distance = "biases before BN change the other parameters by no more than rounding (relative; sigmoids, float64)"
+    accuracy = f"with biases before BN the test accuracy is the same to {_MARGIN:g} points (Inception, float32)"
+    more = "where the gradient ignores the mean, biases that alone are trained grow more than where it does not"
+    go_on = "and do not stop: their growth in the second half of the steps, to that in the first"
+    fixed = "while the loss stays as it was (its largest relative change)"
     return Conclusion(
         evidence=(
-            Evidence(
-                what="the gradient of biases before BN is rounding compared with that of the weights "
-                "(Inception, float32)",
-                values=of_pair(INCEPTION, mean("of_weights")),
-                below=_ROUNDING,
-            ),
-            Evidence(
-                what="biases before BN change the other parameters by no more than rounding "
-                "(relative; sigmoids, float64)",
-                values=of_pair(SIGMOIDS, last("distance")),
-                below=_SAME,
-            ),
-            points_clause(
-                f"with biases before BN the test accuracy is the same to {_MARGIN:g} points (Inception, float32)",
-                [100 * (a - b) for a, b in zip(*top1s, strict=True)],
-                results["twins"],
-                above=-_MARGIN,
-                below=_MARGIN,
-                primary=False,
-            ),
-            ratio_clause(
-                "where the gradient ignores the mean, biases that alone are trained grow more than where it does not",
-                times(ALONE),
-                above=_TIMES,
-            ),
-            Evidence(
-                what="and do not stop: their growth in the second half of the steps, to that in the first",
-                values=growth(ALONE, OUTSIDE, _second_half),
-                above=0.5,
-                unit="times",
-            ),
-            Evidence(
-                what="while the loss stays as it was (its largest relative change)",
-                values=growth(ALONE, OUTSIDE, _change),
-                below=_FIXED,
-            ),
+            Evidence(f"{gradient} (Inception, float32)", of_pair(INCEPTION, mean("of_weights")), below=_ROUNDING),
+            Evidence(distance, of_pair(SIGMOIDS, last("distance")), below=_SAME),
+            points_clause(accuracy, gains, results["twins"], above=-_MARGIN, below=_MARGIN, primary=False),
+            ratio_clause(more, times(ALONE), above=_TIMES),
+            Evidence(go_on, growth(ALONE, OUTSIDE, _second_half), above=0.5, unit="times"),
+            Evidence(fixed, growth(ALONE, OUTSIDE, _change), below=_FIXED),
             ratio_clause("they grow more, too, where everything is trained", times(ALL), above=_TIMES, primary=False),
         ),
         plots={
-            "distance": _plot(
-                results["biases"], "pair", "distance", "Networks with and without biases before BN", "biases"
-            ),
-            "growth": _plot(
-                where(results["growth"], learned=ALONE), "arm", "norm", "Biases before a mean, trained alone", "growth"
-            ),
-            "growth-everything": _plot(everything, "arm", "norm", "Biases before a mean, everything trained", "growth"),
+            "distance": _plot(results, "biases", "Networks with and without biases before BN"),
+            "growth": _plot(results, "growth", "Biases before a mean, trained alone", learned=ALONE),
+            "growth-everything": _plot(results, "growth", "Biases before a mean, everything trained", learned=ALL),
         },
         numbers={
             "gradient of biases before BN, relative to that of beta": fmean(of_pair(INCEPTION, mean("of_beta"))),
@@ -250,11 +217,15 @@ def _remarks(results: Results) -> tuple[str, ...]:
     return tuple(f"{who}: seed {row['seed']} diverged" for who, row in whose if row["diverged_at"] is not None)
 
 
-def _plot(rows: Records, arm: str, column: str, title: str, table: str) -> Plot:
-    y = "norm of all biases" if column == "norm" else "distance of the other parameters, relative"
+def _plot(results: Results, table: str, title: str, **which: Value) -> Plot:
+    arm, column, y = {
+        "biases": ("pair", "distance", "distance of the other parameters, relative"),
+        "growth": ("arm", "norm", "norm of all biases"),
+    }[table]
+    rows = where(results[table], **which)
     caption = f"{plural(len(seeds(rows)), 'seed')}; {BAND}"
-    rows = [row for row in rows if number(row, column) > 0]  # the first is 0, which has no logarithm
-    series = series_by_arm(rows, "step", column, arm=arm)
+    above_0 = [row for row in rows if number(row, column) > 0]  # the first is 0, which has no logarithm
+    series = series_by_arm(above_0, "step", column, arm=arm)
     return Plot(title=title, x="steps", y=y, series=series, caption=caption, table=table, log_y=True)
 
 

@@ -3,19 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from bnlab.errors import plural
 from bnlab.lab.clauses import points_clause, ratio_clause
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.lr_selection import divergence_remarks, lr_remarks
 from bnlab.lab.plots import BAND, BARS, accuracy_curves, caption, category_plot, series_by_arm
-from bnlab.lab.records import Records, Results, distinct, joined, last_rows, number, ratios, seeds, where
+from bnlab.lab.records import Records, Results, Value, distinct, joined, last_rows, number, ratios, seeds, where
 from bnlab.lab.studies.learning_rate.max_stable_lr import BLOWN_UP, PROBES, max_stable_lr
 from bnlab.lab.studies.learning_rate.steps_to_accuracy import StepsToAccuracy, best_test_top1
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import measure_accuracy
-from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
 
@@ -49,40 +47,25 @@ def measure(experiment: Experiment) -> Results:
     """Trains Inception at several rates, and the others at multiples of its best one; searches the highest rates."""
     rates = experiment.by_budget((0.003, 0.01, 0.03), (0.0015, 0.005, 0.015, 0.05))
     found = experiment.run_learning_rates({BASELINE: _recipe(experiment, "inception")}, rates)
-    suited = _suited(found["accuracy"])
-    also = {key: ALSO[key] for key in experiment.by_budget(("Inception x5", "BN-Baseline x5"), tuple(ALSO))}
-    measurements = [
-        experiment.measurement(
-            measure_accuracy,
-            seed,
-            labels={
-                "arm": arm,
-                "family": _FAMILIES[name],
-                "learning_rate": factor * suited[seed],
-                "chosen": int(arm in SUCCESSORS),
-            },
-            recipe=_recipe(experiment, name).model_copy(update={"learning_rate": factor * suited[seed]}),
-        )
-        for arm, (name, factor) in {**SUCCESSORS, **also}.items()
-        for seed in experiment.seeds
-    ]
-    steps = experiment.by_budget(30, 200)
-    probes = [
-        experiment.measurement(
-            max_stable_lr,
-            seed,
-            labels={"arm": arm},
-            recipe=_recipe(experiment, PROBED[arm]).model_copy(
-                update={"learning_rate": suited[seed], "steps": steps, "schedule": "constant", "validate_every": 10**6}
-            ),
-            steps=PROBES * steps,
-        )
-        for arm in experiment.by_budget((BASELINE, "BN-x5"), tuple(PROBED))
-        for seed in experiment.seeds
-    ]
     for row in found["accuracy"]:
         row["family"] = _FAMILIES["inception"]
-    return joined([found, experiment.run(measurements + probes)])
+    suited = _suited(found["accuracy"])
+    also = experiment.by_budget(("Inception x5", "BN-Baseline x5"), tuple(ALSO))
+    steps = experiment.by_budget(30, 200)
+    short = {"steps": steps, "schedule": "constant", "validate_every": 10**6}
+    measurements = []
+    for arm, (name, factor) in {**SUCCESSORS, **{arm: ALSO[arm] for arm in also}}.items():
+        for seed in experiment.seeds:
+            rate = {"learning_rate": factor * suited[seed]}
+            labels: dict[str, Value] = {"arm": arm, "family": _FAMILIES[name], **rate, "chosen": int(arm in SUCCESSORS)}
+            recipe = _recipe(experiment, name).model_copy(update=rate)
+            measurements.append(experiment.measurement(measure_accuracy, seed, labels=labels, recipe=recipe))
+    for arm in experiment.by_budget((BASELINE, "BN-x5"), tuple(PROBED)):
+        for seed in experiment.seeds:
+            recipe = _recipe(experiment, PROBED[arm]).model_copy(update={"learning_rate": suited[seed], **short})
+            search = partial(experiment.measurement, max_stable_lr, recipe=recipe, steps=PROBES * steps)
+            measurements.append(search(seed, labels={"arm": arm}))
+    return joined([found, experiment.run(measurements)])
 
 
 def _suited(accuracies: Records) -> dict[int, float]:
@@ -92,17 +75,8 @@ def _suited(accuracies: Records) -> dict[int, float]:
 
 
 def _recipe(experiment: Experiment, name: str) -> Recipe:
-    """A recipe of the paper, on a network that suits the budget."""
-    small = experiment.budget == "quick" or experiment.splits.kind == "digits"
-    network = ("small_" if small else "") + "inception"
-    options: dict[str, Any] = {"validate_every": experiment.by_budget(2, 1)}
-    if name != "inception":
-        network = f"bn_{network}"
-    if small:
-        options["local_response"] = False  # the small network has none to configure
-    if experiment.budget == "quick":
-        options["steps"] = 200
-    return experiment.recipe(network, base=name, **options)
+    options = experiment.by_budget({"validate_every": 2, "steps": 200}, {"validate_every": 1})
+    return experiment.paper_recipe(name, **options)
 
 
 def conclude(results: Results) -> Conclusion:
@@ -118,20 +92,14 @@ def conclude(results: Results) -> Conclusion:
     reach = "reaches the best accuracy of Inception"
     bn5, bn30 = "BN-x5", "BN-x30"
     claimed = steps.speedup(bn5, CLAIMED_SPEED)
+    bears = ratios(results["highest"], bn5, BASELINE, _rate)  # each rate is found to a factor of 2
     others = [row for row in results["accuracy"] if row["arm"] != BASELINE]
     return Conclusion(
         evidence=(
             ratio_clause(f"{bn5} {reach} in fewer steps", steps.speedup(bn5), above=1.0),
             ratio_clause(f"{bn5} {reach} in 14 times fewer", claimed, above=CLAIMED_SPEED),
             points(f"{bn30} reaches a higher accuracy than Inception", better(bn30)),
-            Evidence(
-                what=f"{bn5}'s network bears a higher learning rate",
-                values=ratios(results["highest"], bn5, BASELINE, _rate),
-                above=1.0,
-                unit="times",
-                ratio=True,
-                resolution=math.log(2),  # each is found to a factor of 2
-            ),
+            ratio_clause(f"{bn5}'s network bears a higher learning rate", bears, above=1.0, resolution=math.log(2)),
             ratio_clause(f"BN-Baseline {reach} in fewer steps", steps.speedup("BN-Baseline"), above=1.0, primary=False),
             ratio_clause(f"{bn30} {reach} in fewer steps", steps.speedup(bn30), above=1.0, primary=False),
             points(f"{bn5} reaches a higher accuracy than Inception", better(bn5), primary=False),
@@ -154,7 +122,6 @@ def _rate(rows: Records) -> float:
 
 
 def _remarks(claimed: Sequence[float], highest: Records) -> list[str]:
-    """What the validations could not resolve, and what the search for the highest rates did not find."""
     sentences = []
     if unknown := sum(map(math.isnan, claimed)):
         sentences.append(
@@ -163,12 +130,12 @@ def _remarks(claimed: Sequence[float], highest: Records) -> list[str]:
         )
     for arm in distinct(highest, "arm"):
         rows = where(highest, arm=arm)
-        for column, value, found in (
-            ("rate", None, "no rate was stable"),
-            ("at_least", 1, "the highest tried was stable"),
-        ):
-            if count := len(where(rows, **{column: value})):
-                sentences.append(f"highest stable rate of {arm}: {found} in {count} of {len(rows)} seeds")
+        ends = {"no rate was stable": where(rows, rate=None), "the highest tried was stable": where(rows, at_least=1)}
+        sentences += [
+            f"highest stable rate of {arm}: {end} in {len(found)} of {len(rows)} seeds"
+            for end, found in ends.items()
+            if found
+        ]
     return sentences
 
 
@@ -176,17 +143,11 @@ def _plots(results: Results) -> dict[str, Plot]:
     everything = results["accuracy"]
     suited = _suited(everything)
     highest = [row for row in results["highest"] if row["rate"] is not None]
-    best: Records = [
-        {
-            "family": row["family"],
-            "factor": number(row, "learning_rate") / suited[int(number(row, "seed"))],
-            "seed": row["seed"],
-            "test_top1": best_test_top1(
-                where(everything, arm=row["arm"], seed=row["seed"], learning_rate=row["learning_rate"])
-            ),
-        }
-        for row in last_rows(everything, "arm", "learning_rate", "seed")
-    ]
+    best: Records = []
+    for row in last_rows(everything, "arm", "learning_rate", "seed"):
+        training = where(everything, arm=row["arm"], seed=row["seed"], learning_rate=row["learning_rate"])
+        factor = number(row, "learning_rate") / suited[int(number(row, "seed"))]
+        best.append({**row, "factor": factor, "test_top1": best_test_top1(training)})
     return {
         "accuracy": accuracy_curves(where(everything, chosen=1), "Accuracy on the way", label="steps of 32 photos"),
         "search": Plot(
