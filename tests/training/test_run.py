@@ -546,4 +546,3 @@ def test_the_classic_recipe_trains_at_any_size(tmp_path: Path, network: str, siz
     )
     assert (result.rows[0]["size"], result.rows[0]["step"], result.evaluation.n) == (size, 2, 6)
     assert read_classifier(result.run.best)[1].preprocessing.size == size
-    assert 0.5 < result.rows[0]["train_loss"] < 20  # type: ignore[operator]
