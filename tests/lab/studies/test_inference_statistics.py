@@ -5,14 +5,14 @@ import pytest
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, where
 from bnlab.lab.studies.inference_statistics import study as inference_statistics
-from bnlab.lab.studies.inference_statistics.ema_statistics import BATCH, MOMENTA, POPULATION, counts
+from bnlab.lab.studies.inference_statistics.ema_statistics import AVERAGES, BATCH, POPULATION, counts
 from bnlab.lab.studies.inference_statistics.study import conclude, train_probed
 from bnlab.lab.verdict import Verdict
 from tests.lab.studies.helpers import MakeExperiment, draw, has_no_number
 
 SEEDS = range(4)
 STEPS = (5, 20, 50)
-KINDS = (*(f"average {m:g}" for m in MOMENTA), "average 0.1, corrected", "average 0.01, corrected", BATCH)
+KINDS = (*AVERAGES.values(), "average 0.1, corrected", "average 0.01, corrected", BATCH)
 
 
 def results(

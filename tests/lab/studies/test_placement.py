@@ -58,10 +58,10 @@ def test_one_seed_draws_no_interval() -> None:
 
 
 def test_the_large_networks_have_stems_for_small_photos(make_experiment: MakeExperiment) -> None:
-    large = placement._FULL[placement.GOOGLENET]
+    large = placement._FULL["GoogLeNet"]
     assert placement._recipe(make_experiment(), *large).stem == "small"
     assert placement._recipe(make_experiment(size=128), *large).stem is None
-    assert placement._recipe(make_experiment(), *placement._QUICK[placement.SMALL]).stem is None
+    assert placement._recipe(make_experiment(), *placement._QUICK["small Inception"]).stem is None
 
 
 def test_from_photos_to_plots(make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:

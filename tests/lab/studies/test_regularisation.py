@@ -10,7 +10,7 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, check_options
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results
 from bnlab.lab.studies.regularisation import study
-from bnlab.lab.studies.regularisation.study import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, conclude, fewer
+from bnlab.lab.studies.regularisation.study import BATCHES, DROPOUT, EQUAL, KINDS, RENORMALISED, arm, conclude, fewer
 from bnlab.lab.verdict import Verdict
 from tests.lab.studies.helpers import MakeExperiment, draw, has_no_number
 
@@ -25,8 +25,7 @@ def planted(test: dict[str, float], *, dropout_gains: float = 0.0, scatter: floa
                     if kind == RENORMALISED and dropout:
                         continue
                     top1 = test[kind] + dropout_gains * (dropout > 0) / 100 + scatter * (seed - 1) * (kind == WITH_BN)
-                    arm = f"{kind} {batch} {dropout}"
-                    label = {"arm": arm, "learning_rate": EQUAL, "chosen": 1, "seed": seed}
+                    label = {"arm": arm(kind, batch, dropout), "learning_rate": EQUAL, "chosen": 1, "seed": seed}
                     gaps.append(
                         label
                         | {"kind": kind, "batch": batch, "dropout": dropout, "n_test": 500, "guess": 0.1}
@@ -70,7 +69,7 @@ def test_a_network_that_learnt_nothing_of_train_has_no_gap() -> None:
     no, second = [False] * 3, [False, True, False]
     assert nan_seeds(results) == [second, second, no, no, no, no, no, second, no]
     assert conclusion.verdict is Verdict.NOT_SHOWN
-    assert f"{WITHOUT_BN} 32 0.0: learnt nothing with 1 seed, which show nothing" in conclusion.remarks
+    assert f"{arm(WITHOUT_BN, 32)}: learnt nothing with 1 seed, which show nothing" in conclusion.remarks
     assert all(map(math.isfinite, conclusion.plots["gap in loss"].series[0].y))  # of the seeds that have one
     for row in results["gap"]:
         row["train_top1"] = 0.15

@@ -1,7 +1,7 @@
 """Wu & Johnson 2021: how many photos are normalised together, where the optimiser's batch stays the same."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from bnlab.lab.clauses import points_clause
@@ -9,9 +9,9 @@ from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_plot
-from bnlab.lab.records import Records, Results, Row, distinct, gained, last, number, numbers, where
+from bnlab.lab.records import Records, Results, average, distinct, gained, last, number, numbers, where
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import TrainedNetwork, or_guess, train
+from bnlab.lab.trained_network import or_guess, train
 from bnlab.nets.network import TableNetwork
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.recipe import Recipe
@@ -29,7 +29,6 @@ _LABELS = {
 
 
 def measure(experiment: Experiment) -> Results:
-    """Trains a network at each rate for each size of the parts that are normalised together."""
     recipe = experiment.recipe(
         experiment.network_pair()[WITH_BN],
         width=experiment.by_budget(0.25, 1.0),
@@ -53,26 +52,21 @@ def sizes(experiment: Experiment, batch_size: int) -> list[int]:
 def by_all_statistics(job: JobContext, recipe: Recipe) -> Results:
     """One training, and the final accuracy on train and test by each kind of statistics."""
     trained = train(job, recipe)
-    rows = [
-        _row(trained, split, statistics)
-        for statistics in (RUNNING, RECALIBRATED, WHOLE, BATCH)
-        for split in (("train", "test") if statistics in (RECALIBRATED, BATCH) else ("test",))
-    ]
+    guess, network = trained.majority_baseline, trained.context.network
+
+    def measured(split: str, statistics: str) -> float:
+        whole = statistics == WHOLE
+        with whole_batches(network, recipe.batch_size) if whole else nullcontext():
+            kind = RECALIBRATED if whole else statistics
+            return trained.evaluation(split, kind, images=recipe.recalibration_images).top1
+
+    rows: Records = []
+    for statistics in _LABELS:
+        for split in ("train", "test") if statistics in (RECALIBRATED, BATCH) else ("test",):
+            top1 = guess if trained.diverged else or_guess(partial(measured, split, statistics), guess)
+            n_test = len(trained.dataset.in_split(split))
+            rows.append({"side": split, "statistics": statistics, "top1": top1, "n_test": n_test})
     return {"accuracy": trained.results["accuracy"], "statistics": rows}
-
-
-def _row(trained: TrainedNetwork, split: str, statistics: str) -> Row:
-    recipe, guess = trained.context.recipe, trained.majority_baseline
-    evaluation = partial(trained.evaluation, split, images=recipe.recalibration_images)
-
-    def measured() -> float:
-        if statistics != WHOLE:
-            return evaluation(statistics).top1
-        with whole_batches(trained.context.network, recipe.batch_size):
-            return evaluation(RECALIBRATED).top1
-
-    top1 = guess if trained.diverged else or_guess(measured, guess)
-    return {"side": split, "statistics": statistics, "top1": top1, "n_test": len(trained.dataset.in_split(split))}
 
 
 @contextmanager
@@ -98,65 +92,50 @@ def conclude(results: Results) -> Conclusion:
     clause = partial(points_clause, tested=test, above=0.0)
     secondary = partial(clause, primary=False)
 
-    def ahead(statistics: str, first: str, second: str) -> list[float]:
-        return gained(where(test, statistics=statistics), first, second, last("top1"))
+    def ahead(statistics: str, second: str = least) -> list[float]:
+        return gained(where(test, statistics=statistics), enough, second, last("top1"))
 
-    def lost_by_parts(arm: str) -> list[float]:
-        return gained(where(test, arm=arm), RECALIBRATED, BATCH, last("top1"), column="statistics")
-
+    # By how many points `enough` is ahead where both have the rate that was chosen for it, seed by seed.
+    ours = where(by_rate, arm=enough, chosen=1)
+    theirs = [where(by_rate, arm=least, seed=row["seed"], learning_rate=row["learning_rate"])[0] for row in ours]
+    at_one_rate = [100 * (number(a, "top1") - number(b, "top1")) for a, b in zip(ours, theirs, strict=True)]
+    lost = [gained(where(test, arm=arm), RECALIBRATED, BATCH, last("top1"), "statistics") for arm in (least, enough)]
     higher = f"parts of {enough} photos give a higher test accuracy than parts of {least}"
     evidence = [
-        clause(f"recalibrated as trained, {higher}", ahead(RECALIBRATED, enough, least)),
-        clause(f"recalibrated by whole batches, {higher}", ahead(WHOLE, enough, least)),
-        secondary(f"by running statistics, {higher}", ahead(RUNNING, enough, least)),
-        secondary(f"by the statistics of the parts themselves, {higher}", ahead(BATCH, enough, least)),
+        clause(f"recalibrated as trained, {higher}", ahead(RECALIBRATED)),
+        clause(f"recalibrated by whole batches, {higher}", ahead(WHOLE)),
+        secondary(f"by running statistics, {higher}", ahead(RUNNING)),
+        secondary(f"by the statistics of the parts themselves, {higher}", ahead(BATCH)),
         secondary(
             f"on test the parts' own statistics lose more against recalibrated ones at {least} than at {enough}",
-            [few - many for few, many in zip(lost_by_parts(least), lost_by_parts(enough), strict=True)],
+            [few - many for few, many in zip(*lost, strict=True)],
         ),
         secondary(
             f"recalibrated as trained, parts of {enough} are ahead of parts of {least} at the rate of the former",
-            _at_one_rate(by_rate, enough, least),
+            at_one_rate,
         ),
     ]
     if whole != enough:
         what = f"recalibrated, parts of {enough} give a higher test accuracy than the whole batch of {whole}"
-        evidence.append(secondary(what, ahead(RECALIBRATED, enough, whole)))
+        evidence.append(secondary(what, ahead(RECALIBRATED, whole)))
+    recalibrated = where(test, statistics=RECALIBRATED)
     return Conclusion(
         evidence=tuple(evidence),
         plots=_plots(rows, by_rate),
         numbers={
-            f"test accuracy recalibrated, parts of {arm}, %": 100 * sum(top1s) / len(top1s)
-            for arm in distinct(test, "arm")
-            if (top1s := numbers(where(test, arm=arm, statistics=RECALIBRATED), "top1"))
+            f"test accuracy recalibrated, parts of {arm}, %": 100 * average(where(recalibrated, arm=arm), "top1")
+            for arm in distinct(recalibrated, "arm")
         },
         remarks=tuple(f"parts of {remark}" for remark in lr_remarks(results)),
     )
-
-
-def _at_one_rate(rows: Records, first: str, second: str) -> list[float]:
-    """By how many points `first` is ahead where both have the rate that was chosen for it, seed by seed."""
-    ours = where(rows, arm=first, chosen=1)
-    theirs = [where(rows, arm=second, seed=row["seed"], learning_rate=row["learning_rate"])[0] for row in ours]
-    return [100 * (number(a, "top1") - number(b, "top1")) for a, b in zip(ours, theirs, strict=True)]
 
 
 def _plots(rows: Records, by_rate: Records) -> dict[str, Plot]:
     test = where(rows, side="test")
 
     def plot(title: str, groups: dict[str, Records], text: str, y: str = "test accuracy, %") -> Plot:
-        return category_plot(
-            groups,
-            "arm",
-            "top1",
-            distinct(rows, "arm"),
-            times=100,
-            title=title,
-            x="photos normalised together in training",
-            y=y,
-            caption=text,
-            table="statistics",
-        )
+        about = {"title": title, "x": "photos normalised together in training", "y": y, "table": "statistics"}
+        return category_plot(groups, "arm", "top1", distinct(rows, "arm"), times=100, caption=text, **about)
 
     return {
         "accuracy": plot(
@@ -172,7 +151,7 @@ def _plots(rows: Records, by_rate: Records) -> dict[str, Plot]:
                 for statistics in (BATCH, RECALIBRATED)
             },
             caption(test, f"train without augmentation; {BARS}"),
-            y="accuracy, %",
+            "accuracy, %",
         ),
         "learning rates": plot(
             "Test accuracy at each learning rate that was tried",

@@ -2,11 +2,9 @@
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from bnlab.errors import plural
 from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
-from bnlab.lab.lr_selection import chosen
 from bnlab.lab.plots import BAND, accuracy_curves, caption, series_by_arm
 from bnlab.lab.records import Records, Results, last_rows, learnt_threshold, number, numbers, seeds, where
 from bnlab.lab.study import Conclusion, Study
@@ -19,21 +17,22 @@ _NETWORKS = (WITH_BN, WITHOUT_BN)
 
 
 def measure(experiment: Experiment) -> Results:
-    """Trains both networks from each scale, at each learning rate."""
     each = experiment.by_budget(1, 2)  # scales in a decade
     scales = [10 ** (i / each) for i in range(each * _SMALLEST, each * _LARGEST + 1)]
-    networks = experiment.by_budget({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.network_pair())
-    same: dict[str, Any] = {
-        "activation": "relu",
-        "batch_size": 60,
-        "steps": experiment.by_budget(150, 3000),
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "validate_every": 100_000,
-    }
     arms = {
-        f"{arm}, {scale:.3g}": experiment.recipe(network, initialisation=f"gaussian:{scale:.3g}", **same)
-        for arm, network in networks.items()
+        f"{arm}, {scale:.3g}": experiment.recipe(
+            network,
+            initialisation=f"gaussian:{scale:.3g}",
+            activation="relu",
+            batch_size=60,
+            steps=experiment.by_budget(150, 3000),
+            schedule="constant",
+            weight_decay=0.0,
+            validate_every=100_000,
+        )
+        for arm, network in experiment.by_budget(
+            {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.network_pair()
+        ).items()
         for scale in scales
     }
     results = experiment.run_learning_rates(arms, RATES)
@@ -45,18 +44,21 @@ def measure(experiment: Experiment) -> Results:
 
 def conclude(results: Results) -> Conclusion:
     """Compares how many decades of scale train with BN and without."""
-    ends = _ends(chosen(results))
+    all_ends = last_rows(results["accuracy"], "arm", "learning_rate", "seed")
+    ends = where(all_ends, chosen=1)
     thresholds = {seed: _threshold(where(ends, seed=seed)) for seed in seeds(ends)}
     decades = {
         network: [_decades(where(ends, network=network, seed=seed), least) for seed, least in thresholds.items()]
         for network in _NETWORKS
     }
     scales = sorted(set(numbers(ends, "scale")))
+    axis = "standard deviation of the first weights"
+    lost = [seed for seed, threshold in thresholds.items() if math.isnan(threshold)]
     return Conclusion(
         evidence=(
             Evidence(
-                what="with BN more decades of the weights' first scale train",
-                values=tuple(a - b for a, b in zip(decades[WITH_BN], decades[WITHOUT_BN], strict=True)),
+                "with BN more decades of the weights' first scale train",
+                [a - b for a, b in zip(*decades.values(), strict=True)],
                 above=0.0,
                 unit="decades",
                 resolution=math.log10(scales[1] / scales[0]),
@@ -64,16 +66,11 @@ def conclude(results: Results) -> Conclusion:
         ),
         plots={
             "accuracy": accuracy_curves(
-                ends,
-                "Accuracy by the scale of the first weights",
-                x="scale",
-                label="standard deviation of the first weights",
-                arm="network",
-                log_x=True,
+                ends, "Accuracy by the scale of the first weights", x="scale", label=axis, arm="network", log_x=True
             ),
             "learning-rate": Plot(
                 title="The learning rate that suits it best",
-                x="standard deviation of the first weights",
+                x=axis,
                 y="learning rate",
                 series=series_by_arm(ends, "scale", "learning_rate", arm="network"),
                 caption=caption(ends, BAND),
@@ -83,17 +80,11 @@ def conclude(results: Results) -> Conclusion:
             ),
         },
         numbers={f"decades that train, {arm}, mean": sum(found) / len(found) for arm, found in decades.items()},
-        remarks=_remarks(_ends(results["accuracy"]))
-        + tuple(
-            f"seed {seed}: neither network learnt from any scale, so it shows nothing"
-            for seed, threshold in thresholds.items()
-            if math.isnan(threshold)
+        remarks=(
+            *_remarks(all_ends),
+            *(f"seed {seed}: neither network learnt from any scale, so it shows nothing" for seed in lost),
         ),
     )
-
-
-def _ends(rows: Records) -> Records:
-    return last_rows(rows, "arm", "learning_rate", "seed")
 
 
 def _threshold(rows: Records) -> float:
@@ -119,19 +110,18 @@ def _decades(rows: Records, threshold: float) -> float:
     return width
 
 
-def _remarks(rows: Records) -> tuple[str, ...]:
+def _remarks(rows: Records) -> list[str]:
     sentences = []
     for network in _NETWORKS:
         here = where(rows, network=network)
         diverged = sum(row["diverged_at"] is not None for row in here)
         sentences.append(f"{network}: {plural(diverged, 'training')} of {len(here)} diverged")
-        best = where(here, chosen=1)
         for rate, end in ((min(RATES), "lowest"), (max(RATES), "highest")):
-            scales = sorted({number(row, "scale") for row in best if row["learning_rate"] == rate})
+            scales = sorted(set(numbers(where(here, chosen=1, learning_rate=rate), "scale")))
             if scales:
                 at = ", ".join(f"{scale:g}" for scale in scales)
                 sentences.append(f"{network}: the best learning rate was the {end} tried ({rate:g}) at scales of {at}")
-    return tuple(sentences)
+    return sentences
 
 
 STUDY = Study(

@@ -6,7 +6,7 @@ from bnlab.lab.clauses import points_clause
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.plots import BARS, caption, category_plot, interval_series
-from bnlab.lab.records import Results, Row, average, distinct, gained, last, where
+from bnlab.lab.records import Results, average, distinct, gained, last, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.verdict import Evidence
 from bnlab.recipe import Recipe
@@ -14,31 +14,28 @@ from bnlab.report.plots import Plot
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 BEFORE, AFTER = "before", "after"
-SIGMOID, RELU, SMALL = "MLP, sigmoid", "MLP, ReLU", "small Inception"
-GOOGLENET, INCEPTION = "GoogLeNet", "BN-Inception"
 _SMALL_PHOTOS = 64  # pixels: the stems of the large networks would leave next to nothing of such photos
 _NOTE = ": normalised "  # between a network and its placement, in the name of an arm
-
-
-_QUICK = {SIGMOID: ("bn_mlp", "sigmoid"), RELU: ("bn_mlp", "relu"), SMALL: ("bn_small_inception", "relu")}
-_FULL = {GOOGLENET: ("bn_googlenet", "relu"), INCEPTION: ("bn_inception", "relu")}
+_QUICK = {
+    "MLP, sigmoid": ("bn_mlp", "sigmoid"),
+    "MLP, ReLU": ("bn_mlp", "relu"),
+    "small Inception": ("bn_small_inception", "relu"),
+}
+_FULL = {"GoogLeNet": ("bn_googlenet", "relu"), "BN-Inception": ("bn_inception", "relu")}
 
 
 def measure(experiment: Experiment) -> Results:
-    """Trains every network with either placement, at each rate."""
-    networks = experiment.by_budget(_QUICK, _QUICK | _FULL)
     arms = {
         arm(label, placement): _recipe(experiment, *network).model_copy(update={"placement": placement})
-        for label, network in networks.items()
+        for label, network in experiment.by_budget(_QUICK, _QUICK | _FULL).items()
         for placement in (BEFORE, AFTER)
     }
     return experiment.run_learning_rates(arms, RATES)
 
 
 def _recipe(experiment: Experiment, network: str, activation: str) -> Recipe:
-    recipe = experiment.recipe(
-        network, activation=activation, steps=experiment.by_budget(200, 6000), validate_every=1_000_000
-    )
+    steps = experiment.by_budget(200, 6000)
+    recipe = experiment.recipe(network, activation=activation, steps=steps, validate_every=1_000_000)
     small = (network, activation) in _FULL.values() and recipe.stem is None and recipe.size <= _SMALL_PHOTOS
     return recipe.model_copy(update={"stem": "small"}) if small else recipe
 
@@ -47,14 +44,9 @@ def arm(network: str, placement: str) -> str:
     return f"{network}{_NOTE}{placement}"
 
 
-def _parts(arm: str) -> Row:
-    network, placement = arm.split(_NOTE)
-    return {"network": network, "placement": placement}
-
-
 def conclude(results: Results) -> Conclusion:
-    """Compares the two placements for each network."""
-    rows = [row | _parts(str(row["arm"])) for row in chosen(results)]
+    rows = chosen(results)
+    rows = [row | dict(zip(("network", "placement"), str(row["arm"]).split(_NOTE), strict=True)) for row in rows]
     networks = [str(name) for name in distinct(rows, "network")]
     evidence = tuple(
         points_clause(
@@ -68,7 +60,6 @@ def conclude(results: Results) -> Conclusion:
     )
 
     def differences(evidence: Sequence[Evidence]) -> dict[str, Plot]:
-        level = f"{100 * evidence[0].level:.1f}%"
         plot = Plot(
             title="What normalising before the nonlinearity gains",
             x="network",
@@ -76,26 +67,16 @@ def conclude(results: Results) -> Conclusion:
             series=(interval_series("before less after", evidence),),
             categories=networks,
             lines=((0.0, "no difference"),),
-            caption=caption(rows, f"point: mean over seeds, bar: its {level} interval"),
+            caption=caption(rows, f"point: mean over seeds, bar: its {100 * evidence[0].level:.1f}% interval"),
             table="accuracy",
         )
         return {"differences": plot}
 
     groups = {f"{placement} the nonlinearity": where(rows, placement=placement) for placement in (BEFORE, AFTER)}
-    accuracy = category_plot(
-        groups,
-        "network",
-        "test_top1",
-        networks,
-        times=100,
-        title="Test accuracy by placement",
-        x="network",
-        caption=caption(rows, BARS),
-        table="accuracy",
-    )
+    about = {"title": "Test accuracy by placement", "x": "network", "table": "accuracy", "caption": caption(rows, BARS)}
     return Conclusion(
         evidence=evidence,
-        plots={"accuracy": accuracy},
+        plots={"accuracy": category_plot(groups, "network", "test_top1", networks, times=100, **about)},
         intervals=differences,
         numbers={
             f"learning rate, {name}, mean": average(where(rows, arm=name), "learning_rate")

@@ -9,10 +9,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.data.dataset import Dataset
-from bnlab.lab.records import Row
+from bnlab.lab.records import Value
 from bnlab.lab.replay import preserving_state
 from bnlab.lab.trained_network import Probe, TrainedNetwork, majority_baseline, or_guess
 from bnlab.nets.network import TableNetwork
@@ -20,7 +19,7 @@ from bnlab.norm.layers import batch_norm_layers
 from bnlab.training.build import TrainingContext
 
 POPULATION, BATCH = "population", "batch"
-MOMENTA = (0.5, 0.1, 0.01, 0.001)
+AVERAGES = {momentum: f"average {momentum:g}" for momentum in (0.5, 0.1, 0.01, 0.001)}
 USUAL = (0.1, 0.01)  # the defaults of PyTorch, and of TensorFlow in PyTorch's sense
 ALL = 10_000  # photos that represent the population, if train has more
 
@@ -40,7 +39,7 @@ class EmaStatistics(Probe):
     def begin(self, context: TrainingContext) -> None:
         if not self.averages:
             self.initial = read(context.network)
-            self.averages = {momentum: self.initial.clone() for momentum in MOMENTA}
+            self.averages = {momentum: self.initial.clone() for momentum in AVERAGES}
         self.initial = self.initial.to(context.device)  # a resumed training has it on the CPU
         self.averages = {momentum: kept.to(context.device) for momentum, kept in self.averages.items()}
 
@@ -54,16 +53,16 @@ class EmaStatistics(Probe):
     def probe(self, step: int, context: TrainingContext) -> None:
         """Writes the test accuracy by each kind of statistics after so many steps."""
         self.probed.append(step)
-        tried = {f"average {momentum:g}": average for momentum, average in self.averages.items()}
-        tried |= {f"average {momentum:g}, corrected": self.corrected(momentum, step) for momentum in USUAL}
-        trained = self._trained(context)
+        trained = TrainedNetwork(context=context)
+        tried = {AVERAGES[momentum]: average for momentum, average in self.averages.items()}
+        tried |= {f"{AVERAGES[momentum]}, corrected": self.corrected(momentum, step) for momentum in USUAL}
         ways: dict[str, Callable[[], float]] = {
             name: partial(accuracy_by, values, trained) for name, values in tried.items()
         }
         ways[POPULATION] = lambda: accuracy_by(population(trained, ALL), trained)
         ways[BATCH] = lambda: trained.evaluation("test", BATCH).top1
         for statistics, way in ways.items():
-            self._add("probes", {"step": step, "statistics": statistics}, or_guess(way, trained.majority_baseline))
+            self._add("probes", or_guess(way, trained.majority_baseline), step=step, statistics=statistics)
 
     def corrected(self, momentum: float, steps: int) -> Tensor:
         """An average without the part that it still has of its initial values, 2C (as in Adam, Kingma & Ba 2015)."""
@@ -72,31 +71,27 @@ class EmaStatistics(Probe):
 
     def count(self, context: TrainingContext) -> None:
         """Writes, for statistics of ever more photos, the test accuracy and how far they are from those of all."""
-        trained, photos = self._trained(context), min(ALL, len(context.loader.paths))
+        trained, photos = TrainedNetwork(context=context), min(ALL, len(context.loader.paths))
         of_all = population(trained, photos)
         best = accuracy_by(of_all, trained)
         for images in counts(photos):
             values = population(trained, images)
-            mean_off, variance_off = distances(values, of_all)
             top1 = accuracy_by(values, trained)
-            row: Row = {"images": images, "of": photos, "mean_off": mean_off, "variance_off": variance_off}
-            self._add("images", row | {"against_all": top1 - best}, top1)
+            off = dict(zip(("mean_off", "variance_off"), distances(values, of_all), strict=True))
+            self._add("images", top1, images=images, of=photos, **off, against_all=top1 - best)
 
     def guess(self, steps: list[int]) -> None:
         """Writes the rows of a training that diverged before these steps."""
         guessed, photos = majority_baseline(self.dataset), min(ALL, len(self.dataset.in_split("train")))
-        kinds = [f"average {m:g}" for m in MOMENTA] + [f"average {m:g}, corrected" for m in USUAL]
+        kinds = [*AVERAGES.values(), *(f"{AVERAGES[momentum]}, corrected" for momentum in USUAL), POPULATION, BATCH]
         for step in steps:
-            for statistics in (*kinds, POPULATION, BATCH):
-                self._add("probes", {"step": step, "statistics": statistics}, guessed)
+            for statistics in kinds:
+                self._add("probes", guessed, step=step, statistics=statistics)
         for images in counts(photos):
-            row: Row = {"images": images, "of": photos, "mean_off": None, "variance_off": None}
-            self._add("images", row | {"against_all": None}, guessed)
+            nothing = dict.fromkeys(("mean_off", "variance_off", "against_all"))
+            self._add("images", guessed, images=images, of=photos, **nothing)
 
-    def _trained(self, context: TrainingContext) -> TrainedNetwork:
-        return TrainedNetwork(context=context)
-
-    def _add(self, table: str, row: Row, top1: float) -> None:
+    def _add(self, table: str, top1: float, **row: Value) -> None:
         self.write(table, row | {"top1": top1, "n_test": len(self.dataset.in_split("test"))})
 
 
@@ -107,17 +102,12 @@ def counts(photos: int) -> list[int]:
 
 def read(network: TableNetwork) -> Tensor:
     """The running statistics of its layers, 2C."""
-    layers = _layers(network)
-    return torch.cat([layer.get_buffer(key) for key in ("running_mean", "running_var") for layer in layers]).clone()
+    return torch.cat(_buffers(network))
 
 
-def write(network: TableNetwork, values: Tensor) -> None:
-    """Replace the running statistics of its layers by these, 2C."""
-    layers, start = _layers(network), 0
-    for key in ("running_mean", "running_var"):
-        for layer in layers:
-            layer.get_buffer(key).copy_(values[start : start + layer.num_features])
-            start += layer.num_features
+def _buffers(network: TableNetwork) -> list[Tensor]:
+    layers = [layer for _, layer in batch_norm_layers(network) if layer.running_mean is not None]
+    return [layer.get_buffer(key) for key in ("running_mean", "running_var") for layer in layers]
 
 
 def population(trained: TrainedNetwork, images: int) -> Tensor:
@@ -130,7 +120,9 @@ def population(trained: TrainedNetwork, images: int) -> Tensor:
 def accuracy_by(values: Tensor, trained: TrainedNetwork) -> float:
     """The test accuracy of the network by these statistics, 2C. It keeps its own statistics."""
     with preserving_state(trained.context.network), torch.no_grad():
-        write(trained.context.network, values)
+        buffers = _buffers(trained.context.network)
+        for buffer, part in zip(buffers, torch.split(values, [len(buffer) for buffer in buffers]), strict=True):
+            buffer.copy_(part)
         return trained.evaluation("test", "running").top1
 
 
@@ -147,7 +139,3 @@ def distances(values: Tensor, of_all: Tensor) -> tuple[float, float]:
     off = ((mean - true_mean)[live] / true_variance[live].sqrt()).square().mean().sqrt()
     ratio = (variance[live] / true_variance[live]).log().square().mean().sqrt()
     return float(off), float(ratio)
-
-
-def _layers(network: TableNetwork) -> list[_BatchNorm]:
-    return [layer for _, layer in batch_norm_layers(network) if layer.running_mean is not None]

@@ -5,13 +5,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from bnlab.data.dataset import open_recorded_data
 from bnlab.lab.clauses import points_clause, seeds_that_learnt_nothing, without_seeds
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, caption, series_by_arm, series_over_seeds
-from bnlab.lab.records import Records, Results, by_seed, last, last_rows, mean, number, numbers, seeds, where
-from bnlab.lab.studies.inference_statistics.ema_statistics import BATCH, MOMENTA, POPULATION, USUAL, EmaStatistics
+from bnlab.lab.records import Records, Results, average, by_seed, last, last_rows, number, numbers, seeds, where
+from bnlab.lab.studies.inference_statistics.ema_statistics import AVERAGES, BATCH, POPULATION, USUAL, EmaStatistics
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train
 from bnlab.recipe import Recipe
@@ -19,17 +21,14 @@ from bnlab.report.plots import Plot
 
 _SUFFICE = 1024  # photos, which the claim says are enough
 _AT_WORST, _OF_FEWER = -2.0, -1.0  # margins in points, see the rule
+_KINDS = [POPULATION, BATCH, *AVERAGES.values()]
 
 
 def measure(experiment: Experiment) -> Results:
     """One training for each seed. All statistics are compared on it, because they do not change how it trains."""
     # With a momentum of 1 the running statistics are those of the last batch.
-    recipe = experiment.recipe(
-        experiment.network_pair()[WITH_BN],
-        steps=experiment.by_budget(250, 20_000),
-        validate_every=10**6,
-        norm_momentum=1.0,
-    )
+    network, steps = experiment.network_pair()[WITH_BN], experiment.by_budget(250, 20_000)
+    recipe = experiment.recipe(network, steps=steps, validate_every=10**6, norm_momentum=1.0)
     probes = experiment.by_budget((5, 20, 50, 100, 200), (5, 20, 100, 500, 2000, 10_000))
     return experiment.run(experiment.measurements({"one": recipe}, train_probed, probes=list(probes)))
 
@@ -55,49 +54,38 @@ def conclude(results: Results) -> Conclusion:
     learnt, points = without_seeds(probes, lost, "top1"), partial(points_clause, tested=probes)
     clauses = []
     for momentum in USUAL:
-        average = f"average {momentum:g}"
-        clauses += [
-            points(
-                f"at its worst probed step population is at least as good as the moving average of {momentum:g}",
-                list(map(_worst, _gains(learnt, average))),
-                above=_AT_WORST,
-            ),
-            points(
-                f"on the way population is better than the moving average of {momentum:g}",
-                list(map(_mean_before_end, _gains(learnt, average))),
-                above=0.0,
-            ),
-            points(
-                f"on the way population is better than the moving average of {momentum:g}, corrected",
-                list(map(_mean_before_end, _gains(learnt, f"{average}, corrected"))),
-                above=0.0,
-                primary=False,
-            ),
-        ]
-    few = _few(images)
-    fewer = without_seeds(_fewer_than_all(images), lost, "against_all")
-    clauses.append(
-        points(
-            f"statistics of {few} photos are as good as those of all",
-            [100 * loss for loss in by_seed(fewer, last("against_all"), images=few)],
-            above=_OF_FEWER,
-            primary=few >= _SUFFICE,
+        kind, named = AVERAGES[momentum], f"the moving average of {momentum:g}"
+        at_worst = [float(np.min([0.0, *gains])) for gains in _gains(learnt, kind)]  # NaN if one of them is
+        on_the_way, corrected = (
+            [_mean_before_end(gains) for gains in _gains(learnt, against)] for against in (kind, f"{kind}, corrected")
         )
-    )
-    plots = {"accuracy": _accuracy(probes), **_by_photos(images)}
-    too_few = f"train has too few photos to test {_SUFFICE}: {few} were tested, as a secondary clause"
+        better = f"on the way population is better than {named}"
+        clauses += [
+            points(f"at its worst probed step population is at least as good as {named}", at_worst, above=_AT_WORST),
+            points(better, on_the_way, above=0.0),
+            points(f"{better}, corrected", corrected, above=0.0, primary=False),
+        ]
+    tried, half = numbers(images, "images"), min(min(numbers(images, "of")) / 2, _SUFFICE)
+    # As many photos as the claim says are enough, or, where those are more than half of all, the most that are not.
+    few = int(max((n for n in tried if n <= half), default=min(tried)))
+    fewer = [row for row in images if row["images"] != row["of"]]
+    losses = by_seed(without_seeds(fewer, lost, "against_all"), last("against_all"), images=few)
+    same_as_all, of_few = f"statistics of {few} photos are as good as those of all", [100 * loss for loss in losses]
+    clauses.append(points(same_as_all, of_few, above=_OF_FEWER, primary=few >= _SUFFICE))
+    plots = {"accuracy": _accuracy(probes), **_by_photos(fewer, caption(images, f"at the end of training; {BAND}"))}
+    remarks = [f"seed {seed}: the training diverged or taught nothing, so it shows nothing" for seed in lost]
+    if few < _SUFFICE:
+        too_few = f"train has too few photos to test {_SUFFICE}: {few} were tested, as a secondary clause"
+        remarks.insert(0, too_few)
     return Conclusion(
         evidence=tuple(clauses),
         plots={name: plot for name, plot in plots.items() if any(series.x for series in plot.series)},
         numbers={
             f"test accuracy at the end, {kind}, %": 100
-            * mean("top1")(last_rows(where(probes, statistics=kind), "seed"))
-            for kind in (POPULATION, BATCH, *(f"average {m:g}" for m in MOMENTA))
+            * average(last_rows(where(probes, statistics=kind), "seed"), "top1")
+            for kind in _KINDS
         },
-        remarks=(
-            *([too_few] if few < _SUFFICE else []),
-            *(f"seed {seed}: the training diverged or taught nothing, so it shows nothing" for seed in lost),
-        ),
+        remarks=tuple(remarks),
     )
 
 
@@ -109,49 +97,30 @@ def _gains(probes: Records, statistics: str) -> list[list[float]]:
     return [[100 * gain for row, gain in ahead if row["seed"] == seed] for seed in seeds(probes)]
 
 
-def _worst(gains: list[float]) -> float:
-    """The least of the gains and 0; NaN if one of them is."""
-    return min(0.0, *gains) if gains and all(map(math.isfinite, gains)) else math.nan
-
-
 def _mean_before_end(gains: list[float]) -> float:
     early = gains[:-1]
     return sum(early) / len(early) if early else math.nan
 
 
-def _few(images: Records) -> int:
-    """The number of photos that the claim says are enough, or, where it is more than half of all, the most that
-    is not."""
-    half = min(min(numbers(images, "of")) / 2, _SUFFICE)
-    tried = numbers(images, "images")
-    return int(max((n for n in tried if n <= half), default=min(tried)))
-
-
-def _fewer_than_all(images: Records) -> Records:
-    return [row for row in images if row["images"] != row["of"]]
-
-
 def _accuracy(probes: Records) -> Plot:
     """Population and batch come first; a corrected average has the colour of the average that was not corrected."""
-    kinds = [POPULATION, BATCH, *(f"average {momentum:g}" for momentum in MOMENTA)]
     found = {series.name: series for series in series_by_arm(probes, "step", "top1", arm="statistics", times=100)}
-    corrected = [replace(s, colour=kinds.index(s.name.split(",")[0])) for s in found.values() if s.name not in kinds]
+    corrected = [replace(s, colour=_KINDS.index(s.name.split(",")[0])) for s in found.values() if s.name not in _KINDS]
     return Plot(
         title="Test accuracy on the way by kind of statistics",
         x="steps",
         y="test accuracy, %",
-        series=(*(found[kind] for kind in kinds), *corrected),
+        series=(*(found[kind] for kind in _KINDS), *corrected),
         caption=caption(probes, BAND),
         table="probes",
         log_x=True,
     )
 
 
-def _by_photos(images: Records) -> dict[str, Plot]:
-    rows = _fewer_than_all(images)
+def _by_photos(fewer: Records, text: str) -> dict[str, Plot]:
     about: dict[str, Any] = {
         "x": "photos of train that were measured",
-        "caption": caption(images, f"at the end of training; {BAND}"),
+        "caption": text,
         "table": "images",
         "log_x": True,
     }
@@ -160,14 +129,14 @@ def _by_photos(images: Records) -> dict[str, Plot]:
         "photos": Plot(
             title="What statistics of so many photos lose against those of all",
             y="accuracy less that by all, points",
-            series=(series_over_seeds("population", rows, "images", "against_all", times=100),),
+            series=(series_over_seeds("population", fewer, "images", "against_all", times=100),),
             lines=((0.0, "as by all"),),
             **about,
         ),
         "distance": Plot(
             title="How far statistics of so many photos are from those of all",
             y="root mean square over channels",
-            series=tuple(series_over_seeds(name, rows, "images", column) for name, column in distances.items()),
+            series=tuple(series_over_seeds(name, fewer, "images", column) for name, column in distances.items()),
             log_y=True,
             **about,
         ),

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,18 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks, mark_chosen
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_plot
-from bnlab.lab.records import Records, Results, Row, average, by_seed, distinct, last, learnt_threshold, number, where
+from bnlab.lab.records import (
+    Records,
+    Results,
+    Row,
+    average,
+    differences,
+    distinct,
+    last,
+    learnt_threshold,
+    number,
+    where,
+)
 from bnlab.lab.studies.regularisation.renormalisation import Renormalisation
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train, with_norm
@@ -34,7 +46,6 @@ _MARGIN = 2.0  # points of accuracy: dropout that gains less is dispensable
 
 
 def measure(experiment: Experiment) -> Results:
-    """Trains every kind of network with every batch size, with and without dropout, at each rate."""
     same: dict[str, Any] = {
         "epochs": experiment.by_budget(40, 200),
         "weight_decay": 0.0,
@@ -52,7 +63,7 @@ def measure(experiment: Experiment) -> Results:
         experiment.measurement(
             train_for_gap,
             seed,
-            labels={"arm": f"{kind}, batch {batch}, dropout {dropout:g}", "learning_rate": rate},
+            labels={"arm": arm(kind, batch, dropout), "learning_rate": rate},
             recipe=recipe.model_copy(
                 update={"batch_size": batch, "dropout": dropout, "learning_rate": rate * math.sqrt(batch / USUAL)}
             ),
@@ -70,19 +81,19 @@ def measure(experiment: Experiment) -> Results:
     return mark_chosen(experiment.run(measurements))
 
 
+def arm(kind: str, batch: int, dropout: float = 0.0) -> str:
+    return f"{kind}, batch {batch}, dropout {dropout:g}"
+
+
 def train_for_gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Results:
     """One training on so many photos, and its final accuracy and loss on them and on test, seen as in inference."""
     job = replace(job, split=fewer(job, photos))
     trained = train(job, recipe, make=with_norm(Renormalisation) if kind == RENORMALISED else None)
-    classes, n_test, guess = (
-        len(trained.dataset.classes),
-        len(trained.dataset.in_split("test")),
-        trained.majority_baseline,
-    )
+    dataset, guess = trained.dataset, trained.majority_baseline
     row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout, "guess": guess}
     if trained.diverged:
-        of_guessing = {"train_top1": guess, "test_top1": guess}
-        row |= of_guessing | {"train_loss": math.log(classes), "test_loss": math.log(classes), "n_test": n_test}
+        loss, n_test = math.log(len(dataset.classes)), len(dataset.in_split("test"))
+        row |= {"train_top1": guess, "test_top1": guess, "train_loss": loss, "test_loss": loss, "n_test": n_test}
     else:
         for split in ("train", "test"):
             found = trained.evaluation(split, "recalibrated", images=recipe.recalibration_images)
@@ -93,13 +104,12 @@ def train_for_gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Re
 def fewer(job: JobContext, photos: int) -> Path:
     """The job's split.csv with at most so many photos of train: equally many of each class, and at least one."""
     listed = list(read_split_csv(job.split))
-    labels = {photo.label for photo in listed}
-    left = dict.fromkeys(labels, max(1, photos // len(labels)))
+    most = max(1, photos // len({photo.label for photo in listed}))
+    of_train: Counter[str] = Counter()
     kept: list[Photo] = []
     for photo in listed:
-        if photo.split == "train":
-            left[photo.label] -= 1
-        if photo.split != "train" or left[photo.label] >= 0:
+        of_train[photo.label] += photo.split == "train"
+        if photo.split != "train" or of_train[photo.label] <= most:
             kept.append(photo)
     digest = hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
     path = job.split.with_name(f"{job.split.stem}-{digest}.csv")
@@ -113,43 +123,33 @@ def conclude(results: Results) -> Conclusion:
     rows = [row | _gaps(row) for row in chosen(results, "gap")]
     equal = [row | _gaps(row) for row in where(results["gap"], learning_rate=EQUAL)]
     small, usual, large = BATCHES
-    with_bn, without, no_noise = (
-        partial(dict[str, Any], kind=kind, dropout=0.0) for kind in (WITH_BN, WITHOUT_BN, RENORMALISED)
-    )
 
-    def less(column: str, first: dict[str, Any], second: dict[str, Any], rows: Records = rows) -> tuple[float, ...]:
-        ours, theirs = (by_seed(rows, last(column), **which) for which in (first, second))
-        return tuple(a - b for a, b in zip(ours, theirs, strict=True))
+    def less(column: str, first: str, second: str, rows: Records = rows) -> list[float]:
+        return differences(rows, first, second, last(column))
+
+    def mean_of(column: str, *which: Any) -> float:
+        return average(where(rows, arm=arm(*which)), column)
 
     points, nats = partial(points_clause, tested=rows), partial(Evidence, unit="nats")
     accuracy, loss, test = "accuracy_gap", "loss_gap", "learnt_points"
     at_usual, at_small = f"(batch {usual}, no dropout)", f"(batch {small}, no dropout)"
-    bn = with_bn(batch=usual), without(batch=usual)
-    noise = no_noise(batch=small), with_bn(batch=small)
+    bn = arm(WITH_BN, usual), arm(WITHOUT_BN, usual)
+    noise = arm(RENORMALISED, small), arm(WITH_BN, small)
+    dropout, batch = (bn[0], arm(WITH_BN, usual, DROPOUT)), (arm(WITH_BN, large), arm(WITH_BN, small))
     silenced, rate = "without the batches' noise BN's", f"{EQUAL * math.sqrt(small / usual):g}"
+    at_one_rate = f"{silenced} gap in loss is larger, both at a rate of {rate}"
+    by_batch = f"with BN the gap in loss is larger at batch {large} than at {small}"
+    without_dropout = f"with BN, accuracy without dropout less that with it (batch {usual})"
+    lost = [row for row in rows if math.isnan(number(row, test))]
     return Conclusion(
         evidence=(
             points(f"with BN the gap in accuracy is smaller {at_usual}", less(accuracy, *bn), below=0),
-            nats(what=f"with BN the gap in loss is smaller {at_usual}", values=less(loss, *bn), below=0),
+            nats(f"with BN the gap in loss is smaller {at_usual}", less(loss, *bn), below=0),
             points(f"{silenced} gap in accuracy is larger {at_small}", less(accuracy, *noise), above=0),
-            nats(what=f"{silenced} gap in loss is larger {at_small}", values=less(loss, *noise), above=0),
-            points(
-                f"with BN, accuracy without dropout less that with it (batch {usual})",
-                less(test, with_bn(batch=usual), with_bn(batch=usual, dropout=DROPOUT)),
-                above=-_MARGIN,
-            ),
-            nats(
-                what=f"{silenced} gap in loss is larger, both at a rate of {rate}",
-                values=less(loss, *noise, equal),
-                above=0,
-                primary=False,
-            ),
-            nats(
-                what=f"with BN the gap in loss is larger at batch {large} than at {small}",
-                values=less(loss, with_bn(batch=large), with_bn(batch=small)),
-                above=0,
-                primary=False,
-            ),
+            nats(f"{silenced} gap in loss is larger {at_small}", less(loss, *noise), above=0),
+            points(without_dropout, less(test, *dropout), above=-_MARGIN),
+            nats(at_one_rate, less(loss, *noise, equal), above=0, primary=False),
+            nats(by_batch, less(loss, *batch), above=0, primary=False),
             points(f"with BN the test accuracy is higher {at_usual}", less(test, *bn), above=0, primary=False),
             points(f"{silenced} test accuracy is lower {at_small}", less(test, *noise), below=0, primary=False),
         ),
@@ -159,20 +159,22 @@ def conclude(results: Results) -> Conclusion:
             "accuracy": _plot(rows, "test_points", "Accuracy on test", "test accuracy, %"),
         },
         numbers={
-            f"accuracy that dropout gives {kind}, batch {usual}, points": average(
-                where(rows, kind=kind, batch=usual, dropout=DROPOUT), "test_points"
-            )
-            - average(where(rows, kind=kind, batch=usual, dropout=0.0), "test_points")
+            f"accuracy that dropout gives {kind}, batch {usual}, points": mean_of("test_points", kind, usual, DROPOUT)
+            - mean_of("test_points", kind, usual)
             for kind in (WITHOUT_BN, WITH_BN)
         }
         | {
-            f"train accuracy {kind}, no dropout, batch {batch}, %": average(
-                where(rows, kind=kind, dropout=0.0, batch=batch), "train_points"
-            )
+            f"train accuracy {kind}, no dropout, batch {batch}, %": mean_of("train_points", kind, batch)
             for kind in KINDS
             for batch in BATCHES
         },
-        remarks=lr_remarks(results) + _learnt_nothing(rows),
+        remarks=(
+            *lr_remarks(results),
+            *(
+                f"{arm}: learnt nothing with {plural(len(where(lost, arm=arm)), 'seed')}, which show nothing"
+                for arm in distinct(lost, "arm")
+            ),
+        ),
     )
 
 
@@ -189,14 +191,6 @@ def _gaps(row: Row) -> Row:
     }
 
 
-def _learnt_nothing(rows: Records) -> tuple[str, ...]:
-    lost = [row for row in rows if math.isnan(number(row, "learnt_points"))]
-    return tuple(
-        f"{arm}: learnt nothing with {plural(len(where(lost, arm=arm)), 'seed')}, which show nothing"
-        for arm in distinct(lost, "arm")
-    )
-
-
 def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
     known = [row for row in rows if math.isfinite(number(row, column))]
     groups = {
@@ -204,17 +198,8 @@ def _plot(rows: Records, column: str, title: str, y: str) -> Plot:
         for kind in KINDS
         for dropout in distinct(where(known, kind=kind), "dropout")
     }
-    return category_plot(
-        groups,
-        "batch",
-        column,
-        BATCHES,
-        title=title,
-        x="photos to a batch",
-        y=y,
-        caption=caption(rows, BARS),
-        table="gap",
-    )
+    about: dict[str, Any] = {"title": title, "x": "photos to a batch", "y": y, "table": "gap"}
+    return category_plot(groups, "batch", column, BATCHES, caption=caption(rows, BARS), **about)
 
 
 STUDY = Study(
