@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bnlab.lab.records import Records
-from bnlab.lab.studies.learning_rate.steps_to_accuracy import StepsToAccuracy, best_test_top1, steps_to
+from bnlab.lab.studies.learning_rate.steps_to_accuracy import Reached, StepsToAccuracy, best_test_top1, steps_to
 
 
 def trained(arm: str, *points: tuple[int, float], seed: int = 0, val: dict[int, float] | None = None) -> Records:
@@ -23,10 +23,9 @@ def test_steps_are_read_off_straight_lines() -> None:
     rows = trained("a", (10, 0.4), (20, 0.8), (30, 0.6))
     for target, at, after, by in ((0.3, 5, 0, 10), (0.4, 10, 0, 10), (0.7, 17.5, 10, 20)):
         reached = steps_to(rows, target)
-        assert reached is not None
         assert reached.at == pytest.approx(at)
         assert (reached.after, reached.by) == (after, by)
-    assert steps_to(rows, 0.81) is None
+    assert steps_to(rows, 0.81) == Reached(30, 30, math.inf)
 
 
 def test_arms_are_compared_by_their_steps_to_the_best_of_the_baseline() -> None:

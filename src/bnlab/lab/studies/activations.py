@@ -63,11 +63,10 @@ class Percentiles(Probe):
         found: list[Tensor] = []
         sigmoids = conv_norm_acts(network)[-1].activation
         hook = sigmoids.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-        with preserving_state(network), torch.no_grad():
+        with hook, preserving_state(network), torch.no_grad():
             network.eval()
             use_batch_statistics(network)
             network(self.images)
-        hook.remove()
         fractions = torch.tensor(PERCENTILES, device=found[0].device) / 100
         self.seen.append((step, found[0].float().quantile(fractions, dim=0).cpu()))  # 3 x units
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -64,11 +65,10 @@ def normalised_layers(network: nn.Module, images: Tensor) -> Iterator[tuple[str,
         inputs[unit] = given[0].clone()  # a later layer may work in place
 
     units = [unit for unit in conv_norm_acts(network) if not isinstance(unit.bn, nn.Identity)]
-    hooks = [unit.register_forward_pre_hook(keep) for unit in units]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with ExitStack() as hooks, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for unit in units:
+            hooks.enter_context(unit.register_forward_pre_hook(keep))
         network(images)
-    for hook in hooks:
-        hook.remove()
     for unit in units:
         yield names[unit], unit.layer, unit.bn, inputs[unit]
 
@@ -138,7 +138,7 @@ class Norms(Probe):
         self.every = every
         self.squares: dict[str, list[float]] = {}  # layer -> |W|^2 at the start, and as predicted now
         self.gradients: dict[str, tuple[float, float]] = {}  # layer -> |rate * dL/dW|^2 and cosine of this step
-        self.hooks: list[Any] = []
+        self.hooks = ExitStack()
 
     def before(self, step: int, context: TrainingContext) -> None:
         rate = context.optimizer.param_groups[0]["lr"]
@@ -146,12 +146,10 @@ class Norms(Probe):
             if step == 0:
                 self._write(0, name, weight, None)
             keep = partial(self._keep, name, weight, rate)  # after the step the gradients no longer exist
-            self.hooks.append(weight.register_hook(keep))  # type: ignore[no-untyped-call]
+            self.hooks.callback(weight.register_hook(keep).remove)  # type: ignore[no-untyped-call]
 
     def after(self, step: int, context: TrainingContext) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks.clear()
+        self.hooks.close()
         for name, weight in _weights(context):
             grown, cosine = self.gradients[name]
             self.squares[name][1] += grown

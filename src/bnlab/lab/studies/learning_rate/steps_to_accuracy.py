@@ -21,10 +21,11 @@ def best_test_top1(rows: Records) -> float:
     return number(max(rows, key=lambda row: number(row, "val_top1")), "test_top1")
 
 
-def steps_to(rows: Records, target: float) -> Reached | None:
-    """Where a training first had this test accuracy, which is above the majority baseline; None if it never had.
+def steps_to(rows: Records, target: float) -> Reached:
+    """Where a training first had this test accuracy, which is above the majority baseline.
 
-    Accuracy is taken to rise from the majority baseline at step 0 to that of the first validation.
+    Accuracy is taken to rise from the majority baseline at step 0 to that of the first validation. A training that
+    never had it counts as if it had with its last step, but `by` is infinite.
     """
     previous_step, previous = 0.0, number(rows[0], "guess")
     for row in rows:
@@ -33,7 +34,7 @@ def steps_to(rows: Records, target: float) -> Reached | None:
             at = previous_step + (step - previous_step) * (target - previous) / (top1 - previous)
             return Reached(previous_step, at, step)
         previous_step, previous = step, top1
-    return None
+    return Reached(previous_step, previous_step, math.inf)
 
 
 class StepsToAccuracy:
@@ -46,20 +47,15 @@ class StepsToAccuracy:
     def __init__(self, accuracies: Records, baseline: str) -> None:
         self.baseline = baseline
         self.seeds = seeds(accuracies)
-        self.arms = [str(arm) for arm in distinct(accuracies, "arm")]
-        self.best = {arm: by_seed(accuracies, best_test_top1, arm=arm) for arm in self.arms}
+        arms = [str(arm) for arm in distinct(accuracies, "arm")]
+        self.best = {arm: by_seed(accuracies, best_test_top1, arm=arm) for arm in arms}
         """Test accuracy by arm, for each seed."""
-        self.reached: dict[str, list[Reached | None]] = {arm: [] for arm in self.arms}
+        self.reached: dict[str, list[Reached | None]] = {arm: [] for arm in arms}
         """By arm, for each seed; None if the seed has no numbers."""
         for seed, target in zip(self.seeds, self.best[baseline], strict=True):
             learnt = target > learnt_threshold(where(accuracies, arm=baseline, seed=seed)[0])
-            for arm in self.arms:
-                rows = where(accuracies, arm=arm, seed=seed)
-                reached = steps_to(rows, target) if learnt else None
-                if learnt and reached is None:
-                    end = number(rows[-1], "step")
-                    reached = Reached(end, end, math.inf)
-                self.reached[arm].append(reached)
+            for arm, reached in self.reached.items():
+                reached.append(steps_to(where(accuracies, arm=arm, seed=seed), target) if learnt else None)
 
     def speedup(self, arm: str, factor: float | None = None) -> list[float]:
         """The baseline's steps over those of the arm, for each seed; NaN if the seed has no numbers.
@@ -81,13 +77,13 @@ class StepsToAccuracy:
     def remarks(self) -> list[str]:
         """Which arms did not reach the accuracy, and how many seeds have no numbers."""
         n = len(self.seeds)
-        missed = {arm: sum(each is not None and math.isinf(each.by) for each in self.reached[arm]) for arm in self.arms}
-        sentences = [
-            f"{arm} did not reach the best accuracy of {self.baseline} in {count} of {n} trainings; these count as if "
-            "it had with their last step, which favours it"
-            for arm, count in missed.items()
-            if count
-        ]
+        sentences = []
+        for arm, reached in self.reached.items():
+            if count := sum(each is not None and math.isinf(each.by) for each in reached):
+                sentences.append(
+                    f"{arm} did not reach the best accuracy of {self.baseline} in {count} of {n} trainings; these "
+                    "count as if it had with their last step, which favours it"
+                )
         if count := self.reached[self.baseline].count(None):
             sentences.append(
                 f"{self.baseline} did no better than guess in {count} of {n} trainings, which give no speed"

@@ -2,37 +2,27 @@
 
 import dataclasses
 import math
+from contextlib import ExitStack
 from functools import partial
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bnlab.errors import plural
 from bnlab.lab.clauses import points_clause, ratio_clause
 from bnlab.lab.experiment import PLAIN_DESCENT, WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BAND, series_by_arm
-from bnlab.lab.records import (
-    Pick,
-    Records,
-    Results,
-    Value,
-    average,
-    last,
-    learnt_threshold,
-    mean,
-    number,
-    numbers,
-    seeds,
-    where,
-)
-from bnlab.lab.studies.bias.detached_mean import ALL, ALONE, ARMS, OUTSIDE, SCALED, WITHIN, train_detached
+from bnlab.lab.records import Pick, Records, Results, Value, last, learnt_threshold, mean, number, numbers, seeds, where
+from bnlab.lab.replay import preserving_state
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import Probe, train
+from bnlab.lab.trained_network import Probe, sample_of_train, train
 from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
+from bnlab.nets.build import build
 from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
@@ -40,6 +30,10 @@ from bnlab.training.build import TrainingContext, new_network
 
 WITH_BIAS, WITHOUT_BIAS = "with bias", "without bias"
 INCEPTION, SIGMOIDS = "Inception, float32", "sigmoids, float64"
+WITHIN, OUTSIDE, SCALED = "mean within the step", "mean outside", "mean and variance outside"
+ARMS = (WITHIN, OUTSIDE, SCALED)
+ALONE, ALL = "the biases alone", "everything"
+_IMAGES = 512  # training photos on which the loss is measured
 _ROUNDING, _SAME, _MARGIN, _FIXED, _TIMES = 1e-4, 1e-6, 2.0, 1e-4, 1000.0  # see the rule
 
 
@@ -57,7 +51,7 @@ def measure(experiment: Experiment) -> Results:
         measurements += experiment.measurements({pair: recipe}, train_pair, column="pair", **how)
     for learned, arms in ((ALONE, (OUTSIDE, WITHIN)), (ALL, (OUTSIDE, WITHIN, SCALED))):
         for arm in arms:
-            how = {"norm": arm, "alone": learned == ALONE, "every": max(1, example.steps // 20)}
+            how = {"arm": arm, "alone": learned == ALONE, "every": max(1, example.steps // 20)}
             labels = {"learned": learned}
             measurements += experiment.measurements({arm: example}, train_detached, labels=labels, **how)
     return experiment.run(measurements)
@@ -101,7 +95,7 @@ class Biases(Probe):
         self.every, self.other = every, other
         self.kept: dict[int, dict[str, Tensor]] = {}  # steps done -> parameters
         self.squares: dict[str, float] = {}
-        self.hooks: list[Any] = []
+        self.hooks = ExitStack()
 
     def before(self, step: int, context: TrainingContext) -> None:
         self.squares = {"bias": 0.0, "weight": 0.0, "beta": 0.0}
@@ -111,12 +105,10 @@ class Biases(Probe):
                 for kind, parameter in parts.items():
                     assert isinstance(parameter, Tensor)
                     hook = partial(self._add, kind)  # after the step the gradients no longer exist
-                    self.hooks.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
+                    self.hooks.callback(parameter.register_hook(hook).remove)  # type: ignore[no-untyped-call]
 
     def after(self, step: int, context: TrainingContext) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks.clear()
+        self.hooks.close()
         done = step + 1
         if done % self.every:
             return
@@ -134,6 +126,73 @@ class Biases(Probe):
 
     def _add(self, kind: str, gradient: Tensor) -> None:
         self.squares[kind] += float(gradient.detach().double().square().sum())
+
+
+class DetachedMean(nn.Module):
+    """The paper's example: x = u + b for a bias b, and of it x - E[x], with E[x] over the batch and all positions.
+
+    The arm says what the gradient sees: the dependence of E[x] on b and u ("mean within the step"), or a constant
+    ("mean outside"). "mean and variance outside" also divides by the standard deviation (biased, with an eps of 1e-5),
+    which the gradient takes for a constant too. Training and evaluation are alike. N x C x ... in and out.
+    """
+
+    def __init__(self, channels: int, arm: str) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.arm = arm
+
+    def forward(self, u: Tensor) -> Tensor:
+        x = u + self.bias.view(-1, *[1] * (u.ndim - 2))  # N x C x ...
+        others = [d for d in range(x.ndim) if d != 1]
+        mean = x.mean(others, keepdim=True)  # 1 x C x ...
+        x = x - (mean if self.arm == WITHIN else mean.detach())  # N x C x ...
+        if self.arm == SCALED:
+            x = x / (x.detach().square().mean(others, keepdim=True) + 1e-5).sqrt()  # N x C x ...
+        return x
+
+
+def train_detached(job: JobContext, recipe: Recipe, arm: str, *, alone: bool, every: int) -> Results:
+    """One training of a network with `DetachedMean` in place of BN: of its biases alone, or of everything."""
+    trained = train(job, recipe, probe=Growth(every), make=partial(make_network, arm=arm, alone=alone))
+    return {"growth": trained.results["growth"], "trained": trained.results["accuracy"]}
+
+
+def make_network(recipe: Recipe, classes: int, arm: str, *, alone: bool) -> TableNetwork:
+    """A network with `DetachedMean` in place of BN. With `alone`, only its biases are trained."""
+    norm = partial(DetachedMean, arm=arm)
+    network = build(recipe.network, classes=classes, norm=norm, width=recipe.width, seed=recipe.seed)
+    for unit in conv_norm_acts(network):
+        unit.layer.requires_grad_(not alone)
+    network.fc.requires_grad_(not alone)
+    return network
+
+
+class Growth(Probe):
+    """Records the norm of all biases of `DetachedMean` layers, and the loss on the same photos each time."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+        self.images = self.labels = torch.empty(0)
+
+    def begin(self, context: TrainingContext) -> None:
+        self.images, self.labels = sample_of_train(context, _IMAGES)
+
+    def before(self, step: int, context: TrainingContext) -> None:
+        if step == 0:
+            self._record(0, context)
+
+    def after(self, step: int, context: TrainingContext) -> None:
+        if (step + 1) % self.every == 0:
+            self._record(step + 1, context)
+
+    def _record(self, step: int, context: TrainingContext) -> None:
+        with preserving_state(context.network), torch.no_grad():
+            context.network.eval()  # DetachedMean takes the mean of the batch all the same
+            loss = F.cross_entropy(context.network(self.images), self.labels)
+        layers = [unit.bn for unit in conv_norm_acts(context.network) if isinstance(unit.bn, DetachedMean)]
+        norm = sum(float(layer.bias.detach().double().square().sum()) for layer in layers) ** 0.5
+        self.write("growth", {"step": step, "norm": norm, "loss": float(loss)})
 
 
 def conclude(results: Results) -> Conclusion:
@@ -176,10 +235,10 @@ def conclude(results: Results) -> Conclusion:
         numbers={
             "gradient of biases before BN, relative to that of beta": fmean(of_pair(INCEPTION, mean("of_beta"))),
             f"relative distance at the end, {INCEPTION}": fmean(of_pair(INCEPTION, last("distance"))),
-        }
-        | {
-            f"test accuracy, {arm}, everything trained, %": 100 * average(where(trained, arm=arm), "test_top1")
-            for arm in ARMS
+            **{
+                f"test accuracy, {arm}, everything trained, %": 100 * mean("test_top1")(where(trained, arm=arm))
+                for arm in ARMS
+            },
         },
         remarks=_remarks(results),
     )
