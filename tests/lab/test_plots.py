@@ -1,6 +1,6 @@
 import pytest
 
-from bnlab.lab.plots import caption, category_plot, category_series, interval_series, series_by_arm, series_over_seeds
+from bnlab.lab.plots import caption, category_plot, interval_series, series_by_arm, series_over_seeds
 from bnlab.lab.verdict import Evidence
 from bnlab.report.plots import plot_svg
 
@@ -30,7 +30,8 @@ def test_seeds_validated_at_different_steps_are_compared_at_the_same() -> None:
 
 def test_categories_keep_their_positions() -> None:
     rows = [row(0, 1, 0.2, "b"), row(1, 1, 0.4, "b")]
-    points = category_series("p", rows, "arm", "top1", ["a", "b"], times=100)
+    plot = category_plot({"p": rows}, "arm", "top1", ["a", "b"], times=100, title="", x="", caption="", table="t")
+    points = plot.series[0]
     assert (points.x, points.low, points.high) == ((1.0,), (20.0,), (40.0,))
     assert points.y == pytest.approx((30,))
     assert caption(rows, "x") == "2 seeds, about 100 test photos each; x"
@@ -48,7 +49,7 @@ def test_rounding_moves_no_mean_outside_the_range_of_its_values() -> None:
     """The sum of three times 0.1 over three is more than 0.1, and a bar of negative length cannot be drawn."""
     rows = [{"arm": "a", "y": 0.1, "seed": seed} for seed in range(3)]
     assert sum([0.1] * 3) / 3 > 0.1
-    series = category_series("a", rows, "arm", "y", ["a"])
-    assert series.low == series.y == series.high == (0.1,)
     plot = category_plot({"a": rows}, "arm", "y", ["a"], title="", x="", caption="", table="t")
+    series = plot.series[0]
+    assert series.low == series.y == series.high == (0.1,)
     assert "<svg" in plot_svg(plot)

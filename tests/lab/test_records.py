@@ -14,7 +14,6 @@ from bnlab.lab.records import (
     learnt_threshold,
     mean,
     ratios,
-    resolution,
     where,
 )
 
@@ -33,7 +32,6 @@ def test_rows_are_chosen_and_compared_seed_by_seed() -> None:
     assert by_seed(ROWS, mean("top1"), arm="a") == [0.375, 0.625]
     assert gained(ROWS, "a", "b", last("top1")) == [25.0, 75.0]
     assert ratios(ROWS, "a", "b", last("top1")) == [2.0, math.inf]
-    assert resolution(ROWS) == 2.0
 
 
 def test_tables_are_labelled_and_joined() -> None:

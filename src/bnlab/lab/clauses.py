@@ -6,10 +6,11 @@ A comparison with an arm that only guesses shows nothing, so a seed in which an 
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from bnlab.lab.records import Records, last_rows, learnt_threshold, number, resolution, seeds
+from bnlab.lab.records import Records, last_rows, learnt_threshold, number, numbers, seeds
 from bnlab.lab.verdict import Evidence
 
 # A clause on how many times as large one number is as another, one ratio for each seed.
@@ -21,7 +22,12 @@ def points_clause(what: str, values: Sequence[float], tested: Records, **clause:
 
     Its interval is no narrower than one photo of the smallest test split in `tested`. `clause` are fields of Evidence.
     """
-    return Evidence(what, values, unit="points", resolution=resolution(tested), **clause)
+    return Evidence(what, values, unit="points", resolution=100 / min(numbers(tested, "n_test")), **clause)
+
+
+def secondary(*evidence: Evidence) -> tuple[Evidence, ...]:
+    """The same clauses, from which the verdict does not follow."""
+    return tuple(replace(each, primary=False) for each in evidence)
 
 
 def without_seeds(rows: Records, lost: Collection[int], column: str) -> Records:

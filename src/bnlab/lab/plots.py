@@ -15,9 +15,10 @@ BAND = "line: mean over seeds, band: lowest to highest"
 BARS = "point: mean over seeds, bar: lowest to highest"
 
 
-def caption(records: Records, text: str) -> str:
-    """A caption: the number of seeds and test photos, and a text on what the marks are."""
-    return f"{plural(len(seeds(records)), 'seed')}, about {average(records, 'n_test'):.0f} test photos each; {text}"
+def caption(records: Records, text: str, about: str = "") -> str:
+    """A caption: the number of seeds, what else is known (default: the test photos), and what the marks are."""
+    about = about or f"about {average(records, 'n_test'):.0f} test photos each"
+    return f"{plural(len(seeds(records)), 'seed')}, {about}; {text}"
 
 
 def series_by_arm(records: Records, x: str, y: str, *, arm: str = "arm", times: float = 1.0) -> tuple[Series, ...]:
@@ -59,25 +60,13 @@ def _ranges(name: str, xs: Sequence[float], values: Sequence[Sequence[float]], *
 
 def interval_series(name: str, evidence: Sequence[Evidence]) -> Series:
     """Means with their intervals at 0, 1, ... Means that are NaN and unbounded intervals are left out."""
-    there = [(i, each) for i, each in enumerate(evidence) if isfinite(each.mean)]
-    ends = [each.interval if all(map(isfinite, each.interval)) else (each.mean, each.mean) for _, each in there]
-    return Series(
-        name=name,
-        x=tuple(float(i) for i, _ in there),
-        y=tuple(each.mean for _, each in there),
-        low=tuple(low for low, _ in ends),
-        high=tuple(high for _, high in ends),
-        kind="points",
-    )
-
-
-def category_series(
-    name: str, records: Records, column: str, y: str, order: Sequence[Value], times: float = 1.0
-) -> Series:
-    """The mean of column `y`, times a factor, at 0, 1, ... for each value of `column` in this order, with the range."""
-    found = [[times * number(row, y) for row in where(records, **{column: value})] for value in order]
-    there = {float(i): values for i, values in enumerate(found) if values}
-    return _ranges(name, list(there), list(there.values()), kind="points")
+    points = [
+        (float(i), each.mean, *(each.interval if all(map(isfinite, each.interval)) else (each.mean, each.mean)))
+        for i, each in enumerate(evidence)
+        if isfinite(each.mean)
+    ]
+    x, y, low, high = zip(*points, strict=True) if points else ((), (), (), ())
+    return Series(name=name, x=x, y=y, low=low, high=high, kind="points")
 
 
 def accuracy_curves(
@@ -98,9 +87,14 @@ def accuracy_curves(
 def category_plot(
     groups: Mapping[str, Records], column: str, value: str, order: Sequence[Value], *, times: float = 1.0, **about: Any
 ) -> Plot:
-    """Points: the mean of `value` for each value of `column` in this order, one series for each group.
+    """Points: the mean of `value`, times a factor, for each value of `column` in this order, with the range.
 
-    `about` are fields of `Plot`; the vertical axis is the test accuracy in percent unless it says otherwise.
+    There is one series for each group. `about` are fields of `Plot`; the vertical axis is the test accuracy in percent
+    unless it says otherwise.
     """
-    series = tuple(category_series(name, rows, column, value, order, times) for name, rows in groups.items())
-    return Plot(series=series, categories=tuple(map(str, order)), **{"y": "test accuracy, %"} | about)
+    series = []
+    for name, rows in groups.items():
+        found = [[times * number(row, value) for row in where(rows, **{column: category})] for category in order]
+        there = {float(i): values for i, values in enumerate(found) if values}
+        series.append(_ranges(name, list(there), list(there.values()), kind="points"))
+    return Plot(series=tuple(series), categories=tuple(map(str, order)), **{"y": "test accuracy, %"} | about)

@@ -1,7 +1,8 @@
 """The tables of a study, with a row for each thing that was measured, and what is read from them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 Value = float | int | str | None
 Row = dict[str, Value]
@@ -42,8 +43,7 @@ def by_seed(records: Records, pick: Pick, **equal: Value) -> list[float]:
 
     NaN if a seed has no such rows, so that two lists of numbers can be compared seed by seed.
     """
-    chosen = where(records, **equal)
-    rows = [where(chosen, seed=seed) for seed in seeds(records)]
+    rows = [where(records, seed=seed, **equal) for seed in seeds(records)]
     return [pick(of_seed) if of_seed else math.nan for of_seed in rows]
 
 
@@ -63,29 +63,22 @@ def last(column: str) -> Pick:
     return lambda rows: number(rows[-1], column)
 
 
-def resolution(records: Records) -> float:
-    """The smallest step of an accuracy in percentage points: one test photo."""
-    return 100 / min(numbers(records, "n_test"))
-
-
-def differences(records: Records, first: Value, second: Value, pick: Pick, column: str = "arm") -> list[float]:
-    """By how much the number of one arm is above that of another, seed by seed."""
-    return [a - b for a, b in _pairs(records, first, second, pick, column)]
-
-
-def gained(records: Records, first: Value, second: Value, pick: Pick, column: str = "arm") -> list[float]:
-    """By how many percentage points the fraction of one arm is above that of another, seed by seed."""
-    return [100 * (a - b) for a, b in _pairs(records, first, second, pick, column)]
-
-
-def ratios(records: Records, first: Value, second: Value, pick: Pick, column: str = "arm") -> list[float]:
-    """How many times as large the number of one arm is as that of another, seed by seed."""
-    return [a / b if b else math.inf for a, b in _pairs(records, first, second, pick, column)]
-
-
-def _pairs(records: Records, first: Value, second: Value, pick: Pick, column: str) -> Iterator[tuple[float, float]]:
+def differences(
+    records: Records, first: Value, second: Value, pick: Pick, column: str = "arm", *, times: float = 1.0
+) -> list[float]:
+    """By how much the number of one arm is above that of another, times a factor, seed by seed."""
     ours, theirs = (by_seed(records, pick, **{column: arm}) for arm in (first, second))
-    return zip(ours, theirs, strict=True)
+    return [times * (a - b) for a, b in zip(ours, theirs, strict=True)]
+
+
+gained = partial(differences, times=100.0)
+"""By how many percentage points the fraction of one arm is above that of another, seed by seed."""
+
+
+def ratios(records: Records, first: Value, second: Value, pick: Pick) -> list[float]:
+    """How many times as large the number of one arm is as that of another, seed by seed."""
+    ours, theirs = (by_seed(records, pick, arm=arm) for arm in (first, second))
+    return [a / b if b else math.inf for a, b in zip(ours, theirs, strict=True)]
 
 
 def mean(column: str) -> Pick:

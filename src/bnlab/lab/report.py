@@ -109,8 +109,5 @@ def _points_of(plot: Plot) -> Records:
 def _write_table(path: Path, rows: Records) -> None:
     """Write rows as CSV, with each column that one of them has. Floats have nine digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_csv(path, columns, ([_cell(row.get(column)) for column in columns] for row in rows))
-
-
-def _cell(value: object) -> object:
-    return f"{value:.9g}" if isinstance(value, float) else value
+    cells = ([row.get(column) for column in columns] for row in rows)
+    write_csv(path, columns, ([f"{v:.9g}" if isinstance(v, float) else v for v in values] for values in cells))

@@ -8,11 +8,22 @@ from bnlab.lab.experiment import WITH_BN, WITHOUT_BN
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.records import Results, number, numbers
 from bnlab.lab.replay import Batch
-from bnlab.lab.studies.covariate_shift import study
-from bnlab.lab.studies.covariate_shift.study import ARMS, EQUAL, NOISY, Shift, compared, conclude, shifted_layers
-from bnlab.lab.trained_network import train
+from bnlab.lab.studies import covariate_shift as study
+from bnlab.lab.studies.covariate_shift import (
+    ARMS,
+    EQUAL,
+    NOISY,
+    NoisyBatchNorm,
+    Shift,
+    compared,
+    conclude,
+    set_other_noise,
+    shifted_layers,
+)
+from bnlab.lab.trained_network import train, with_norm
 from bnlab.lab.verdict import Verdict
 from bnlab.nets import build
+from bnlab.norm import BatchNorm2d
 from bnlab.training.build import TrainingContext
 from tests.lab.studies.helpers import MakeExperiment, draw, unchanged
 
@@ -96,6 +107,8 @@ def test_layers_are_spread_with_the_last_and_know_all_rows_before_them() -> None
 class Checked(Shift):
     """Works the shift of the last layer of an MLP out by the chain rule, in float64."""
 
+    probe_steps, layers = 6, 1
+
     def before(self, step: int, context: TrainingContext) -> None:
         super().before(step, context)
         self.old = {name: p.detach().double().clone() for name, p in context.network.named_parameters()}
@@ -129,7 +142,7 @@ def test_the_shift_is_that_of_the_definition_and_looking_changes_nothing(
 ) -> None:
     experiment = make_experiment(learning_rate=1.0, schedule="constant", width=1.0)
     job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
-    probe = Checked(probe_steps=6, layers=1)
+    probe = Checked()
     probed = train(job, experiment.recipe("mlp", size=28), probe=probe)
     assert len(probe.results["shift"]) == 6
     plain = train(job, experiment.recipe("mlp", size=28))
@@ -144,7 +157,9 @@ def test_at_a_rate_of_next_to_0_only_new_noise_shifts(
     experiment = make_experiment(learning_rate=1e-30, steps=1)
     job = JobContext(split=experiment.splits.for_seed(0), folder=tmp_path, device="cpu", seed=0)
     recipe = experiment.recipe("bn_mlp", size=28, activation="relu")
-    rows = study.train_probed(job, recipe, noisy=noisy)["shift"]
+    trained = train(job, recipe, probe=Shift(), make=with_norm(NoisyBatchNorm) if noisy else None)
+    assert not any(getattr(layer, "other", False) for layer in trained.context.network.modules())
+    rows = trained.results["shift"]
     assert len(rows) == 2
     for row in rows:
         assert (number(row, "relative") > 0.05) == noisy
@@ -160,3 +175,57 @@ def test_from_photos_to_plots(make_experiment: MakeExperiment, monkeypatch: pyte
     conclusion = conclude(results)
     assert len(conclusion.plots) == 3
     draw(conclusion)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_noise_moves_each_channel_of_each_step_and_each_value_a_little(relu: bool) -> None:
+    layer = NoisyBatchNorm(200)
+    images = torch.randn(64, 200, 4, 4)
+    torch.manual_seed(1)
+    first = layer(images)
+    second = layer(images)
+    plain = BatchNorm2d(200)(images)
+    residual = (first - plain).detach()
+    means = residual.mean((0, 2, 3))  # 200
+    assert -0.55 < means.min() < -0.4
+    assert 0.4 < means.max() < 0.55
+    scales = (first * plain).mean((0, 2, 3)) / plain.square().mean((0, 2, 3))
+    assert 0.98 < scales.min() < 1.02
+    assert 1.23 < scales.max() < 1.27
+    within = first - means[:, None, None] - scales[:, None, None] * plain
+    expected = (0.1**2 / 3 + 0.1**2) ** 0.5  # of a uniform of half-width 0.1, and of 0.1 times a normal y
+    assert within.std().item() == pytest.approx(expected, rel=0.05)
+    assert not torch.allclose(first.mean((0, 2, 3)), second.mean((0, 2, 3)), atol=0.1)
+    torch.manual_seed(1)
+    assert torch.equal(layer(images, relu=relu), first.relu() if relu else first)
+
+
+def test_noise_is_drawn_anew_in_the_layers_before_alone() -> None:
+    first, second = NoisyBatchNorm(4), NoisyBatchNorm(4)
+    images, seen = torch.randn(8, 4, 2, 2), []
+    for first.other, second.other in ((False, False), (True, False), (False, False)):
+        torch.manual_seed(1)
+        seen.append((first(images).detach(), second(images).detach()))
+    assert not torch.equal(seen[0][0], seen[1][0])
+    assert torch.equal(seen[0][1], seen[1][1])
+    assert torch.equal(seen[0][0], seen[2][0])
+
+
+def test_other_noise_is_that_of_these_rows_alone() -> None:
+    network = build("bn_mlp", classes=3, norm=NoisyBatchNorm)
+    noisy = [layer for layer in network.modules() if isinstance(layer, NoisyBatchNorm)]
+    set_other_noise(network, {"hidden1"})
+    assert [layer.other for layer in noisy] == [True, False, False]
+    set_other_noise(network, set())
+    assert not any(layer.other for layer in noisy)
+
+
+def test_inference_has_no_noise() -> None:
+    layer = NoisyBatchNorm(3)
+    images = torch.randn(8, 3, 2, 2)
+    layer(images)
+    plain = BatchNorm2d(3)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.eval()(images), plain.eval()(images))
+    layer.statistics = "batch"
+    assert torch.equal(layer(images), plain.train()(images))

@@ -121,6 +121,8 @@ def test_along_the_gradient_step_by_step(make_experiment: MakeExperiment, tmp_pa
 class Careful(LossAlongGradient):
     """Checks that the probe leaves everything unchanged."""
 
+    probe_steps = 3
+
     def before(self, step: int, context: TrainingContext) -> None:
         with unchanged(context.network):
             super().before(step, context)
@@ -129,7 +131,7 @@ class Careful(LossAlongGradient):
 def test_a_probe_changes_nothing_and_has_both_lengths(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     experiment = make_experiment(learning_rate=0.07, schedule="constant")
     recipe = experiment.recipe("bn_mlp", size=16)
-    probed = train(place_of(experiment, tmp_path), recipe, probe=Careful(3))
+    probed = train(place_of(experiment, tmp_path), recipe, probe=Careful())
     rows = probed.results["smoothness"]
     assert [(row["step"], row["lengths"]) for row in rows] == [(s, each) for s in (1, 3, 5) for each in LENGTHS]
     assert [row["rate"] for row in rows] == [COMMON, 0.07] * 3

@@ -20,10 +20,10 @@ from bnlab.lab.records import (
     Results,
     Row,
     average,
-    by_seed,
-    distinct,
+    gained,
     learnt_threshold,
     mean,
+    number,
     numbers,
     seeds,
     where,
@@ -41,28 +41,21 @@ DROPOUTS = (0.0, 0.05, 0.1)
 
 def measure(experiment: Experiment) -> Results:
     """Trains a few networks on the split of each seed, and tests each of them and all together at all crops."""
-    members = experiment.by_budget(3, 6)
-    recipe = experiment.recipe(
-        experiment.network_pair()[WITH_BN], steps=experiment.by_budget(200, 0), validate_every=10**6
+    network, members = experiment.network_pair()[WITH_BN], experiment.by_budget(3, 6)
+    recipe = experiment.recipe(network, steps=experiment.by_budget(200, 0), validate_every=10**6)
+    steps = recipe.steps or recipe.epochs * len(experiment.splits) // recipe.batch_size
+    about: dict[str, Any] = {"members": members, "mirrored": experiment.splits.kind == "photos"}
+    return experiment.run(
+        [
+            experiment.measurement(train_members, seed, recipe=recipe, steps=2 * members * steps, **about)
+            for seed in experiment.seeds
+        ]
     )
-    mirrored = experiment.splits.kind == "photos"
-    measurements = [
-        experiment.measurement(
-            train_members,
-            seed,
-            recipe=recipe,
-            members=members,
-            mirrored=mirrored,
-            steps=2 * members * (recipe.steps or recipe.epochs * len(experiment.splits) // recipe.batch_size),
-        )
-        for seed in experiment.seeds
-    ]
-    return experiment.run(measurements)
 
 
 def train_members(job: JobContext, recipe: Recipe, members: int, mirrored: bool) -> Results:
     """Trains the members one after the other, and measures the accuracy of each and of their mean probabilities."""
-    each: dict[Crops, list[Probabilities]] = {number: [] for number in CROPS}
+    each: dict[Crops, list[Probabilities]] = {crops: [] for crops in CROPS}
     rows: Records = []
     for member in range(members):
         own = replace(job, folder=job.folder / str(member), seed=1000 * (job.seed + 1) + member)
@@ -71,29 +64,28 @@ def train_members(job: JobContext, recipe: Recipe, members: int, mirrored: bool)
         targets = photos.class_indices(trained.dataset.classes)
         if not trained.diverged:
             trained.recalibrate()
-        for number in CROPS:
-            each[number].append(_probabilities(trained, photos, number, mirrored))
-            rows.append(_row(ONE, member, number, each[number][-1], targets))
-    rows += [_row(ALL, None, number, mean_of(each[number]), targets) for number in CROPS]
+        for crops in CROPS:
+            each[crops].append(_probabilities(trained, photos, crops, mirrored))
+            rows.append(_row(ONE, member, crops, each[crops][-1], targets))
+    rows += [_row(ALL, None, crops, mean_of(each[crops]), targets) for crops in CROPS]
     return {"accuracy": [row | {"guess": trained.majority_baseline} for row in rows]}
 
 
-def _probabilities(trained: TrainedNetwork, photos: Photos, number: Crops, mirrored: bool) -> Probabilities:
+def _probabilities(trained: TrainedNetwork, photos: Photos, crops: Crops, mirrored: bool) -> Probabilities:
     """The mean over crops and, where `mirrored`, their mirror images: N x classes; NaN for a diverged network."""
     if trained.diverged:
         return np.full((len(photos), len(trained.dataset.classes)), np.nan, dtype=np.float32)
-    preprocessing = trained.context.preprocessing
-    classifier = Classifier(trained.context.network, card_of(trained.context), trained.context.device)
-    found = []
+    context, found = trained.context, []
+    classifier = Classifier(context.network, card_of(context), context.device)
     for path in photos.paths:
-        pixels = tta_crops(open_photo(path), preprocessing, number).copy()  # crops x size x size x 3
-        found.append(classifier.probabilities(pixels, flip_tta=mirrored and number > 1).mean(0))
+        pixels = tta_crops(open_photo(path), context.preprocessing, crops).copy()  # crops x size x size x 3
+        found.append(classifier.probabilities(pixels, flip_tta=mirrored and crops > 1).mean(0))
     return np.stack(found)  # N x classes
 
 
-def _row(arm: str, member: int | None, number: Crops, found: Probabilities, targets: Any) -> Row:
+def _row(arm: str, member: int | None, crops: Crops, found: Probabilities, targets: Any) -> Row:
     top1 = float((found.argmax(1) == targets).mean()) if np.isfinite(found).all() else math.nan
-    return {"arm": arm, "member": member, "crops": number, "test_top1": top1, "n_test": len(targets)}
+    return {"arm": arm, "member": member, "crops": crops, "test_top1": top1, "n_test": len(targets)}
 
 
 def conclude(results: Results) -> Conclusion:
@@ -104,24 +96,26 @@ def conclude(results: Results) -> Conclusion:
     paired = without_seeds(rows, lost, "test_top1")
     clause = partial(points_clause, tested=rows, above=0.0)
 
-    def gain(first: tuple[str, int], second: tuple[str, int]) -> list[float]:
-        ours, theirs = (by_seed(paired, mean("test_top1"), arm=arm, crops=n) for arm, n in (first, second))
-        return [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    def by_crops(crops: int) -> list[float]:
+        return gained(where(paired, arm=ONE), crops, 1, mean("test_top1"), column="crops")
+
+    def by_members(crops: int) -> list[float]:
+        return gained(where(paired, crops=crops), ALL, ONE, mean("test_top1"))
 
     better = "the ensemble is right more often than one network"
     return Conclusion(
         evidence=(
-            clause("144 crops are right more often than one", gain((ONE, 144), (ONE, 1))),
-            clause(f"{better}, at 144 crops", gain((ALL, 144), (ONE, 144))),
-            clause(f"{better}, at one crop", gain((ALL, 1), (ONE, 1)), primary=False),
-            clause("10 crops are right more often than one", gain((ONE, 10), (ONE, 1)), primary=False),
+            clause("144 crops are right more often than one", by_crops(144)),
+            clause(f"{better}, at 144 crops", by_members(144)),
+            clause(f"{better}, at one crop", by_members(1), primary=False),
+            clause("10 crops are right more often than one", by_crops(10), primary=False),
         ),
         plots={
             "accuracy": category_plot(
                 {arm: where(known, arm=arm) for arm in (ONE, ALL)},
                 "crops",
                 "test_top1",
-                distinct(rows, "crops"),
+                CROPS,
                 times=100,
                 title="Accuracy by crops, alone and together",
                 x="crops of each photo",
@@ -130,10 +124,10 @@ def conclude(results: Results) -> Conclusion:
             )
         },
         numbers={
-            f"error of {arm}, {number} crop{'s' * (number != 1)}, %": 100
-            * (1 - average(where(known, arm=arm, crops=number), "test_top1"))
+            f"error of {arm}, {n} crop{'s' * (n != 1)}, %": 100
+            * (1 - average(where(known, arm=arm, crops=n), "test_top1"))
             for arm in (ONE, ALL)
-            for number in CROPS
+            for n in CROPS
         },
         remarks=tuple(f"seed {seed}: {why}, so it shows nothing" for seed, why in lost.items()),
     )
@@ -141,7 +135,7 @@ def conclude(results: Results) -> Conclusion:
 
 def _lost(rows: Records) -> str:
     """Why a seed shows nothing; empty if it shows something."""
-    diverged = [row["member"] for row in where(rows, arm=ONE, crops=1) if math.isnan(numbers([row], "test_top1")[0])]
+    diverged = [row["member"] for row in where(rows, arm=ONE, crops=1) if math.isnan(number(row, "test_top1"))]
     if diverged:
         return f"of its members, counted from 0, there diverged {', '.join(map(str, diverged))}"
     return "" if max(numbers(rows, "test_top1")) > learnt_threshold(rows[0]) else "no member learnt anything"

@@ -2,17 +2,20 @@
 
 import math
 import time
+from functools import partial
+from statistics import median_high
 from typing import Any
 
+import numpy as np
 import torch
 
 from bnlab.data.dataset import open_recorded_data
-from bnlab.lab.clauses import points_clause, ratio_clause, seeds_that_learnt_nothing, without_seeds
+from bnlab.lab.clauses import points_clause, ratio_clause, secondary, seeds_that_learnt_nothing, without_seeds
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.lr_selection import chosen, lr_remarks
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import accuracy_curves
-from bnlab.lab.records import Records, Results, Row, average, gained, last, mean, number, ratios, seeds, where
+from bnlab.lab.records import Records, Results, Row, average, gained, last, mean, number, numbers, ratios, seeds, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.machine import environment
 from bnlab.recipe import Recipe
@@ -35,13 +38,9 @@ def measure(experiment: Experiment) -> Results:
         arm: experiment.recipe(experiment.network_pair()[WITH_BN], norm=norm, **same) for arm, norm in norms.items()
     }
     rounds, here = experiment.by_budget(20, 100), environment(experiment.device)
-    timing: dict[str, Any] = {
-        "norms": {arm: recipe.norm for arm, recipe in arms.items()},
-        "rounds": rounds,
-        # The key of the measurement depends on this, so that times of another machine are not used.
-        "machine": {key: here[key] for key in ("processor", "threads", "gpu")},
-        "steps": 2 * rounds,
-    }
+    # The key of the measurement depends on this, so that times of another machine are not used.
+    machine = {key: here[key] for key in ("processor", "threads", "gpu")}
+    timing: dict[str, Any] = {"norms": norms, "rounds": rounds, "machine": machine, "steps": 2 * rounds}
     results = experiment.run(
         [experiment.measurement(costs, seed, recipe=arms[BN], **timing) for seed in experiment.seeds],
         one_at_a_time=True,
@@ -74,8 +73,8 @@ def costs(job: JobContext, recipe: Recipe, norms: dict[str, str], rounds: int, m
                 train_step(context, pixels, labels, step)
                 seconds[arm].append(_now(job.device) - began)
                 job.report_steps(1)
-    middle = {arm: sorted(of_arm[_WARM_UP:])[rounds // 2] for arm, of_arm in seconds.items()}
-    return {"cost": [{"arm": arm, "milliseconds": 1000 * median, **machine} for arm, median in middle.items()]}
+    medians = {arm: median_high(of_arm[_WARM_UP:]) for arm, of_arm in seconds.items()}
+    return {"cost": [{"arm": arm, "milliseconds": 1000 * median, **machine} for arm, median in medians.items()]}
 
 
 def _now(device: str) -> float:
@@ -89,7 +88,8 @@ def conclude(results: Results) -> Conclusion:
     rows = chosen(results)
     lost = seeds_that_learnt_nothing(rows)
     learnt = without_seeds(rows, lost, "test_top1")
-    at_time = [_at_equal_time(where(learnt, seed=seed)) for seed in seeds(rows)]
+    points = partial(points_clause, tested=rows, above=-_MARGIN)
+    to_margin = f"to {_MARGIN:g} point"
     return Conclusion(
         evidence=(
             ratio_clause(
@@ -97,25 +97,16 @@ def conclude(results: Results) -> Conclusion:
                 ratios(results["cost"], WHITENING, BN, last("milliseconds")),
                 above=_SLOWER,
             ),
-            points_clause(
-                f"at equal time BN's test accuracy is at least whitening's, to {_MARGIN:g} point",
-                [100 * (ours - theirs) for ours, theirs in at_time],
-                rows,
-                above=-_MARGIN,
+            points(
+                f"at equal time BN's test accuracy is at least whitening's, {to_margin}",
+                [_lead_at_equal_time(where(learnt, seed=seed)) for seed in seeds(rows)],
             ),
-            points_clause(
-                f"at equal steps whitening's test accuracy is at least BN's, to {_MARGIN:g} point (Huang et al. 2018)",
-                gained(learnt, WHITENING, BN, last("test_top1")),
-                rows,
-                above=-_MARGIN,
-                primary=False,
-            ),
-            points_clause(
-                "and so is its average over the training",
-                gained(learnt, WHITENING, BN, mean("test_top1")),
-                rows,
-                above=-_MARGIN,
-                primary=False,
+            *secondary(
+                points(
+                    f"at equal steps whitening's test accuracy is at least BN's, {to_margin} (Huang et al. 2018)",
+                    gained(learnt, WHITENING, BN, last("test_top1")),
+                ),
+                points("and so is its average over the training", gained(learnt, WHITENING, BN, mean("test_top1"))),
             ),
         ),
         plots={
@@ -133,25 +124,21 @@ def conclude(results: Results) -> Conclusion:
     )
 
 
-def _at_equal_time(rows: Records) -> tuple[float, float]:
-    """The test accuracies of BN and of whitening when the faster training ends; NaN if one was not trained."""
+def _lead_at_equal_time(rows: Records) -> float:
+    """By how many points BN's test accuracy is above whitening's when the faster training ends.
+
+    Accuracies are interpolated linearly between validations, and from guessing at 0 seconds to the first. NaN if one of
+    the networks was not trained.
+    """
     curves = [where(rows, arm=arm) for arm in (BN, WHITENING)]
     if not all(curves):
-        return math.nan, math.nan
+        return math.nan
     end = min(number(curve[-1], "seconds") for curve in curves)
-    ours, theirs = (_accuracy_at(curve, end) for curve in curves)
-    return ours, theirs
-
-
-def _accuracy_at(curve: Records, seconds: float) -> float:
-    """The accuracy at a time, interpolated linearly between two validations, and from guessing at 0 to the first."""
-    before, top1 = 0.0, number(curve[0], "guess")
-    for row in curve:
-        after, next_top1 = number(row, "seconds"), number(row, "test_top1")
-        if seconds <= after:
-            return top1 + (next_top1 - top1) * (seconds - before) / (after - before)
-        before, top1 = after, next_top1
-    return top1
+    ours, theirs = (
+        np.interp(end, [0.0, *numbers(rows, "seconds")], [number(rows[0], "guess"), *numbers(rows, "test_top1")])
+        for rows in curves
+    )
+    return 100 * float(ours - theirs)
 
 
 STUDY = Study(
