@@ -4,10 +4,10 @@ Their options are defined once, in options.py, from which their signatures and t
 """
 
 import inspect
-import textwrap
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, TypeVar
 
 from bnlab.commands import import_weights as import_command
@@ -37,13 +37,9 @@ def _takes(options: type[Options]) -> Callable[[F], F]:
                 listed.append(inspect.Parameter(name, keyword, default=field.default, annotation=field.annotation))
         rest = [own["options"]] if "recipe_keys" in options.model_fields else []
         function.__signature__ = inspect.Signature([*listed, own["progress"], *rest])  # type: ignore[attr-defined]
-        lines = "\n".join(
-            textwrap.fill(
-                f"{p.name}: {meaning(options, p.name)}", 110, initial_indent="    ", subsequent_indent=" " * 8
-            )
-            for p in listed
-        )
-        function.__doc__ = (inspect.getdoc(function) or "").replace("Args:", f"Args:\n{lines}")
+        filled = TextWrapper(110, initial_indent=" " * 4, subsequent_indent=" " * 8).fill
+        lines = [filled(f"{parameter.name}: {meaning(options, parameter.name)}") for parameter in listed]
+        function.__doc__ = (inspect.getdoc(function) or "").replace("Args:", "\n".join(["Args:", *lines]))
         return function
 
     return decorate

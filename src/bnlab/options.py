@@ -18,7 +18,7 @@ from bnlab.errors import UsageError
 from bnlab.recipe import Device
 from bnlab.runs import RUNS
 
-API_ONLY = "a field that the command line does not offer"
+API_ONLY = "a field that the command line does not offer, or takes in another way"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ClassifierFile = Annotated[Path, typer.Argument(metavar="CLASSIFIER")]
@@ -102,9 +102,9 @@ class TrainOptions(_Strict, _Runs):
 
 
 class EvaluateOptions(_Inference):
-    classifiers: Annotated[list[Path], Field(min_length=1)]
+    classifiers: Annotated[list[Path], Field(min_length=1), API_ONLY]
     """Classifier file; or several, which are evaluated as an ensemble: their probabilities are averaged."""
-    data: Path
+    data: Annotated[Path, API_ONLY]
     """Photos to evaluate on: a split folder, a split.csv, or a folder of classes."""
     split: Literal["train", "val", "test", "all"] | None = None
     """Split to evaluate on (default: the first of test, val, train and all that DATA has)."""

@@ -20,13 +20,11 @@ def seconds_of(text: object) -> object:
     """
     if not isinstance(text, str):
         return text
-    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip().lower())
-    try:
-        if found is None or not any(found.groups()):
-            raise ValueError
-        return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
-    except ValueError:
-        raise ValueError("it must be a time span such as 20m, 1h30m or 90s") from None
+    number = r"(\d+\.?\d*|\.\d+)"
+    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower(), re.ASCII)
+    if found is None or not any(found.groups()):
+        raise ValueError("it must be a time span such as 20m, 1h30m or 90s")
+    return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
 
 
 class Recipe(BaseModel):

@@ -40,13 +40,12 @@ class Run:
             RunError: another training has the lock.
         """
         lock = FileLock(self.folder / ".lock")
+        problem = f"run {printable(self.folder)} is in use by another training"
         with storage_errors(self.folder):
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise RunError(
-                    f"run {printable(self.folder)} is in use by another training", "wait for it, or pass another --name"
-                ) from None
+                raise RunError(problem, "wait for it, or pass another --name") from None
         try:
             yield
         finally:

@@ -42,9 +42,9 @@ def test_fields_become_parameters_in_front_of_the_verbs_own() -> None:
     assert get_args(found["recipe_keys"].annotation)[1].default == "--set"
 
 
-def test_fields_can_be_left_out_and_keys_of_the_recipe_added() -> None:
-    found = parameters(without=["name"], recipe_options=["epochs", "time", "freeze_bn"])
-    assert list(found) == ["file", "batch_size", "epochs", "time", "freeze_bn", "recipe_keys", "as_json"]
+def test_keys_of_the_recipe_can_be_added() -> None:
+    found = parameters(recipe_options=["epochs", "time", "freeze_bn"])
+    assert list(found) == ["file", "batch_size", "name", "epochs", "time", "freeze_bn", "recipe_keys", "as_json"]
     kind, info = get_args(found["epochs"].annotation)
     assert (kind, found["epochs"].default, info.show_default) == (int | None, None, "30")
     assert get_args(found["time"].annotation)[0] == str | None  # the recipe reads the time span

@@ -70,8 +70,7 @@ def train(
     """
     from bnlab.commands import train as command
 
-    keys = {key: given.pop(key) for key in TRAIN_KEYS}
-    keys = {key: value for key, value in keys.items() if value is not None}
+    keys = {key: value for key in TRAIN_KEYS if (value := given.pop(key)) is not None}
     keys |= parse_assignments(given.pop("recipe_keys") or [])
     options = TrainOptions(**given, recipe_keys=keys)
     if resume:
@@ -83,13 +82,10 @@ def train(
     else:
         result = command.run(options, ScreenProgress())
     low, high = result.evaluation.top1_interval
-    show_result(
-        as_json,
-        result.to_json(),
-        f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
-        f"in {plural(result.epochs, 'epoch')}, {result.seconds:.0f} s",
-        f"{result.run.folder}: report.html shows it. Next: bnlab predict {quoted(result.run.best)} PHOTO",
-    )
+    best = f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
+    best += f"in {plural(result.epochs, 'epoch')}, {result.seconds:.0f} s"
+    last = f"{result.run.folder}: report.html shows it. Next: bnlab predict {quoted(result.run.best)} PHOTO"
+    show_result(as_json, result.to_json(), best, last)
 
 
 def _check_resume(options: TrainOptions, *, find_lr: bool) -> None:
@@ -105,19 +101,18 @@ def _find_lr(options: TrainOptions, *, as_json: bool) -> None:
 
     result = command.find_lr(options, ScreenProgress())
     suggested = result.suggestion.suggested
+    last = f"{printable(result.figure)} shows it. "
     if suggested is None:
-        last = "It suggests none: see the curve, or keep the learning rate of the recipe."
+        last += "It suggests none: see the curve, or keep the learning rate of the recipe."
     else:
         is_default = options.recipe == "default" and not options.recipe_keys.keys() - {"learning_rate"}
         others = "" if is_default else " and the other options as here"
-        last = f"Next: bnlab train {quoted(str(options.data))} --learning-rate {suggested:g}{others}"
-    show_result(
-        as_json, result.to_json(), render.learning_rate_table(result), f"{printable(result.figure)} shows it. {last}"
-    )
+        last += f"Next: bnlab train {quoted(str(options.data))} --learning-rate {suggested:g}{others}"
+    show_result(as_json, result.to_json(), render.learning_rate_table(result), last)
 
 
 @app.command()
-@takes(EvaluateOptions, without=("classifiers", "data"))
+@takes(EvaluateOptions)
 def evaluate(
     *,
     paths: Annotated[

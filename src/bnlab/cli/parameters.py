@@ -18,14 +18,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 F = TypeVar("F", bound=Callable[..., None])
 
 
-def takes(
-    options: type[Options], *, without: Sequence[str] = (), recipe_options: Sequence[str] = ()
-) -> Callable[[F], F]:
+def takes(options: type[Options], *, recipe_options: Sequence[str] = ()) -> Callable[[F], F]:
     """Give a verb the fields of `options` as arguments and options, which it receives as `**given`.
 
     Args:
         options: the model; fields marked API_ONLY are left out.
-        without: other fields to leave out, because the verb declares them itself.
         recipe_options: keys of the recipe that are options of their own, in front of `--set`; None if not given.
     """
 
@@ -34,7 +31,7 @@ def takes(
         for name, field in options.fields().items():
             if name == "recipe_keys":
                 parameters += [_parameter(Recipe, key, optional=True) for key in recipe_options]
-            if name not in without and API_ONLY not in field.metadata:
+            if API_ONLY not in field.metadata:
                 parameters.append(_parameter(options, name))
         signature = inspect.signature(verb)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]

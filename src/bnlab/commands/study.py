@@ -82,16 +82,16 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
                 options=options.recipe_keys,
             )
             report = Report(study=study, experiment=experiment, results=study.measure(experiment))
-            if not is_all:
+            if is_all:
+                folder = folder or new_run(options.runs, options.name, stem).folder
+                (folder / study.name).mkdir()
+                reports.append(write_report(report, folder / study.name, about, index=f"../{PAGE}"))
+                done = f"{len(reports)} of {len(studies)}; {folder / PAGE}"
+                progress.note(f"{study.name}: {report.conclusion.verdict} ({done})")
+                write_index(reports, folder, about)  # already now, in case the next study is interrupted
+            else:
                 folder = _same_as_before(report, options) or new_run(options.runs, options.name, stem).folder
                 reports.append(write_report(report, folder, about))
-                break
-            folder = folder or new_run(options.runs, options.name, stem).folder
-            (folder / study.name).mkdir()
-            reports.append(write_report(report, folder / study.name, about, index=f"../{PAGE}"))
-            done = f"{len(reports)} of {len(studies)}; {folder / PAGE}"
-            progress.note(f"{study.name}: {report.conclusion.verdict} ({done})")
-            write_index(reports, folder, about)  # already now, in case that the next study is interrupted
     assert folder is not None
     return StudyResult(reports=tuple(reports), folder=folder, is_all=is_all)
 
