@@ -15,7 +15,7 @@ from bnlab.lab.experiment import SETTABLE
 from bnlab.lab.splits import QUICK_PHOTOS
 from bnlab.lab.study import STUDY_NAMES, find_study
 from bnlab.recipe import Recipe
-from bnlab.report.html import format_number
+from bnlab.report.page import format_number
 
 PAPER = ["inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid"]
 

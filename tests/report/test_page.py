@@ -3,12 +3,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import jinja2
 import numpy as np
+import pytest
 
 from bnlab import Classifier
 from bnlab.classifier.evaluate import Member, evaluate
 from bnlab.data.split_csv import Photo
-from bnlab.report.page import demo_page, evaluation_page, mistakes_png, write_run_page
+from bnlab.report.page import demo_page, evaluation_page, format_number, mistakes_png, render, write_run_page
 from bnlab.runs import Run
 from tests.classifier.test_evaluate import KNOWN, answers
 from tests.report.test_figures import ROWS
@@ -112,3 +114,45 @@ def test_mistakes_of_missing_photos_are_left_out(trained: Path, tmp_path: Path) 
     evaluation = evaluate(Classifier.load(trained / "best.safetensors"), photos, "val")
     assert mistakes_png(evaluation)[:4] == b"\x89PNG"
     assert mistakes_png(KNOWN)[:4] == b"\x89PNG"  # its photos do not exist
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "∞"),
+        (float("-inf"), "−∞"),
+        (0, "0"),
+        (0.12345, "0.123"),
+        (-2.5, "−2.5"),
+        (123.4, "123"),
+        (12345.6, "12346"),
+        (1.5e6, "1.50e+06"),
+        (-1.5e-4, "−1.50e−04"),
+    ],
+)
+def test_numbers_are_given_to_three_digits(value: float | None, text: str) -> None:
+    assert format_number(value) == text
+
+
+ABOUT = {
+    "title": "t",
+    "data": "<b>",
+    "seeds": 1,
+    "budget": "quick",
+    "reports": [],
+    "page": "p",
+    "environment": {"a": 1, "date": "d"},
+}
+
+
+def test_values_are_escaped() -> None:
+    page = render("studies.html", **ABOUT)
+    assert "&lt;b&gt;" in page
+    assert "<dt>a</dt><dd>1</dd>" in page
+
+
+def test_a_missing_value_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="seeds"):
+        render("studies.html", **{key: value for key, value in ABOUT.items() if key != "seeds"})

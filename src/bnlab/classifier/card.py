@@ -64,10 +64,15 @@ def from_json(text: str, name: str) -> Card:
         card = TypeAdapter(Card).validate_python(values)
         if len({as_label(label) for label in card.classes}) < len(card.classes):
             raise ValueError("its classes are not distinct")
-    except ValidationError as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable_card(name, error) from None
+    return card
+
+
+def unreadable_card(name: str, error: Exception) -> ClassifierError:
+    """The error for a card that is not valid, for this reason."""
+    reason = str(error)
+    if isinstance(error, ValidationError):
         first = error.errors()[0]
         reason = f"{printable('.'.join(map(str, first['loc'])))}: {first['msg'][0].lower()}{first['msg'][1:]}"
-        raise ClassifierError(f"{name} has a card that cannot be read ({reason})", "train or copy it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ClassifierError(f"{name} has a card that cannot be read ({error})", "train or copy it again") from None
-    return card
+    return ClassifierError(f"{name} has a card that cannot be read ({reason})", "train or copy it again")

@@ -30,8 +30,16 @@ class Ensemble:
                 f"an ensemble of {len(self.members)} classifiers with {len(self.names)} names is not valid",
                 "pass at least one classifier, and a name for each",
             )
+        first = self.names[0]
         for name, member in zip(self.names, self.members, strict=True):
-            self._check_classes(name, member)
+            odd = set(self.classes) ^ set(member.classes)
+            for label in (*self.classes, *member.classes):
+                if label in odd:
+                    has, lacks = (first, name) if label in self.classes else (name, first)
+                    raise ClassifierError(
+                        f"{printable(has)} has the class '{printable(label)}' and {printable(lacks)} has not",
+                        "use classifiers of the same classes",
+                    )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -46,23 +54,9 @@ class Ensemble:
             for column, answers in zip(columns, each, strict=True)
         ]
 
-    def _check_classes(self, name: str, member: Classifier) -> None:
-        for has, labels, lacks, others in (
-            (self.names[0], self.classes, name, member.classes),
-            (name, member.classes, self.names[0], self.classes),
-        ):
-            known = set(others)
-            label = next((label for label in labels if label not in known), None)
-            if label is not None:
-                raise ClassifierError(
-                    f"{printable(has)} has the class '{printable(label)}' and {printable(lacks)} has not",
-                    "use classifiers of the same classes",
-                )
-
 
 def mean_of(each: Sequence[Probabilities]) -> Probabilities:
     """The mean of N x classes probabilities, summed in float64; of one, itself."""
     if len(each) == 1:
         return each[0]
-    mean: Probabilities = np.asarray(np.mean(each, axis=0, dtype=np.float64), dtype=np.float32)
-    return mean
+    return np.asarray(np.mean(each, axis=0, dtype=np.float64), dtype=np.float32)

@@ -1,7 +1,7 @@
 """Measures a classifier on photos whose classes are known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -76,8 +76,7 @@ class Evaluation:
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """n most probable class indices."""
-        predicted: NDArray[np.int64] = self.probabilities.argmax(1)
-        return predicted
+        return np.asarray(self.probabilities.argmax(1), np.int64)
 
     @property
     def top1(self) -> float:
@@ -131,10 +130,7 @@ class Evaluation:
         """classes x classes counts: row the true class, column the predicted one."""
         from sklearn.metrics import confusion_matrix
 
-        matrix: NDArray[np.int64] = confusion_matrix(
-            self.targets, self.predicted, labels=np.arange(len(self.classes))
-        ).astype(np.int64)
-        return matrix
+        return np.asarray(confusion_matrix(self.targets, self.predicted, labels=np.arange(len(self.classes))), np.int64)
 
     @cached_property
     def per_class(self) -> list[ClassScore]:
@@ -218,19 +214,21 @@ def evaluate(
                 f"the probabilities of {printable(name)} on {split} are not finite",
                 "train with a lower --learning-rate",
             )
-    evaluation = Evaluation(
+    targets = photos.class_indices(classifier.classes)[usable]
+    members: list[Member] = []
+    if ensemble is classifier:
+        right = [probabilities[usable].argmax(1) == targets for probabilities in each]
+        members = [Member(name, float(of_one.mean())) for name, of_one in zip(ensemble.names, right, strict=True)]
+    return Evaluation(
         split=split,
         classes=classifier.classes,
         paths=tuple(path for path, good in zip(paths, usable, strict=True) if good),
-        targets=photos.class_indices(classifier.classes)[usable],
+        targets=targets,
         probabilities=mean_of(each)[usable],
         refused=refused,
         crops=crops,
+        members=tuple(members),
     )
-    if ensemble is not classifier:
-        return evaluation
-    alone = [replace(evaluation, probabilities=probabilities[usable]).top1 for probabilities in each]
-    return replace(evaluation, members=tuple(map(Member, ensemble.names, alone)))
 
 
 def _known(value: float) -> float | None:

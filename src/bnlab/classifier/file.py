@@ -43,14 +43,7 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
         ClassifierError: the file is missing, truncated, a pickle, of another format, or not a classifier file.
     """
     name = printable(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ClassifierError(f"there is no classifier file {name}", "check the path") from None
-    except IsADirectoryError:
-        raise ClassifierError(f"{name} is a folder", f"pass the file, such as {name}/best.safetensors") from None
-    except OSError as error:
-        raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check the path") from None
+    content = read_content(path, "classifier file", f"pass the file, such as {name}/best.safetensors")
     if is_pickle(content):
         raise ClassifierError(
             f"{name} is a pickle, which can run code when it is loaded",
@@ -63,6 +56,25 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
     if CARD_KEY not in metadata:
         raise ClassifierError(f"{name} holds weights but no bnlab card", "use a .safetensors file that bnlab wrote")
     return tensors, cards.from_json(metadata[CARD_KEY], name)
+
+
+def read_content(path: Path, what: str, folder_remedy: str) -> bytes:
+    """The bytes of a file; `what` is what messages call it, and `folder_remedy` what to pass in place of a folder.
+
+    Raises:
+        ClassifierError: the file cannot be read.
+    """
+    name = printable(path)
+    try:
+        if not path.exists():
+            raise ClassifierError(f"there is no {what} {name}", "check the path")
+        if path.is_dir():
+            raise ClassifierError(f"{name} is a folder", folder_remedy)
+        if not path.is_file():  # reading a pipe could wait forever
+            raise ClassifierError(f"{name} is not a regular file", "pass a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check its permissions") from None
 
 
 def is_pickle(content: bytes) -> bool:
@@ -92,37 +104,29 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
         ClassifierError: as `read_classifier`, or the tensors do not fit the network that the card names.
     """
     tensors, card = read_classifier(path)
-    network = network_from_card(card, printable(path))
+    network = _build(card, printable(path))
     expected = network.state_dict()
-    check_fit(tensors, expected, printable(path), card.network)
+    _check_fit(tensors, expected, printable(path), card.network)
     network.load_state_dict({key: tensors[key].to(expected[key].dtype) for key in expected}, assign=True)
     return network.eval(), card
 
 
-def network_from_card(card: Card, name: str) -> TableNetwork:
-    """The network that a card describes, on the meta device, without weights; `name` is what messages call its file.
-
-    Raises:
-        ClassifierError: this bnlab has no such network, or cannot build it with these arguments.
-    """
+def _build(card: Card, name: str) -> TableNetwork:
+    """The network that a card describes, on the meta device, without weights; `name` is what messages call its file."""
     unknown = sorted(card.arguments.keys() - inspect.signature(build).parameters.keys())
     if card.network not in NETWORKS or unknown:
         what = f"with {printable(', '.join(unknown))}" if unknown else f"'{printable(card.network)}'"
         raise ClassifierError(f"{name} holds a network {what}, which this bnlab does not know", "upgrade bnlab")
+    arguments: dict[str, Any] = dict(card.arguments)
     try:
-        arguments: dict[str, Any] = dict(card.arguments)
         with torch.device("meta"):  # a card may name any width: nothing is allocated before the tensors fit
             return build(card.network, classes=len(card.classes), **arguments)
     except (UsageError, TypeError, ValueError, RuntimeError) as error:  # of any types and sizes
-        raise ClassifierError(f"{name} has a card that cannot be read ({error})", "train or copy it again") from None
+        raise cards.unreadable_card(name, error) from None
 
 
-def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str, network: str) -> None:
-    """Refuse tensors that are missing, unknown or of another shape; the message names the first.
-
-    Raises:
-        ClassifierError: a tensor does not fit.
-    """
+def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str, network: str) -> None:
+    """Refuse tensors that are missing, unknown or of another shape; the message names the first."""
     remedy = "train or copy it again"
     for key in [*expected, *tensors]:
         if key not in tensors:

@@ -130,8 +130,7 @@ class Classifier:
                 answers = network(images).float().softmax(1)  # N x classes
                 if flip_tta:
                     answers = (answers + network(images.flip(3)).float().softmax(1)) / 2
-            probabilities: Probabilities = answers.cpu().numpy()
-            return probabilities
+            return cast(Probabilities, answers.cpu().numpy())
         finally:
             network.train(training)
 
@@ -168,19 +167,20 @@ def classify(
     answers: list[Probabilities] = [np.full((len(paths), len(c.classes)), np.nan, np.float32) for c in classifiers]
     errors: list[PhotoError | None] = [None] * len(paths)
     for indices in alike.values():
-        preprocessing, done = classifiers[indices[0]].card.preprocessing, 0
+        preprocessing, first = classifiers[indices[0]].card.preprocessing, 0
+        batches = preprocessed_batches(
+            paths, preprocessing, batch_size=batch_size, workers=workers, cache=cache, crops=crops
+        )
         task_of_all = (progress or NullProgress()).task("classifying", len(paths), "photos")
         with memory_errors(batch_size, preprocessing.size), task_of_all as task:
-            for pixels, errors_of_batch in preprocessed_batches(
-                paths, preprocessing, batch_size=batch_size, workers=workers, cache=cache, crops=crops
-            ):
-                usable = [done + i for i, error in enumerate(errors_of_batch) if error is None]
-                if usable:
-                    for i in indices:
-                        answers[i][usable] = _mean_over_crops(classifiers[i], pixels, crops, batch_size)
-                for i, error in enumerate(errors_of_batch, done):
+            for pixels, errors_of_batch in batches:
+                for i, error in enumerate(errors_of_batch, first):
                     errors[i] = errors[i] or error
-                done += len(errors_of_batch)
+                usable = [i for i, error in enumerate(errors_of_batch, first) if error is None]
+                if usable:
+                    for number in indices:
+                        answers[number][usable] = _mean_over_crops(classifiers[number], pixels, crops, batch_size)
+                first += len(errors_of_batch)
                 task.advance(len(errors_of_batch))
     return answers, errors
 
@@ -198,5 +198,4 @@ def _mean_over_crops(classifier: Classifier, pixels: Pixels, crops: Crops, batch
     parts = np.array_split(pixels, -(-len(pixels) // batch_size))  # each b x size x size x 3
     answers = np.concatenate([classifier.probabilities(part, flip_tta=True) for part in parts])  # M*K x classes
     by_photo = answers.reshape(-1, images_per_photo(crops), answers.shape[1])  # M x K x classes
-    mean: Probabilities = by_photo.mean(1, dtype=np.float64).astype(np.float32)
-    return mean
+    return np.asarray(by_photo.mean(1, dtype=np.float64), dtype=np.float32)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bnlab.classifier.file import CARD_KEY, is_pickle, parse_safetensors
+from bnlab.classifier.file import CARD_KEY, is_pickle, parse_safetensors, read_content
 from bnlab.errors import ClassifierError, printable, quoted
 
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
@@ -26,16 +26,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ClassifierError: the file cannot be read, or holds anything but weights.
     """
     name = printable(path)
-    if path.is_dir():
-        raise ClassifierError(f"{name} is a folder", "pass a file of weights")
-    if not path.exists():
-        raise ClassifierError(f"there is no file {name}", "check the path")
-    if not path.is_file():
-        raise ClassifierError(f"{name} is not a regular file", "pass a file of weights")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check its permissions") from None
+    content = read_content(path, "file", "pass a file of weights")
     broken = ClassifierError(
         f"{name} is not a complete file of weights",
         "use what torch.save(network.state_dict(), FILE) wrote, or safetensors",

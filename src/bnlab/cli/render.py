@@ -172,7 +172,7 @@ def study_list(studies: Sequence[Mapping[str, str]]) -> RenderableType:
 
 
 def study_table(result: "study.StudyResult") -> RenderableType:
-    from bnlab.report.html import format_number
+    from bnlab.report.page import format_number
 
     parts: list[RenderableType] = []
     for report in result.reports:

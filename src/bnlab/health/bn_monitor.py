@@ -136,18 +136,15 @@ class BNMonitor:
         window.statistics.append(torch.cat([b[key] for key in ("running_mean", "running_var") for b in buffers]))
         window.counts.append(torch.stack([b["num_batches_tracked"] for b in buffers]))
 
+    @np.errstate(all="ignore")  # layers that did not move become NaN, and are left out
     def _close(self) -> None:
         """Add a window to the sums, if it has a pair of steps."""
         window, self._window = self._window, None
         if window is None or len(window.counts) < 3:
             return
-        eps = torch.finfo(window.statistics[0].dtype).eps
+        rounding = torch.finfo(window.statistics[0].dtype).eps
         statistics = torch.stack(window.statistics).cpu().double().numpy()  # (K + 1) x 2C
         counts = torch.stack(window.counts).cpu().numpy()  # (K + 1) x L
-        with np.errstate(all="ignore"):  # layers that did not move become NaN, and are left out
-            self._add(statistics, counts, eps)
-
-    def _add(self, statistics: Floats, counts: NDArray[np.int64], rounding: float) -> None:
         rate, weight = self._rates(np.diff(counts, axis=0), counts[1:])  # K x L, K x L
         means, variances = np.split(recover(statistics, rate, self._sizes), 2, axis=1)  # K x C each
         eps = np.repeat([layer.eps for layer in self._layers.values()], self._sizes)  # C

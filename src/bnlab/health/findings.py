@@ -1,10 +1,10 @@
 """What the monitor measured: a row for each layer, totals for a chart, and findings.
 
-A finding is reported only where the effect matters and enough was measured; see `Thresholds` and docs/checks.md.
+A finding is reported only where the effect matters and enough was measured; docs/checks.md has the thresholds.
 """
 
+import math
 import statistics
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -13,21 +13,14 @@ from numpy.typing import NDArray
 from bnlab.errors import plural
 from bnlab.norm.recalibrate import MEAN_OFF, VARIANCE_OFF
 
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """From which values on the checks report; docs/checks.md explains them."""
-
-    off_share: float = 0.5  # BN102: fraction of a layer's channels
-    accuracy_lost: float = 0.01  # BN102: by the running statistics
-    p_value: float = 0.01  # BN102
-    initial: float = 0.01  # BN102: above this weight of the initial statistics, norm_momentum is the likely cause
-    effective_batch: float = 32.0  # BN103: values, with 95% confidence
-    batches: int = 8  # BN103: sampled at least
-    channels: float = 0.05  # BN109, BN110: fraction of a layer's channels
-
-
-THRESHOLDS = Thresholds()
+# From which values on the checks report; docs/checks.md explains them.
+_OFF_SHARE = 0.5  # BN102: fraction of a layer's channels
+_ACCURACY_LOST = 0.01  # BN102: by the running statistics
+_P_VALUE = 0.01  # BN102
+_INITIAL = 0.01  # BN102: above this weight of the initial statistics, norm_momentum is the likely cause
+_EFFECTIVE_BATCH = 32  # BN103: values, with 95% confidence
+_BATCHES = 8  # BN103: sampled at least
+_CHANNELS = 0.05  # BN109, BN110: fraction of a layer's channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +93,7 @@ class StatisticsCost:
     def matters(self) -> bool:
         """Whether the running statistics are worse by as much as the thresholds ask."""
         lost = self.population_top1 - self.running_top1
-        return lost >= THRESHOLDS.accuracy_lost and self.p_value < THRESHOLDS.p_value
+        return lost >= _ACCURACY_LOST and self.p_value < _P_VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,97 +125,75 @@ class Health:
 
     def findings(self) -> list[Finding]:
         """One finding for each check that layers fail, with the likely cause and the recipe keys that change it."""
-        checks = (_stale_statistics, _small_effective_batch, _dead_channels, _gamma_near_zero)
-        return [finding for check in checks if (finding := check(self))]
+        messages = (
+            ("BN102", "stale-statistics", _stale_statistics(self)),
+            ("BN103", "small-effective-batch", _small_effective_batch(self)),
+            ("BN109", "dead-channels", _many_channels(self, "dead", _DEAD_CHANNELS)),
+            ("BN110", "gamma-near-zero", _many_channels(self, "gamma_near_zero", _GAMMA_NEAR_ZERO)),
+        )
+        return [Finding(code=code, name=name, message=message) for code, name, message in messages if message]
 
 
-def _stale_statistics(health: Health) -> Finding | None:
-    failing = [row for row in health.layers if (row.off_share or 0) > THRESHOLDS.off_share]
+# Each check returns the message of its finding, or nothing.
+
+
+def _stale_statistics(health: Health) -> str:
+    failing = [row for row in health.layers if (row.off_share or 0) > _OFF_SHARE]
     cost = health.cost
     if not failing or cost is None or not cost.matters:
-        return None
+        return ""
     worst = max(failing, key=lambda row: row.off_share or 0)
     cause = "the statistics lag behind the weights: raise norm_momentum or lower learning_rate"
-    if worst.initial > THRESHOLDS.initial:
+    if worst.initial > _INITIAL:
         cause = (
             f"the initial statistics still weigh {worst.initial:.0%}, since norm_momentum {worst.momentum:g} is small "
             "for so few steps: raise norm_momentum"
         )
-    return Finding(
-        code="BN102",
-        name="stale-statistics",
-        message=(
-            f"the running statistics of {_of(failing, health)} differ from the population statistics and cost "
-            f"accuracy: {cost.running_top1:.1%} instead of {cost.population_top1:.1%} on {cost.photos:,} photos "
-            f"(p = {cost.p_value:.1g}). Worst layer {worst.name}: {worst.off_share or 0:.0%} of its channels are off "
-            f"by more than {MEAN_OFF:g} standard deviations or a variance factor of {VARIANCE_OFF:g} (at most "
-            f"{worst.mean_off:.2g} and {worst.variance_off:.3g}). best.safetensors and last.safetensors hold the "
-            f"population statistics and lose nothing. Likely {cause}"
-        ),
+    return (
+        f"the running statistics of {_of(failing, health)} differ from the population statistics and cost "
+        f"accuracy: {cost.running_top1:.1%} instead of {cost.population_top1:.1%} on {cost.photos:,} photos "
+        f"(p = {cost.p_value:.1g}). Worst layer {worst.name}: {worst.off_share or 0:.0%} of its channels are off "
+        f"by more than {MEAN_OFF:g} standard deviations or a variance factor of {VARIANCE_OFF:g} (at most "
+        f"{worst.mean_off:.2g} and {worst.variance_off:.3g}). best.safetensors and last.safetensors hold the "
+        f"population statistics and lose nothing. Likely {cause}"
     )
 
 
-def _small_effective_batch(health: Health) -> Finding | None:
-    failing = [
-        row
-        for row in health.layers
-        if row.batches >= THRESHOLDS.batches
-        and row.effective_batch_at_most is not None
-        and row.effective_batch_at_most < THRESHOLDS.effective_batch
-    ]
-    if not failing:
-        return None
-    worst = min(failing, key=lambda row: row.effective_batch or 0)
-    return Finding(
-        code="BN103",
-        name="small-effective-batch",
-        message=(
-            f"a batch is worth fewer than {THRESHOLDS.effective_batch:g} independent values in "
-            f"{_of(failing, health)}, so the batch statistics are noisy. Worst layer {worst.name}: "
-            f"{worst.effective_batch:.1f}, at most {worst.effective_batch_at_most:.1f}, over {worst.batches} sampled "
-            "batches. Likely the batches are small or their photos are alike: raise batch_size, use norm=sync where "
-            "several processes train, or freeze_bn=true with init"
-        ),
-    )
-
-
-def _dead_channels(health: Health) -> Finding | None:
-    where = _channels(health, lambda row: row.dead)
-    if not where:
-        return None
-    return Finding(
-        code="BN109",
-        name="dead-channels",
-        message=(
-            f"the ReLU after the layer passes fewer than 1 in 1,000 values of some channels in {where}. Likely a step "
-            "was too large: use a third of learning_rate, or a longer warmup; activation=leaky_relu keeps channels "
-            "alive"
-        ),
-    )
-
-
-def _gamma_near_zero(health: Health) -> Finding | None:
-    where = _channels(health, lambda row: row.gamma_near_zero)
-    if not where:
-        return None
-    return Finding(
-        code="BN110",
-        name="gamma-near-zero",
-        message=(
-            f"some channels carry almost nothing, since their gamma is below 1% of their layer's median, in {where}. "
-            "Likely the network is wider than it needs to be, or learning_rate too high: try a smaller width"
-        ),
-    )
-
-
-def _channels(health: Health, count: Callable[[LayerHealth], int]) -> str:
-    """The trained layers with too many such channels, and the worst; empty if no layer has."""
-    failing = [row for row in health.layers if row.trained and count(row) > THRESHOLDS.channels * row.channels]
+def _small_effective_batch(health: Health) -> str:
+    sampled = [row for row in health.layers if row.batches >= _BATCHES]
+    failing = [row for row in sampled if (row.effective_batch_at_most or math.inf) < _EFFECTIVE_BATCH]
     if not failing:
         return ""
-    worst = max(failing, key=lambda row: count(row) / row.channels)
-    total = sum(count(row) for row in failing)
-    return f"{_of(failing, health)} ({total:,} in all; worst layer {worst.name}: {count(worst)} of {worst.channels})"
+    worst = min(failing, key=lambda row: row.effective_batch or 0)
+    return (
+        f"a batch is worth fewer than {_EFFECTIVE_BATCH} independent values in {_of(failing, health)}, so the batch "
+        f"statistics are noisy. Worst layer {worst.name}: {worst.effective_batch:.1f}, at most "
+        f"{worst.effective_batch_at_most:.1f}, over {worst.batches} sampled batches. Likely the batches are small or "
+        "their photos are alike: raise batch_size, use norm=sync where several processes train, or freeze_bn=true "
+        "with init"
+    )
+
+
+_DEAD_CHANNELS = (
+    "the ReLU after the layer passes fewer than 1 in 1,000 values of some channels in {}. Likely a step was too large: "
+    "use a third of learning_rate, or a longer warmup; activation=leaky_relu keeps channels alive"
+)
+_GAMMA_NEAR_ZERO = (
+    "some channels carry almost nothing, since their gamma is below 1% of their layer's median, in {}. Likely the "
+    "network is wider than it needs to be, or learning_rate too high: try a smaller width"
+)
+
+
+def _many_channels(health: Health, field: str, message: str) -> str:
+    """The message with the trained layers that have too many channels counted in this field, and the worst of them."""
+    counts = {row.name: getattr(row, field) for row in health.layers}
+    failing = [row for row in health.layers if row.trained and counts[row.name] > _CHANNELS * row.channels]
+    if not failing:
+        return ""
+    worst = max(failing, key=lambda row: counts[row.name] / row.channels)
+    total = sum(counts[row.name] for row in failing)
+    of_worst = f"worst layer {worst.name}: {counts[worst.name]} of {worst.channels}"
+    return message.format(f"{_of(failing, health)} ({total:,} in all; {of_worst})")
 
 
 def _of(failing: list[LayerHealth], health: Health) -> str:

@@ -10,7 +10,7 @@ from bnlab.files import write_atomic, write_csv, write_json
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.records import Records, Results, Row
 from bnlab.lab.study import Conclusion, Study
-from bnlab.report.html import render
+from bnlab.report.page import render
 from bnlab.report.plots import Plot, plot_png, plot_svg
 
 PAGE = "report.html"

@@ -2,8 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,23 +22,15 @@ _FONTS = (
 def svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
     """What `draw` draws as SVG, `width` x `height` inches, with text in the colour of the page around it."""
     ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    content = io.BytesIO()
-    with _style(dict.fromkeys(ink, _INK)) as new:
-        figure = new(width, height)
-        draw(figure)
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    text = content.getvalue().decode("utf-8")
+    size, colours = (width, height), dict.fromkeys(ink, _INK)
+    content = _saved(draw, size, colours, format="svg", transparent=True, metadata={"Date": None})
+    text = content.decode("utf-8")
     return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
 def png(draw: Callable[["Figure"], None], width: float, height: float) -> bytes:
     """What `draw` draws as PNG on white, `width` x `height` inches."""
-    content = io.BytesIO()
-    with _style({}) as new:
-        figure = new(width, height)
-        draw(figure)
-        figure.savefig(content, format="png", dpi=140)
-    return content.getvalue()
+    return _saved(draw, (width, height), {}, format="png", dpi=140)
 
 
 def plain_labels(axis: "Axis") -> None:
@@ -57,9 +48,10 @@ def plain_labels(axis: "Axis") -> None:
     axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
-@contextmanager
-def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figure"]]:
-    """Sets matplotlib up for one figure, and restores its settings."""
+def _saved(
+    draw: Callable[["Figure"], None], size: tuple[float, float], colours: Mapping[str, str], **options: Any
+) -> bytes:
+    """The file of a figure; matplotlib's settings are restored afterwards."""
     import matplotlib as mpl
     from matplotlib import font_manager
     from matplotlib.figure import Figure
@@ -68,9 +60,15 @@ def _style(extra: Mapping[str, str]) -> Iterator[Callable[[float, float], "Figur
     style: dict[Any, Any] = {
         "font.family": [name for name in _FONTS if name in installed],
         "font.size": 9,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
         "text.parse_math": False,  # a class may be named $5
         "svg.hashsalt": "bnlab",  # the same figure gives the same file
     }
-    with mpl.rc_context(style | dict(extra)), warnings.catch_warnings():
+    content = io.BytesIO()
+    with mpl.rc_context(style | dict(colours)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture; the page has the letter
-        yield lambda width, height: Figure((width, height), layout="constrained")
+        figure = Figure(size, layout="constrained")
+        draw(figure)
+        figure.savefig(content, **options)
+    return content.getvalue()

@@ -1,6 +1,7 @@
 """Figures of trainings and evaluations: PNG for files, and SVG for pages."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,6 @@ from bnlab.errors import printable
 from bnlab.report.canvas import COLOURS, png, svg
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, float | None]]
@@ -24,58 +24,68 @@ def curves(runs: Mapping[str, Rows]) -> str:
     """Loss and accuracy by epoch, of one run or several, as SVG."""
 
     def draw(figure: "Figure") -> None:
-        axes = figure.subplots(1, 2)
-        for colour, (name, rows) in zip(COLOURS, runs.items(), strict=False):
-            prefix = f"{name}, " if len(runs) > 1 else ""
-            for axis, what, scale in ((axes[0], "loss", 1), (axes[1], "top1", 100)):
-                for split in ("train", "val"):
-                    known = [(row["epoch"], row[f"{split}_{what}"]) for row in rows]
-                    points = [(epoch or 0, scale * value) for epoch, value in known if value is not None]
-                    _line(axis, points, colour, prefix + split, dashed=split == "train")
-        for axis, title, unit in ((axes[0], "Loss", "nats"), (axes[1], "Accuracy", "%")):
-            axis.set_title(title)
-            axis.set_xlabel("epoch")
-            axis.set_ylabel(unit)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.grid(alpha=0.25)
-        axes[0].legend(frameon=False)
+        both = figure.subplots(1, 2)
+        metrics = (("loss", 1, "Loss", "nats"), ("top1", 100, "Accuracy", "%"))
+        for axes, (metric, scale, title, unit) in zip(both, metrics, strict=True):
+            for colour, (name, rows) in zip(COLOURS, runs.items(), strict=False):
+                prefix = f"{name}, " if len(runs) > 1 else ""
+                for split, style in (("train", "--"), ("val", "-")):
+                    known = [(row["epoch"], row[f"{split}_{metric}"]) for row in rows]
+                    epochs = [epoch or 0 for epoch, value in known if value is not None]
+                    values = [scale * value for _, value in known if value is not None]
+                    marker = "." if len(values) < 40 else ""
+                    axes.plot(epochs, values, color=colour, linestyle=style, marker=marker, label=prefix + split)
+            axes.set(title=title, xlabel="epoch", ylabel=unit)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid()
+        both[0].legend()
 
     return svg(draw, 9.6, 3.6)
 
 
 def reliability(evaluation: Evaluation) -> str:
     """Accuracy by the probability of the predicted class, as SVG."""
-    return svg(lambda figure: _reliability(figure.subplots(), evaluation), 4.4, 4.0)
+    return svg(partial(_reliability, evaluation), 4.4, 4.0)
 
 
 def reliability_png(evaluation: Evaluation) -> bytes:
-    return png(lambda figure: _reliability(figure.subplots(), evaluation), 4.8, 4.4)
+    return png(partial(_reliability, evaluation), 4.8, 4.4)
+
+
+def _reliability(evaluation: Evaluation, figure: "Figure") -> None:
+    axes, bins = figure.subplots(), evaluation.bins
+    axes.plot([0, 100], [0, 100], color="gray", linestyle=":", label="perfectly calibrated")
+    confidence, accuracy = [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins]
+    areas = [8 + 250 * b.n / evaluation.n for b in bins]
+    axes.scatter(confidence, accuracy, areas, color=COLOURS[0], zorder=3, clip_on=False)
+    axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="predicted probability, %", ylabel="accuracy, %")
+    axes.set_title(f"ECE {evaluation.ece:.3f}, n = {evaluation.n}")
+    axes.grid()
+    axes.legend(loc="upper left")
 
 
 def confusion_png(evaluation: Evaluation) -> bytes:
     """The confusion matrix: rows are true classes, columns predicted ones; shading is the fraction of the row."""
     count = len(evaluation.classes)
-    side = min(14.0, 3.2 + 0.45 * min(count, _MANY_CLASSES))
+    length = min(14.0, 3.2 + 0.45 * min(count, _MANY_CLASSES))
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         matrix = evaluation.confusion
         fraction = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        axes.set_title(f"{evaluation.split}, n = {evaluation.n}, top-1 {evaluation.top1:.1%}")
+        title = f"{evaluation.split}, n = {evaluation.n}, top-1 {evaluation.top1:.1%}"
+        axes.set(xlabel="predicted", ylabel="true", title=title)
         if count <= _MANY_CLASSES:
             names = [_short(name) for name in evaluation.classes]
             axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
             axes.set_yticks(range(count), names)
             for (i, j), n in np.ndenumerate(matrix):
                 if n:
-                    axes.text(
-                        j, i, str(n), ha="center", va="center", color="white" if fraction[i, j] > 0.5 else "black"
-                    )
+                    colour = "white" if fraction[i, j] > 0.5 else "black"
+                    axes.text(j, i, str(n), ha="center", va="center", color=colour)
 
-    return png(draw, side + 0.6, side)
+    return png(draw, length + 0.6, length)
 
 
 def photos_png(images: Sequence[Image.Image], titles: Sequence[str], heading: str = "") -> bytes:
@@ -107,8 +117,7 @@ def answer_png(image: Image.Image, names: Sequence[str], probabilities: Sequence
         positions = range(len(names))[::-1]
         bars.barh(positions, [100 * p for p in probabilities], color=COLOURS[0])
         bars.set_yticks(positions, [_short(name) for name in names])
-        bars.set_xlim(0, 100)
-        bars.set_xlabel("probability, %")
+        bars.set(xlim=(0, 100), xlabel="probability, %")
         bars.spines[["top", "right"]].set_visible(False)
 
     return png(draw, 8.4, 4.2)
@@ -129,46 +138,18 @@ def lr_range_test_png(
         axes.plot(rates, smoothed, color=COLOURS[0], linewidth=2, label="smoothed")
         known = [(name, rate) for name, rate in marks.items() if rate is not None]
         for (name, rate), style in zip(known, ("-", "--", "-.", ":"), strict=False):
-            is_answer = name == "suggested"
-            axes.axvline(
-                rate,
-                color=COLOURS[1] if is_answer else "gray",
-                linestyle="-" if is_answer else style,
-                label=f"{name}: {rate:.2g}",
-            )
-        axes.set_xscale("log")
+            colour, linestyle = (COLOURS[1], "-") if name == "suggested" else ("gray", style)
+            axes.axvline(rate, color=colour, linestyle=linestyle, label=f"{name}: {rate:.2g}")
+        axes.set(xscale="log", xlabel="learning rate (logarithmic)", ylabel="training loss, nats", title=title)
         axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own labels are TeX, which is switched off
         # A diverging loss is cut off at the top: the full range would flatten the minimum before it.
         first, low = smoothed[0], min(smoothed)
         high = min(max(smoothed), first + max(6 * (first - low), abs(first) / 4))
         axes.set_ylim(low - 0.3 * (high - low) - 1e-3, high + 0.2 * (high - low) + 1e-3)
-        axes.set_xlabel("learning rate (logarithmic)")
-        axes.set_ylabel("training loss, nats")
-        axes.set_title(title)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, loc="best")
+        axes.grid()
+        axes.legend(loc="best")
 
     return png(draw, 7.2, 4.2)
-
-
-def _line(axes: "Axes", points: Sequence[tuple[float, float]], colour: str, name: str, *, dashed: bool = False) -> None:
-    x, y = [x for x, _ in points], [y for _, y in points]
-    axes.plot(x, y, color=colour, linestyle="--" if dashed else "-", marker="." if len(x) < 40 else "", label=name)
-
-
-def _reliability(axes: "Axes", evaluation: Evaluation) -> None:
-    bins = evaluation.bins
-    confidence, accuracy = [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins]
-    axes.plot([0, 100], [0, 100], color="gray", linestyle=":", label="perfectly calibrated")
-    areas = [8 + 250 * b.n / evaluation.n for b in bins]
-    axes.scatter(confidence, accuracy, areas, color=COLOURS[0], zorder=3, clip_on=False)
-    axes.set_xlim(0, 102)
-    axes.set_ylim(0, 102)
-    axes.set_xlabel("predicted probability, %")
-    axes.set_ylabel("accuracy, %")
-    axes.set_title(f"ECE {evaluation.ece:.3f}, n = {evaluation.n}")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper left")
 
 
 def _short(name: str, length: int = 24) -> str:

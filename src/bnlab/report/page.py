@@ -2,10 +2,11 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bnlab.classifier.evaluate import Evaluation
 from bnlab.data.preprocess import open_photo
@@ -13,22 +14,24 @@ from bnlab.errors import PhotoError, printable
 from bnlab.files import read_json, write_atomic
 from bnlab.report import figures
 from bnlab.report.figures import Rows
-from bnlab.report.html import render
 from bnlab.runs import Run
 
 SHOWN_MISTAKES = 24
-MOST_CLASSES = 30  # a wider confusion matrix is not readable as a table
 THUMBNAIL = 160  # pixels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thumbnail:
-    """A small picture embedded in the page, and its caption."""
-
-    image: str
-    """a data: URL; empty if the photo can no longer be read"""
-    lines: tuple[str, ...]
-    path: str
+def render(template: str, **values: Any) -> str:
+    """The page that a template gives; a missing value is an error, and all values are escaped."""
+    environment = Environment(
+        loader=PackageLoader("bnlab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "printable": printable,
+        "format_number": format_number,
+        "thumbnail": _thumbnail,
+    }
+    return environment.get_template(template).render(**values)
 
 
 def evaluation_page(title: str, evaluation: Evaluation, classifier: str) -> str:
@@ -47,14 +50,13 @@ def demo_page(
 
     `predictions` are its answers for a few photos: path, most probable class, probability (0..1).
     """
-    answers = [_thumbnail(path, (label, f"{probability:.1%}")) for path, label, probability in predictions]
     return _render(
         "demo.html",
         title="bnlab demo",
         evaluation=evaluation,
         curves=figures.curves({name: rows for name, rows in networks.items() if rows}),
         outcomes=outcomes,
-        answers=answers,
+        answers=list(predictions),
         recipe=recipe,
         environment=environment,
     )
@@ -102,21 +104,10 @@ def _render(template: str, *, evaluation: Evaluation, **values: Any) -> str:
     return render(
         template,
         evaluation=evaluation,
-        matrix=_shaded(evaluation),
         reliability=figures.reliability(evaluation),
-        mistakes=[_thumbnail(path, lines) for path, lines in _mistakes(evaluation)],
+        mistakes=list(_mistakes(evaluation)),
         **values,
     )
-
-
-def _shaded(evaluation: Evaluation) -> Sequence[tuple[str, Sequence[tuple[int, float]]]]:
-    """The confusion matrix by row: the class, each count and its fraction of the row; empty if it is too wide."""
-    if len(evaluation.classes) > MOST_CLASSES:
-        return []
-    return [
-        (label, [(int(n), float(n / max(row.sum(), 1))) for n in row])
-        for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)
-    ]
 
 
 def _mistakes(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -126,20 +117,35 @@ def _mistakes(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, str]]]:
         probability = evaluation.probabilities[i, predicted]
         yield (
             evaluation.paths[i],
-            (
-                f"{evaluation.classes[predicted]} {probability:.0%}",
-                f"is {evaluation.classes[true]}",
-            ),
+            (f"{evaluation.classes[predicted]} {probability:.0%}", f"is {evaluation.classes[true]}"),
         )
 
 
-def _thumbnail(path: str, lines: tuple[str, ...]) -> Thumbnail:
-    image = ""
-    with suppress(PhotoError):
+def _thumbnail(path: str) -> str:
+    """A small picture of the photo as a data: URL; empty if the photo can no longer be read."""
+    try:
         photo = open_photo(path)
-        photo.thumbnail((THUMBNAIL, THUMBNAIL))
-        kind = "jpeg" if max(photo.size) == THUMBNAIL else "png"  # tiny pictures lose by compression
-        content = io.BytesIO()
-        photo.save(content, kind, quality=85)
-        image = f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")
-    return Thumbnail(image=image, lines=tuple(printable(line) for line in lines), path=printable(path))
+    except PhotoError:
+        return ""
+    photo.thumbnail((THUMBNAIL, THUMBNAIL))
+    kind = "jpeg" if max(photo.size) == THUMBNAIL else "png"  # tiny pictures lose by compression
+    content = io.BytesIO()
+    photo.save(content, kind, quality=85)
+    return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def format_number(value: float | None) -> str:
+    """A number to three digits, with an exponent only where it is very large or small; None and NaN are a dash."""
+    if value is None or value != value:  # noqa: PLR0124 (NaN)
+        return "–"
+    if value in (float("inf"), float("-inf")):
+        return "∞" if value > 0 else "−∞"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        text = f"{value:.2e}"
+    else:
+        text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bnlab.classifier.file import check_fit, network_from_card, read_classifier
+from bnlab.classifier.file import load_network
 from bnlab.config import Settings, with_changes
 from bnlab.errors import UsageError, printable
 from bnlab.nets.network import TableNetwork
@@ -28,15 +28,13 @@ def inherit_from_init(settings: Settings) -> Settings:
     if recipe.init is None:
         return settings
     name = printable(recipe.init)
-    _, card = read_classifier(Path(recipe.init))
+    network, card = load_network(Path(recipe.init))
     inherited: dict[str, Any] = {
         "network": card.network,
         "mean": card.preprocessing.mean,
         "std": card.preprocessing.std,
     }
-    inherited |= {
-        key: value for key, value in network_from_card(card, name).arguments.items() if key in ARCHITECTURE_KEYS
-    }
+    inherited |= {key: value for key, value in network.arguments.items() if key in ARCHITECTURE_KEYS}
     for key in [key for key in inherited if key in settings.chosen]:
         own = getattr(recipe, key)
         if key == "norm_momentum" or (key == "norm" and _same_tensors(own, inherited[key])):
@@ -59,9 +57,8 @@ def load_pretrained(network: TableNetwork, classes: Sequence[str], init: str, pr
     Raises:
         ClassifierError: a tensor of the file is missing or does not fit.
     """
-    tensors, card = read_classifier(Path(init))
-    name = printable(init)
-    check_fit(tensors, network_from_card(card, name).state_dict(), name, card.network)
+    trained, card = load_network(Path(init))
+    tensors, name = trained.state_dict(), printable(init)
     known = sorted(card.classes) == sorted(classes)
     if known:  # the rows of the last layer, in the order of `classes`
         order = torch.tensor([card.classes.index(label) for label in classes])
