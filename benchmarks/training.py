@@ -125,7 +125,7 @@ def training(photos: Path, size: int, kind: str, waits: list[float]) -> Iterator
 
 def evaluation(photos: Path, size: int) -> Iterator[int]:
     """Evaluate without end, as `plain.evaluation` does."""
-    from bnlab.classifier.card import Card
+    from bnlab.classifier.file import Card
     from bnlab.classifier.predict import Classifier
     from bnlab.data.loader import preprocessed_batches
     from bnlab.data.scan import scan

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,12 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 
 from bnlab import Classifier
-from bnlab.classifier.evaluate import Evaluation, evaluate
+from bnlab.classifier.evaluate import Evaluation, Member, evaluate
+from bnlab.classifier.predict import Ensemble
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.split_csv import Photo
 from bnlab.errors import ClassifierError, DataError, DivergedError
+from tests.classifier.test_predict import changed, permuted
 
 
 def answers(targets: list[int], probabilities: list[list[float]], classes: str = "abc") -> Evaluation:
@@ -128,3 +131,37 @@ def test_a_network_that_diverged_is_refused(classifier: Classifier, trained: Pat
     classifier.network.fc.bias.data.fill_(float("nan"))
     with pytest.raises(DivergedError, match="probabilities of the network on val are not finite"):
         evaluate(classifier, photos_of(trained), "val")
+
+
+def test_evaluation_has_the_members_own_accuracies(classifier: Classifier, trained: Path) -> None:
+    photos = open_evaluation_data(trained.parents[1] / "data", "val")[1]
+    photos = photos.take(np.array([0, 1, 2, 3, 4, 5, 8]))  # 4, 2 and 1 of a class, so that guessing differs too
+    wrong = permuted(classifier, [1, 2, 0])
+    wrong.card = replace(wrong.card, classes=classifier.classes)  # it takes each class for another
+    members = [classifier, changed(classifier), wrong]
+    found = evaluate(Ensemble(members, ["a", "b", "c"]), photos, "val", crops=10)
+    alone = [evaluate(member, photos, "val", crops=10) for member in members]
+    assert found.members == tuple(Member(name, one.top1) for name, one in zip("abc", alone, strict=True))
+    assert alone[0].top1 != alone[2].top1
+    mean = np.mean([one.probabilities for one in alone], axis=0)
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-6)
+    document = found.to_json()
+    assert (document["crops"], document["members"][1]) == (10, {"classifier": "b", "top1": alone[1].top1})
+    assert alone[0].members == ()
+    assert "members" not in alone[0].to_json()
+
+
+def test_classes_are_in_the_first_members_order(classifier: Classifier, trained: Path) -> None:
+    photos = open_evaluation_data(trained.parents[1] / "data", "val")[1]
+    one = evaluate(classifier, photos, "val")
+    turned = evaluate(Ensemble([permuted(classifier, [2, 0, 1]), classifier]), photos, "val")
+    assert turned.top1 == one.top1
+    assert (turned.confusion == one.confusion[np.ix_([2, 0, 1], [2, 0, 1])]).all()
+
+
+def test_a_member_that_diverged_is_named(classifier: Classifier, trained: Path) -> None:
+    photos = open_evaluation_data(trained.parents[1] / "data", "val")[1]
+    broken = changed(classifier)
+    broken.network.fc.bias.data.fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"probabilities of b on val are not finite: .*--learning-rate"):
+        evaluate(Ensemble([classifier, broken], ["a", "b"]), photos, "val")

@@ -8,11 +8,87 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from bnlab.classifier import card as cards
-from bnlab.classifier.file import load_network, read_classifier, save_classifier
+from bnlab.classifier.file import (
+    FORMAT_VERSION,
+    Card,
+    from_json,
+    load_network,
+    read_classifier,
+    save_classifier,
+    to_json,
+)
+from bnlab.data.preprocess import Preprocessing
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.nets import build
-from tests.classifier.test_card import CARD
+
+CARD = Card(
+    network="bn_googlenet",
+    arguments={"dropout": 0.2},
+    classes=("rose", "百合", 'a "b"'),
+    preprocessing=Preprocessing(size=96, resize="crop", crop_fraction=0.9, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+    metrics={"split": "val", "n": 12, "top1": 0.5},
+)
+
+
+def test_a_card_is_the_same_after_a_round_trip() -> None:
+    assert from_json(to_json(CARD), "x") == CARD
+
+
+def test_a_newer_format_is_refused() -> None:
+    newer = json.dumps(json.loads(to_json(CARD)) | {"format": FORMAT_VERSION + 1, "hologram": True})
+    with pytest.raises(
+        ClassifierError, match=r"x.safetensors was written by a newer bnlab .*format 3.*: upgrade bnlab"
+    ):
+        from_json(newer, "x.safetensors")
+
+
+def test_format_1_is_refused_by_name() -> None:
+    """It had "view" for "preprocessing" and "mirror" for "flip_tta"."""
+    values = json.loads(to_json(CARD))
+    values |= {"format": 1, "view": values.pop("preprocessing")}
+    with pytest.raises(ClassifierError) as error:
+        from_json(json.dumps(values), "x.safetensors")
+    assert str(error.value) == (
+        "x.safetensors was written by an older bnlab (classifier format 1, this bnlab reads format 2): train it again"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 2}', '{"format": "x"}', '{"format": 2, "preprocessing": 3}']
+)
+def test_what_is_not_a_card_is_refused(text: str) -> None:
+    with pytest.raises(ClassifierError, match=r"x has a card that cannot be read .*: train or copy it again"):
+        from_json(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"arguments": {"dropout": [0.2]}}, "arguments.dropout.str: input should be a valid string"),
+        ({"classes": ["a", 3, "c"]}, "classes.1: input should be a valid string"),
+        ({"classes": ["a", "a"]}, "its classes are not distinct"),
+        ({"classes": []}, "classes: tuple should have at least 1 item"),
+        ({"format": 0}, "format 0"),
+        ({"preprocessing": {"resize": "letterbox"}}, "preprocessing.resize: input should be 'squash' or 'crop'"),
+        ({"preprocessing": {"size": "big"}}, "preprocessing.size: input should be a valid integer"),
+        ({"preprocessing": {"mean": [0.5, 0.5]}}, "preprocessing.mean.2: field required"),
+        ({"preprocessing": {"std": [0.5, 0.5, 0]}}, "preprocessing.std.2: input should be greater than 0"),
+        ({"preprocessing": {"interpolation": "lanczos"}}, "preprocessing.interpolation: input should be 'bilinear'"),
+    ],
+)
+def test_a_card_with_a_wrong_value_is_refused(change: dict[str, object], reason: str) -> None:
+    values = json.loads(to_json(CARD))
+    for key, value in change.items():
+        values[key] = values[key] | value if key == "preprocessing" else value
+    with pytest.raises(ClassifierError) as error:
+        from_json(json.dumps(values), "x")
+    assert str(error.value).startswith(f"x has a card that cannot be read ({reason}")
+
+
+def test_unknown_keys_are_ignored() -> None:
+    values = json.loads(to_json(CARD)) | {"date": "2031-01-01"}
+    values["preprocessing"] |= {"colour_space": "sRGB"}
+    assert from_json(json.dumps(values), "x") == CARD
 
 
 def refusal(path: Path) -> str:
@@ -75,9 +151,9 @@ def test_terminal_codes_in_a_file_do_not_reach_the_terminal(tmp_path: Path) -> N
     network = build("mlp", classes=3)
     card = replace(CARD, network="mlp", arguments=network.arguments)
     tensors = network.state_dict() | {"\x1b[31mred": torch.zeros(1)}
-    (tmp_path / "x").write_bytes(safetensors.torch.save(tensors, {"bnlab": cards.to_json(card)}))
+    (tmp_path / "x").write_bytes(safetensors.torch.save(tensors, {"bnlab": to_json(card)}))
     assert "\\x1b[31mred" in refusal(tmp_path / "x")
-    values = json.loads(cards.to_json(card))
+    values = json.loads(to_json(card))
     values["arguments"]["\x1b[31m"] = [1]
     (tmp_path / "x").write_bytes(safetensors.torch.save(network.state_dict(), {"bnlab": json.dumps(values)}))
     assert "\x1b" not in refusal(tmp_path / "x")
@@ -112,7 +188,7 @@ def test_a_mismatch_names_the_tensor(tmp_path: Path) -> None:
 
     def refusal_of(tensors: dict[str, torch.Tensor]) -> str:
         path = tmp_path / "x"
-        path.write_bytes(safetensors.torch.save(tensors, {"bnlab": cards.to_json(CARD)}))
+        path.write_bytes(safetensors.torch.save(tensors, {"bnlab": to_json(CARD)}))
         return refusal(path)
 
     assert "lacks the tensor conv1.conv.weight of bn_googlenet" in refusal_of(

@@ -70,8 +70,7 @@ def test_a_classifier_from_the_future(bnlab: Command, trained: Path, tmp_path: P
 def test_broken_weights_give_no_answer(bnlab: Command, trained: Path, data: Path) -> None:
     import safetensors.torch
 
-    from bnlab.classifier.card import to_json
-    from bnlab.classifier.file import read_classifier
+    from bnlab.classifier.file import read_classifier, to_json
 
     tensors, card = read_classifier(trained / "best.safetensors")
     tensors["fc.bias"].fill_(float("nan"))

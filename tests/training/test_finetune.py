@@ -9,8 +9,7 @@ import safetensors.torch
 import torch
 
 from bnlab import resume, train
-from bnlab.classifier.card import Card, to_json
-from bnlab.classifier.file import load_network, read_classifier, save_classifier
+from bnlab.classifier.file import Card, load_network, read_classifier, save_classifier, to_json
 from bnlab.config import load_settings
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.nets import build

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.classifier.ensemble import Ensemble, mean_of
-from bnlab.classifier.predict import Classifier, Probabilities, classify
+from bnlab.classifier.predict import Classifier, Ensemble, Probabilities, classify, mean_of
 from bnlab.data.cache import Cache
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import Crops

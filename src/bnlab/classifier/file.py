@@ -2,23 +2,92 @@
 
 import inspect
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bnlab.classifier import card as cards
-from bnlab.classifier.card import Card
+from bnlab.data.preprocess import Preprocessing
+from bnlab.data.split_csv import as_label
 from bnlab.errors import ClassifierError, UsageError, printable
 from bnlab.files import write_atomic
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.network import TableNetwork
 
+FORMAT_VERSION = 2
 CARD_KEY = "bnlab"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
+
+
+# A file may come from anywhere, so its card is checked; keys that this version does not know are ignored.
+_CHECKED = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class Card:
+    """The header of a classifier file: all that inference needs apart from the weights, as plain JSON."""
+
+    network: str
+    arguments: Mapping[str, str | bool | int | float | None]
+    """arguments of `bnlab.nets.build` for this network, apart from its classes"""
+    classes: Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(min_length=1)]
+    """class names, in the order of the logits"""
+    preprocessing: Preprocessing
+    metrics: Mapping[str, Any] = Field(default_factory=dict)
+    """validation when it was saved, with the split and n"""
+    recipe: Mapping[str, Any] = Field(default_factory=dict)
+    """every setting of its training"""
+    versions: Mapping[str, str] = Field(default_factory=dict)
+    """versions of the packages it was trained with"""
+    split_sha256: str = ""
+    """SHA-256 of the split.csv it was trained with"""
+
+
+def to_json(card: Card) -> str:
+    """The card as JSON, the same text for the same card."""
+    return json.dumps({"format": FORMAT_VERSION} | asdict(card))
+
+
+def from_json(text: str, name: str) -> Card:
+    """The card from JSON; `name` is what messages call the file.
+
+    Raises:
+        ClassifierError: an older or a newer format, or not a card.
+    """
+    try:
+        values = json.loads(text)
+        version = values.pop("format")
+        if version < 1:
+            raise ValueError(f"format {version}")
+        if version != FORMAT_VERSION:
+            older = version < FORMAT_VERSION
+            raise ClassifierError(
+                f"{name} was written by {'an older' if older else 'a newer'} bnlab (classifier format {version}, this "
+                f"bnlab reads format {FORMAT_VERSION})",
+                "train it again" if older else "upgrade bnlab",
+            )
+        card = TypeAdapter(Card).validate_python(values)
+        if len({as_label(label) for label in card.classes}) < len(card.classes):
+            raise ValueError("its classes are not distinct")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable_card(name, error) from None
+    return card
+
+
+def _unreadable_card(name: str, error: Exception) -> ClassifierError:
+    """The error for a card that is not valid, for this reason."""
+    reason = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        reason = f"{printable('.'.join(map(str, first['loc'])))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return ClassifierError(f"{name} has a card that cannot be read ({reason})", "train or copy it again")
 
 
 def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
@@ -33,7 +102,7 @@ def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
             "a network with a normalisation of your own cannot be saved as a classifier file", "save its state_dict()"
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.inference_state().items()}
-    write_atomic(path, safetensors.torch.save(tensors, {CARD_KEY: cards.to_json(card)}))
+    write_atomic(path, safetensors.torch.save(tensors, {CARD_KEY: to_json(card)}))
 
 
 def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
@@ -55,7 +124,7 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
         raise ClassifierError(f"{name} is not a complete classifier file ({error})", "copy or train it again") from None
     if CARD_KEY not in metadata:
         raise ClassifierError(f"{name} holds weights but no bnlab card", "use a .safetensors file that bnlab wrote")
-    return tensors, cards.from_json(metadata[CARD_KEY], name)
+    return tensors, from_json(metadata[CARD_KEY], name)
 
 
 def read_content(path: Path, what: str, folder_remedy: str) -> bytes:
@@ -104,9 +173,20 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
         ClassifierError: as `read_classifier`, or the tensors do not fit the network that the card names.
     """
     tensors, card = read_classifier(path)
-    network = _build(card, printable(path))
+    name = printable(path)
+    network = _build(card, name)
     expected = network.state_dict()
-    _check_fit(tensors, expected, printable(path), card.network)
+    for key in [*expected, *tensors]:
+        problem = None
+        if key not in tensors:
+            problem = f"{name} lacks the tensor {key} of {card.network}"
+        elif key not in expected:
+            problem = f"{name} has a tensor {printable(key)}, which {card.network} does not have"
+        elif tensors[key].shape != expected[key].shape:
+            shapes = f"{list(tensors[key].shape)}, and {card.network} needs {list(expected[key].shape)}"
+            problem = f"the tensor {key} of {name} has the shape {shapes}"
+        if problem:
+            raise ClassifierError(problem, "train or copy it again")
     network.load_state_dict({key: tensors[key].to(expected[key].dtype) for key in expected}, assign=True)
     return network.eval(), card
 
@@ -122,17 +202,4 @@ def _build(card: Card, name: str) -> TableNetwork:
         with torch.device("meta"):  # a card may name any width: nothing is allocated before the tensors fit
             return build(card.network, classes=len(card.classes), **arguments)
     except (UsageError, TypeError, ValueError, RuntimeError) as error:  # of any types and sizes
-        raise cards.unreadable_card(name, error) from None
-
-
-def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str, network: str) -> None:
-    """Refuse tensors that are missing, unknown or of another shape; the message names the first."""
-    remedy = "train or copy it again"
-    for key in [*expected, *tensors]:
-        if key not in tensors:
-            raise ClassifierError(f"{name} lacks the tensor {key} of {network}", remedy)
-        if key not in expected:
-            raise ClassifierError(f"{name} has a tensor {printable(key)}, which {network} does not have", remedy)
-        if tensors[key].shape != expected[key].shape:
-            shapes = f"{list(tensors[key].shape)}, and {network} needs {list(expected[key].shape)}"
-            raise ClassifierError(f"the tensor {key} of {name} has the shape {shapes}", remedy)
+        raise _unreadable_card(name, error) from None

@@ -1,4 +1,4 @@
-"""A classifier that answers: which class does a photo show, and with what probability?"""
+"""Classifiers that answer, alone or together: which class does a photo show, and with what probability?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bnlab.classifier.card import Card
-from bnlab.classifier.file import load_network
+from bnlab.classifier.file import Card, load_network
 from bnlab.data.cache import Cache
 from bnlab.data.loader import preprocessed_batches
 from bnlab.data.preprocess import Crops, Pixels, images_per_photo, normalise
@@ -135,6 +134,55 @@ class Classifier:
             network.train(training)
 
 
+class Ensemble:
+    """Classifiers that answer as one: their probabilities are averaged (Ioffe & Szegedy 2015, sec. 4.2.3).
+
+    They have the same classes, in any order; each takes a photo at its own size, with its own preprocessing.
+
+    >>> ensemble = Ensemble([Classifier.load("a.safetensors"), Classifier.load("b.safetensors")])
+    >>> each, errors = classify(ensemble.members, ["tulip.jpg"], crops=144)
+    >>> probabilities = mean_of(ensemble.in_order(each))
+    """
+
+    def __init__(self, members: Sequence[Classifier], names: Sequence[str] = ()) -> None:
+        """`names` is what results and messages call the members (default: classifier 1, classifier 2, ...).
+
+        Raises:
+            UsageError: there are no members, or not as many names.
+            ClassifierError: a member has a class that another has not.
+        """
+        self.members = tuple(members)
+        self.names = tuple(names) or tuple(f"classifier {i}" for i in range(1, len(members) + 1))
+        if not self.members or len(self.names) != len(self.members):
+            raise UsageError(
+                f"an ensemble of {len(self.members)} classifiers with {len(self.names)} names is not valid",
+                "pass at least one classifier, and a name for each",
+            )
+        first = self.names[0]
+        for name, member in zip(self.names, self.members, strict=True):
+            odd = set(self.classes) ^ set(member.classes)
+            for label in (*self.classes, *member.classes):
+                if label in odd:
+                    has, lacks = (first, name) if label in self.classes else (name, first)
+                    raise ClassifierError(
+                        f"{printable(has)} has the class '{printable(label)}' and {printable(lacks)} has not",
+                        "use classifiers of the same classes",
+                    )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the first member's order, which is the ensemble's."""
+        return self.members[0].classes
+
+    def in_order(self, each: Sequence[Probabilities]) -> list[Probabilities]:
+        """The members' probabilities with the columns in the ensemble's order of classes."""
+        columns = [{label: i for i, label in enumerate(member.classes)} for member in self.members]
+        return [
+            answers.take([column[label] for label in self.classes], axis=1)
+            for column, answers in zip(columns, each, strict=True)
+        ]
+
+
 def classify(
     classifiers: Sequence[Classifier],
     paths: Sequence[str],
@@ -156,7 +204,9 @@ def classify(
     """
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, classifier in enumerate(classifiers):
-        alike.setdefault(_pixels_depend_on(classifier, crops), []).append(i)
+        preprocessing = classifier.card.preprocessing
+        of_one_crop = (preprocessing.resize, preprocessing.crop_fraction) if crops == 1 else ()
+        alike.setdefault((preprocessing.size, preprocessing.interpolation, *of_one_crop), []).append(i)
     if cache and len(alike) > 1:
         raise UsageError(
             f"a cache holds the pixels of one preprocessing, and these classifiers have {len(alike)}",
@@ -185,10 +235,11 @@ def classify(
     return answers, errors
 
 
-def _pixels_depend_on(classifier: Classifier, crops: Crops) -> tuple[object, ...]:
-    preprocessing = classifier.card.preprocessing
-    pixels = (preprocessing.size, preprocessing.interpolation)
-    return (*pixels, preprocessing.resize, preprocessing.crop_fraction) if crops == 1 else pixels
+def mean_of(each: Sequence[Probabilities]) -> Probabilities:
+    """The mean of N x classes probabilities, summed in float64; of one, itself."""
+    if len(each) == 1:
+        return each[0]
+    return np.asarray(np.mean(each, axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def _mean_over_crops(classifier: Classifier, pixels: Pixels, crops: Crops, batch_size: int) -> Probabilities:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from bnlab.classifier.file import CARD_KEY, is_pickle, parse_safetensors, read_content
@@ -27,45 +26,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     name = printable(path)
     content = read_content(path, "file", "pass a file of weights")
-    broken = ClassifierError(
-        f"{name} is not a complete file of weights",
-        "use what torch.save(network.state_dict(), FILE) wrote, or safetensors",
-    )
-    if is_pickle(content):
-        return _tensors_of(_load_pickle(content, name, broken), name)
     try:
+        if is_pickle(content):
+            return _tensors_of(_load_pickle(content, name), name)
         tensors, metadata = parse_safetensors(content)
-    except (SafetensorError, ValueError):
-        raise broken from None
+    except ClassifierError:
+        raise
+    except Exception:  # safetensors, zipfile, torch and pickle raise many types for a broken file
+        raise ClassifierError(
+            f"{name} is not a complete file of weights",
+            "use what torch.save(network.state_dict(), FILE) wrote, or safetensors",
+        ) from None
     if CARD_KEY in metadata:
         raise ClassifierError(f"{name} is a bnlab classifier already", f"use it: bnlab evaluate {quoted(path)} DATA")
     return _tensors_of(tensors, name)
 
 
-def _load_pickle(content: bytes, name: str, broken: ClassifierError) -> object:
+def _load_pickle(content: bytes, name: str) -> object:
     """What torch.save wrote, if it is weights alone; code in it is never run."""
     zipped = content.startswith(b"PK")
+    if zipped:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if any(entry.endswith("/constants.pkl") for entry in archive.namelist()):
+                raise ClassifierError(
+                    f"{name} is a TorchScript archive, a program with its weights",
+                    "save the weights alone where it was made: torch.save(network.state_dict(), FILE)",
+                )
     try:
-        if zipped:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if any(entry.endswith("/constants.pkl") for entry in archive.namelist()):
-                    raise ClassifierError(
-                        f"{name} is a TorchScript archive, a program with its weights",
-                        "save the weights alone where it was made: torch.save(network.state_dict(), FILE)",
-                    )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old files
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except ClassifierError:
-        raise
     except pickle.UnpicklingError:
         if zipped or _ends(content):
             raise ClassifierError(
                 f"{name} holds more than weights, which could run code when loaded", _REMEDY
             ) from None
-        raise broken from None
-    except Exception:  # zipfile, torch and pickle raise many types for a broken file
-        raise broken from None
+        raise
 
 
 def _ends(content: bytes) -> bool:

@@ -6,10 +6,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bnlab.classifier.card import Card
-from bnlab.classifier.ensemble import Ensemble
 from bnlab.classifier.evaluate import Evaluation, evaluate
-from bnlab.classifier.predict import Classifier
+from bnlab.classifier.file import Card
+from bnlab.classifier.predict import Classifier, Ensemble
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import report_refused

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.classifier.card import Card
-from bnlab.classifier.file import save_classifier
+from bnlab.classifier.file import Card, save_classifier
 from bnlab.classifier.weights import read_weights
 from bnlab.config import Settings, load_settings, with_changes
 from bnlab.data.preprocess import Preprocessing

@@ -18,14 +18,12 @@ variance, it does not grow with slow drift. The effective batch size (BN103) is 
   (half precision, a mean far from 0) are left out.
 - Dead channels follow from gamma and beta by the normal distribution: P(BN > 0) = Phi(beta / |gamma|).
 
-docs/checks.md has the known limits.
-How far the running statistics are from the population statistics (BN102) is measured by validation, not here.
+docs/checks.md has the known limits. Validation measures how far the statistics are from the population's (BN102).
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, cast
 
@@ -48,15 +46,6 @@ _NEAR_ZERO = 1e-2  # of the layer's median |gamma|
 _ROUNDING = 0.01  # standard deviations
 
 
-@dataclass
-class _Window:
-    """Successive steps: the statistics before the first of them, and after each."""
-
-    next_step: int
-    statistics: list[Tensor] = field(default_factory=list)  # each 2C: all layers' means, then their variances
-    counts: list[Tensor] = field(default_factory=list)  # each L
-
-
 class BNMonitor:
     """Measures the batch normalisation layers of a network while it trains; it reads, and changes nothing.
 
@@ -77,7 +66,8 @@ class BNMonitor:
         kept = ("running_mean", "running_var", "num_batches_tracked")
         self._layers = {n: m for n, m in self._all.items() if all(m._buffers.get(key) is not None for key in kept)}
         self._sizes = np.array([layer.num_features for layer in self._layers.values()], dtype=np.int64)
-        self._window: _Window | None = None
+        self._readings: list[tuple[Tensor, Tensor]] = []  # of a window: before its first step, and after each
+        self._next_step: int | None = None  # of the window
         self._clear()
 
     def samples(self, step: int) -> bool:
@@ -87,13 +77,12 @@ class BNMonitor:
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Surrounds the step with this number."""
-        if self.samples(step) and (self._window is None or self._window.next_step != step):
-            self._window = _Window(step)
-            self._read(self._window)
+        if self.samples(step) and self._next_step != step:
+            self._readings, self._next_step = [self._read()], step
         yield
-        if self._window is not None and self._window.next_step == step:
-            self._read(self._window)
-            self._window.next_step += 1
+        if self._next_step == step:
+            self._readings.append(self._read())
+            self._next_step += 1
             if step % self.every == self.window - 1:
                 self._close()
 
@@ -108,8 +97,7 @@ class BNMonitor:
         recalibrated = recalibration.layers if recalibration else {}
         rows = []
         for name, layer in self._all.items():
-            dead, near_zero = _affine(layer)
-            fields = sampled.get(name, {})
+            fields = sampled.get(name, {}) | _affine(layer, rectified=layer in self._rectified)
             if found := recalibrated.get(name):
                 fields |= {"mean_off": found.mean_off, "variance_off": found.variance_off, "off_share": found.off_share}
             rows.append(
@@ -118,8 +106,6 @@ class BNMonitor:
                     channels=layer.num_features,
                     trained=layer.affine and layer.weight.requires_grad,
                     momentum=layer.momentum,
-                    dead=dead if layer in self._rectified else 0,
-                    gamma_near_zero=near_zero,
                     **fields,
                 )
             )
@@ -130,21 +116,22 @@ class BNMonitor:
         self._batches = np.zeros(len(self._sizes), np.int64)
         self._ratios = np.zeros((3, len(self._sizes)))  # number, sum and sum of squares of 1 / N_eff, by pair of steps
 
-    def _read(self, window: _Window) -> None:
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """All layers' running means, then their variances, 2C; and the batches that each has counted, L."""
         # From the dictionaries: nn.Module's attributes take ten times as long.
         buffers = cast(list[dict[str, Tensor]], [layer._buffers for layer in self._layers.values()])
-        window.statistics.append(torch.cat([b[key] for key in ("running_mean", "running_var") for b in buffers]))
-        window.counts.append(torch.stack([b["num_batches_tracked"] for b in buffers]))
+        statistics = torch.cat([b[key] for key in ("running_mean", "running_var") for b in buffers])
+        return statistics, torch.stack([b["num_batches_tracked"] for b in buffers])
 
     @np.errstate(all="ignore")  # layers that did not move become NaN, and are left out
     def _close(self) -> None:
-        """Add a window to the sums, if it has a pair of steps."""
-        window, self._window = self._window, None
-        if window is None or len(window.counts) < 3:
+        """Add the window to the sums, if it has a pair of steps."""
+        readings, self._readings, self._next_step = self._readings, [], None
+        if len(readings) < 3:
             return
-        rounding = torch.finfo(window.statistics[0].dtype).eps
-        statistics = torch.stack(window.statistics).cpu().double().numpy()  # (K + 1) x 2C
-        counts = torch.stack(window.counts).cpu().numpy()  # (K + 1) x L
+        rounding = torch.finfo(readings[0][0].dtype).eps
+        statistics = torch.stack([reading for reading, _ in readings]).cpu().double().numpy()  # (K + 1) x 2C
+        counts = torch.stack([count for _, count in readings]).cpu().numpy()  # (K + 1) x L
         rate, weight = self._rates(np.diff(counts, axis=0), counts[1:])  # K x L, K x L
         means, variances = np.split(recover(statistics, rate, self._sizes), 2, axis=1)  # K x C each
         eps = np.repeat([layer.eps for layer in self._layers.values()], self._sizes)  # C
@@ -202,13 +189,14 @@ def recover(statistics: Floats, rate: Floats, sizes: NDArray[np.int64]) -> Float
     return statistics[:-1] + np.diff(statistics, axis=0) / np.tile(np.repeat(rate, sizes, axis=1), 2)  # K x 2C
 
 
-def _affine(layer: _BatchNorm) -> tuple[int, int]:
-    """How many channels a ReLU after the layer would never pass, and how many have a gamma near 0."""
+def _affine(layer: _BatchNorm, *, rectified: bool) -> dict[str, Any]:
+    """The fields that gamma and beta give: a channel is dead if the ReLU after the layer would never pass it."""
     if not layer.affine:
-        return 0, 0
+        return {"dead": 0, "gamma_near_zero": 0}
     gamma = layer.weight.detach().cpu().double().abs()  # C
     beta = torch.zeros_like(gamma) if layer.bias is None else layer.bias.detach().cpu().double()  # C
-    return int((beta <= _DEAD * gamma).sum()), int((gamma < _NEAR_ZERO * gamma.median()).sum())
+    dead = int((beta <= _DEAD * gamma).sum()) if rectified else 0
+    return {"dead": dead, "gamma_near_zero": int((gamma < _NEAR_ZERO * gamma.median()).sum())}
 
 
 def _rectified(network: nn.Module) -> Iterator[nn.Module]:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -27,15 +27,17 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {
         "percent": _percent,
-        "printable": printable,
         "format_number": format_number,
+        "printable": printable,
         "thumbnail": _thumbnail,
+        "mistakes": _mistakes,
+        "reliability": figures.reliability,
     }
     return environment.get_template(template).render(**values)
 
 
 def evaluation_page(title: str, evaluation: Evaluation, classifier: str) -> str:
-    return _render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier)
+    return render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier)
 
 
 def demo_page(
@@ -50,7 +52,7 @@ def demo_page(
 
     `predictions` are its answers for a few photos: path, most probable class, probability (0..1).
     """
-    return _render(
+    return render(
         "demo.html",
         title="bnlab demo",
         evaluation=evaluation,
@@ -72,7 +74,7 @@ def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) ->
         StorageError: no space left; an older report is untouched.
     """
     validated = [row for row in rows if row["val_top1"] is not None]
-    page = _render(
+    page = render(
         "run.html",
         title=printable(run.folder),
         evaluation=evaluation,
@@ -100,25 +102,14 @@ def mistakes_png(evaluation: Evaluation) -> bytes:
     return figures.photos_png(images, titles, heading)
 
 
-def _render(template: str, *, evaluation: Evaluation, **values: Any) -> str:
-    return render(
-        template,
-        evaluation=evaluation,
-        reliability=figures.reliability(evaluation),
-        mistakes=list(_mistakes(evaluation)),
-        **values,
-    )
-
-
-def _mistakes(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, str]]]:
+def _mistakes(evaluation: Evaluation) -> list[tuple[str, tuple[str, str]]]:
     """Path and caption of the mistakes that are shown: the predicted class with its probability, and the true one."""
+    shown, classes = [], evaluation.classes
     for i in evaluation.mistakes()[:SHOWN_MISTAKES]:
         predicted, true = evaluation.predicted[i], evaluation.targets[i]
         probability = evaluation.probabilities[i, predicted]
-        yield (
-            evaluation.paths[i],
-            (f"{evaluation.classes[predicted]} {probability:.0%}", f"is {evaluation.classes[true]}"),
-        )
+        shown.append((evaluation.paths[i], (f"{classes[predicted]} {probability:.0%}", f"is {classes[true]}")))
+    return shown
 
 
 def _thumbnail(path: str) -> str:

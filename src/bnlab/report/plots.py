@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -89,17 +89,11 @@ def _draw(plot: Plot, figure: "Figure") -> None:
                       color="gray")  # fmt: skip
     points = [series for series in plot.series if series.kind == "points"]
     for number, series in enumerate(plot.series):
-        index = number if series.colour is None else series.colour
-        colour = COLOURS[index % len(COLOURS)]
-        if series.kind == "points":
-            offset = 0.14 * (points.index(series) - (len(points) - 1) / 2) if plot.categories else 0.0
-            _points(axes, series, offset, colour, _MARKERS[number % len(_MARKERS)])
-        elif series.x:
-            repeat = number // len(COLOURS) if series.colour is None else number
-            _line(axes, series, colour, _STYLES[repeat % len(_STYLES)])
+        offset = 0.14 * (points.index(series) - (len(points) - 1) / 2) if plot.categories and series in points else 0.0
+        _draw_series(axes, series, number, offset)
     if plot.categories:
         long = max(map(len, plot.categories)) * len(plot.categories) > 90
-        slanted = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        slanted: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if long else {}
         axes.set_xticks(range(len(plot.categories)), plot.categories, **slanted)
         axes.set_xlim(-0.6, len(plot.categories) - 0.4)
     axes.grid()
@@ -109,14 +103,22 @@ def _draw(plot: Plot, figure: "Figure") -> None:
         axes.legend(loc="best")
 
 
-def _line(axes: "Axes", series: Series, colour: str, style: str) -> None:
-    marker = "." if len(series.x) < 25 else ""
-    axes.plot(series.x, series.y, color=colour, linestyle=style, marker=marker, label=series.name)
-    if series.low:
-        axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _points(axes: "Axes", series: Series, offset: float, colour: str, marker: str) -> None:
-    lengths = [np.subtract(series.y, series.low or series.y), np.subtract(series.high or series.y, series.y)]
-    style = {"fmt": marker, "markersize": 5, "capsize": 3, "linewidth": 1.2}
-    axes.errorbar(np.add(series.x, offset), series.y, yerr=lengths, color=colour, label=series.name, **style)
+def _draw_series(axes: "Axes", series: Series, number: int, offset: float) -> None:
+    """Draw the series of this number; points are moved by the offset."""
+    index = number if series.colour is None else series.colour
+    colour = COLOURS[index % len(COLOURS)]
+    if series.kind == "points":
+        lengths = [np.subtract(series.y, series.low or series.y), np.subtract(series.high or series.y, series.y)]
+        style: dict[str, Any] = {
+            "fmt": _MARKERS[number % len(_MARKERS)],
+            "markersize": 5,
+            "capsize": 3,
+            "linewidth": 1.2,
+        }
+        axes.errorbar(np.add(series.x, offset), series.y, yerr=lengths, color=colour, label=series.name, **style)
+    elif series.x:
+        repeat = number // len(COLOURS) if series.colour is None else number
+        style = {"linestyle": _STYLES[repeat % len(_STYLES)], "marker": "." if len(series.x) < 25 else ""}
+        axes.plot(series.x, series.y, color=colour, label=series.name, **style)
+        if series.low:
+            axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bnlab.classifier.card import Card
+from bnlab.classifier.file import Card
 from bnlab.config import Settings, with_changes
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache, choose_cache

@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.classifier.card import Card
 from bnlab.classifier.evaluate import Evaluation, evaluate
-from bnlab.classifier.file import save_classifier
+from bnlab.classifier.file import Card, save_classifier
 from bnlab.classifier.predict import Classifier
 from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes
 from bnlab.data.dataset import open_recorded_data

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bnlab.classifier.ensemble import mean_of
-from bnlab.classifier.predict import Classifier, Probabilities
+from bnlab.classifier.predict import Classifier, Probabilities, mean_of
 from bnlab.data.photos import Photos
 from bnlab.data.preprocess import Crops, open_photo, tta_crops
 from bnlab.lab.clauses import points_clause, without_seeds
