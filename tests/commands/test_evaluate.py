@@ -42,7 +42,7 @@ def test_photos_it_was_trained_on_are_reported(bnlab: Command, trained: Path) ->
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures and the page, which take most of the time."""
-    monkeypatch.setattr("bnlab.commands.evaluate.evaluation_page", lambda *_: "")
+    monkeypatch.setattr("bnlab.commands.evaluate.render", lambda *_, **__: "")
     monkeypatch.setattr("bnlab.commands.evaluate.mistakes_png", lambda *_: b"")
     for figure in ("confusion_png", "reliability_png"):
         monkeypatch.setattr(f"bnlab.commands.evaluate.figures.{figure}", lambda *_: b"")

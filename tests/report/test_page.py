@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from bnlab import Classifier
-from bnlab.classifier.evaluate import Member, evaluate
+from bnlab.classifier.evaluate import Evaluation, Member, evaluate
+from bnlab.classifier.predict import Prediction
 from bnlab.data.split_csv import Photo
-from bnlab.report.page import demo_page, evaluation_page, format_number, mistakes_png, render, write_run_page
+from bnlab.report.figures import curves
+from bnlab.report.page import format_number, mistakes_png, render, write_run_page
 from bnlab.runs import Run
 from tests.classifier.test_evaluate import KNOWN, answers
 from tests.report.test_figures import ROWS
@@ -35,6 +37,10 @@ class Reader(html.parser.HTMLParser):
         while self.open and self.open[-1] in ("html", "tr", "td") and self.open[-1] != tag:
             self.open.pop()
         assert self.open.pop() == tag
+
+
+def evaluation_page(title: str, evaluation: Evaluation, classifier: str) -> str:
+    return render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier)
 
 
 def check(page: str) -> Reader:
@@ -103,10 +109,21 @@ def test_many_classes_have_no_confusion_matrix() -> None:
     assert "top-5" in page
 
 
-def test_the_demo_page_with_a_network_that_diverged(trained: Path) -> None:
-    page = demo_page({"with BN": ROWS, "without BN": []}, {"with BN": "fine", "without BN": "gone"}, KNOWN, [], "", {})
+def test_the_demo_page_with_a_network_that_diverged() -> None:
+    page = render(
+        "demo.html",
+        title="bnlab demo",
+        evaluation=KNOWN,
+        curves=curves({"with BN": ROWS}),
+        outcomes={"with BN": "fine", "without BN": "gone"},
+        answers=[Prediction("<photo>", "a", 0.5, ())],
+        recipe="",
+        environment={},
+    )
     check(page)
     assert "gone" in page
+    assert "<strong>a</strong><br>50.0%" in page
+    assert "&lt;photo&gt;" in page
 
 
 def test_mistakes_of_missing_photos_are_left_out(trained: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from bnlab.errors import DivergedError, Interrupted
 from bnlab.files import read_csv, read_json, write_atomic
 from bnlab.options import DemoOptions
 from bnlab.progress import Progress
-from bnlab.report.page import demo_page, write_run_page
+from bnlab.report import figures
+from bnlab.report.page import render, write_run_page
 from bnlab.runs import Run, new_run
 from bnlab.training import run as training_run
 
@@ -85,13 +86,15 @@ def run(options: DemoOptions, progress: Progress) -> DemoResult:
     classifier = Classifier.load(winner.run.best)
     random = np.random.default_rng(options.seed)
     answers = classifier.predict([held_out[i].path for i in random.choice(len(held_out), NUM_ANSWERS, replace=False)])
-    page = demo_page(
-        {name: trained.rows for name, trained in networks.items()},
-        {name: trained.outcome() for name, trained in networks.items()},
-        winner.test,
-        [(p.path, str(p.label), float(p.probability or 0)) for p in answers],
-        winner.run.recipe.read_text("utf-8"),
-        read_json(winner.run.environment),
+    page = render(
+        "demo.html",
+        title="bnlab demo",
+        evaluation=winner.test,
+        curves=figures.curves({name: trained.rows for name, trained in networks.items() if trained.rows}),
+        outcomes={name: trained.outcome() for name, trained in networks.items()},
+        answers=answers,
+        recipe=winner.run.recipe.read_text("utf-8"),
+        environment=read_json(winner.run.environment),
     )
     write_atomic(folder / "report.html", page)
     return DemoResult(networks=networks, answers=answers, report=folder / "report.html")

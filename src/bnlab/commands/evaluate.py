@@ -19,7 +19,7 @@ from bnlab.machine import versions
 from bnlab.options import EvaluateOptions
 from bnlab.progress import Progress
 from bnlab.report import figures
-from bnlab.report.page import evaluation_page, mistakes_png
+from bnlab.report.page import mistakes_png, render
 from bnlab.runs import Run, check_free, new_run
 
 
@@ -81,7 +81,8 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
         dict.fromkeys(f"{member.card.network}, {member.card.preprocessing.size} px" for member in members)
     )
     title = f"{names} on {split} of {printable(options.data)}"
-    write_atomic(folder / "report.html", evaluation_page(title, evaluation, trained))
+    page = render("evaluation.html", title=title, evaluation=evaluation, classifier=trained)
+    write_atomic(folder / "report.html", page)
     return result
 
 

@@ -166,9 +166,8 @@ class BNMonitor:
 
     def _sampled(self) -> Iterator[dict[str, Any]]:
         """The fields of each layer's row that the windows give."""
-        for layer, batches, (pairs, total, squares) in zip(
-            self._layers.values(), self._batches, self._ratios.T, strict=True
-        ):
+        columns = zip(self._layers.values(), self._batches, self._ratios.T, strict=True)
+        for layer, batches, (pairs, total, squares) in columns:
             fields: dict[str, Any] = {"batches": int(batches)}
             if batches:
                 assert layer.num_batches_tracked is not None

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -34,34 +33,6 @@ def render(template: str, **values: Any) -> str:
         "reliability": figures.reliability,
     }
     return environment.get_template(template).render(**values)
-
-
-def evaluation_page(title: str, evaluation: Evaluation, classifier: str) -> str:
-    return render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier)
-
-
-def demo_page(
-    networks: Mapping[str, Rows],
-    outcomes: Mapping[str, str],
-    evaluation: Evaluation,
-    predictions: Iterable[tuple[str, str, float]],
-    recipe: str,
-    environment: Mapping[str, Any],
-) -> str:
-    """The page of the demo: two trainings from one recipe, and the evaluation of the better one.
-
-    `predictions` are its answers for a few photos: path, most probable class, probability (0..1).
-    """
-    return render(
-        "demo.html",
-        title="bnlab demo",
-        evaluation=evaluation,
-        curves=figures.curves({name: rows for name, rows in networks.items() if rows}),
-        outcomes=outcomes,
-        answers=list(predictions),
-        recipe=recipe,
-        environment=environment,
-    )
 
 
 def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) -> None:

@@ -109,12 +109,7 @@ def _draw_series(axes: "Axes", series: Series, number: int, offset: float) -> No
     colour = COLOURS[index % len(COLOURS)]
     if series.kind == "points":
         lengths = [np.subtract(series.y, series.low or series.y), np.subtract(series.high or series.y, series.y)]
-        style: dict[str, Any] = {
-            "fmt": _MARKERS[number % len(_MARKERS)],
-            "markersize": 5,
-            "capsize": 3,
-            "linewidth": 1.2,
-        }
+        style: dict[str, Any] = {"fmt": _MARKERS[number % len(_MARKERS)], "markersize": 5, "capsize": 3, "lw": 1.2}
         axes.errorbar(np.add(series.x, offset), series.y, yerr=lengths, color=colour, label=series.name, **style)
     elif series.x:
         repeat = number // len(COLOURS) if series.colour is None else number
