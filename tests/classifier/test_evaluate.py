@@ -135,7 +135,7 @@ def test_a_network_that_diverged_is_refused(classifier: Classifier, trained: Pat
 
 def test_evaluation_has_the_members_own_accuracies(classifier: Classifier, trained: Path) -> None:
     photos = open_evaluation_data(trained.parents[1] / "data", "val")[1]
-    photos = photos.take(np.array([0, 1, 2, 3, 4, 5, 8]))  # 4, 2 and 1 of a class, so that guessing differs too
+    photos = photos[np.array([0, 1, 2, 3, 4, 5, 8])]  # 4, 2 and 1 of a class, so that guessing differs too
     wrong = permuted(classifier, [1, 2, 0])
     wrong.card = replace(wrong.card, classes=classifier.classes)  # it takes each class for another
     members = [classifier, changed(classifier), wrong]
