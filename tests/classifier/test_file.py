@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,11 @@ def test_files_that_are_not_classifiers(saved: Path, tmp_path: Path) -> None:
         assert refusal(tmp_path / "cut").startswith(f"{tmp_path / 'cut'} is not a complete classifier file (")
     (tmp_path / "photo").write_bytes(b"\xff\xd8\xff\xe0" * 100)
     assert "is not a complete classifier file" in refusal(tmp_path / "photo")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe") == f"{tmp_path / 'pipe'} is not a regular file: pass a regular file"
 
 
 def test_a_normalisation_that_a_card_cannot_name_is_refused(tmp_path: Path) -> None:
