@@ -55,7 +55,8 @@ class Probe:
     saved: tuple[str, ...] = ()
     """Names of further attributes that checkpoints keep."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int = 1) -> None:
+        self.every = every  # steps from one row to the next, if the probe writes rows at equal distances
         self.results: Results = {}
 
     def write(self, table: str, row: Row) -> None:

@@ -48,10 +48,8 @@ class Percentiles(Probe):
     saved = ("seen",)
 
     def __init__(self, every: int) -> None:
-        super().__init__()
-        self.every = every
+        super().__init__(every)
         self.seen: list[tuple[int, Tensor]] = []  # step, 3 x units
-        self.images = torch.empty(0)
 
     def begin(self, context: TrainingContext) -> None:
         self.images, _ = sample_of_train(context, _IMAGES)  # N x 3 x H x W
@@ -92,7 +90,6 @@ class Percentiles(Probe):
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares the accuracies, at the end and on average over the training, and how far the percentiles moved."""
     accuracies = chosen(results)
     at_end, on_average = (gained(accuracies, WITH_BN, WITHOUT_BN, pick("test_top1")) for pick in (last, mean))
     moved = ratios(chosen(results, "movement"), WITH_BN, WITHOUT_BN, last("movement"))

@@ -91,8 +91,8 @@ class Biases(Probe):
     saved = ("kept",)
 
     def __init__(self, every: int, other: "Biases | None") -> None:
-        super().__init__()
-        self.every, self.other = every, other
+        super().__init__(every)
+        self.other = other
         self.kept: dict[int, dict[str, Tensor]] = {}  # steps done -> parameters
         self.squares: dict[str, float] = {}
         self.hooks = ExitStack()
@@ -170,11 +170,6 @@ def make_network(recipe: Recipe, classes: int, arm: str, *, alone: bool) -> Tabl
 class Growth(Probe):
     """Records the norm of all biases of `DetachedMean` layers, and the loss on the same photos each time."""
 
-    def __init__(self, every: int) -> None:
-        super().__init__()
-        self.every = every
-        self.images = self.labels = torch.empty(0)
-
     def begin(self, context: TrainingContext) -> None:
         self.images, self.labels = sample_of_train(context, _IMAGES)
 
@@ -196,8 +191,6 @@ class Growth(Probe):
 
 
 def conclude(results: Results) -> Conclusion:
-    """Takes the gradients, the distance and accuracies of the pairs, and the growth of the biases."""
-
     def of_pair(pair: str, pick: Pick, **arm: Value) -> tuple[float, ...]:
         return _ended(results, "twins" if arm else "biases", "twins", pick, pair=pair, **arm)
 

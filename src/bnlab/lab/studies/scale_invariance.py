@@ -134,8 +134,7 @@ class Norms(Probe):
     saved = ("squares",)
 
     def __init__(self, every: int) -> None:
-        super().__init__()
-        self.every = every
+        super().__init__(every)
         self.squares: dict[str, list[float]] = {}  # layer -> |W|^2 at the start, and as predicted now
         self.gradients: dict[str, tuple[float, float]] = {}  # layer -> |rate * dL/dW|^2 and cosine of this step
         self.hooks = ExitStack()
@@ -176,7 +175,6 @@ def _weights(context: TrainingContext) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Takes the largest changes, the angles and the growth of the norms."""
     exact, usual = (where(results["scaled"], kind=kind) for kind in (EXACT, USUAL))
     smallest = where(usual, factor=min(FACTORS))
     training = results["training"]

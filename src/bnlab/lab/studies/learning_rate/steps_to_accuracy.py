@@ -16,6 +16,9 @@ class Reached:
     by: float
 
 
+_NO_NUMBERS = Reached(math.nan, math.nan, math.nan)
+
+
 def best_test_top1(rows: Records) -> float:
     """The test accuracy at the validation that was best on val, the first of equals."""
     return number(max(rows, key=lambda row: number(row, "val_top1")), "test_top1")
@@ -50,12 +53,12 @@ class StepsToAccuracy:
         arms = [str(arm) for arm in distinct(accuracies, "arm")]
         self.best = {arm: by_seed(accuracies, best_test_top1, arm=arm) for arm in arms}
         """Test accuracy by arm, for each seed."""
-        self.reached: dict[str, list[Reached | None]] = {arm: [] for arm in arms}
-        """By arm, for each seed; None if the seed has no numbers."""
+        self.reached: dict[str, list[Reached]] = {arm: [] for arm in arms}
+        """By arm, for each seed; NaN if the seed has no numbers."""
         for seed, target in zip(self.seeds, self.best[baseline], strict=True):
             learnt = target > learnt_threshold(where(accuracies, arm=baseline, seed=seed)[0])
             for arm, reached in self.reached.items():
-                reached.append(steps_to(where(accuracies, arm=arm, seed=seed), target) if learnt else None)
+                reached.append(steps_to(where(accuracies, arm=arm, seed=seed), target) if learnt else _NO_NUMBERS)
 
     def speedup(self, arm: str, factor: float | None = None) -> list[float]:
         """The baseline's steps over those of the arm, for each seed; NaN if the seed has no numbers.
@@ -63,14 +66,11 @@ class StepsToAccuracy:
         With `factor`, NaN also if the validations are too far apart to show whether the speedup is above it.
         """
         pairs = zip(self.reached[self.baseline], self.reached[arm], strict=True)
-        return [
-            slow.at / fast.at if slow and fast and not (factor and _may_be(factor, slow, fast)) else math.nan
-            for slow, fast in pairs
-        ]
+        return [math.nan if factor and _may_be(factor, slow, fast) else slow.at / fast.at for slow, fast in pairs]
 
     def mean_steps(self, arm: str) -> float:
         """The mean over the seeds that have numbers."""
-        steps = [reached.at for reached in self.reached[arm] if reached]
+        steps = [reached.at for reached in self.reached[arm] if not math.isnan(reached.at)]
         return fmean(steps) if steps else math.nan
 
     @property
@@ -79,12 +79,12 @@ class StepsToAccuracy:
         n = len(self.seeds)
         sentences = []
         for arm, reached in self.reached.items():
-            if count := sum(each is not None and math.isinf(each.by) for each in reached):
+            if count := sum(math.isinf(each.by) for each in reached):
                 sentences.append(
                     f"{arm} did not reach the best accuracy of {self.baseline} in {count} of {n} trainings; these "
                     "count as if it had with their last step, which favours it"
                 )
-        if count := self.reached[self.baseline].count(None):
+        if count := sum(math.isnan(each.at) for each in self.reached[self.baseline]):
             sentences.append(
                 f"{self.baseline} did no better than guess in {count} of {n} trainings, which give no speed"
             )

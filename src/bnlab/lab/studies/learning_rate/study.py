@@ -80,14 +80,13 @@ def _recipe(experiment: Experiment, name: str) -> Recipe:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares the steps to the baseline's best accuracy, the best accuracies, and the highest stable rates."""
     accuracies = where(results["accuracy"], chosen=1)
     steps = StepsToAccuracy(accuracies, BASELINE)
     points = partial(points_clause, tested=accuracies, above=0.0)
 
     def better(arm: str) -> list[float]:
         pairs = zip(steps.best[arm], steps.best[BASELINE], steps.reached[BASELINE], strict=True)
-        return [100 * (a - b) if reached else math.nan for a, b, reached in pairs]
+        return [math.nan if math.isnan(reached.at) else 100 * (a - b) for a, b, reached in pairs]
 
     reach = "reaches the best accuracy of Inception"
     bn5, bn30 = "BN-x5", "BN-x30"
