@@ -83,7 +83,6 @@ def whole_batches(network: TableNetwork, size: int) -> Iterator[None]:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares parts of 2 photos with parts of 32, after both kinds of recalibration."""
     rows = chosen(results, "statistics")
     test = where(rows, side="test")
     by_rate = where(results["statistics"], side="test", statistics=RECALIBRATED)
@@ -133,33 +132,29 @@ def conclude(results: Results) -> Conclusion:
 def _plots(rows: Records, by_rate: Records) -> dict[str, Plot]:
     test = where(rows, side="test")
 
-    def plot(title: str, groups: dict[str, Records], text: str, y: str = "test accuracy, %") -> Plot:
+    def plot(title: str, groups: dict[str, Records], what: str = "", y: str = "test accuracy, %") -> Plot:
         about = {"title": title, "x": "photos normalised together in training", "y": y, "table": "statistics"}
+        text = caption(test, what + BARS)
         return category_plot(groups, "arm", "top1", distinct(rows, "arm"), times=100, caption=text, **about)
 
+    by_statistics = {name: where(test, statistics=statistics) for statistics, name in _LABELS.items()}
+    by_split = {
+        f"{split}, {_LABELS[statistics]}": where(rows, side=split, statistics=statistics)
+        for split in ("train", "test")
+        for statistics in (BATCH, RECALIBRATED)
+    }
+    rates = sorted(set(numbers(by_rate, "learning_rate")))
+    at_rates = {f"learning rate {rate:g}": where(by_rate, learning_rate=rate) for rate in rates}
     return {
-        "accuracy": plot(
-            "Test accuracy by what the network normalises by",
-            {name: where(test, statistics=statistics) for statistics, name in _LABELS.items()},
-            caption(test, BARS),
-        ),
+        "accuracy": plot("Test accuracy by what the network normalises by", by_statistics),
         "train and test": plot(
             "Train and test, as in training and as in inference",
-            {
-                f"{split}, {_LABELS[statistics]}": where(rows, side=split, statistics=statistics)
-                for split in ("train", "test")
-                for statistics in (BATCH, RECALIBRATED)
-            },
-            caption(test, f"train without augmentation; {BARS}"),
+            by_split,
+            "train without augmentation; ",
             "accuracy, %",
         ),
         "learning rates": plot(
-            "Test accuracy at each learning rate that was tried",
-            {
-                f"learning rate {rate:g}": where(by_rate, learning_rate=rate)
-                for rate in sorted(set(numbers(by_rate, "learning_rate")))
-            },
-            caption(by_rate, f"recalibrated as trained; {BARS}"),
+            "Test accuracy at each learning rate that was tried", at_rates, "recalibrated as trained; "
         ),
     }
 

@@ -19,6 +19,7 @@ _NETWORKS = (WITH_BN, WITHOUT_BN)
 def measure(experiment: Experiment) -> Results:
     each = experiment.by_budget(1, 2)  # scales in a decade
     scales = [10 ** (i / each) for i in range(each * _SMALLEST, each * _LARGEST + 1)]
+    networks = experiment.by_budget({WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.network_pair())
     arms = {
         f"{arm}, {scale:.3g}": experiment.recipe(
             network,
@@ -30,9 +31,7 @@ def measure(experiment: Experiment) -> Results:
             weight_decay=0.0,
             validate_every=100_000,
         )
-        for arm, network in experiment.by_budget(
-            {WITH_BN: "bn_mlp", WITHOUT_BN: "mlp"}, experiment.network_pair()
-        ).items()
+        for arm, network in networks.items()
         for scale in scales
     }
     results = experiment.run_learning_rates(arms, RATES)
@@ -43,7 +42,6 @@ def measure(experiment: Experiment) -> Results:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares how many decades of scale train with BN and without."""
     all_ends = last_rows(results["accuracy"], "arm", "learning_rate", "seed")
     ends = where(all_ends, chosen=1)
     thresholds = {seed: _threshold(where(ends, seed=seed)) for seed in seeds(ends)}

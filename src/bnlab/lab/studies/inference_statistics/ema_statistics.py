@@ -21,6 +21,7 @@ from bnlab.training.build import TrainingContext
 POPULATION, BATCH = "population", "batch"
 AVERAGES = {momentum: f"average {momentum:g}" for momentum in (0.5, 0.1, 0.01, 0.001)}
 USUAL = (0.1, 0.01)  # the defaults of PyTorch, and of TensorFlow in PyTorch's sense
+CORRECTED = {momentum: f"{AVERAGES[momentum]}, corrected" for momentum in USUAL}
 ALL = 10_000  # photos that represent the population, if train has more
 
 
@@ -55,7 +56,7 @@ class EmaStatistics(Probe):
         self.probed.append(step)
         trained = TrainedNetwork(context=context)
         tried = {AVERAGES[momentum]: average for momentum, average in self.averages.items()}
-        tried |= {f"{AVERAGES[momentum]}, corrected": self.corrected(momentum, step) for momentum in USUAL}
+        tried |= {CORRECTED[momentum]: self.corrected(momentum, step) for momentum in USUAL}
         ways: dict[str, Callable[[], float]] = {
             name: partial(accuracy_by, values, trained) for name, values in tried.items()
         }
@@ -83,7 +84,7 @@ class EmaStatistics(Probe):
     def guess(self, steps: list[int]) -> None:
         """Writes the rows of a training that diverged before these steps."""
         guessed, photos = majority_baseline(self.dataset), min(ALL, len(self.dataset.in_split("train")))
-        kinds = [*AVERAGES.values(), *(f"{AVERAGES[momentum]}, corrected" for momentum in USUAL), POPULATION, BATCH]
+        kinds = [*AVERAGES.values(), *CORRECTED.values(), POPULATION, BATCH]
         for step in steps:
             for statistics in kinds:
                 self._add("probes", guessed, step=step, statistics=statistics)

@@ -48,14 +48,14 @@ def train_probed(job: JobContext, recipe: Recipe, probes: list[int]) -> Results:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares population statistics with the usual moving averages, and those of few photos with those of all."""
     probes, images = results["probes"], results["images"]
     lost = seeds_that_learnt_nothing(results["accuracy"])
     learnt, points = without_seeds(probes, lost, "top1"), partial(points_clause, tested=probes)
     clauses = []
     for momentum in USUAL:
         kind, named = AVERAGES[momentum], f"the moving average of {momentum:g}"
-        at_worst = [float(np.min([0.0, *gains])) for gains in _gains(learnt, kind)]  # NaN if one of them is
+        # The least of the gains and 0. Unlike Python's, NumPy's min is NaN if one of them is.
+        at_worst = [float(np.min([0.0, *gains])) for gains in _gains(learnt, kind)]
         on_the_way, corrected = (
             [_mean_before_end(gains) for gains in _gains(learnt, against)] for against in (kind, f"{kind}, corrected")
         )
@@ -70,13 +70,13 @@ def conclude(results: Results) -> Conclusion:
     few = int(max((n for n in tried if n <= half), default=min(tried)))
     fewer = [row for row in images if row["images"] != row["of"]]
     losses = by_seed(without_seeds(fewer, lost, "against_all"), last("against_all"), images=few)
-    same_as_all, of_few = f"statistics of {few} photos are as good as those of all", [100 * loss for loss in losses]
-    clauses.append(points(same_as_all, of_few, above=_OF_FEWER, primary=few >= _SUFFICE))
+    as_good = f"statistics of {few} photos are as good as those of all"
+    clauses.append(points(as_good, [100 * loss for loss in losses], above=_OF_FEWER, primary=few >= _SUFFICE))
     plots = {"accuracy": _accuracy(probes), **_by_photos(fewer, caption(images, f"at the end of training; {BAND}"))}
     remarks = [f"seed {seed}: the training diverged or taught nothing, so it shows nothing" for seed in lost]
     if few < _SUFFICE:
         too_few = f"train has too few photos to test {_SUFFICE}: {few} were tested, as a secondary clause"
-        remarks.insert(0, too_few)
+        remarks = [too_few, *remarks]
     return Conclusion(
         evidence=tuple(clauses),
         plots={name: plot for name, plot in plots.items() if any(series.x for series in plot.series)},

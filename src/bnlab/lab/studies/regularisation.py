@@ -8,6 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from bnlab.data.photos import Photo
 from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.errors import plural
@@ -28,10 +32,12 @@ from bnlab.lab.records import (
     number,
     where,
 )
-from bnlab.lab.studies.regularisation.renormalisation import Renormalisation
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import train, with_norm
 from bnlab.lab.verdict import Evidence
+from bnlab.norm import kernels, moments
+from bnlab.norm.kernels import Running
+from bnlab.norm.layers import BatchNorm
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
 
@@ -43,6 +49,41 @@ DROPOUT = 0.4  # the paper's baseline's
 RATES = (0.005, 0.03, 0.18)  # at the usual batch
 EQUAL = 0.03  # the rate of a secondary comparison, which both arms have
 _MARGIN = 2.0  # points of accuracy: dropout that gains less is dispensable
+
+
+class Renormalisation(BatchNorm):
+    """Batch renormalisation without clipping, which has the batch's gradients without the batch's noise.
+
+    y = ((x - E[x]) / sqrt(Var[x] + eps) * r + d) * gamma + beta    (Ioffe 2017, arXiv 1702.03275, Alg. 1)
+
+    with r = sqrt(Var[x] + eps) / sqrt(var + eps) and d = (E[x] - mean) / sqrt(var + eps), both without gradient, for
+    the batch's E and Var (biased) and the running mean and var (unbiased). So the value of y is that of
+    (x - mean) / sqrt(var + eps) * gamma + beta, but its gradient treats E and Var as functions of x.
+
+    The running statistics are the average of the batches before this one: a moving average in which the new batch has
+    the weight `momentum`, or 1 / n as the n-th batch if that is more, so that at first it is their plain average. The
+    first batch is normalised by its own statistics. N x C x ... in and out.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected N x C x ..., got a {input.ndim}D input")
+
+    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+        batches = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
+        if running is None:
+            return super()._transform(input, running, relu=relu)
+        found = moments.measure(input.detach())
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if batches:
+            scale = torch.sqrt(running.var + self.eps)  # C
+            mean, var = found.mean.to(scale), found.variance(unbiased=False).to(scale)  # C, C
+            r, d = torch.sqrt(var + self.eps) / scale, (mean - running.mean) / scale  # C, C
+            weight, bias = weight * r, bias + weight * d
+        y = kernels.by_batch(input, weight, bias, None, self.eps).y  # N x C x ...
+        moved = kernels.update_running(running._replace(momentum=max(running.momentum, 1 / (1 + batches))), found)
+        return F.relu(y, inplace=True) if relu else y, moved
 
 
 def measure(experiment: Experiment) -> Results:
@@ -119,7 +160,6 @@ def fewer(job: JobContext, photos: int) -> Path:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares the gaps between train and test by kind of network, and measures what dropout gains."""
     rows = [row | _gaps(row) for row in chosen(results, "gap")]
     equal = [row | _gaps(row) for row in where(results["gap"], learning_rate=EQUAL)]
     small, usual, large = BATCHES
@@ -135,7 +175,7 @@ def conclude(results: Results) -> Conclusion:
     at_usual, at_small = f"(batch {usual}, no dropout)", f"(batch {small}, no dropout)"
     bn = arm(WITH_BN, usual), arm(WITHOUT_BN, usual)
     noise = arm(RENORMALISED, small), arm(WITH_BN, small)
-    dropout, batch = (bn[0], arm(WITH_BN, usual, DROPOUT)), (arm(WITH_BN, large), arm(WITH_BN, small))
+    dropouts, batches = (bn[0], arm(WITH_BN, usual, DROPOUT)), (arm(WITH_BN, large), arm(WITH_BN, small))
     silenced, rate = "without the batches' noise BN's", f"{EQUAL * math.sqrt(small / usual):g}"
     at_one_rate = f"{silenced} gap in loss is larger, both at a rate of {rate}"
     by_batch = f"with BN the gap in loss is larger at batch {large} than at {small}"
@@ -147,9 +187,9 @@ def conclude(results: Results) -> Conclusion:
             nats(f"with BN the gap in loss is smaller {at_usual}", less(loss, *bn), below=0),
             points(f"{silenced} gap in accuracy is larger {at_small}", less(accuracy, *noise), above=0),
             nats(f"{silenced} gap in loss is larger {at_small}", less(loss, *noise), above=0),
-            points(without_dropout, less(test, *dropout), above=-_MARGIN),
+            points(without_dropout, less(test, *dropouts), above=-_MARGIN),
             nats(at_one_rate, less(loss, *noise, equal), above=0, primary=False),
-            nats(by_batch, less(loss, *batch), above=0, primary=False),
+            nats(by_batch, less(loss, *batches), above=0, primary=False),
             points(f"with BN the test accuracy is higher {at_usual}", less(test, *bn), above=0, primary=False),
             points(f"{silenced} test accuracy is lower {at_small}", less(test, *noise), below=0, primary=False),
         ),
@@ -171,8 +211,8 @@ def conclude(results: Results) -> Conclusion:
         remarks=(
             *lr_remarks(results),
             *(
-                f"{arm}: learnt nothing with {plural(len(where(lost, arm=arm)), 'seed')}, which show nothing"
-                for arm in distinct(lost, "arm")
+                f"{name}: learnt nothing with {plural(len(where(lost, arm=name)), 'seed')}, which show nothing"
+                for name in distinct(lost, "arm")
             ),
         ),
     )

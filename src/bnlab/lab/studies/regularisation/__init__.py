@@ -1,3 +1,0 @@
-"""The study itself is in `study.py`; the other files are helpers that it alone uses."""
-
-from bnlab.lab.studies.regularisation.study import STUDY as STUDY
