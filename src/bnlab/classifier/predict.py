@@ -212,7 +212,8 @@ def classify(
             f"a cache holds the pixels of one preprocessing, and these classifiers have {len(alike)}",
             "leave the cache out",
         )
-    if len(paths) * crops >= _WORTH_FOLDING:  # for this call alone, since the weights may change between two
+    # For this call alone: tensors' version counters miss writes through .data, and show neither modes nor hooks.
+    if len(paths) * crops >= _WORTH_FOLDING:
         classifiers = [Classifier(cast(TableNetwork, fold(c.network).model), c.card, c.device) for c in classifiers]
     answers: list[Probabilities] = [np.full((len(paths), len(c.classes)), np.nan, np.float32) for c in classifiers]
     errors: list[PhotoError | None] = [None] * len(paths)
