@@ -8,7 +8,6 @@ from bnlab.lab.records import (
     gained,
     geometric_mean,
     joined,
-    labelled,
     last,
     last_rows,
     learnt_threshold,
@@ -35,10 +34,9 @@ def test_rows_are_chosen_and_compared_seed_by_seed() -> None:
 
 
 def test_tables_are_labelled_and_joined() -> None:
-    first = labelled({"t": [{"x": 1}]}, {"arm": "a"})
-    assert first == {"t": [{"arm": "a", "x": 1}]}
-    assert list(first["t"][0]) == ["arm", "x"]
-    assert joined([first, {"t": [{"x": 2}], "u": []}]) == {"t": [{"arm": "a", "x": 1}, {"x": 2}], "u": []}
+    tables = joined([({"arm": "a"}, {"t": [{"x": 1}]}), ({}, {"t": [{"x": 2}], "u": []})])
+    assert tables == {"t": [{"arm": "a", "x": 1}, {"x": 2}], "u": []}
+    assert list(tables["t"][0]) == ["arm", "x"]
 
 
 def test_the_learnt_threshold_is_ten_points_above_the_baseline_or_twice_the_baseline() -> None:

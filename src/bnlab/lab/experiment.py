@@ -9,7 +9,7 @@ from bnlab.config import load_settings
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.lab.lr_selection import mark_chosen
 from bnlab.lab.measurements import Measurement, measure_all
-from bnlab.lab.records import Results, Value, joined, labelled
+from bnlab.lab.records import Results, Value, joined
 from bnlab.lab.splits import StudySplits
 from bnlab.lab.trained_network import measure_accuracy
 from bnlab.nets import registry
@@ -179,7 +179,7 @@ class Experiment:
             progress=self.progress,
         )
         self.seconds += sum(each.seconds for each in done)
-        return joined(labelled(each.results, made.labels) for each, made in zip(done, measurements, strict=True))
+        return joined((made.labels, each.results) for each, made in zip(done, measurements, strict=True))
 
     def run_learning_rates(
         self,

@@ -96,17 +96,12 @@ def geometric_mean(column: str, over: str | None = None) -> Pick:
     return pick
 
 
-def labelled(results: Results, labels: Mapping[str, Value]) -> Results:
-    """The same tables with further columns in front."""
-    return {name: [{**labels, **row} for row in rows] for name, rows in results.items()}
-
-
-def joined(parts: Iterable[Results]) -> Results:
-    """Tables of the same name are joined into one."""
+def joined(parts: Iterable[tuple[Mapping[str, Value], Results]]) -> Results:
+    """Tables of the same name are joined into one, each row with the labels of its part in front."""
     tables: Results = {}
-    for results in parts:
+    for labels, results in parts:
         for name, rows in results.items():
-            tables.setdefault(name, []).extend(rows)
+            tables.setdefault(name, []).extend({**labels, **row} for row in rows)
     return tables
 
 

@@ -154,7 +154,6 @@ def compared(old: Tensor, new: Tensor) -> Row:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares the shift in three networks, and how well they train."""
     accuracies, shifts = chosen(results), chosen(results, "shift")
     learnt = LearntFilter(accuracies)
     points = partial(points_clause, tested=accuracies)
@@ -165,16 +164,14 @@ def conclude(results: Results) -> Conclusion:
     def distance(first: str, second: str, rows: Records = shifts, learnt: LearntFilter = learnt) -> list[float]:
         return learnt.only(ratios(rows, first, second, geometric_mean("relative")), first, second)
 
-    def less_shift(
-        rows: Records, learnt: LearntFilter, of_cosines: str, of_distances: str = ""
-    ) -> tuple[Evidence, ...]:
+    def less_shift(rows: Records, learnt: LearntFilter, of_cosines: str, of_distances: str = "") -> list[Evidence]:
         cosines = learnt.only(differences(rows, WITH_BN, WITHOUT_BN, mean("cosine")), WITH_BN, WITHOUT_BN)
         distances = distance(WITH_BN, WITHOUT_BN, rows, learnt)
         moves = f"with BN a layer's gradient moves less, relative to it{of_distances}"
-        return (
+        return [
             Evidence(f"with BN a layer's gradient keeps its direction better{of_cosines}", cosines, above=0.0),
             ratio_clause(moves, distances, below=1.0),
-        )
+        ]
 
     # How well noisy BN trains proves nothing if BN does not help, or if the noise adds no shift.
     more_shift, helps = distance(NOISY, WITHOUT_BN), gain(WITH_BN, WITHOUT_BN)

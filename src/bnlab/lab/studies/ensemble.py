@@ -14,19 +14,7 @@ from bnlab.lab.clauses import points_clause, without_seeds
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_plot
-from bnlab.lab.records import (
-    Records,
-    Results,
-    Row,
-    average,
-    gained,
-    learnt_threshold,
-    mean,
-    number,
-    numbers,
-    seeds,
-    where,
-)
+from bnlab.lab.records import Records, Results, Row, gained, learnt_threshold, mean, number, numbers, seeds, where
 from bnlab.lab.study import Conclusion, Study
 from bnlab.lab.trained_network import TrainedNetwork, train
 from bnlab.recipe import Recipe
@@ -43,12 +31,10 @@ def measure(experiment: Experiment) -> Results:
     network, members = experiment.network_pair()[WITH_BN], experiment.by_budget(3, 6)
     recipe = experiment.recipe(network, steps=experiment.by_budget(200, 0), validate_every=10**6)
     steps = recipe.steps or recipe.epochs * len(experiment.splits) // recipe.batch_size
-    about: dict[str, Any] = {"members": members, "mirrored": experiment.splits.kind == "photos"}
+    mirrored = experiment.splits.kind == "photos"
+    about: dict[str, Any] = {"members": members, "mirrored": mirrored, "steps": 2 * members * steps}
     return experiment.run(
-        [
-            experiment.measurement(train_members, seed, recipe=recipe, steps=2 * members * steps, **about)
-            for seed in experiment.seeds
-        ]
+        [experiment.measurement(train_members, seed, recipe=recipe, **about) for seed in experiment.seeds]
     )
 
 
@@ -93,13 +79,13 @@ def conclude(results: Results) -> Conclusion:
     lost = {seed: why for seed in seeds(rows) if (why := _lost(where(rows, seed=seed)))}
     known = [row for row in rows if row["seed"] not in lost]
     paired = without_seeds(rows, lost, "test_top1")
-    clause = partial(points_clause, tested=rows, above=0.0)
+    clause, top1 = partial(points_clause, tested=rows, above=0.0), mean("test_top1")
 
     def by_crops(crops: int) -> list[float]:
-        return gained(where(paired, arm=ONE), crops, 1, mean("test_top1"), column="crops")
+        return gained(where(paired, arm=ONE), crops, 1, top1, column="crops")
 
     def by_members(crops: int) -> list[float]:
-        return gained(where(paired, crops=crops), ALL, ONE, mean("test_top1"))
+        return gained(where(paired, crops=crops), ALL, ONE, top1)
 
     better = "the ensemble is right more often than one network"
     return Conclusion(
@@ -123,8 +109,7 @@ def conclude(results: Results) -> Conclusion:
             )
         },
         numbers={
-            f"error of {arm}, {n} crop{'s' * (n != 1)}, %": 100
-            * (1 - average(where(known, arm=arm, crops=n), "test_top1"))
+            f"error of {arm}, {n} crop{'s' * (n != 1)}, %": 100 * (1 - top1(where(known, arm=arm, crops=n)))
             for arm in (ONE, ALL)
             for n in CROPS
         },

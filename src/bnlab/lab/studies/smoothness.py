@@ -40,8 +40,7 @@ def measure(experiment: Experiment) -> Results:
     same: dict[str, Any] = {"steps": experiment.by_budget(150, 10_000), "dropout": 0.0, "validate_every": 100_000}
     if experiment.budget == "quick" and experiment.splits.kind == "digits":
         same["size"] = 16
-    networks = experiment.network_pair()
-    arms = {arm: experiment.recipe(networks[arm], **same) for arm in (WITHOUT_BN, WITH_BN)}
+    arms = {arm: experiment.recipe(experiment.network_pair()[arm], **same) for arm in (WITHOUT_BN, WITH_BN)}
     return experiment.run_learning_rates(arms, RATES, train_probed)
 
 

@@ -34,17 +34,14 @@ def measure(experiment: Experiment) -> Results:
     """Times a step of each, and trains both at each rate; adds to each validation the time that its steps took."""
     same: dict[str, Any] = {"steps": experiment.by_budget(150, 6000), "schedule": "constant"}
     norms = {BN: "batch", WHITENING: experiment.by_budget("whitening:10000", "whitening:64")}
-    arms = {
-        arm: experiment.recipe(experiment.network_pair()[WITH_BN], norm=norm, **same) for arm, norm in norms.items()
-    }
+    network = experiment.network_pair()[WITH_BN]
+    arms = {arm: experiment.recipe(network, norm=norm, **same) for arm, norm in norms.items()}
     rounds, here = experiment.by_budget(20, 100), environment(experiment.device)
     # The key of the measurement depends on this, so that times of another machine are not used.
     machine = {key: here[key] for key in ("processor", "threads", "gpu")}
     timing: dict[str, Any] = {"norms": norms, "rounds": rounds, "machine": machine, "steps": 2 * rounds}
-    results = experiment.run(
-        [experiment.measurement(costs, seed, recipe=arms[BN], **timing) for seed in experiment.seeds],
-        one_at_a_time=True,
-    )
+    measurements = [experiment.measurement(costs, seed, recipe=arms[BN], **timing) for seed in experiment.seeds]
+    results = experiment.run(measurements, one_at_a_time=True)
     results |= experiment.run_learning_rates(arms, RATES)
     milliseconds = {arm: average(where(results["cost"], arm=arm), "milliseconds") for arm in arms}
     for row in results["accuracy"]:
@@ -84,7 +81,6 @@ def _now(device: str) -> float:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Compares what a step costs, and the accuracies at equal time and at equal steps."""
     rows = chosen(results)
     lost = seeds_that_learnt_nothing(rows)
     learnt = without_seeds(rows, lost, "test_top1")

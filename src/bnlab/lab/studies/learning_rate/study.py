@@ -65,7 +65,7 @@ def measure(experiment: Experiment) -> Results:
             recipe = _recipe(experiment, PROBED[arm]).model_copy(update={"learning_rate": suited[seed], **short})
             search = partial(experiment.measurement, max_stable_lr, recipe=recipe, steps=PROBES * steps)
             measurements.append(search(seed, labels={"arm": arm}))
-    return joined([found, experiment.run(measurements)])
+    return joined([({}, found), ({}, experiment.run(measurements))])
 
 
 def _suited(accuracies: Records) -> dict[int, float]:
