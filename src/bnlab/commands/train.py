@@ -1,6 +1,6 @@
 """`bnlab train`: train a classifier, resume a training, or (with --find-lr) try learning rates and suggest one."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from bnlab.training import run as training_run
 from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, suggest
 from bnlab.training.run import TrainingResult
 
-_SUGGESTION_KEYS = ("suggested", "reason", "steepest", "lowest", "tenth_of_minimum")
-
 
 @dataclass(frozen=True, kw_only=True)
 class FindLrResult:
@@ -33,7 +31,7 @@ class FindLrResult:
     def to_json(self) -> dict[str, Any]:
         test, rates = self.test, self.test.curve.rates
         return {
-            **{key: getattr(self.suggestion, key) for key in _SUGGESTION_KEYS},
+            **asdict(self.suggestion),
             "diverged_at": test.curve.diverged_at,
             "lowest_rate": rates[0],
             "highest_rate": rates[-1],

@@ -7,7 +7,7 @@ network before anything is written; `build_context` assembles what the loop need
 import copy
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,21 +141,16 @@ def build_context(
         recipe=recipe,
         preprocessing=preprocessing_of(recipe),
         device=device,
-        forward=_forward(network, recipe),
+        forward=torch.compile(network) if recipe.compile else network,
     )
 
 
 def scratch_copy(context: TrainingContext) -> TrainingContext:
     """A copy for trying steps out: they cost what they cost in training, at a learning rate of 0."""
     network = copy.deepcopy(context.network).train()
-    optimizer = make_optimizer(network, context.recipe)
-    set_learning_rate(optimizer, 0.0)  # at a higher one the weights could become infinite
-    ema = EMA(network, context.ema.decay) if context.ema else None
-    return replace(context, network=network, optimizer=optimizer, ema=ema, forward=_forward(network, context.recipe))
-
-
-def _forward(network: TableNetwork, recipe: Recipe) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
-    return torch.compile(network) if recipe.compile else network
+    scratch = build_context(context.recipe, network, context.dataset, context.device)
+    set_learning_rate(scratch.optimizer, 0.0)  # at a higher one the weights could become infinite
+    return scratch
 
 
 def new_network(recipe: Recipe, *, classes: int, **changes: Any) -> tuple[TableNetwork, Frozen]:
@@ -199,17 +194,11 @@ def without_effect(settings: Settings, network: TableNetwork) -> list[str]:
     if recipe.auxiliary and not network.heads:
         sentences.append(f"auxiliary has no effect: {recipe.network} has no auxiliary heads")
     if not is_normalised(network):
-        sentences += [
-            f"{key} has no effect: {recipe.network} is not normalised"
-            for key in ("norm_eps", "norm_momentum", "conv_bias")
-            if key in own
-        ]
+        of_norms = [key for key in ("norm_eps", "norm_momentum", "conv_bias") if key in own]
+        sentences += [f"{key} has no effect: {recipe.network} is not normalised" for key in of_norms]
     if recipe.freeze == "backbone":
-        sentences += [
-            f"{key} has no effect on a backbone that is frozen"
-            for key in ("backbone_lr_factor", "auxiliary")
-            if key in own
-        ]
+        of_backbone = [key for key in ("backbone_lr_factor", "auxiliary") if key in own]
+        sentences += [f"{key} has no effect on a backbone that is frozen" for key in of_backbone]
     return sentences
 
 
@@ -251,13 +240,11 @@ def make_caches(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[Cache, 
     are measured on, preprocessed as for inference, and the third for val.
     """
     limit = int(recipe.cache_gigabytes * 2**30)
-    memory = limit or int(0.4 * free_memory())
+    memory = 0 if recipe.cache == "none" else limit or int(0.4 * free_memory())
     disk = limit or shutil.disk_usage(folder).free // 2
     num_train, num_val = len(dataset.in_split("train")), len(dataset.in_split("val"))
     num_sample = min(recipe.recalibration_images, num_train)
     side, preprocessed = cached_side(recipe), recipe.size**2 * 3  # bytes of a photo
-    if recipe.cache == "none":
-        memory = 0
     for_val = min(memory, num_val * preprocessed)
     for_sample = min(memory - for_val, num_sample * preprocessed)
     memory -= for_val + for_sample

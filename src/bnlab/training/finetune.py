@@ -29,11 +29,8 @@ def inherit_from_init(settings: Settings) -> Settings:
         return settings
     name = printable(recipe.init)
     network, card = load_network(Path(recipe.init))
-    inherited: dict[str, Any] = {
-        "network": card.network,
-        "mean": card.preprocessing.mean,
-        "std": card.preprocessing.std,
-    }
+    preprocessing = card.preprocessing
+    inherited: dict[str, Any] = {"network": card.network, "mean": preprocessing.mean, "std": preprocessing.std}
     inherited |= {key: value for key, value in network.arguments.items() if key in ARCHITECTURE_KEYS}
     for key in [key for key in inherited if key in settings.chosen]:
         own = getattr(recipe, key)
@@ -41,12 +38,8 @@ def inherit_from_init(settings: Settings) -> Settings:
             del inherited[key]
         elif own != inherited[key]:
             raise UsageError(f"--init {name} has the {key} {inherited[key]}, not {own}", f"leave {key} out")
-    unless_set = {
-        "size": card.preprocessing.size,
-        "resize": card.preprocessing.resize,
-        "crop_fraction": card.preprocessing.crop_fraction,
-        "backbone_lr_factor": BACKBONE_LR_FACTOR,
-    }
+    unless_set = {key: getattr(preprocessing, key) for key in ("size", "resize", "crop_fraction")}
+    unless_set["backbone_lr_factor"] = BACKBONE_LR_FACTOR
     inherited |= {key: value for key, value in unless_set.items() if key not in settings.origin}
     return with_changes(settings, inherited, "init")
 

@@ -68,6 +68,8 @@ class LrRangeTest:
 class Suggestion:
     """What can be read off a curve; None where it has no clear answer."""
 
+    suggested: float | None = None
+    """the rate to train with, to two digits"""
     reason: str
     """why this rate is suggested, or why none is"""
     steepest: float | None = None
@@ -76,8 +78,6 @@ class Suggestion:
     """rate at which the smoothed loss is lowest"""
     tenth_of_minimum: float | None = None
     """a tenth of `lowest`: Gugger's rule"""
-    suggested: float | None = None
-    """the rate to train with, to two digits"""
 
 
 def lr_range_test(data: Path, settings: Settings, *, strict: bool, progress: Progress) -> LrRangeTest:
@@ -130,8 +130,6 @@ def find_lr(
 
     `step` trains on the next batch at the rate it is given, and returns the loss of that batch before the update.
     """
-    assert 0 < low < high
-    assert steps > 1
     rates: list[float] = []
     losses: list[float] = []
     total = weights = 0.0
@@ -175,21 +173,19 @@ def suggest(curve: Curve) -> Suggestion:
     rates, smoothed, weights = np.array(curve.rates), np.array(curve.smoothed), _weights(curve.rates)
     index = int(smoothed.argmin())
     fall = float(smoothed[0] - smoothed[index])
-    noise = (
-        float(np.mean(np.diff(curve.losses[: index + 2]) ** 2)) / 2
-    )  # from differences of steps, so that a trend does not count as noise
+    differences = np.diff(curve.losses[: index + 2])  # of steps, so that a trend does not count as noise
+    noise = float(np.mean(differences**2)) / 2
     error = math.sqrt(noise * float((weights[0] ** 2).sum() + (weights[index] ** 2).sum()))
     if fall <= max(_SURE * error, 1e-6 * abs(float(smoothed[0]))):
-        return Suggestion(
-            reason=f"the loss never fell by more than its noise: by {fall:.3f}, standard error {error:.3f}"
-        )
+        reason = f"the loss never fell by more than its noise: by {fall:.3f}, standard error {error:.3f}"
+        return Suggestion(reason=reason)
     lowest = float(rates[index])
     slopes = np.gradient(smoothed, np.log(rates))[: index + 1]
-    edge = 10**_REACH
+    edge, suggested = 10**_REACH, None
     if end is None and lowest * edge > rates[-1]:
-        suggested, reason = None, f"the loss still fell near the highest rate tried, {rates[-1]:.2g}"
+        reason = f"the loss still fell near the highest rate tried, {rates[-1]:.2g}"
     elif lowest < rates[0] * edge:
-        suggested, reason = None, f"the loss was lowest near the lowest rate tried, {rates[0]:.2g}"
+        reason = f"the loss was lowest near the lowest rate tried, {rates[0]:.2g}"
     else:
         suggested, reason = float(f"{lowest:.2g}"), "the loss was lowest there"
     return Suggestion(

@@ -18,15 +18,14 @@ def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimiz
     if slow:
         by_factor.insert(0, (recipe.backbone_lr_factor, [p for name, p in trained.items() if name in slow]))
     groups = [
-        {"params": chosen, "weight_decay": decay, "factor": factor}
+        {"params": [p for p in parameters if (p.ndim > 1) == is_matrix], "weight_decay": decay, "factor": factor}
         for factor, parameters in by_factor
-        for decay, chosen in (
-            (recipe.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
-        )
+        for decay, is_matrix in ((recipe.weight_decay, True), (0.0, False))
     ]
-    devices = {parameter.device.type for parameter in network.parameters()}
-    fused = devices <= {"cpu", "cuda"}  # one pass over the weights
+    fused = {parameter.device.type for parameter in network.parameters()} <= {
+        "cpu",
+        "cuda",
+    }  # one pass over the weights
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=fused)
     return torch.optim.SGD(

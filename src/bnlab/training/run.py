@@ -60,9 +60,7 @@ class TrainingResult:
         return {
             "run": str(self.run.folder),
             "best": str(self.run.best),
-            "epochs": self.epochs,
-            "val_top1": self.val_top1,
-            "seconds": self.seconds,
+            **{key: getattr(self, key) for key in ("epochs", "val_top1", "seconds")},
             "frozen": asdict(self.frozen),
         }
 
@@ -105,26 +103,24 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
     began = time.monotonic()
     run = find_run(root, name)
     with run.locked():
-        session = _Session(run, _prepare_recorded(run, changes, progress), progress, began)
+        remove_drafts(run.folder)
+        settings = with_changes(read_recipe_file(run.recipe), changes, YOURS)
+        recipe, device = settings.recipe, choose_device(settings.recipe.device)
+        dataset = open_recorded_data(run.split)
+        network, frozen = build.new_network(recipe, classes=len(dataset.classes))
+        if recipe.init is not None and not run.state.exists():
+            load_pretrained(network, dataset.classes, recipe.init, progress)
+        before, now = read_json(run.environment), environment(device)
+        for key in ("device", "gpu", "threads", "processor", "versions"):
+            if before.get(key) != now[key]:
+                progress.warn(f"this run began with other {key}, so it does not go on bit for bit")
+        prepared = build.PreparedTraining(
+            settings=settings, device=device, dataset=dataset, network=network, frozen=frozen
+        )
+        session = _Session(run, prepared, progress, began)
         with session.running() as callbacks:
             loop.fit(session.context, session.state, callbacks, progress=progress)
         return session.result()
-
-
-def _prepare_recorded(run: Run, changes: Mapping[str, Any], progress: Progress) -> build.PreparedTraining:
-    """Open a run's recipe and photos again, and warn where it will not end in the same bits."""
-    remove_drafts(run.folder)
-    settings = with_changes(read_recipe_file(run.recipe), changes, YOURS)
-    recipe, device = settings.recipe, choose_device(settings.recipe.device)
-    dataset = open_recorded_data(run.split)
-    network, frozen = build.new_network(recipe, classes=len(dataset.classes))
-    if recipe.init is not None and not run.state.exists():
-        load_pretrained(network, dataset.classes, recipe.init, progress)
-    before, now = read_json(run.environment), environment(device)
-    for key in ("device", "gpu", "threads", "processor", "versions"):
-        if before.get(key) != now[key]:
-            progress.warn(f"this run began with other {key}, so it does not go on bit for bit")
-    return build.PreparedTraining(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)
 
 
 class _Session:

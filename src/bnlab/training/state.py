@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -89,11 +88,9 @@ class MetricAccumulator:
         """Bring the sums of the state up to date, with the errors of `add`."""
         if not self._pending:
             return
-        losses = torch.stack([loss for loss, _, _ in self._pending]).tolist()
-        correct = torch.stack([num_correct for _, num_correct, _ in self._pending]).tolist()
-        images = [num_images for _, _, num_images in self._pending]
-        first = self.state.step - len(self._pending)
-        for step, loss, num_correct, num_images in zip(count(first), losses, correct, images, strict=False):
+        losses, correct, images = zip(*self._pending, strict=True)
+        numbers = zip(torch.stack(losses).tolist(), torch.stack(correct).tolist(), images, strict=True)
+        for step, (loss, num_correct, num_images) in enumerate(numbers, self.state.step - len(self._pending)):
             check_finite(loss, step)
             self.state.loss += loss * num_images
             self.state.num_correct += int(num_correct)
@@ -127,8 +124,8 @@ def metrics_row(state: TrainState, recipe: Recipe) -> Row:
 def record_validation(state: TrainState, row: Row, validation: ValidationResult) -> bool:
     """Write a validation into the row of its epoch. True if the epoch is the best by val accuracy, then by val loss."""
     evaluation = validation.evaluation
-    row |= {"val_loss": evaluation.loss, "val_top1": evaluation.top1, "running_top1": validation.running_top1}
-    row["recalibration_seconds"] = validation.seconds
+    row |= {"val_loss": evaluation.loss, "val_top1": evaluation.top1, "recalibration_seconds": validation.seconds}
+    row["running_top1"] = validation.running.top1 if validation.running else None
     best = state.best
     if best is None or (evaluation.top1, -evaluation.loss) > (best["val_top1"], -(best["val_loss"] or 0.0)):
         state.best = row

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from bisect import bisect
+from collections.abc import Callable, Iterable
 from itertools import chain, islice, pairwise
 
 from bnlab.errors import UsageError
@@ -42,7 +43,7 @@ class TimeBudget:
             UsageError: not even one step fits.
         """
         recipe, batches = context.recipe, context.loader.batches
-        first, validation = (_seconds_of(validate) for _ in range(2))
+        first, validation = _durations(validate() for _ in range(2))
         step_times = StepTimes(steps=_seconds_of_steps(context), validation=validation, last=first + 1.0)
         left = (self.end - time.monotonic() - step_times.last) * (1 - _MARGIN)
         every, steps = recipe.validate_every, _steps_in(left - validation, recipe, batches, step_times)
@@ -100,18 +101,15 @@ class TimeBudget:
 
 def _steps_in(seconds: float, recipe: Recipe, batches: int, step_times: StepTimes) -> int:
     """The largest number of steps that take at most so long."""
-    steps, too_many = 0, 1 + int(max(seconds, 0.0) / min(step_times.steps.values()))
-    while too_many - steps > 1:
-        middle = (steps + too_many) // 2
-        fits = step_times.seconds(Plan(steps=middle, batches=batches), recipe) <= seconds
-        steps, too_many = (middle, too_many) if fits else (steps, middle)
-    return steps
+    most = int(max(seconds, 0.0) / min(step_times.steps.values()))
+    plans = range(1, most + 1)
+    return bisect(plans, seconds, key=lambda steps: step_times.seconds(Plan(steps=steps, batches=batches), recipe))
 
 
-def _seconds_of(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
+def _durations(works: Iterable[object]) -> list[float]:
+    """Seconds that each item of a lazy iterable takes."""
+    ends = [time.monotonic(), *(time.monotonic() for _ in works)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def _seconds_of_steps(context: TrainingContext) -> dict[int, float]:
@@ -121,10 +119,7 @@ def _seconds_of_steps(context: TrainingContext) -> dict[int, float]:
     seconds = {}
     for size in sorted({plan.size(recipe, epoch) for epoch in range(1000)}):
         batches = chain.from_iterable(context.loader.epoch(0, size) for _ in range(_TRIALS))
-        ends = [time.monotonic()]
-        for pixels, labels in islice(batches, _TRIALS):  # the wait for photos is part of a step
-            train_step(scratch, pixels, labels, 0)
-            ends.append(time.monotonic())
-        times = [end - start for start, end in pairwise(ends)]
+        steps = (train_step(scratch, *batch, 0) for batch in islice(batches, _TRIALS))
+        times = _durations(steps)  # with the wait for photos
         seconds[size] = statistics.median(times[1:])  # the first step also allocates its memory
     return seconds

@@ -39,10 +39,6 @@ class ValidationResult:
     """time that the recalibration took"""
 
     @property
-    def running_top1(self) -> float | None:
-        return self.running.top1 if self.running else None
-
-    @property
     def statistics_cost(self) -> StatisticsCost | None:
         """The accuracy that the running statistics cost, compared with the recalibrated ones."""
         if self.running is None:
