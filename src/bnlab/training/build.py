@@ -170,11 +170,7 @@ def new_network(recipe: Recipe, *, classes: int, **changes: Any) -> tuple[TableN
 
 
 def check_network(recipe: Recipe) -> None:
-    """Check that the network can be built and initialised as the recipe says, without allocating it.
-
-    Raises:
-        UsageError: it cannot.
-    """
+    """Raise a UsageError unless the network can be built and initialised as the recipe says; this allocates nothing."""
     if recipe.init is None and (recipe.freeze != "none" or recipe.freeze_bn):
         what = f"freeze {recipe.freeze}" if recipe.freeze != "none" else "freeze_bn"
         raise UsageError(f"{what} would freeze random weights", "give --init FILE, the classifier to start from")

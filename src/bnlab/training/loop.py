@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from types import FrameType
@@ -191,25 +191,17 @@ def stop_requests() -> Iterator[threading.Event]:
     The second one has its usual effect. Outside the main thread, where Python delivers no signals, nothing sets it.
     """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    with ExitStack() as handlers:
+
+        def record(number: int, frame: FrameType | None) -> None:
+            stop.set()
+            handlers.close()  # restores the handlers before
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handlers.callback(signal.signal, number, signal.getsignal(number))
+                signal.signal(number, record)
         yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def record(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        restore()
-
-    for number in before:
-        signal.signal(number, record)
-    try:
-        yield stop
-    finally:
-        restore()
 
 
 @contextmanager
@@ -218,9 +210,8 @@ def _divergence_remedy(state: TrainState, recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (LossNotFiniteError, DivergedError) as error:
-        what, step = (
-            (str(error), error.step) if isinstance(error, LossNotFiniteError) else (error.problem, state.step - 1)
-        )
+        what = error.problem if isinstance(error, DivergedError) else str(error)
+        step = error.step if isinstance(error, LossNotFiniteError) else state.step - 1
         rate = state.plan.learning_rate(recipe, step)
         or_else = "" if recipe.init else ", or a network with batch normalisation"
         raise DivergedError(

@@ -22,10 +22,7 @@ def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimiz
         for factor, parameters in by_factor
         for decay, is_matrix in ((recipe.weight_decay, True), (0.0, False))
     ]
-    fused = {parameter.device.type for parameter in network.parameters()} <= {
-        "cpu",
-        "cuda",
-    }  # one pass over the weights
+    fused = {p.device.type for p in network.parameters()} <= {"cpu", "cuda"}  # one pass over the weights
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=fused)
     return torch.optim.SGD(

@@ -112,10 +112,7 @@ def metrics_row(state: TrainState, recipe: Recipe) -> Row:
         "learning_rate": state.plan.learning_rate(recipe, state.step - 1),
         "train_loss": state.loss / state.num_images,
         "train_top1": state.num_correct / state.num_images,
-        "val_loss": None,
-        "val_top1": None,
-        "running_top1": None,
-        "recalibration_seconds": None,
+        **dict.fromkeys(("val_loss", "val_top1", "running_top1", "recalibration_seconds")),
         "images_per_second": state.num_images / max(state.seconds, 1e-9),
         "seconds": state.total_seconds,
     }

@@ -81,17 +81,14 @@ class TimeBudget:
             return plan
         slowness = (state.training_seconds - seconds) / planned
         slowness, self._slowness = (slowness + (self._slowness or slowness)) / 2, slowness
-        validation = step_times.validation * sum(
-            plan.validates(recipe, epoch) for epoch in range(state.epoch, plan.epochs)
-        )
-        left = max(0.0, left - validation * max(1.0, slowness))
-        rest = plan.steps - state.step
+        validations = sum(plan.validates(recipe, epoch) for epoch in range(state.epoch, plan.epochs))
+        left = max(0.0, left - step_times.validation * validations * max(1.0, slowness))
         running = state.size if state.batch else 0
         needed = slowness * step_times.seconds(plan, recipe, state.epoch, state.step, running)
         fit = left / needed  # times the remaining steps
         if 1 / _TOLERANCE <= fit <= _TOLERANCE:
             return plan
-        steps = min(plan.wanted or plan.steps, state.step + max(1, int(rest * fit)))
+        steps = min(plan.wanted or plan.steps, state.step + max(1, int((plan.steps - state.step) * fit)))
         if steps == plan.steps:
             return plan
         faster = "faster again" if steps > plan.steps else "slower than planned"
