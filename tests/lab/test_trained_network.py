@@ -67,7 +67,7 @@ def test_a_network_is_trained_probed_and_validated(probed: tuple[TrainedNetwork,
     assert rows[-1]["step"] == 6
     assert not trained.diverged
     test = trained.evaluation("test")
-    assert rows[-1]["n_test"] == test.n == len(trained.dataset.in_split("test"))
+    assert rows[-1]["n_test"] == test.n == len(trained.context.dataset.in_split("test"))
     recalibrated = trained.evaluation("test", "recalibrated", images=24)
     assert rows[-1]["test_top1"] == pytest.approx(recalibrated.top1, abs=1e-9)
     assert rows[-1]["test_loss"] == pytest.approx(recalibrated.loss, rel=1e-4)
@@ -109,8 +109,8 @@ def test_a_training_that_diverges_counts_as_the_majority_baseline(job: JobContex
     trained = train(job, wild)
     assert trained.diverged
     last = trained.results["accuracy"][-1]
-    assert (last["step"], last["guess"]) == (20, trained.majority_baseline)
-    assert last["test_top1"] == last["val_top1"] == trained.majority_baseline
+    assert (last["step"], last["guess"]) == (20, majority_baseline(trained.context.dataset))
+    assert last["test_top1"] == last["val_top1"] == majority_baseline(trained.context.dataset)
     assert 0 < last["diverged_at"] < 20
     steps = [row["step"] for row in trained.results["accuracy"]]
     assert steps == sorted(set(steps))

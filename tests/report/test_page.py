@@ -155,9 +155,7 @@ def test_numbers_are_given_to_three_digits(value: float | None, text: str) -> No
 
 ABOUT = {
     "title": "t",
-    "data": "<b>",
-    "seeds": 1,
-    "budget": "quick",
+    "experiment": {"splits": {"name": "<b>"}, "seeds": [0], "budget": "quick"},
     "reports": [],
     "page": "p",
     "environment": {"a": 1, "date": "d"},
@@ -171,5 +169,5 @@ def test_values_are_escaped() -> None:
 
 
 def test_a_missing_value_is_an_error() -> None:
-    with pytest.raises(jinja2.UndefinedError, match="seeds"):
-        render("studies.html", **{key: value for key, value in ABOUT.items() if key != "seeds"})
+    with pytest.raises(jinja2.UndefinedError, match="experiment"):
+        render("studies.html", **{key: value for key, value in ABOUT.items() if key != "experiment"})

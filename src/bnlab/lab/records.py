@@ -82,7 +82,6 @@ def ratios(records: Records, first: Value, second: Value, pick: Pick) -> list[fl
 
 
 def mean(column: str) -> Pick:
-    """Picks the mean of a column."""
     return lambda rows: average(rows, column)
 
 
@@ -106,9 +105,6 @@ def joined(parts: Iterable[tuple[Mapping[str, Value], Results]]) -> Results:
 
 
 def learnt_threshold(row: Row) -> float:
-    """The accuracy above which a network has learnt something.
-
-    It is the majority baseline and 10 points, or twice the baseline if that is less.
-    """
+    """The accuracy above which a network has learnt: 10 points above the majority baseline, or twice it if less."""
     baseline = number(row, "guess")
     return baseline + min(0.1, baseline)

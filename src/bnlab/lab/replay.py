@@ -89,6 +89,5 @@ def is_probe_step(step: int, context: TrainingContext, probe_steps: int) -> bool
 def set_parameters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Set the parameters that `values` has a value for."""
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            if name in values:
-                parameter.copy_(values[name])
+        for name in parameters.keys() & values.keys():
+            parameters[name].copy_(values[name])

@@ -54,7 +54,7 @@ def write_report(report: Report, folder: Path, environment: Mapping[str, Any], *
         StorageError: no space left.
     """
     report = replace(report, folder=folder)
-    study, experiment, conclusion = report.study, report.experiment, report.conclusion
+    conclusion = report.conclusion
     for name, rows in report.results.items():
         _write_table(folder / f"{name}.csv", rows)
     plots = {name.replace(" ", "-"): plot for name, plot in conclusion.plots.items()}
@@ -65,13 +65,10 @@ def write_report(report: Report, folder: Path, environment: Mapping[str, Any], *
     write_json(folder / "study.json", report.to_json() | {"environment": dict(environment)})
     page = render(
         "study.html",
-        title=f"{study.title}: {conclusion.verdict}",
-        study=study,
-        experiment=experiment,
-        conclusion=conclusion,
-        results=report.results,
+        title=f"{report.study.title}: {conclusion.verdict}",
+        report=report,
         plots=[(name, plot, plot_svg(plot)) for name, plot in plots.items()],
-        options=", ".join(f"{key} {value}" for key, value in experiment.options.items()),
+        options=", ".join(f"{key} {value}" for key, value in report.experiment.options.items()),
         index=index,
         environment=environment,
     )
@@ -81,15 +78,12 @@ def write_report(report: Report, folder: Path, environment: Mapping[str, Any], *
 
 def write_index(reports: Sequence[Report], folder: Path, environment: Mapping[str, Any]) -> None:
     """Write the page that links to those of all studies."""
-    experiment = reports[0].experiment
     page = render(
         "studies.html",
         title="bnlab: claims measured",
         reports=reports,
         page=PAGE,
-        data=experiment.splits.name,
-        seeds=len(experiment.seeds),
-        budget=experiment.budget,
+        experiment=reports[0].experiment,
         environment=environment,
     )
     write_atomic(folder / PAGE, page)

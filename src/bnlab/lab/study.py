@@ -70,7 +70,6 @@ class Study:
     name: str
     title: str
     claim: str
-    """What the source says, in one sentence."""
     source: str
     protocol: str
     """What is trained on what, and what is held equal."""

@@ -88,14 +88,6 @@ class TrainedNetwork:
     """The tables of the probe, and "accuracy" with a row for each validation."""
     diverged: bool = False
 
-    @property
-    def dataset(self) -> Dataset:
-        return self.context.dataset
-
-    @property
-    def majority_baseline(self) -> float:
-        return majority_baseline(self.dataset)
-
     def evaluation(self, split: str, statistics: str = "running", *, images: int = 1024) -> Evaluation:
         """Evaluate on train, val or test, by running, recalibrated (on so many photos) or batch statistics.
 
@@ -105,7 +97,7 @@ class TrainedNetwork:
             DivergedError: the outputs or the recalibrated statistics are not finite.
         """
         network, recipe = self.context.network, self.context.recipe
-        photos = self.dataset.in_split(split)
+        photos = self.context.dataset.in_split(split)
         photos = photos[np.random.default_rng(recipe.seed).permutation(len(photos))]
         with preserving_state(network):
             if statistics == "recalibrated":
@@ -232,7 +224,7 @@ def majority_baseline(dataset: Dataset) -> float:
 def baseline_row(step: int, dataset: Dataset, **measured: Value) -> Row:
     """A row of the table "accuracy". What was not measured is that of the majority baseline, or None."""
     baseline = majority_baseline(dataset)
-    row: Row = {
+    return {
         "step": step,
         "train_loss": None,
         "train_top1": None,
@@ -242,12 +234,11 @@ def baseline_row(step: int, dataset: Dataset, **measured: Value) -> Row:
         "n_test": len(dataset.in_split("test")),
         "guess": baseline,
         "diverged_at": None,
+        **measured,
     }
-    return row | measured
 
 
 def _accuracies(state: TrainState, evaluation: Evaluation, dataset: Dataset) -> Row:
-    """The row of a validation on val and test."""
     num_val = len(dataset.in_split("val"))
     correct = evaluation.predicted == evaluation.targets
     targets = evaluation.targets[num_val:]

@@ -36,9 +36,8 @@ class Evidence:
     """One for each seed. NaN if a seed has no number."""
     _: KW_ONLY
     above: float = -math.inf
-    """The clause says that the mean is larger than this."""
     below: float = math.inf
-    """The clause says that the mean is smaller than this."""
+    """The clause says that the mean is larger than `above` and smaller than `below`."""
     unit: str = ""
     """Such as "points" or "times"."""
     ratio: bool = False
@@ -46,7 +45,6 @@ class Evidence:
     resolution: float = 0.0
     """The smallest step of the measure, such as one photo. The interval reaches at least so far on either side."""
     level: float = 0.95
-    """Of the interval."""
     primary: bool = True
     """Whether the verdict of the study follows from this clause."""
     overlap: float = 0.0

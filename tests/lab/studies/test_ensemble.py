@@ -89,9 +89,9 @@ def test_members_differ_and_are_averaged(make_experiment: MakeExperiment, job: J
         trained.recalibrate()
         network = trained.context.network
         classifier = Classifier(network, card_of(trained.context))
-        photos = trained.dataset.in_split("test")
+        photos = trained.context.dataset.in_split("test")
         found += classify([classifier], photos.paths, workers=0)[0]
-    targets = photos.class_indices(trained.dataset.classes)
+    targets = photos.class_indices(trained.context.dataset.classes)
     assert not np.allclose(*found)
     for member, one in enumerate(found):
         expected = (one.argmax(1) == targets).mean()

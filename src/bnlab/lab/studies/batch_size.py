@@ -11,7 +11,7 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_plot
 from bnlab.lab.records import Records, Results, average, distinct, gained, last, number, numbers, where
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import or_guess, train
+from bnlab.lab.trained_network import majority_baseline, or_guess, train
 from bnlab.nets.network import TableNetwork
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.recipe import Recipe
@@ -52,7 +52,7 @@ def sizes(experiment: Experiment, batch_size: int) -> list[int]:
 def by_all_statistics(job: JobContext, recipe: Recipe) -> Results:
     """One training, and the final accuracy on train and test by each kind of statistics."""
     trained = train(job, recipe)
-    guess, network = trained.majority_baseline, trained.context.network
+    guess, network = majority_baseline(trained.context.dataset), trained.context.network
 
     def measured(split: str, statistics: str) -> float:
         whole = statistics == WHOLE
@@ -64,7 +64,7 @@ def by_all_statistics(job: JobContext, recipe: Recipe) -> Results:
     for statistics in _LABELS:
         for split in ("train", "test") if statistics in (RECALIBRATED, BATCH) else ("test",):
             top1 = guess if trained.diverged else or_guess(partial(measured, split, statistics), guess)
-            n_test = len(trained.dataset.in_split(split))
+            n_test = len(trained.context.dataset.in_split(split))
             rows.append({"side": split, "statistics": statistics, "top1": top1, "n_test": n_test})
     return {"accuracy": trained.results["accuracy"], "statistics": rows}
 

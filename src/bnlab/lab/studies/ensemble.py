@@ -16,7 +16,7 @@ from bnlab.lab.measurements import JobContext
 from bnlab.lab.plots import BARS, caption, category_plot
 from bnlab.lab.records import Records, Results, Row, gained, learnt_threshold, mean, number, numbers, seeds, where
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import TrainedNetwork, train
+from bnlab.lab.trained_network import TrainedNetwork, majority_baseline, train
 from bnlab.recipe import Recipe
 from bnlab.training.build import card_of
 
@@ -45,21 +45,21 @@ def train_members(job: JobContext, recipe: Recipe, members: int, mirrored: bool)
     for member in range(members):
         own = replace(job, folder=job.folder / str(member), seed=1000 * (job.seed + 1) + member)
         trained = train(own, recipe.model_copy(update={"dropout": DROPOUTS[member % len(DROPOUTS)]}))
-        photos = trained.dataset.in_split("test")
-        targets = photos.class_indices(trained.dataset.classes)
+        photos = trained.context.dataset.in_split("test")
+        targets = photos.class_indices(trained.context.dataset.classes)
         if not trained.diverged:
             trained.recalibrate()
         for crops in CROPS:
             each[crops].append(_probabilities(trained, photos, crops, mirrored))
             rows.append(_row(ONE, member, crops, each[crops][-1], targets))
     rows += [_row(ALL, None, crops, mean_of(each[crops]), targets) for crops in CROPS]
-    return {"accuracy": [row | {"guess": trained.majority_baseline} for row in rows]}
+    return {"accuracy": [row | {"guess": majority_baseline(trained.context.dataset)} for row in rows]}
 
 
 def _probabilities(trained: TrainedNetwork, photos: Photos, crops: Crops, mirrored: bool) -> Probabilities:
     """The mean over crops and, where `mirrored`, their mirror images: N x classes; NaN for a diverged network."""
     if trained.diverged:
-        return np.full((len(photos), len(trained.dataset.classes)), np.nan, dtype=np.float32)
+        return np.full((len(photos), len(trained.context.dataset.classes)), np.nan, dtype=np.float32)
     context, found = trained.context, []
     classifier = Classifier(context.network, card_of(context), context.device)
     for path in photos.paths:

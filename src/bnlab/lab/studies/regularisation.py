@@ -33,7 +33,7 @@ from bnlab.lab.records import (
     where,
 )
 from bnlab.lab.study import Conclusion, Study
-from bnlab.lab.trained_network import train, with_norm
+from bnlab.lab.trained_network import majority_baseline, train, with_norm
 from bnlab.lab.verdict import Evidence
 from bnlab.norm import kernels, moments
 from bnlab.norm.kernels import Running
@@ -130,7 +130,8 @@ def train_for_gap(job: JobContext, recipe: Recipe, kind: str, photos: int) -> Re
     """One training on so many photos, and its final accuracy and loss on them and on test, seen as in inference."""
     job = replace(job, split=fewer(job, photos))
     trained = train(job, recipe, make=with_norm(Renormalisation) if kind == RENORMALISED else None)
-    dataset, guess = trained.dataset, trained.majority_baseline
+    dataset = trained.context.dataset
+    guess = majority_baseline(dataset)
     row: Row = {"kind": kind, "batch": recipe.batch_size, "dropout": recipe.dropout, "guess": guess}
     if trained.diverged:
         loss, n_test = math.log(len(dataset.classes)), len(dataset.in_split("test"))

@@ -63,7 +63,7 @@ class EmaStatistics(Probe):
         ways[POPULATION] = lambda: accuracy_by(population(trained, ALL), trained)
         ways[BATCH] = lambda: trained.evaluation("test", BATCH).top1
         for statistics, way in ways.items():
-            self._add("probes", or_guess(way, trained.majority_baseline), step=step, statistics=statistics)
+            self._add("probes", or_guess(way, majority_baseline(self.dataset)), step=step, statistics=statistics)
 
     def corrected(self, momentum: float, steps: int) -> Tensor:
         """An average without the part that it still has of its initial values, 2C (as in Adam, Kingma & Ba 2015)."""

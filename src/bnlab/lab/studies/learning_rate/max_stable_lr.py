@@ -34,7 +34,7 @@ def max_stable_lr(job: JobContext, recipe: Recipe) -> Results:
             if not trained.diverged:
                 found = trained.evaluation("val", "recalibrated")
                 loss, spread = found.loss, float(found.probabilities.std(0).max())
-        good = loss <= BLOWN_UP * math.log(len(trained.dataset.classes)) and spread > _ALIKE
+        good = loss <= BLOWN_UP * math.log(len(trained.context.dataset.classes)) and spread > _ALIKE
         tried.append({"rate": rate, "stable": int(good), "loss": loss if math.isfinite(loss) else None})
         return good
 
