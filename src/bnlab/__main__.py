@@ -15,12 +15,11 @@ from typer.exceptions import TyperException
 
 from bnlab.cli import app
 from bnlab.cli.console import err
-from bnlab.errors import BnlabError, Interrupted, printable
+from bnlab.errors import BnlabError, printable
 from bnlab.machine import tune_allocator
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop saves and cleans up, as Ctrl-C
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (None if the shell closed it with `>&-`)
@@ -46,10 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(f"{text}: see `{verb.command_path if verb else 'bnlab'} --help`", 2)
     except BnlabError as error:
         return _complain(str(error), error.exit_status)
-    except Interrupted as interruption:
-        return _complain(str(interruption), 130)
-    except KeyboardInterrupt:
-        return _complain("interrupted; every file is complete, either the old or the new one", 130)
+    except KeyboardInterrupt as interruption:  # Interrupted has a message, Python's own has none
+        return _complain(str(interruption) or "interrupted; every file is complete, either the old or the new one", 130)
     except OSError as error:
         return _complain(f"the system refused ({error}): check that the paths exist and may be written to", 2)
 

@@ -51,7 +51,6 @@ class Settings:
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes in the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 

@@ -7,7 +7,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,13 @@ def fast_precision(device: str) -> str:
 def free_memory() -> int:
     """Bytes of main memory that this process may still take, on the machine or in its control group."""
     free = []
-    try:
+    with suppress(OSError, ValueError, StopIteration):
         with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
             free.append(next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")))
         limit = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
         if limit.isdigit():
             used = int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))
             free.append(max(0, int(limit) - used))
-    except (OSError, ValueError, StopIteration):
-        pass
     return min(free, default=2**31)
 
 
@@ -121,7 +119,6 @@ def memory_errors(batch_size: int, size: int, suggest_batch_size: Callable[[], s
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory is full."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

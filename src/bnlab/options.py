@@ -15,12 +15,11 @@ from pydantic.fields import FieldInfo
 
 from bnlab.config import explain, parse_assignments
 from bnlab.errors import UsageError
-from bnlab.recipe import Device
+from bnlab.recipe import Device, Fraction
 from bnlab.runs import RUNS
 
 API_ONLY = "a field that the command line does not offer, or takes in another way"
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 ClassifierFile = Annotated[Path, typer.Argument(metavar="CLASSIFIER")]
 RecipeKeys = Annotated[
     Mapping[str, Any],
@@ -47,10 +46,7 @@ class Options(BaseModel):
     @classmethod
     def fields(cls) -> dict[str, FieldInfo]:
         """The fields by name in the order of help: those of this verb, then those that verbs share."""
-        return {
-            name: cls.model_fields[name]
-            for name in sorted(cls.model_fields, key=lambda n: n not in cls.__annotations__)
-        }
+        return dict(sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__))
 
 
 class _Device(Options):

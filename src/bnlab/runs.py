@@ -15,8 +15,6 @@ _WRITTEN_BEFORE_THE_RECIPE = {".lock", "split.csv", "environment.json", "refused
 
 
 class Run:
-    """A run folder and the paths of the files in it."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = folder.name
@@ -43,13 +41,11 @@ class Run:
         problem = f"run {printable(self.folder)} is in use by another training"
         with storage_errors(self.folder):
             try:
-                lock.acquire(timeout=0)
+                held = lock.acquire(timeout=0)
             except Timeout:
                 raise RunError(problem, "wait for it, or pass another --name") from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
 
 def check_free(root: Path, name: str | None) -> None:

@@ -150,7 +150,6 @@ def counting_note(result: "net.NetResult", *, auxiliary: bool) -> str:
 
 
 def machine_table(machine: Mapping[str, Any]) -> RenderableType:
-    """The document of `bnlab machine` in words."""
     rows = {
         "system": machine["system"],
         "processor": f"{machine['processor']}, {plural(machine['cores'], 'usable core')}, {machine['threads']} threads",

@@ -30,12 +30,9 @@ class Trained:
     """One of the two trainings and its outcome."""
 
     run: Run
-    rows: list[dict[str, float | None]]
-    """metrics, one row an epoch"""
-    test: Evaluation | None
-    """on the held-out digits; None if the training diverged in its first epoch"""
-    diverged: str | None
-    """why the training diverged, else None"""
+    rows: list[dict[str, float | None]]  # metrics, one row an epoch
+    test: Evaluation | None  # on the held-out digits; None if the training diverged in its first epoch
+    diverged: str | None  # why the training diverged
 
     def outcome(self) -> str:
         reached = "no epoch finished"

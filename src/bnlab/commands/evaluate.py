@@ -25,8 +25,6 @@ from bnlab.runs import Run, check_free, new_run
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """The evaluation, and the folder with its files."""
-
     evaluation: Evaluation
     options: EvaluateOptions
     folder: Path

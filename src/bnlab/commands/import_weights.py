@@ -29,8 +29,6 @@ _MOST_NAMED = 20  # warnings about tensors that do not match
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
-    """The classifier file, and what the weights were recognised as."""
-
     options: ImportOptions
     card: Card
     conversion: Conversion

@@ -21,11 +21,9 @@ class NetResult:
     """A network's layers, and the arguments it was built with: the document of `bnlab net NAME --json`."""
 
     network: str
-    arguments: dict[str, Any]
-    """of `build`"""
+    arguments: dict[str, Any]  # of `build`
     classes: int
-    size: int
-    """height and width of the image, in pixels"""
+    size: int  # height and width of the image, in pixels
     parameters: int
     multiply_adds: int
     layers: list[LayerCount]

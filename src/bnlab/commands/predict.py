@@ -30,7 +30,6 @@ class PredictResult:
 
 
 def run(options: PredictOptions, progress: Progress) -> PredictResult:
-    """Classify each photo."""
     paths = list(_expanded(options.photos))
     if options.csv:
         with storage_errors(options.csv):

@@ -20,8 +20,6 @@ from bnlab.training.run import TrainingResult
 
 @dataclass(frozen=True, kw_only=True)
 class FindLrResult:
-    """The learning rates that were tried, the suggestion, and the files of the figure and the table."""
-
     test: LrRangeTest
     suggestion: Suggestion
     data: Path
