@@ -209,12 +209,11 @@ def _divergence_remedy(state: TrainState, recipe: Recipe) -> Iterator[None]:
     """Add to a divergence where it happened and what to try."""
     try:
         yield
-    except (LossNotFiniteError, DivergedError) as error:
-        what = error.problem if isinstance(error, DivergedError) else str(error)
+    except DivergedError as error:
         step = error.step if isinstance(error, LossNotFiniteError) else state.step - 1
         rate = state.plan.learning_rate(recipe, step)
         or_else = "" if recipe.init else ", or a network with batch normalisation"
         raise DivergedError(
-            f"{what} at step {step + 1} (epoch {state.epoch + 1}), at a learning rate of {rate:.3g}",
+            f"{error.problem} at step {step + 1} (epoch {state.epoch + 1}), at a learning rate of {rate:.3g}",
             f"try --learning-rate at a third of it{or_else}",
         ) from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bnlab.errors import DivergedError
 from bnlab.recipe import Recipe
 from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.validate import ValidationResult
@@ -13,11 +14,11 @@ from bnlab.training.validate import ValidationResult
 Row = dict[str, float | int | None]
 
 
-class LossNotFiniteError(ArithmeticError):
-    """The loss of step `step`, counted from 0, is NaN or infinite."""
+class LossNotFiniteError(DivergedError):
+    """The loss of step `step`, counted from 0, is NaN or infinite. `fit` adds where and at which learning rate."""
 
     def __init__(self, loss: float, step: int) -> None:
-        super().__init__(f"the loss became {loss}")
+        super().__init__(f"the loss became {loss}", "check mean, std and the file of --init")
         self.step = step
 
 
