@@ -29,22 +29,17 @@ _DCT = 2 * np.cos(np.pi / 64 * np.arange(8)[:, None] * (2 * np.arange(32) + 1))
 class Fingerprint:
     """What is compared to find duplicates."""
 
-    sha256: str
-    """of the file's bytes"""
-    phash: int
-    """64-bit perceptual hash of the upright photo"""
-    thumbnail: bytes
-    """the photo at 8 x 8 pixels, RGB: 192 bytes"""
+    sha256: str  # of the file's bytes
+    phash: int  # 64-bit perceptual hash of the upright photo
+    thumbnail: bytes  # the photo at 8 x 8 pixels, RGB: 192 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Two or more photos that are duplicates of each other."""
 
-    members: tuple[int, ...]
-    """positions of the photos"""
-    exact: bool
-    """whether all of them are identical to the byte"""
+    members: tuple[int, ...]  # positions of the photos
+    exact: bool  # whether all of them are identical to the byte
 
 
 def fingerprint(path: str) -> Fingerprint:

@@ -24,32 +24,22 @@ class Photo:
     """A photo of a folder of classes, or a row of split.csv."""
 
     path: str
-    label: str
-    """name of its class"""
-    split: str = ""
-    """train, val or test; empty if it is not assigned"""
-    sha256: str = ""
-    """of the file, in hexadecimal; empty if it is not known"""
+    label: str  # name of its class
+    split: str = ""  # train, val or test; empty if it is not assigned
+    sha256: str = ""  # of the file, in hexadecimal; empty if it is not known
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Table:
     """The columns of n photos."""
 
-    folders: list[str]
-    """each once, with its last slash"""
-    folder: NDArray[np.int32]
-    """positions in `folders`, n"""
-    names: bytearray
-    """file names, one after the other"""
-    name_edges: NDArray[np.int64]
-    """where each name begins and the one before it ends, n + 1"""
-    class_splits: list[tuple[str, str]]
-    """the pairs of class and split that occur"""
-    class_split: NDArray[np.int32]
-    """positions in `class_splits`, n"""
-    digest: NDArray[np.void]
-    """SHA-256 as bytes, n of 32 bytes each; zeros if it is not known"""
+    folders: list[str]  # each once, with its last slash
+    folder: NDArray[np.int32]  # positions in `folders`, n
+    names: bytearray  # file names, one after the other
+    name_edges: NDArray[np.int64]  # where each name begins and the one before it ends, n + 1
+    class_splits: list[tuple[str, str]]  # the pairs of class and split that occur
+    class_split: NDArray[np.int32]  # positions in `class_splits`, n
+    digest: NDArray[np.void]  # SHA-256 as bytes, n of 32 bytes each; zeros if it is not known
 
     def paths(self, rows: Rows) -> Iterator[str]:
         starts, ends = _values(self.name_edges[:-1], rows), _values(self.name_edges[1:], rows)

@@ -31,11 +31,9 @@ class Split:
     """A folder of classes whose photos are assigned to splits."""
 
     folder: Path
-    photos: list[Photo]
-    """in the order of their class and path"""
+    photos: list[Photo]  # in the order of their class and path
     refused: list[Refusal]
-    groups: list[Group]
-    """duplicates, as positions in `photos`"""
+    groups: list[Group]  # duplicates, as positions in `photos`
 
     @property
     def conflicts(self) -> list[Group]:

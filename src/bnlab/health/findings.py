@@ -28,10 +28,8 @@ class Finding:
     """What a check reports. docs/checks.md has a section on each code."""
 
     code: str
-    name: str
-    """names the fault, as stale-statistics"""
-    message: str
-    """one line: what was measured, where, the likely cause and the remedy"""
+    name: str  # names the fault, as stale-statistics
+    message: str  # one line: what was measured, where, the likely cause and the remedy
 
     def __str__(self) -> str:
         return f"{self.code} {self.name}: {self.message} (docs/checks.md)"
@@ -43,13 +41,10 @@ class LayerHealth:
 
     name: str
     channels: int
-    trained: bool
-    """whether gamma is trained"""
+    trained: bool  # whether gamma is trained
     momentum: float | None
-    batches: int = 0
-    """sampled steps; 0: its running statistics did not move, or no step was sampled"""
-    initial: float = 0.0
-    """weight of the initial statistics (0, 1) in the running ones"""
+    batches: int = 0  # sampled steps; 0: its running statistics did not move, or no step was sampled
+    initial: float = 0.0  # weight of the initial statistics (0, 1) in the running ones
     mean_off: float | None = None
     """the largest distance of a channel's running mean from the population mean, in standard deviations"""
     variance_off: float | None = None
@@ -58,12 +53,9 @@ class LayerHealth:
     """fraction of channels that are off by more than 0.1 standard deviations or a variance factor of 1.25"""
     effective_batch: float | None = None
     """N_eff, pooled over channels: how many independent values the batch statistics are worth"""
-    effective_batch_at_most: float | None = None
-    """upper end of its 95% interval"""
-    dead: int
-    """channels of which the ReLU after the layer passes less than 0.1%"""
-    gamma_near_zero: int
-    """channels whose |gamma| is below 1% of the layer's median"""
+    effective_batch_at_most: float | None = None  # upper end of its 95% interval
+    dead: int  # channels of which the ReLU after the layer passes less than 0.1%
+    gamma_near_zero: int  # channels whose |gamma| is below 1% of the layer's median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +93,7 @@ class Health:
     """All layers of a network, in its order; without normalisation it has none."""
 
     layers: tuple[LayerHealth, ...] = ()
-    cost: StatisticsCost | None = None
-    """None: this epoch was not validated by both statistics"""
+    cost: StatisticsCost | None = None  # None: this epoch was not validated by both statistics
 
     def table(self) -> tuple[list[str], list[list[object]]]:
         """Columns and rows, one row a layer."""

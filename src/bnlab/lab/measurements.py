@@ -43,30 +43,24 @@ _NOT_MEASURING = (
 class JobContext:
     """What a measurement is made with, apart from its settings."""
 
-    split: Path
-    """The split.csv of the seed."""
-    folder: Path
-    """A folder for checkpoints, which is removed when the measurement is done."""
+    split: Path  # The split.csv of the seed.
+    folder: Path  # A folder for checkpoints, which is removed when the measurement is done.
     device: str
     seed: int
-    report_steps: Callable[[int], None] = lambda steps: None
-    """Reports that so many more steps are done."""
+    report_steps: Callable[[int], None] = lambda steps: None  # Reports that so many more steps are done.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One measurement: `do(job, **settings)`."""
 
-    do: Callable[..., Results]
-    """A function of a module. Its first argument is a JobContext."""
+    do: Callable[..., Results]  # A function of a module. Its first argument is a JobContext.
     split: Path
     seed: int
-    settings: Mapping[str, Any]
-    """Keyword arguments: recipes, and values that JSON can hold."""
+    settings: Mapping[str, Any]  # Keyword arguments: recipes, and values that JSON can hold.
     labels: Mapping[str, Value] = field(default_factory=dict)
     """Columns that are added to each row of the result."""
-    steps: int = 1
-    """How long it takes, in steps of training."""
+    steps: int = 1  # How long it takes, in steps of training.
 
     def key(self, device: str) -> str:
         """A digest of everything that the result follows from."""
@@ -86,8 +80,7 @@ class Measurement:
 @dataclass(frozen=True, kw_only=True)
 class MeasurementResult:
     results: Results
-    seconds: float
-    """The time that the measurement took, interrupted attempts included."""
+    seconds: float  # The time that the measurement took, interrupted attempts included.
 
 
 @contextmanager

@@ -53,8 +53,7 @@ def replaying(context: TrainingContext) -> Iterator[None]:
 
 
 class Batch(NamedTuple):
-    images: Tensor
-    """N x 3 x H x W"""
+    images: Tensor  # N x 3 x H x W
     targets: Targets
 
 

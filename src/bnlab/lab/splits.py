@@ -39,13 +39,10 @@ class StudySplits:
     """The photos of a study. `for_seed` splits them."""
 
     name: str
-    kind: str
-    """"digits" (grey, and changed by a flip) or "photos"."""
-    folder: Path
-    """Where the split.csv of each seed is written."""
+    kind: str  # "digits" (grey, and changed by a flip) or "photos".
+    folder: Path  # Where the split.csv of each seed is written.
     photos: Sequence[_StudyPhoto]
-    found: int
-    """How many photos DATA has. A quick study uses some of them."""
+    found: int  # How many photos DATA has. A quick study uses some of them.
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -37,8 +37,7 @@ class Conclusion:
     """What follows from the tables of a study."""
 
     evidence: tuple[Evidence, ...]
-    plots: Mapping[str, Plot]
-    """By the name of their file."""
+    plots: Mapping[str, Plot]  # By the name of their file.
     intervals: Callable[[Sequence[Evidence]], Mapping[str, Plot]] = lambda evidence: {}
     """Makes plots of the evidence's intervals. They join `plots`, and are made anew when the intervals widen."""
     numbers: Mapping[str, float | None] = field(default_factory=dict)
@@ -71,8 +70,7 @@ class Study:
     title: str
     claim: str
     source: str
-    protocol: str
-    """What is trained on what, and what is held equal."""
+    protocol: str  # What is trained on what, and what is held equal.
     rule: str
     measure: Callable[[Experiment], Results]
     conclude: Callable[[Results], Conclusion]

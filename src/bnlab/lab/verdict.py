@@ -30,25 +30,19 @@ class Verdict(StrEnum):
 class Evidence:
     """A clause of a claim, and the number that it is about, measured over seeds."""
 
-    what: str
-    """The clause, which is true or false, such as "with BN the accuracy is higher"."""
-    values: Sequence[float]
-    """One for each seed. NaN if a seed has no number."""
+    what: str  # The clause, which is true or false, such as "with BN the accuracy is higher".
+    values: Sequence[float]  # One for each seed. NaN if a seed has no number.
     _: KW_ONLY
     above: float = -math.inf
-    below: float = math.inf
-    """The clause says that the mean is larger than `above` and smaller than `below`."""
-    unit: str = ""
-    """Such as "points" or "times"."""
+    below: float = math.inf  # The clause says that the mean is larger than `above` and smaller than `below`.
+    unit: str = ""  # Such as "points" or "times".
     ratio: bool = False
     """Whether the values are ratios above 0. Their logarithms are averaged, so that 1/2 and 2 are as far from 1."""
     resolution: float = 0.0
     """The smallest step of the measure, such as one photo. The interval reaches at least so far on either side."""
     level: float = 0.95
-    primary: bool = True
-    """Whether the verdict of the study follows from this clause."""
-    overlap: float = 0.0
-    """Test photos per train photo if the seeds split the same photos anew, otherwise 0."""
+    primary: bool = True  # Whether the verdict of the study follows from this clause.
+    overlap: float = 0.0  # Test photos per train photo if the seeds split the same photos anew, otherwise 0.
 
     @property
     def mean(self) -> float:

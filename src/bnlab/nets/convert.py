@@ -42,16 +42,11 @@ class Conversion:
     network: TableNetwork
     """In evaluation mode on the CPU; where there are mismatches, the nearest network, without weights."""
     format: Format
-    tensors: int
-    """How many of the file's tensors are used."""
-    dropped: tuple[str, ...]
-    """The file's names of tensors that inference does not need."""
-    merged: int
-    """How many biases were merged into batch normalisation."""
-    last_layer: str
-    """The file's name of the last layer's weight, which has one row for each class."""
-    mismatches: tuple[str, ...]
-    """One line for each tensor that is missing, unknown or of another shape."""
+    tensors: int  # How many of the file's tensors are used.
+    dropped: tuple[str, ...]  # The file's names of tensors that inference does not need.
+    merged: int  # How many biases were merged into batch normalisation.
+    last_layer: str  # The file's name of the last layer's weight, which has one row for each class.
+    mismatches: tuple[str, ...]  # One line for each tensor that is missing, unknown or of another shape.
 
 
 def convert(

@@ -94,12 +94,9 @@ class NamedTensors:
     """The tensors of a file by bnlab's names."""
 
     tensors: Mapping[str, Tensor]
-    own: Mapping[str, str]
-    """bnlab's name -> the file's name."""
-    caffe: bool
-    """Whether the file names the layers as Caffe's BN-Inception does."""
-    prefix: str
-    """The prefix of most names in the file."""
+    own: Mapping[str, str]  # bnlab's name -> the file's name.
+    caffe: bool  # Whether the file names the layers as Caffe's BN-Inception does.
+    prefix: str  # The prefix of most names in the file.
 
     def own_name(self, name: str) -> str:
         """The name that the file has, or would have, for a tensor."""

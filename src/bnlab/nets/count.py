@@ -25,14 +25,11 @@ Shape = tuple[int, ...]
 class PartCount:
     """One convolution, normalisation or linear layer."""
 
-    name: str
-    """As in the state_dict, without `.weight`."""
+    name: str  # As in the state_dict, without `.weight`.
     kind: str
     output: Shape
-    parameters: int
-    """Trained or frozen."""
-    multiply_adds: int
-    """For one image."""
+    parameters: int  # Trained or frozen.
+    multiply_adds: int  # For one image.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,10 @@ Part = Literal["none", "stem", "backbone"]
 class Frozen:
     """What training does not change."""
 
-    layers: tuple[str, ...]
-    """Frozen rows of the table that have parameters."""
+    layers: tuple[str, ...]  # Frozen rows of the table that have parameters.
     parameters: int
-    of: int
-    """How many parameters inference needs, frozen or not."""
-    norms: int
-    """How many normalisation layers keep their statistics, gamma and beta."""
+    of: int  # How many parameters inference needs, frozen or not.
+    norms: int  # How many normalisation layers keep their statistics, gamma and beta.
 
     def __str__(self) -> str:
         """One line for a report; empty if nothing is frozen."""

@@ -27,8 +27,7 @@ class NetworkSpec:
     """A network of the registry. `norm`, `activation` and `dropout` are the defaults of `build`."""
 
     summary: str
-    variants: Mapping[str, Table]
-    """The first is the default."""
+    variants: Mapping[str, Table]  # The first is the default.
     norm: str
     activation: str = "relu"
     dropout: float = 0.0

@@ -32,8 +32,7 @@ class Inception(NamedTuple):
     """Concatenated branches: 1 x 1 | 1 x 1, 3 x 3 | 1 x 1, one layer for each of `kernels` | 3 x 3 pooling, 1 x 1."""
 
     name: str
-    one: int
-    """0: the block has no such branch."""
+    one: int  # 0: the block has no such branch.
     reduce3: int
     three: int
     reduce5: int
@@ -41,10 +40,8 @@ class Inception(NamedTuple):
     pool: int
     """Channels of the 1 x 1 convolution after the 3 x 3 pooling. 0: the pooled map is passed on as it is."""
     pooling: Literal["max", "avg"] = "max"
-    stride: int = 1
-    """Of the last convolution of each branch, and of the pooling."""
-    kernels: tuple[int, ...] = (3, 3)
-    """Of the third branch: 5 x 5 in GoogLeNet, two 3 x 3 in BN-Inception."""
+    stride: int = 1  # Of the last convolution of each branch, and of the pooling.
+    kernels: tuple[int, ...] = (3, 3)  # Of the third branch: 5 x 5 in GoogLeNet, two 3 x 3 in BN-Inception.
 
 
 class Auxiliary(NamedTuple):

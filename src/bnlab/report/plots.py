@@ -24,8 +24,7 @@ class Series:
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    """lower end of the band or interval, such as over seeds"""
+    low: tuple[float, ...] = ()  # lower end of the band or interval, such as over seeds
     high: tuple[float, ...] = ()
     kind: Literal["line", "points"] = "line"
     colour: int | None = None
@@ -37,20 +36,15 @@ class Plot:
     """One plot with its labels and caption."""
 
     title: str
-    x: str
-    """label of the axis, with its unit"""
+    x: str  # label of the axis, with its unit
     y: str
     series: tuple[Series, ...]
-    caption: str
-    """n, seeds, and what a band is"""
-    table: str
-    """name of the table that holds its numbers"""
-    categories: Sequence[str] = ()
-    """names of x = 0, 1, ..., if x is a category"""
+    caption: str  # n, seeds, and what a band is
+    table: str  # name of the table that holds its numbers
+    categories: Sequence[str] = ()  # names of x = 0, 1, ..., if x is a category
     log_x: bool = False
     log_y: bool = False
-    lines: tuple[tuple[float, str], ...] = ()
-    """horizontal lines: level and label"""
+    lines: tuple[tuple[float, str], ...] = ()  # horizontal lines: level and label
 
 
 def plot_svg(plot: Plot) -> str:

@@ -56,12 +56,10 @@ class Stateful(Protocol):
 class PreparedTraining:
     """What a training starts from. Nothing has been written yet."""
 
-    settings: Settings
-    """with the settings that fine-tuning takes from the file in `init`"""
+    settings: Settings  # with the settings that fine-tuning takes from the file in `init`
     device: str
     dataset: Dataset
-    network: TableNetwork
-    """on the CPU, with its initial weights"""
+    network: TableNetwork  # on the CPU, with its initial weights
     frozen: Frozen
 
 

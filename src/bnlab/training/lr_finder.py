@@ -42,10 +42,8 @@ _LEAST = 8  # steps: fewer show no trend
 class Curve:
     """Loss by learning rate, one entry a step; finite losses only."""
 
-    rates: tuple[float, ...]
-    """rising, in equal ratios"""
-    losses: tuple[float, ...]
-    """of each batch, before the step at that rate"""
+    rates: tuple[float, ...]  # rising, in equal ratios
+    losses: tuple[float, ...]  # of each batch, before the step at that rate
     smoothed: tuple[float, ...]
     """averaged over the neighbouring steps; a loss of more than four times the lowest counts as four times"""
     diverged_at: float | None = None
@@ -60,24 +58,19 @@ class LrRangeTest:
     recipe: Recipe
     device: str
     classes: int
-    photos: int
-    """number of training photos"""
+    photos: int  # number of training photos
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
     """What can be read off a curve; None where it has no clear answer."""
 
-    suggested: float | None = None
-    """the rate to train with, to two digits"""
-    reason: str
-    """why this rate is suggested, or why none is"""
+    suggested: float | None = None  # the rate to train with, to two digits
+    reason: str  # why this rate is suggested, or why none is
     steepest: float | None = None
     """rate at which the smoothed loss falls fastest, by the logarithm of the rate"""
-    lowest: float | None = None
-    """rate at which the smoothed loss is lowest"""
-    tenth_of_minimum: float | None = None
-    """a tenth of `lowest`: Gugger's rule"""
+    lowest: float | None = None  # rate at which the smoothed loss is lowest
+    tenth_of_minimum: float | None = None  # a tenth of `lowest`: Gugger's rule
 
 
 def lr_range_test(data: Path, settings: Settings, *, strict: bool, progress: Progress) -> LrRangeTest:

@@ -12,12 +12,9 @@ from bnlab.recipe import Recipe
 class Targets(NamedTuple):
     """The classes of the photos of a batch and, where pairs were mixed, of the photos mixed into them."""
 
-    main: Tensor
-    """class indices, N"""
-    other: Tensor | None = None
-    """class indices, N; None where nothing is mixed"""
-    weight: float = 1.0
-    """fraction of `main` in the mix, in 0..1; that of `other` is the rest"""
+    main: Tensor  # class indices, N
+    other: Tensor | None = None  # class indices, N; None where nothing is mixed
+    weight: float = 1.0  # fraction of `main` in the mix, in 0..1; that of `other` is the rest
 
 
 def mix(images: Tensor, labels: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Targets]:

@@ -15,14 +15,10 @@ class Plan:
     """How many steps a training has. If that changes on the way, the rest of the schedule shrinks or stretches."""
 
     steps: int
-    batches: int
-    """batches in an epoch"""
-    wanted: int = 0
-    """the steps of the first plan, if it was changed"""
-    since: int = 0
-    """the step at which the plan was last changed"""
-    progress_then: float = 0.0
-    """progress of the training at that step, in 0..1"""
+    batches: int  # batches in an epoch
+    wanted: int = 0  # the steps of the first plan, if it was changed
+    since: int = 0  # the step at which the plan was last changed
+    progress_then: float = 0.0  # progress of the training at that step, in 0..1
 
     @classmethod
     def of(cls, recipe: Recipe, batches: int) -> "Plan":
@@ -77,10 +73,8 @@ class Plan:
 class StepTimes:
     """The measured seconds from which a training with a time budget is planned."""
 
-    steps: dict[int, float]
-    """seconds of a step, by the size of the photos"""
-    validation: float
-    """seconds of a validation"""
+    steps: dict[int, float]  # seconds of a step, by the size of the photos
+    validation: float  # seconds of a validation
     last: float
     """seconds after the last validation, in which the best classifier is evaluated again and the report is written"""
 

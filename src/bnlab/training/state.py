@@ -26,36 +26,23 @@ class LossNotFiniteError(DivergedError):
 class TrainState:
     """How far a training is. All randomness follows from the seed and these numbers: no generator is saved."""
 
-    epoch: int = 0
-    """the running epoch, counted from 0"""
-    batch: int = 0
-    """finished batches of the running epoch"""
-    step: int = 0
-    """finished optimiser steps of the training"""
-    size: int = 0
-    """side of the photos in the running epoch, in pixels; valid once the epoch has begun"""
-    loss: float = 0.0
-    """sum of the losses over the photos of the running epoch"""
-    num_correct: int = 0
-    """photos of the running epoch that the main output classified correctly"""
-    num_images: int = 0
-    """photos of the running epoch that were trained on"""
-    seconds: float = 0.0
-    """time spent on training steps in the running epoch"""
+    epoch: int = 0  # the running epoch, counted from 0
+    batch: int = 0  # finished batches of the running epoch
+    step: int = 0  # finished optimiser steps of the training
+    size: int = 0  # side of the photos in the running epoch, in pixels; valid once the epoch has begun
+    loss: float = 0.0  # sum of the losses over the photos of the running epoch
+    num_correct: int = 0  # photos of the running epoch that the main output classified correctly
+    num_images: int = 0  # photos of the running epoch that were trained on
+    seconds: float = 0.0  # time spent on training steps in the running epoch
     plan: Plan = field(default_factory=lambda: Plan(steps=0, batches=1))
     """how many steps the training has; 0 until it begins"""
     step_times: StepTimes = field(default_factory=lambda: StepTimes(steps={}, validation=0.0, last=0.0))
     """the speeds from which a training with a time budget was planned"""
-    training_seconds: float = 0.0
-    """time spent on training steps in all epochs"""
-    planned_seconds: float = 0.0
-    """time that these steps take according to `step_times`"""
-    total_seconds: float = 0.0
-    """time spent on everything so far, validation included"""
-    rows: list[Row] = field(default_factory=list)
-    """metrics of the finished epochs"""
-    best: Row | None = None
-    """the row of the best epoch"""
+    training_seconds: float = 0.0  # time spent on training steps in all epochs
+    planned_seconds: float = 0.0  # time that these steps take according to `step_times`
+    total_seconds: float = 0.0  # time spent on everything so far, validation included
+    rows: list[Row] = field(default_factory=list)  # metrics of the finished epochs
+    best: Row | None = None  # the row of the best epoch
 
     def begin_epoch(self) -> None:
         self.epoch += 1

@@ -29,14 +29,12 @@ from bnlab.training.build import TrainingContext, card_of
 class ValidationResult:
     """What a validation found. The network of the Validator keeps the statistics it was found with."""
 
-    evaluation: Evaluation
-    """by the recalibrated statistics, which inference will have"""
+    evaluation: Evaluation  # by the recalibrated statistics, which inference will have
     running: Evaluation | None = None
     """by the running statistics; None if nothing was recalibrated, or they gave results that are not finite"""
     recalibration: Recalibration | None = None
     """how far the running statistics of each layer were from the recalibrated ones"""
-    seconds: float
-    """time that the recalibration took"""
+    seconds: float  # time that the recalibration took
 
     @property
     def statistics_cost(self) -> StatisticsCost | None:
