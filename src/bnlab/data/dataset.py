@@ -35,8 +35,7 @@ from bnlab.progress import Progress
 class Dataset:
     """The photos to train on, with their labels and splits."""
 
-    classes: tuple[str, ...]
-    """class names of train, sorted: the position of a name is its index in the network"""
+    classes: tuple[str, ...]  # class names of train, sorted: the position of a name is its index in the network
     photos: Photos
     refused: tuple[Refusal, ...] = ()
     own_val: bool = True  # whether DATA has val photos of its own; else a fraction of train was held out

@@ -65,8 +65,7 @@ class StatisticsCost:
     photos: int
     running_top1: float
     population_top1: float
-    p_value: float
-    """exact McNemar test, two-sided: the probability of so large a difference if neither was better"""
+    p_value: float  # exact McNemar test, two-sided: the probability of so large a difference if neither was better
 
     @classmethod
     def measure(cls, by_running: NDArray[np.bool_], by_population: NDArray[np.bool_]) -> "StatisticsCost":

@@ -65,8 +65,7 @@ class Experiment:
     processes: int
     folder: Path  # Where measurements are kept.
     progress: Progress
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Recipe keys that the user set for every training."""
+    options: Mapping[str, Any] = field(default_factory=dict)  # Recipe keys that the user set for every training.
     seconds: float = 0.0  # The time that the measurements of this study took, whenever they were made.
 
     def by_budget(self, quick: T, full: T) -> T:

@@ -58,8 +58,7 @@ class Measurement:
     split: Path
     seed: int
     settings: Mapping[str, Any]  # Keyword arguments: recipes, and values that JSON can hold.
-    labels: Mapping[str, Value] = field(default_factory=dict)
-    """Columns that are added to each row of the result."""
+    labels: Mapping[str, Value] = field(default_factory=dict)  # Columns that are added to each row of the result.
     steps: int = 1  # How long it takes, in steps of training.
 
     def key(self, device: str) -> str:

@@ -30,8 +30,7 @@ VAL, TEST = 0.15, 0.3
 class _StudyPhoto(Photo):
     """A photo with the split that DATA gives it, if DATA has splits."""
 
-    group: str = ""
-    """The smallest sha256 of its duplicates and itself, which decides its split where DATA does not."""
+    group: str = ""  # The smallest sha256 of its duplicates and itself, which decides its split where DATA does not.
 
 
 @dataclass

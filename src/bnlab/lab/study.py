@@ -42,8 +42,7 @@ class Conclusion:
     """Makes plots of the evidence's intervals. They join `plots`, and are made anew when the intervals widen."""
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     """Further numbers, by a name that includes the unit."""
-    remarks: tuple[str, ...] = ()
-    """Sentences on what the reader has to know, such as how many trainings diverged."""
+    remarks: tuple[str, ...] = ()  # Sentences on what the reader has to know, such as how many trainings diverged.
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plots", {**self.plots, **self.intervals(self.evidence)})

@@ -52,8 +52,7 @@ class Probe:
     A probe has to leave the network, its flags and its gradients as they were.
     """
 
-    saved: tuple[str, ...] = ()
-    """Names of further attributes that checkpoints keep."""
+    saved: tuple[str, ...] = ()  # Names of further attributes that checkpoints keep.
 
     def __init__(self, every: int = 1) -> None:
         self.every = every  # steps from one row to the next, if the probe writes rows at equal distances

@@ -15,8 +15,7 @@ class Format:
 
     name: str
     summary: str
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of a recipe; empty where it is not known."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # Keys of a recipe; empty where it is not known.
     network: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `build` that do not follow from the tensors."""
     guessed: bool = False

@@ -37,8 +37,7 @@ class Inception(NamedTuple):
     three: int
     reduce5: int
     five: int
-    pool: int
-    """Channels of the 1 x 1 convolution after the 3 x 3 pooling. 0: the pooled map is passed on as it is."""
+    pool: int  # Channels of the 1 x 1 convolution after the 3 x 3 pooling. 0: the pooled map is passed on as it is.
     pooling: Literal["max", "avg"] = "max"
     stride: int = 1  # Of the last convolution of each branch, and of the pooling.
     kernels: tuple[int, ...] = (3, 3)  # Of the third branch: 5 x 5 in GoogLeNet, two 3 x 3 in BN-Inception.

@@ -92,8 +92,7 @@ class Whitening(StatisticsMode):
             training; inference lacks population statistics.
     """
 
-    takes: ClassVar[dict[int, str]]
-    """the accepted shapes of an input, by its number of dimensions"""
+    takes: ClassVar[dict[int, str]]  # the accepted shapes of an input, by its number of dimensions
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None

@@ -75,8 +75,7 @@ class TrainingContext:
     recipe: Recipe
     preprocessing: Preprocessing
     device: str
-    forward: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
-    """the network, compiled if the recipe asks for it"""
+    forward: Callable[[Tensor], Tensor | tuple[Tensor, ...]]  # the network, compiled if the recipe asks for it
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint saves and restores, by its name in state.pt."""

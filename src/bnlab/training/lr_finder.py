@@ -67,8 +67,7 @@ class Suggestion:
 
     suggested: float | None = None  # the rate to train with, to two digits
     reason: str  # why this rate is suggested, or why none is
-    steepest: float | None = None
-    """rate at which the smoothed loss falls fastest, by the logarithm of the rate"""
+    steepest: float | None = None  # rate at which the smoothed loss falls fastest, by the logarithm of the rate
     lowest: float | None = None  # rate at which the smoothed loss is lowest
     tenth_of_minimum: float | None = None  # a tenth of `lowest`: Gugger's rule
 
