@@ -34,7 +34,6 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write an indented JSON document atomically."""
     write_atomic(path, json.dumps(document, indent=2) + "\n")
 
 

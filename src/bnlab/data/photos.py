@@ -31,8 +31,6 @@ class Photo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Table:
-    """The columns of n photos."""
-
     folders: list[str]  # each once, with its last slash
     folder: NDArray[np.int32]  # positions in `folders`, n
     names: bytearray  # file names, one after the other
@@ -118,12 +116,10 @@ class Photos(Sequence[Photo]):
 
     @property
     def labels(self) -> list[str]:
-        """The classes that have photos here, sorted."""
         return sorted({label for label, _ in self.counts()})
 
     @property
     def splits(self) -> set[str]:
-        """The splits that have photos here."""
         return {split for _, split in self.counts()}
 
     def counts(self) -> Counter[tuple[str, str]]:

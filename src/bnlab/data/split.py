@@ -41,7 +41,6 @@ class Split:
         return [group for group in self.groups if len({self.photos[i].label for i in group.members}) > 1]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of photos by class and split."""
         return count_photos(self.photos)
 
 

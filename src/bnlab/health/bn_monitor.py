@@ -71,7 +71,6 @@ class BNMonitor:
         self._clear()
 
     def samples(self, step: int) -> bool:
-        """Whether this step is sampled."""
         return bool(self._layers) and step % self.every < self.window
 
     @contextmanager

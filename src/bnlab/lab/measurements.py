@@ -128,7 +128,6 @@ def measure_all(
 def _measure(
     key: str, measurement: Measurement, folder: Path, device: str, report_steps: Callable[[int], None]
 ) -> None:
-    """Make a measurement and keep its result."""
     import torch
 
     own = folder / key

@@ -71,8 +71,6 @@ class Folded(nn.Module):
 
 @dataclass(frozen=True)
 class Folding:
-    """The result of `fold`."""
-
     model: nn.Module
     """a copy of the model in evaluation mode; it has fewer tensors, so it cannot load a checkpoint of the original"""
     folded: dict[str, tuple[str, ...]]

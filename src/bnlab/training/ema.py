@@ -28,11 +28,9 @@ class EMA:
 
     @property
     def network(self) -> TableNetwork:
-        """The network with the averaged weights."""
         return cast(TableNetwork, self.model.module)
 
     def restart(self, network: TableNetwork) -> None:
-        """Begin again from the weights of `network`."""
         self.model.n_averaged.zero_()
         self.model.update_parameters(network)  # its first update copies
 

@@ -51,7 +51,6 @@ def suggest_batch_size(context: TrainingContext) -> str:
 
 
 def _fits(context: TrainingContext, batch: int, size: int) -> bool:
-    """Whether a training step does."""
     pixels = np.zeros((batch, size, size, 3), dtype=np.uint8)
     try:
         train_step(scratch_copy(context), pixels, np.zeros(batch, dtype=np.int64), 0)

@@ -40,8 +40,6 @@ _LAYER_SCALARS = ("mean_off", "variance_off", "effective_batch", "dead", "gamma_
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """A finished training."""
-
     run: Run
     epochs: int
     """number of epochs trained, over all resumes"""
