@@ -81,3 +81,19 @@ def test_every_dependency_is_pinned() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_are_listed_where_they_are_chosen(name: str) -> None:
     assert name in (ROOT / "docs" / "commands.md").read_text("utf-8")
+
+
+def test_what_the_architecture_page_names_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| (?:Where|What|How).*\? \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
+        source = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            path = ROOT / "src" / "bnlab" / name
+            if path.is_file():
+                source = path.read_text("utf-8")
+            elif "/" in name or name.endswith(".py"):
+                assert path.is_dir() or (ROOT / name).exists(), f"there is no {name}: {row}"
+            elif "." not in name:
+                assert name in source or name in ("Interrupted", "conclude"), f"{name} is not there: {row}"

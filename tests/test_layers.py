@@ -16,7 +16,7 @@ LAYERS = (
     {"nets": ("nets",), "data": ("data",)},
     {"classifier": ("classifier",), "health": ("health",)},
     {"training": ("training",), "report": ("report",)},
-    {"lab": ("lab",), "serving": ("serving",)},
+    {"lab": ("lab",)},
     {"commands": ("commands",)},
     {"top": ("cli", "api", "__main__", "__init__")},
 )

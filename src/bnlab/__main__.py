@@ -1,6 +1,7 @@
 """`python -m bnlab`, and the program `bnlab`: runs a verb, and turns each error into one line and an exit status.
 
-Exit status: 0 done; 1 a check or a training failed; 2 bad usage or input; 130 interrupted.
+Exit status: 0 done; 1 a training diverged, or a study's verdict is not the expected one; 2 bad usage or input; 130
+interrupted.
 """
 
 import io

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from bnlab.config import load_settings
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.errors import DivergedError, Interrupted, PhotoError, RunError, StorageError, UsageError
 from bnlab.files import read_csv
-from bnlab.progress import NullProgress
+from bnlab.progress import NullProgress, Task
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training import loop, run, time_budget, validate
@@ -467,15 +468,8 @@ class Impatient(NullProgress):
 
     batches = 0
 
-    def task(self, title: str, total: int, unit: str, done: int = 0):  # type: ignore[no-untyped-def]
-        context = super().task(title, total, unit, done)
-        return self if title == "training" else context
-
-    def __enter__(self) -> "Impatient":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
+        return nullcontext(self if title == "training" else NullProgress())
 
     def advance(self, count: int = 1, **_: float) -> None:
         self.batches += 1
@@ -489,8 +483,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data: Path) -> None:
     whole = trained_on(data, "whole", **options).run
     with pytest.raises(Interrupted) as stop:
         trained_on(data, "stopped", progress=Impatient(), **options)
-    assert "after step 5, and saved" in stop.value.message
-    assert stop.value.message.endswith(f"bnlab.resume('stopped', runs='{data.parent}/runs')")
+    assert "after step 5, and saved" in str(stop.value)
+    assert str(stop.value).endswith(f"bnlab.resume('stopped', runs='{data.parent}/runs')")
     assert files(whole) == files(resumed(data.parent, "stopped").run)
 
 
@@ -500,7 +494,10 @@ def test_ctrl_c_before_the_first_step_says_how_to_go_on(data: Path, monkeypatch:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"saved; go on with: bnlab\.resume"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Interrupted, match=r"checkpoint; go on with: bnlab\.resume"),
+    ):
         patch.setattr(loop, "fit", interrupted)
         trained_on(data, epochs=1)
     assert resumed(data.parent).epochs == 1
@@ -546,3 +543,12 @@ def test_the_classic_recipe_trains_at_any_size(tmp_path: Path, network: str, siz
     )
     assert (result.rows[0]["size"], result.rows[0]["step"], result.evaluation.n) == (size, 2, 6)
     assert read_classifier(result.run.best)[1].preprocessing.size == size
+
+
+def test_a_run_of_another_version_is_refused_before_its_recipe_is_read(data: Path) -> None:
+    """Its recipe may have keys that have another name now."""
+    run = trained_on(data, epochs=1).run
+    torch.save(torch.load(run.state, weights_only=True) | {"format": 2}, run.state)
+    run.recipe.write_text("grow_from: 0.5\n")
+    with pytest.raises(RunError, match=r"run/state.pt has format 2, and this bnlab reads format 3"):
+        resumed(data.parent, "run")

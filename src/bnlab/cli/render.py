@@ -28,7 +28,8 @@ def split_table(result: "split.SplitResult") -> RenderableType:
         verb = "is" if len(split.refused) == 1 else "are"
         lines.append(Text(f"{plural(len(split.refused), 'photo')} cannot be used and {verb} left out"))
     conflicts = split.conflicts
-    alike = [group for group in split.groups if group not in set(conflicts)]
+    labels_differ = set(conflicts)
+    alike = [group for group in split.groups if group not in labels_differ]
     if alike:
         photos, groups = sum(len(group.members) for group in alike), plural(len(alike), "group")
         lines.append(Text(f"{photos} photos are duplicates ({groups}), each group in one split"))

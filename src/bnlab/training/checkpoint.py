@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,11 +51,8 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Train
                 f"begin a new run with --init {quoted(run.last)}",
             )
         return TrainState()
+    document = read_state(run)
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-        if document["format"] != FORMAT_VERSION:
-            age = "a newer" if document["format"] > FORMAT_VERSION else "an older"
-            raise RunError(f"{printable(path)} was written by {age} bnlab", "resume with that one, or begin a new run")
         # Through Recipe, so that keys added since have their defaults.
         before, now = _settings_of_results(Recipe.model_validate(document["recipe"])), _settings_of_results(recipe)
         if before != now:
@@ -74,9 +72,32 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Train
         return TrainState(**kept | nested)
     except RunError:
         raise
+    except Exception as error:
+        raise _broken(path, error) from None
+
+
+def read_state(run: Run) -> dict[str, Any]:
+    """The document in state.pt.
+
+    Raises:
+        RunError: it is broken, or another version of bnlab wrote it.
+    """
+    try:
+        document: dict[str, Any] = torch.load(run.state, map_location="cpu", weights_only=True)
+        version = document["format"]
     except Exception as error:  # torch raises errors of many types for a broken file
-        reason = " ".join(str(error).split())[:120]
-        raise RunError(f"{printable(path)} cannot be read ({reason})", "begin a new run") from None
+        raise _broken(run.state, error) from None
+    if version != FORMAT_VERSION:
+        raise RunError(
+            f"{printable(run.state)} has format {version}, and this bnlab reads format {FORMAT_VERSION}",
+            "resume with the bnlab that wrote it, or begin a new run",
+        )
+    return document
+
+
+def _broken(path: Path, error: Exception) -> RunError:
+    reason = " ".join(str(error).split())[:120]
+    return RunError(f"{printable(path)} cannot be read ({reason})", "begin a new run")
 
 
 def _settings_of_results(recipe: Recipe) -> Mapping[str, Any]:

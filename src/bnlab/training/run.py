@@ -26,7 +26,7 @@ from bnlab.progress import NullProgress, Progress
 from bnlab.recipe import MACHINE_KEYS
 from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 from bnlab.training import build, loop
-from bnlab.training.checkpoint import load_state, save_state
+from bnlab.training.checkpoint import load_state, read_state, save_state
 from bnlab.training.finetune import load_pretrained
 from bnlab.training.memory_advice import batch_errors
 from bnlab.training.schedule import Plan
@@ -102,6 +102,8 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
     run = find_run(root, name)
     with run.locked():
         remove_drafts(run.folder)
+        if run.state.exists():
+            read_state(run)  # before the recipe, whose keys may have other names in a run of another version
         settings = with_changes(read_recipe_file(run.recipe), changes, YOURS)
         recipe, device = settings.recipe, choose_device(settings.recipe.device)
         dataset = open_recorded_data(run.split)
@@ -254,8 +256,8 @@ def _how_to_go_on(run: Run) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if not run.state.exists():
             raise
-        what = str(stop) if isinstance(stop, Interrupted) else "interrupted between two steps"
-        raise Interrupted(f"{what}, and saved; go on with: {command}") from None
+        what = f"{stop}, and saved" if isinstance(stop, Interrupted) else "interrupted after the last checkpoint"
+        raise Interrupted(f"{what}; go on with: {command}") from None
 
 
 def _describe(row: Row, epochs: int, is_best: bool) -> str:
