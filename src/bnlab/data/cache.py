@@ -32,10 +32,6 @@ class Cache:
     def is_full(self) -> bool:
         return self._kept == self._photos
 
-    @property
-    def on_disk(self) -> bool:
-        return isinstance(self._storage, _File)
-
     def get(self, i: int) -> Pixels | None:
         """Photo `i`, or None if it is not cached."""
         start = int(self._start[i]) if len(self._start) else -1

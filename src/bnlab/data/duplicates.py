@@ -27,8 +27,6 @@ _DCT = 2 * np.cos(np.pi / 64 * np.arange(8)[:, None] * (2 * np.arange(32) + 1))
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What is compared to find duplicates."""
-
     sha256: str  # of the file's bytes
     phash: int  # 64-bit perceptual hash of the upright photo
     thumbnail: bytes  # the photo at 8 x 8 pixels, RGB: 192 bytes

@@ -95,7 +95,6 @@ class Health:
     cost: StatisticsCost | None = None  # None: this epoch was not validated by both statistics
 
     def table(self) -> tuple[list[str], list[list[object]]]:
-        """Columns and rows, one row a layer."""
         return [field.name for field in fields(LayerHealth)], [list(astuple(row)) for row in self.layers]
 
     def scalars(self) -> dict[str, float]:

@@ -34,7 +34,6 @@ def numbers(records: Iterable[Row], column: str) -> list[float]:
 
 
 def seeds(records: Iterable[Row]) -> list[int]:
-    """The seeds that occur, in rising order."""
     return sorted({int(number(row, "seed")) for row in records})
 
 

@@ -23,8 +23,6 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PartCount:
-    """One convolution, normalisation or linear layer."""
-
     name: str  # As in the state_dict, without `.weight`.
     kind: str
     output: Shape

@@ -19,8 +19,6 @@ _MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One quantity at several values of x."""
-
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -33,8 +31,6 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One plot with its labels and caption."""
-
     title: str
     x: str  # label of the axis, with its unit
     y: str

@@ -101,5 +101,4 @@ def _broken(path: Path, error: Exception) -> RunError:
 
 
 def _settings_of_results(recipe: Recipe) -> Mapping[str, Any]:
-    """The settings on which the results depend."""
     return recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))

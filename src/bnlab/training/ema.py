@@ -41,7 +41,6 @@ class EMA:
             self.model.update_parameters(network)
 
     def _average(self, averages: Tensors, values: Tensors, _: object) -> None:
-        """Update tensors of one dtype in place."""
         if averages[0].is_floating_point():
             keep = min(self.decay, self._step / (self._step + 10)) ** _EVERY
             torch._foreach_lerp_(averages, values, 1 - keep)

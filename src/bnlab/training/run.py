@@ -275,7 +275,6 @@ def _describe(row: Row, epochs: int, is_best: bool) -> str:
 
 
 def _scalars(row: Row, health: Health) -> dict[str, float]:
-    """TensorBoard's values of an epoch, by tag."""
     totals = {key: row[key] for key in _SCALARS} | health.scalars()
     values = {key.replace("_", "/", 1): value for key, value in totals.items()}
     for layer in health.layers:

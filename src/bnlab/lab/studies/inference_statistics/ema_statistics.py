@@ -97,12 +97,10 @@ class EmaStatistics(Probe):
 
 
 def counts(photos: int) -> list[int]:
-    """8, 16, 32 ... and all photos."""
     return [*(2**i for i in range(3, math.ceil(math.log2(photos)))), photos]
 
 
 def read(network: TableNetwork) -> Tensor:
-    """The running statistics of its layers, 2C."""
     return torch.cat(_buffers(network))
 
 
