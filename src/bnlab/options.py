@@ -121,9 +121,9 @@ class PredictOptions(_Inference):
     top: Annotated[int, Field(ge=1)] = 5
     """Number of classes to give for each photo, the most probable first."""
     csv: Annotated[Path | None, typer.Option(metavar="FILE")] = None
-    """New CSV file to write the answers to as well (default: none)."""
+    """New CSV file to write the predictions to as well (default: none)."""
     show: bool = False
-    """Make a picture of the photos with their answers, and open it."""
+    """Make a picture of the photos with their predictions, and open it."""
 
 
 class DemoOptions(_Runs):

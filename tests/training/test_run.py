@@ -496,7 +496,7 @@ def test_ctrl_c_before_the_first_step_says_how_to_go_on(data: Path, monkeypatch:
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(Interrupted, match=r"checkpoint; go on with: bnlab\.resume"),
+        pytest.raises(Interrupted, match=r"checkpoint; resume with: bnlab\.resume"),
     ):
         patch.setattr(loop, "fit", interrupted)
         trained_on(data, epochs=1)

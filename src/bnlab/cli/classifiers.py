@@ -145,13 +145,13 @@ def evaluate(
 @app.command()
 @takes(PredictOptions)
 def predict(*, as_json: Json = False, **given: Any) -> None:
-    """Classify photos, and print the answers in the order given."""
+    """Classify photos, and print the predictions in the order given."""
     from bnlab.commands import predict as command
 
     result = command.run(PredictOptions(**given), ScreenProgress())
     last = ""
     if result.picture:
-        last = f"{result.picture} shows the photos with their answers."
+        last = f"{result.picture} shows the photos with their predictions."
         if err.is_terminal and not as_json:
             typer.launch(str(result.picture))
     show_result(as_json, result.to_json(), render.prediction_table(result), last)

@@ -252,12 +252,12 @@ def _how_to_go_on(run: Run) -> Iterator[None]:
     try:
         yield
     except PhotoError as error:
-        raise PhotoError(error.path, error.reason, f"restore it, and go on with: {command}") from None
+        raise PhotoError(error.path, error.reason, f"restore it, and resume with: {command}") from None
     except KeyboardInterrupt as stop:
         if not run.state.exists():
             raise
         what = f"{stop}, and saved" if isinstance(stop, Interrupted) else "interrupted after the last checkpoint"
-        raise Interrupted(f"{what}; go on with: {command}") from None
+        raise Interrupted(f"{what}; resume with: {command}") from None
 
 
 def _describe(row: Row, epochs: int, is_best: bool) -> str:
