@@ -99,7 +99,7 @@ def _link(files: Iterable[Path], folder: Path) -> None:
 
 def _tune(home: Path, title: str, seeds: int) -> None:
     known = train(home / "known", runs=home / "runs", name="known", size=96, epochs=8)
-    print(f"\nthe network to fine-tune: {known.rows[-1]['val_top1']:.1%} of its own val photos after 8 epochs")
+    print(f"\nthe network to fine-tune: {known.rows[-1]['val_top1']:.1%} of its val photos after 8 epochs")
     init = str(known.run.last)
     starts: Starts = {
         "from scratch": {},

@@ -16,6 +16,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["GOMP_SPINCOUNT"] = "0"
 
 from bnlab.__main__ import main
+from bnlab.progress import NullProgress
 
 CLASSES = ("disc", "ring", "stripes")
 
@@ -45,6 +46,17 @@ def write_photos(folder: Path, each: int = 12, classes: tuple[str, ...] = CLASSE
         for number in range(first, first + each):
             picture(label, number).save(folder / label / f"{label}{number:03}.png")
     return folder
+
+
+class Notes(NullProgress):
+    """Keeps notes as well as warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_environment_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tuned(before: str = "", **variables: str) -> dict[str, str]:
-    """What `tune_allocator` does in a process of its own, and what of it is seen there."""
+    """What `tune_allocator` does in a separate process, and what of it is seen there."""
     script = (
         f"{before}\nimport json, os, bnlab\ndone = dict(bnlab.tune_allocator())\n"
         "print(json.dumps([done, dict(bnlab.tune_allocator()), os.environ.get('THP_MEM_ALLOC_ENABLE')]))"

@@ -55,7 +55,7 @@ def test_the_interval_is_wilsons() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    """Two photos at 0.8, both correct; 0.6 correct; 0.7 and 0.9 wrong; each of these values has a bin of its own."""
+    """Two photos at 0.8, both correct; 0.6 correct; 0.7 and 0.9 wrong; each of these values has its own bin."""
     expected = (2 * abs(1 - 0.8) + abs(1 - 0.6) + 0.7 + 0.9) / 5
     assert KNOWN.ece == pytest.approx(expected, abs=1e-6)
     assert [(b.n, b.accuracy) for b in KNOWN.bins] == [(1, 1.0), (1, 0.0), (2, 1.0), (1, 0.0)]

@@ -152,9 +152,6 @@ def test_from_python() -> None:
         (("bn_inception", "--set", "nrm=none"), ("nrm does not shape a network", "did you mean 'norm'?")),
         (("bn_inception", "--set", "epochs=3"), ("epochs does not shape a network", "there are variant, norm, ")),
         (("bn_inception", "--set", "width"), ("--set width is not KEY=VALUE",)),
-        (("--set", "width=2"), ("without NAME", "`bnlab net --help`")),
-        (("--size", 64), ("without NAME", "`bnlab net --help`")),
-        (("--all",), ("without NAME", "`bnlab net --help`")),
     ],
     ids=str,
 )

@@ -15,17 +15,7 @@ from bnlab.data.scan import (
 )
 from bnlab.errors import DataError, PhotoError
 from bnlab.progress import NullProgress
-
-
-class Notes(NullProgress):
-    """Keeps notes as well as warnings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+from tests.conftest import Notes
 
 
 def touch(root: Path, *names: str) -> Path:

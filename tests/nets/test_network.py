@@ -87,7 +87,7 @@ class Slow(nn.Module):
 
 
 def network_and_reference(name: str, **options: Any) -> tuple[TableNetwork, TableNetwork]:
-    """The network in float64 with statistics of its own, and a copy whose normalisation is the reference's."""
+    """The network in float64 with its own statistics, and a copy whose normalisation is the reference's."""
     torch.manual_seed(1)
     network = build(name, classes=3, **options).double()
     for layer in network.modules():

@@ -300,7 +300,7 @@ CHAIN = "{} comes before it, not a convolution or linear layer"
 CONV = "conv (Conv2d)"
 BATCH = "it normalises by the batch's own statistics"
 REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "its own forward": (lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=Own(3)), "Own has a forward of its own"),
+    "its own forward": (lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=Own(3)), "Own overrides forward"),
     "batch statistics": (lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=BatchNorm2d(3, statistics="batch")), BATCH),
     "no statistics": (
         lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=nn.BatchNorm2d(3, track_running_stats=False)),
@@ -338,7 +338,7 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "layer's own forward": (
         lambda: pair(lambda n, x: n.bn(n.conv(x)), conv=OwnConv()),
-        "conv (OwnConv) before it has a forward of its own",
+        "conv (OwnConv) before it overrides forward",
     ),
     "parametrised layer": (
         lambda: pair(lambda n, x: n.bn(n.conv(x)), conv=parametrizations.weight_norm(nn.Conv2d(3, 3, 1))),

@@ -18,20 +18,9 @@ from bnlab.recipe import Recipe
 from bnlab.training.build import preprocessing_of
 from bnlab.training.finetune import inherit_from_init, load_pretrained
 from bnlab.training.run import TrainingResult
-from tests.conftest import write_photos
+from tests.conftest import Notes, write_photos
 
 OPTIONS: dict[str, Any] = {"size": 32, "batch_size": 12, "learning_rate": 0.02, "epochs": 1, "workers": 0}
-
-
-class Notes(NullProgress):
-    """Keeps the notes, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def trained_on(data: Path, name: str = "run", progress: NullProgress | None = None, **changes: Any) -> TrainingResult:

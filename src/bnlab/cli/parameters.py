@@ -23,7 +23,7 @@ def takes(options: type[Options], *, recipe_options: Sequence[str] = ()) -> Call
 
     Args:
         options: the model; fields marked API_ONLY are left out.
-        recipe_options: keys of the recipe that are options of their own, in front of `--set`; None if not given.
+        recipe_options: keys of the recipe that have an option apart from `--set`; None if not given.
     """
 
     def decorate(verb: F) -> F:

@@ -156,7 +156,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
             raise UsageError(f"the name of class {number} in {where} is not text", "give every class a name")
         if (first := labels.setdefault(as_label(label), number)) != number:
             problem = f"{where} has the name '{printable(label)}' for classes {first} and {number}"
-            raise UsageError(problem, "give each class a name of its own")
+            raise UsageError(problem, "give each class a different name")
     if not labels:
         raise UsageError(f"{where} names no classes", _CLASSES_REMEDY)
     return tuple(labels)

@@ -38,7 +38,7 @@ class Dataset:
     classes: tuple[str, ...]  # class names of train, sorted: the position of a name is its index in the network
     photos: Photos
     refused: tuple[Refusal, ...] = ()
-    own_val: bool = True  # whether DATA has val photos of its own; else a fraction of train was held out
+    own_val: bool = True  # whether DATA has val photos; else a fraction of train was held out
 
     def in_split(self, split: str) -> Photos:
         return self.photos.in_split(split)

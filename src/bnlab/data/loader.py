@@ -2,7 +2,7 @@
 
 Each batch follows from the seed, the epoch and the photos alone; threads only prepare it earlier. They are threads and
 not processes because Pillow releases Python's lock, and because photos would have to be copied between processes. They
-read and scale photos and do not call torch: each thread that calls torch gets a thread pool of its own, whose threads
+read and scale photos and do not call torch: each thread that calls torch gets another thread pool, whose threads
 spin on the cores that the network runs on and halve its speed.
 """
 
@@ -22,7 +22,7 @@ from bnlab.data.preprocess import Crops, Pixels, Preprocessing, images_per_photo
 from bnlab.errors import PhotoError
 from bnlab.machine import usable_cores
 
-# Each use of the seed has a random stream of its own.
+# Each use of the seed has a separate random stream.
 _ORDER, _AUGMENTATION, _SAMPLE = 0, 1, 2
 _AHEAD = 4  # items that are prepared in advance
 

@@ -114,7 +114,7 @@ class Experiment:
         }
         if registry.find(network).norm == "none" and "initialisation" not in options:
             common["lsuv_init"] = True  # otherwise it depends on the seed whether it trains
-        if digits and base is not None:  # the shipped recipes for photos flip, and a flipped digit is none
+        if digits and base is not None:  # the shipped recipes for photos flip, and a flipped digit is not a digit
             common |= {"flip": 0.0, "crop_area": (0.7, 1.0), "crop_aspect": (0.9, 1 / 0.9)}
         if self.budget == "quick" and network in _SMALL.values():
             common["width"] = 0.5

@@ -11,7 +11,7 @@ is no graph, the layer is kept, and the reason is given.
 
 A graph does not show everything. `fold` assumes the following, or checks it with an `example`: the model is run
 through `forward`; its branches do not depend on attributes that change, or on the type of a value; it does not compute
-weights outside of its layers; and, where it cannot be traced as one, each part with a forward of its own is run through
+weights outside of its layers; and, where it cannot be traced as one, each part that overrides forward is run through
 that forward.
 
 Shapes: N examples, C channels, then any number of positions.
@@ -167,7 +167,7 @@ def _layers_before(norm: _BatchNorm, regions: list[Region], untraced: dict[nn.Mo
 
 def _check_norm(norm: _BatchNorm) -> None:
     if not is_plain(norm):
-        raise CannotFold(f"{type(norm).__name__} has a forward of its own")
+        raise CannotFold(f"{type(norm).__name__} overrides forward")
     kept = norm.running_mean is not None and norm.running_var is not None
     if isinstance(norm, BatchNorm):
         if norm.statistics == "population" and not int(norm.num_batches_tracked or 0):
@@ -186,7 +186,7 @@ def _check_norm(norm: _BatchNorm) -> None:
 def _check_layer(layer: nn.Module, node: fx.Node, region: Region) -> None:
     what = region.describe(node)
     if not has_plain_forward(layer):
-        raise CannotFold(f"{what} before it has a forward of its own")
+        raise CannotFold(f"{what} before it overrides forward")
     if is_parametrized(layer) or not {"weight", "bias"} <= layer._parameters.keys():
         raise CannotFold(f"the parameters of {what} before it are parametrised")
     if hooked(layer):

@@ -96,7 +96,7 @@ def recalibrate(
     momenta, hooks and torch's generators are restored in any case. Dropout is off meanwhile. Frozen layers are
     skipped: bnlab's after `freeze()`, torch.nn's where they are in evaluation while other layers are in training.
 
-    Across processes (torch.distributed), each process measures batches of its own, as many as it has, and all get the
+    Across processes (torch.distributed), each process measures its own batches, as many as it has, and all get the
     same statistics: those of all batches together. Every process of the group has to call this function.
 
     Args:

@@ -111,7 +111,7 @@ def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
     """Turn every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, into a `SyncBatchNorm`.
 
     The model is changed in place: layers, parameters, buffers and hooks remain the same objects, so that an optimiser
-    still holds them. Ghost batch normalisation and subclasses with a forward of their own are not converted. Convert
+    still holds them. Ghost batch normalisation and subclasses that override forward are not converted. Convert
     before wrapping the model in DistributedDataParallel. Returns the model.
     """
     for _, layer in batch_norm_layers(model):

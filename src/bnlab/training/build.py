@@ -102,7 +102,7 @@ def prepare(data: Path, settings: Settings, *, strict: bool, progress: Progress)
     for sentence in without_effect(settings, network):
         progress.warn(sentence)
     if "val" in settings.own and dataset.own_val:
-        progress.warn("val has no effect: these photos have a val split of their own")
+        progress.warn("val has no effect: these photos already have a val split")
     if recipe.init is not None:
         load_pretrained(network, dataset.classes, recipe.init, progress)
     return PreparedTraining(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)

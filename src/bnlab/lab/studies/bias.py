@@ -42,7 +42,7 @@ def measure(experiment: Experiment) -> Results:
     at_end = 100_000  # epochs to a validation, so that there is one, at the end
     same = {**PLAIN_DESCENT, "learning_rate": 1.0, "batch_size": 60, "size": 28, "validate_every": at_end}
     same["steps"] = experiment.by_budget(300, 10_000)
-    example = experiment.recipe("mlp", lsuv_init=False, **same)  # it has a normalisation of its own
+    example = experiment.recipe("mlp", lsuv_init=False, **same)  # it has another kind of normalisation
     inception = experiment.network_pair()[WITH_BN]
     measurements = []
     for pair, network, precision in ((INCEPTION, inception, "float32"), (SIGMOIDS, "bn_mlp", "float64")):
