@@ -1,1 +1,1 @@
-"""The studies: claims about batch normalisation, and what measuring them comes to."""
+"""The studies: claims about batch normalisation, and the measurements that test them."""

@@ -20,7 +20,7 @@ _VALIDATION = 0.06  # largest fraction spent on validation
 _TRIALS = 6  # measured steps at each size
 _MIN_STEPS, _MIN_FRACTION = 20, 0.02  # least steps and fraction between two changes of the plan
 _TOLERANCE = 1.04  # the plan is changed if the remaining steps take longer or shorter than the time left by this factor
-_UNSETTLED = 0.2  # fraction at the beginning in which the plan stays: photos are read for the first time, and so on
+_UNSETTLED = 0.2  # fraction at the beginning in which the plan stays: photos are read for the first time
 
 
 class TimeBudget:
@@ -85,10 +85,10 @@ class TimeBudget:
         left = max(0.0, left - step_times.validation * validations * max(1.0, slowness))
         running = state.size if state.batch else 0
         needed = slowness * step_times.seconds(plan, recipe, state.epoch, state.step, running)
-        fit = left / needed  # times the remaining steps
-        if 1 / _TOLERANCE <= fit <= _TOLERANCE:
+        stretch = left / needed  # times the remaining steps
+        if 1 / _TOLERANCE <= stretch <= _TOLERANCE:
             return plan
-        steps = min(plan.wanted or plan.steps, state.step + max(1, int((plan.steps - state.step) * fit)))
+        steps = min(plan.wanted or plan.steps, state.step + max(1, int((plan.steps - state.step) * stretch)))
         if steps == plan.steps:
             return plan
         faster = "faster again" if steps > plan.steps else "slower than planned"
@@ -104,7 +104,7 @@ def _steps_in(seconds: float, recipe: Recipe, batches: int, step_times: StepTime
 
 
 def _durations(works: Iterable[object]) -> list[float]:
-    """Seconds that each item of a lazy iterable takes."""
+    """Seconds from the request for each item to its arrival; `works` is lazy, so this is the time of making it."""
     ends = [time.monotonic(), *(time.monotonic() for _ in works)]
     return [end - start for start, end in pairwise(ends)]
 
