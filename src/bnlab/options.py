@@ -160,6 +160,9 @@ class ImportOptions(Options):
     """What wrote the file: tutorial, torchvision, caffe or bnlab (default: found from the names of the tensors)."""
     network: str | None = None
     """Name of the network (default: found from the names and shapes of the tensors)."""
+    prefix: str | None = None
+    """What the names of the network's tensors begin with, where FILE holds several networks, such as model. and
+    ema_model. (default: found from the name of the last layer)."""
     recipe_keys: RecipeKeys = {}
     """A key of the recipe that shapes the network or its preprocessing, such as size=224. May be repeated."""
 

@@ -40,6 +40,32 @@ def test_weights_are_found_in_what_torch_saved(tmp_path: Path, zipped: bool, wra
     assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
 
 
+class Setting:
+    def __init__(self) -> None:
+        self.items: list[int] = [1]
+
+
+def test_other_objects_of_a_checkpoint_are_not_read(tmp_path: Path) -> None:
+    objects = {
+        "setting": Setting(),
+        "trap": Trap(tmp_path / "sprung"),
+        "path": tmp_path,
+        "kind": {Setting: [Setting()]},
+    }
+    torch.save({"hyper_parameters": objects, "state_dict": WEIGHTS, "optimizer": {"w": WEIGHTS}}, tmp_path / "w.pt")
+    found = read_weights(tmp_path / "w.pt")
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_sets_of_tensors_have_their_names_before_those_of_their_tensors(tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS, "state_dict_ema": {"fc.weight": torch.zeros(2, 3)}}, tmp_path / "w.pt")
+    found = read_weights(tmp_path / "w.pt")
+    assert list(found) == ["state_dict.fc.weight", "state_dict.fc.bias", "state_dict_ema.fc.weight"]
+    assert torch.equal(found["state_dict.fc.bias"], torch.ones(2))
+
+
 def test_safetensors_are_read(tmp_path: Path) -> None:
     safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors")
     assert torch.equal(read_weights(tmp_path / "w.safetensors")["fc.weight"], WEIGHTS["fc.weight"])

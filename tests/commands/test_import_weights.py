@@ -94,7 +94,9 @@ def test_the_document(bnlab: Command) -> None:
         "variant": "table",
         "classes": 3,
         "tensors": 43 * 7 + 2,
+        "prefix": "",
         "dropped": [],
+        "other_tensors": [],
         "merged_biases": 43,
     }
     about_names, about_keys = done.err.splitlines()
@@ -154,6 +156,49 @@ def test_wrapped_weights(home: Path, wrapped: str) -> None:
     one, other = load_network(home / "c.safetensors")[0], load_network(home / "d.safetensors")[0]
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(one(x), other(x))
+
+
+class Setting:
+    """An object of a training framework in a checkpoint."""
+
+
+def test_a_checkpoint_of_lightning(bnlab: Command, home: Path) -> None:
+    """Weights under the attribute of the module, tensors of a loss, and settings that are objects."""
+    network = small()
+    state = {f"model._orig_mod.{key}": tensor for key, tensor in network.state_dict().items()}
+    state["criterion.weight"] = torch.ones(3)
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    settings = {"lr": 0.1, "schedule": Setting(), "trap": Trap()}
+    checkpoint = {"epoch": 3, "pytorch-lightning_version": "2.5", "state_dict": state, "optimizer_states": [optimizer]}
+    torch.save(checkpoint | {"hyper_parameters": settings, "callbacks": {"early": {"best": torch.ones(1)}}}, "l.ckpt")
+    done = bnlab("import", "l.ckpt", "--output", "l.safetensors")
+    assert done.status == 0
+    assert "read without what the names of its tensors begin with: model._orig_mod.\n" in done.out
+    assert "left out: 1 tensor outside of the network, such as criterion.weight\n" in done.out
+    assert not Path("sprung").exists()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_network(home / "l.safetensors")[0](x), network.eval()(x))
+
+
+def test_of_several_networks_one_is_chosen_by_its_prefix(bnlab: Command, home: Path) -> None:
+    one, other = small(), small(conv_bias=False)
+    nn.init.constant_(other.fc.bias, 2.0)
+    both = {f"{prefix}.{key}": tensor for prefix, network in (("student", one), ("teacher", other))
+            for key, tensor in network.state_dict().items()}  # fmt: skip
+    torch.save(both, "w.pt")
+    done = bnlab("import", "w.pt", "--output", "c.safetensors")
+    assert done.complaint == (
+        "w.pt holds 2 networks, whose names begin with 'student.', 'teacher.': choose one with --prefix"
+    )
+    done = bnlab("import", "w.pt", "--output", "c.safetensors", "--prefix", "teacher.", "--json")
+    document = json.loads(done.out)
+    assert (document["prefix"], len(document["other_tensors"])) == ("teacher.", len(one.state_dict()))
+    assert torch.equal(load_network(home / "c.safetensors")[0].fc.bias, other.fc.bias)
+    done = bnlab("import", "w.pt", "--output", "d.safetensors", "--prefix", "student.fc.")
+    assert done.status == 2
+    done = bnlab("import", "w.pt", "--output", "d.safetensors", "--prefix", "model.")
+    assert done.complaint.startswith("no name in w.pt begins with 'model.'")
+    assert not Path("d.safetensors").exists()
 
 
 def test_tensors_that_share_memory(home: Path) -> None:

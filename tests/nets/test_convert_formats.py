@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.nets.convert_formats import FORMATS, guess_format, rename
+from bnlab.nets.convert_formats import FORMATS, guess_format, networks_in, rename
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,27 @@ def test_the_second_of_two_tensors_with_one_name_keeps_its_own() -> None:
     found = rename({"fc.bias": first, "module.fc.bias": second})
     assert found.tensors["fc.bias"] is first
     assert found.tensors["module.fc.bias"] is second
+
+
+@pytest.mark.parametrize("wrapper", ["model.", "net.", "network.", "backbone.module.", "_orig_mod.model."])
+def test_wrappers_are_no_part_of_a_name(wrapper: str) -> None:
+    """The last layer may lie outside of the wrapper."""
+    found = rename({f"{wrapper}conv1.conv.weight": torch.zeros(1), "fc.weight": torch.zeros(1)})
+    assert found.tensors.keys() == {"conv1.conv.weight", "fc.weight"}
+    assert found.others == ()
+
+
+def test_networks_are_found_by_their_last_layers() -> None:
+    parts = ("conv1.conv.weight", "aux1.fc.weight", "fc.weight", "fc.bias")
+    names = [*(f"lit.net.{part}" for part in parts), *(f"ema.{part}" for part in parts[1:]), "loss.weight"]
+    assert networks_in(names) == {"lit.net.": [f"lit.net.{p}" for p in parts], "ema.": [f"ema.{p}" for p in parts[1:]]}
+    assert networks_in(["head.fc.weight", "head.fc.bias", "body.conv1.conv.weight"]) == {}  # a layer is no network
+    within = [*parts, *(f"ema.{part}" for part in parts)]
+    assert networks_in(within) == {"": list(parts), "ema.": within[4:]}
+    tensors = dict.fromkeys(names, torch.zeros(1))
+    found = rename(tensors, "lit.net.")
+    assert found.tensors.keys() == set(parts)
+    assert found.others == (*names[4:7], "loss.weight")
 
 
 def test_a_file_without_tensors_has_no_prefix() -> None:

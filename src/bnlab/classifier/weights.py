@@ -5,8 +5,11 @@ import pickle
 import pickletools
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +17,43 @@ from torch import Tensor
 from bnlab.classifier.file import CARD_KEY, is_pickle, parse_safetensors, read_content
 from bnlab.errors import ClassifierError, printable, quoted
 
-_WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+_DEEPEST = 2  # levels of a checkpoint that are searched, as in {"model": {"state_dict": ...}}
+# All that a pickle of tensors calls. Any other class or function in a file, such as a setting of a training framework,
+# is read as an `_Unread`.
+_TENSOR_MAKERS: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
+}
 _REMEDY = "save the state_dict() of the network alone: torch.save(network.state_dict(), FILE)"
+
+
+class _Unread:
+    """Takes the place of an object that is not a tensor. It ignores whatever its pickle does to it."""
+
+    def __new__(cls, *_: object, **__: object) -> "_Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __call__(self, *_: object, **__: object) -> "_Unread":
+        return _Unread()
+
+    def __setstate__(self, _: object) -> None: ...
+
+    def __setitem__(self, _: object, __: object) -> None: ...
+
+    def append(self, _: object) -> None: ...
+
+    extend = add = append
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles tensors and Python's containers; calls nothing else that a file names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _TENSOR_MAKERS.get((module, name), _Unread)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -57,11 +95,23 @@ def _load_pickle(content: bytes, name: str) -> object:
             warnings.simplefilter("ignore")  # torch warns of old files
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        if zipped or _ends(content):
-            raise ClassifierError(
-                f"{name} holds more than weights, which could run code when loaded", _REMEDY
-            ) from None
+        if zipped:
+            return _load_tensors(content)
+        if _ends(content):
+            raise _more_than_weights(name) from None
         raise
+
+
+def _load_tensors(content: bytes) -> object:
+    """What torch.save wrote, with an `_Unread` in the place of each object that is not a tensor or a container."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = SimpleNamespace(__name__="tensors", Unpickler=_TensorUnpickler)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=module)
+
+
+def _more_than_weights(name: str) -> ClassifierError:
+    return ClassifierError(f"{name} holds more than weights, which could run code when loaded", _REMEDY)
 
 
 def _ends(content: bytes) -> bool:
@@ -77,17 +127,33 @@ def _ends(content: bytes) -> bool:
 
 
 def _tensors_of(loaded: object, name: str) -> dict[str, Tensor]:
-    for _ in _WRAPPERS:  # they may be nested, such as {"model": {"state_dict": ...}}
-        inner = next((loaded[key] for key in _WRAPPERS if key in loaded), None) if isinstance(loaded, Mapping) else None
-        if not isinstance(inner, Mapping):
-            break
-        loaded = inner
+    """The tensors by name; where there are several sets of them, each name has that of its set before it."""
+    found = _state_dicts(loaded)
+    if found:
+        alone = len(found) == 1
+        return {key if alone else where + key: value for where, inner in found.items() for key, value in inner.items()}
     if not isinstance(loaded, Mapping) or not loaded:
+        if isinstance(loaded, _Unread):
+            raise _more_than_weights(name)
         what = "nothing" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
         raise ClassifierError(f"{name} holds {what} in place of tensors by name", _REMEDY)
+    if any(isinstance(value, _Unread) for value in loaded.values()):
+        raise _more_than_weights(name)
+    odd = next(key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor)))
+    raise ClassifierError(
+        f"{name} has '{printable(str(odd))}' ({type(loaded[odd]).__name__}) among its tensors", _REMEDY
+    )
+
+
+def _state_dicts(loaded: object, where: str = "", depth: int = 0) -> dict[str, Mapping[str, Tensor]]:
+    """The sets of tensors by name in what a file holds, each by the keys that lead to it, such as "state_dict."."""
+    if not isinstance(loaded, Mapping) or not loaded or depth > _DEEPEST:
+        return {}
+    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
+        has_weights = not where or any(tensor.ndim > 1 for tensor in loaded.values())  # not a metric's counters
+        return {where: loaded} if has_weights else {}
+    found: dict[str, Mapping[str, Tensor]] = {}
     for key, value in loaded.items():
-        if not isinstance(value, Tensor):
-            raise ClassifierError(
-                f"{name} has '{printable(str(key))}' ({type(value).__name__}) among its tensors", _REMEDY
-            )
-    return {str(key): value for key, value in loaded.items()}
+        if isinstance(key, str) and "optim" not in key:  # an optimizer has tensors by the names of parameters, too
+            found |= _state_dicts(value, f"{where}{key}.", depth + 1)
+    return found

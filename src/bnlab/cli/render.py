@@ -101,6 +101,11 @@ def import_lines(result: "import_weights.ImportResult") -> str:
     ]
     if conversion.format.guessed:
         lines.append("if these are weights of a bnlab network, pass --format bnlab")
+    if conversion.prefix:
+        lines.append(f"read without what the names of its tensors begin with: {printable(conversion.prefix)}")
+    if conversion.others:
+        first = printable(conversion.others[0])
+        lines.append(f"left out: {plural(len(conversion.others), 'tensor')} outside of the network, such as {first}")
     if conversion.merged:
         lines.append(f"biases merged into the batch normalisation that follows them: {conversion.merged}")
     if conversion.dropped:

@@ -41,7 +41,9 @@ class ImportResult:
             "variant": self.card.arguments["variant"],
             "classes": len(self.card.classes),
             "tensors": self.conversion.tensors,
+            "prefix": self.conversion.prefix,
             "dropped": list(self.conversion.dropped),
+            "other_tensors": list(self.conversion.others),
             "merged_biases": self.conversion.merged,
         }
 
@@ -60,6 +62,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
         file=name,
         format=options.format,
         network=given.recipe.network if "network" in given.own else None,
+        prefix=options.prefix,
         options={key: getattr(given.recipe, key) for key in ARCHITECTURE_KEYS if key in given.own},
     )
     _check_fit(conversion, name, progress)

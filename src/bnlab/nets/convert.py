@@ -23,7 +23,7 @@ from torch import Tensor
 from bnlab.errors import ClassifierError, UsageError, printable
 from bnlab.nets import registry
 from bnlab.nets.build import build
-from bnlab.nets.convert_formats import CAFFE, FORMATS, Format, NamedTensors, guess_format, rename
+from bnlab.nets.convert_formats import CAFFE, FORMATS, Format, NamedTensors, guess_format, networks_in, rename
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import check_name
 
@@ -46,6 +46,8 @@ class Conversion:
     dropped: tuple[str, ...]  # The file's names of tensors that inference does not need.
     merged: int  # How many biases were merged into batch normalisation.
     last_layer: str  # The file's name of the last layer's weight, which has one row for each class.
+    prefix: str  # What most of the network's names in the file begin with, and bnlab's do not.
+    others: tuple[str, ...]  # The file's names of tensors that lie outside of the network.
     mismatches: tuple[str, ...]  # One line for each tensor that is missing, unknown or of another shape.
 
 
@@ -55,6 +57,7 @@ def convert(
     file: str,
     format: str | None = None,
     network: str | None = None,
+    prefix: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Find the network that tensors are of, and load them into it.
@@ -64,18 +67,21 @@ def convert(
         file: its name for messages.
         format: a name in FORMATS (default: guessed from names and shapes).
         network: a name in NETWORKS (default: the nearest).
+        prefix: what the names of the network's tensors begin with (default: found from the name of the last layer).
         options: known arguments of `build`; they override what the format implies.
 
     Raises:
-        UsageError: no format or network has that name, or the network cannot be built with these options.
-        ClassifierError: a tensor is not a plain array of finite numbers, or has a negative variance.
+        UsageError: no format or network has that name, no tensor's name begins with the prefix, or the network cannot
+            be built with these options.
+        ClassifierError: the file holds several networks of the same number of tensors; a tensor is not a plain array
+            of finite numbers, or has a negative variance.
     """
     given = dict(options or {})
     if format is not None:
         check_name("format", format, FORMATS)
-    for name, tensor in tensors.items():
-        _check_plain(name, tensor, file)
-    named = rename(tensors)
+    named = rename(tensors, _prefix(tensors, file) if prefix is None else _checked_prefix(prefix, tensors, file))
+    for name, tensor in named.tensors.items():
+        _check_plain(named.own_name(name), tensor, file)
     dropped = [name for name in named.tensors if name.startswith(_HEADS)]
     needed = {name: tensor for name, tensor in named.tensors.items() if name not in dropped}
     counters = {name: needed.pop(name) for name in list(needed) if name.endswith(_COUNTER)}
@@ -107,8 +113,29 @@ def convert(
         dropped=tuple(named.own_name(name) for name in dropped),
         merged=len(biases),
         last_layer=named.own_name("fc.weight"),
+        prefix=named.prefix,
+        others=named.others,
         mismatches=mismatches,
     )
+
+
+def _prefix(tensors: Mapping[str, Tensor], file: str) -> str:
+    """The prefix of the largest network in the file; it must be the only one of its size."""
+    networks = networks_in(tensors)
+    largest = [prefix for prefix in networks if len(networks[prefix]) == len(next(iter(networks.values())))]
+    if len(largest) > 1:
+        names = ", ".join(f"'{printable(prefix)}'" for prefix in largest)
+        raise ClassifierError(
+            f"{file} holds {len(largest)} networks, whose names begin with {names}", "choose one with --prefix"
+        )
+    return largest[0] if largest else ""
+
+
+def _checked_prefix(prefix: str, tensors: Mapping[str, Tensor], file: str) -> str:
+    if not any(name.startswith(prefix) for name in tensors):
+        first = printable(next(iter(tensors), ""))
+        raise UsageError(f"no name in {file} begins with '{printable(prefix)}'", f"its first name is {first}")
+    return prefix
 
 
 def _check_plain(name: str, tensor: Tensor, file: str) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +61,9 @@ def guess_format(options: Mapping[str, Any], *, merged: int) -> Format:
     return BNLAB
 
 
-# Prefixes that DataParallel, torch.compile and networks for videos add to every name.
-_PREFIXES = re.compile(r"(module\.|_orig_mod\.|base_model\.)*")
+# Names under which DataParallel, torch.compile, networks for videos and training frameworks keep a network.
+_WRAPPERS = re.compile(r"((module|_orig_mod|base_model|model|net|network|backbone)\.)*")
+_HEADS = ("aux1.", "aux2.")  # their last layers are called fc, too
 
 _CAFFE_STEM = {"conv1_7x7_s2": "conv1", "conv2_3x3_reduce": "conv2", "conv2_3x3": "conv3"}
 _CAFFE_BRANCHES = {
@@ -90,12 +91,13 @@ _TO_CAFFE: Mapping[str, str] = {ours: theirs for theirs, ours in _FROM_CAFFE.ite
 
 @dataclass(frozen=True, kw_only=True)
 class NamedTensors:
-    """The tensors of a file by bnlab's names."""
+    """The tensors of a network in a file, by bnlab's names."""
 
     tensors: Mapping[str, Tensor]
     own: Mapping[str, str]  # bnlab's name -> the file's name.
     caffe: bool  # Whether the file names the layers as Caffe's BN-Inception does.
     prefix: str  # The prefix of most names in the file.
+    others: tuple[str, ...]  # The file's names of tensors that lie outside of the network.
 
     def own_name(self, name: str) -> str:
         """The name that the file has, or would have, for a tensor."""
@@ -107,9 +109,31 @@ class NamedTensors:
         return self.prefix + name
 
 
-def rename(tensors: Mapping[str, Tensor]) -> NamedTensors:
-    """Give the tensors of a file bnlab's names. A name that is not known stays as it is."""
-    stems = {name: _PREFIXES.sub("", name, count=1) for name in tensors}
+def networks_in(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names of each network in a file by their common prefix, the network with most tensors first.
+
+    A network is recognised by its last layer. A checkpoint may hold several networks, such as an averaged copy, and
+    tensors of a loss or a metric.
+    """
+    names = list(names)
+    lasts = [f"{layer}.weight" for layer in _CAFFE_LAST]
+    prefixes = {
+        name.removesuffix(last) for name in names for last in lasts if name == last or name.endswith(f".{last}")
+    }
+    prefixes = {prefix for prefix in prefixes if not prefix.endswith(_HEADS)}
+    groups: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+    for name in names:
+        if around := [prefix for prefix in prefixes if name.startswith(prefix)]:
+            groups[max(around, key=len)].append(name)
+    more_than_a_layer = {prefix: group for prefix, group in groups.items() if len(group) > 2}
+    return dict(sorted(more_than_a_layer.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def rename(tensors: Mapping[str, Tensor], prefix: str = "") -> NamedTensors:
+    """Give the tensors whose names begin with the prefix bnlab's names. A name that is not known stays as it is."""
+    networks = networks_in(tensors)
+    inside = networks.get(prefix) or [name for name in tensors if name.startswith(prefix)]
+    stems = {name: _WRAPPERS.sub("", name.removeprefix(prefix), count=1) for name in inside}
     caffe = any(stem.rpartition(".")[0] in _FROM_CAFFE for stem in stems.values())
     own: dict[str, str] = {}
     for name, stem in stems.items():
@@ -121,6 +145,7 @@ def rename(tensors: Mapping[str, Tensor]) -> NamedTensors:
         own=own,
         caffe=caffe,
         prefix=prefixes.most_common(1)[0][0] if prefixes else "",
+        others=tuple(name for name in tensors if name not in stems),
     )
 
 

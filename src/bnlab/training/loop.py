@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from bnlab.data.preprocess import Pixels, normalise
 from bnlab.errors import DivergedError, Interrupted
+from bnlab.nets.blocks import is_normalised
 from bnlab.norm import save_memory
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
@@ -71,7 +72,7 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
     with (
         stop_requests() as stop,
         progress.task("training", total, "images", done=done) as task,
-        _divergence_remedy(state, recipe),
+        _divergence_remedy(state, context),
     ):
         while state.epoch < state.plan.epochs and not out_of_patience(state, recipe):
             context.network.train()
@@ -205,15 +206,17 @@ def stop_requests() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _divergence_remedy(state: TrainState, recipe: Recipe) -> Iterator[None]:
-    """Add to a divergence where it happened and what to try."""
+def _divergence_remedy(state: TrainState, context: TrainingContext) -> Iterator[None]:
+    """Add to a divergence where it happened and what to try. The weights of step 1 are not the fault of a rate."""
     try:
         yield
     except DivergedError as error:
         step = error.step if isinstance(error, LossNotFiniteError) else state.step - 1
-        rate = state.plan.learning_rate(recipe, step)
-        or_else = "" if recipe.init else ", or a network with batch normalisation"
+        highest, rate = context.recipe.learning_rate, state.plan.learning_rate(context.recipe, step)
+        remedy = f"try --learning-rate {highest / 3:.2g}"
+        if not (is_normalised(context.network) or context.recipe.init):
+            remedy += ", or a network with batch normalisation"
         raise DivergedError(
             f"{error.problem} at step {step + 1} (epoch {state.epoch + 1}), at a learning rate of {rate:.3g}",
-            f"try --learning-rate at a third of it{or_else}",
+            error.remedy if isinstance(error, LossNotFiniteError) and not step else remedy,
         ) from None

@@ -123,7 +123,8 @@ def recalibrate_network(network: TableNetwork, batches: Iterator[Tensor]) -> Rec
     try:
         return recalibrate(network, batches)
     except NotFiniteError as error:
-        raise DivergedError(f"recalibration met {error}", "train with a lower --learning-rate") from None
+        problem = f"values that are not finite reach {error.layer} in recalibration"
+        raise DivergedError(problem, "train with a lower --learning-rate") from None
     except TooFewValuesError as error:
         raise UsageError(f"recalibration: {error}", "raise recalibration_images") from None
 
