@@ -10,6 +10,7 @@ time are faster than two in turn, and results do not depend on the number of cor
 import ast
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,7 +171,7 @@ def _photos_digest(split: Path, changed: int) -> str:
     """A digest of a split.csv: the content, split and class of its photos, in their order, but not their paths."""
     digest = hashlib.sha256()
     for photo in read_split_csv(split):
-        digest.update(f"{photo.sha256} {photo.split} {photo.label}\n".encode())
+        digest.update(os.fsencode(f"{photo.sha256} {photo.split} {photo.label}\n"))
     return digest.hexdigest()
 
 
