@@ -6,7 +6,6 @@ split, or else its val split, is test for all seeds, and an interval over the se
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
@@ -15,7 +14,7 @@ from pathlib import Path
 from bnlab.data import duplicates
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import find_idx_files, write_binary_digits, write_digits
-from bnlab.data.photos import Photo
+from bnlab.data.photos import ERRORS, Photo
 from bnlab.data.scan import Refusal, report_refused, scan
 from bnlab.data.split import assign_splits
 from bnlab.data.split_csv import SPLITS, write_split_csv
@@ -138,12 +137,16 @@ def _some(found: Sequence[Photo]) -> list[Photo]:
     classes = Counter(split for split, _ in {(photo.split, photo.label) for photo in found})
     taken: Counter[tuple[str, str]] = Counter()
     some = []
-    for photo in sorted(found, key=lambda photo: hashlib.sha256(os.fsencode(Path(photo.path).name)).digest()):
+    for photo in sorted(found, key=_name_digest):
         taken[photo.split, photo.label] += 1
         most = max(1, QUICK_PHOTOS // classes[photo.split])
         if of_split[photo.split] <= QUICK_PHOTOS or taken[photo.split, photo.label] <= most:
             some.append(photo)
     return sorted(some, key=lambda photo: photo.path)
+
+
+def _name_digest(photo: Photo) -> bytes:
+    return hashlib.sha256(Path(photo.path).name.encode("utf-8", ERRORS)).digest()
 
 
 def _with_content(photo: Photo) -> _StudyPhoto:

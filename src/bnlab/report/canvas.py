@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bnlab.report.fonts import OWN, fallback_fonts
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours: distinct for colour-blind readers too, and readable on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LONGEST = 48  # characters of a line whose letters are written as numbers
 _INK = "#010203"  # a placeholder for the colour of the page's text, replaced in the SVG
 
 
@@ -91,11 +92,14 @@ def _texts(figure: "Figure") -> "list[Text]":
     return figure.findobj(Text)
 
 
-def _escape(figure: "Figure", letters: Collection[str]) -> None:
+def _escape(figure: "Figure", letters: frozenset[str]) -> None:
     """Write letters that no font has as numbers, such as `\\u767e`: boxes would all look the same."""
 
     def escaped(text: str) -> str:
-        return "".join(c.encode("unicode_escape").decode("ascii") if c in letters else c for c in text)
+        if letters.isdisjoint(text):
+            return text
+        lines = "".join(c.encode("unicode_escape").decode("ascii") if c in letters else c for c in text).split("\n")
+        return "\n".join(line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…" for line in lines)
 
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
