@@ -138,7 +138,7 @@ def evaluation(photos: Path, size: int) -> Iterator[int]:
     preprocessing = preprocessing_of(Recipe(size=size))
     card = Card(network=network.name, arguments=network.arguments, classes=tuple("abcde"), preprocessing=preprocessing)
     classifier = Classifier(network, card)
-    paths = [found.path for found in scan(photos)]
+    paths = [found.path for found in scan(photos, [])]
     while True:
         for pixels, _ in preprocessed_batches(paths, preprocessing, batch_size=32, workers=-1):
             classifier.probabilities(pixels)

@@ -1,9 +1,11 @@
 """Fixtures: photos of three classes that a small network learns, a trained run, and a command line to call."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +73,20 @@ def data(tmp_path: Path) -> Path:
     write_photos(tmp_path / "data" / "train", each=8)
     write_photos(tmp_path / "data" / "val", each=4, first=100)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of folders that cannot be read, not even by root, whom permissions do not stop."""
+    scandir = os.scandir
+
+    def without_locked(folder: str | Path) -> Any:
+        if Path(folder).name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", without_locked)
+    return "locked"
 
 
 @pytest.fixture

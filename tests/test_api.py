@@ -31,8 +31,23 @@ def test_signature_and_help_are_those_of_the_options(function: object, options: 
 def test_split_splits(photos: Path, tmp_path: Path) -> None:
     result = bnlab.split(str(photos), tmp_path / "data", val=0.25, how="list")
     assert result.written
-    assert sum(count["val"] for count in result.split.counts().values()) > 0
+    assert result.folder == tmp_path / "data"
+    assert sum(result.counts["disc"].values()) == 12
+    assert result.counts["disc"]["val"] > 0
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["split.csv"]
+
+
+def test_a_split_names_its_duplicates_and_what_is_refused(photos: Path, tmp_path: Path) -> None:
+    copy, bad = photos / "ring" / "copy.png", photos / "ring" / "bad.png"
+    copy.write_bytes((photos / "disc" / "disc000.png").read_bytes())
+    bad.touch()
+    result = bnlab.split(photos, tmp_path / "data", val=0.3)
+    (group,) = result.duplicates
+    assert group.paths == [str(photos / "disc" / "disc000.png"), str(copy)]
+    assert (group.labels, group.exact) == (["disc", "ring"], True)
+    assert result.label_conflicts == [group]
+    assert [(each.path, each.label) for each in result.refused] == [(str(bad), "ring")]
+    assert len(result.photos) == 37
 
 
 def test_unknown_keywords_get_the_nearest_name(photos: Path, tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bnlab"
 LAYERS = (
     {
-        "ground": ("errors", "progress", "files", "recipe", "config", "runs", "machine", "options", "recipes"),
+        "ground": (
+            *("errors", "progress", "files", "recipe", "config", "runs", "machine", "options", "recipes"),
+            "streams",
+        ),
         "norm": ("norm",),
     },
     {"nets": ("nets",), "data": ("data",)},

@@ -3,6 +3,7 @@ import time
 
 import pytest
 from rich.console import Console
+from rich.progress import Task as RichTask
 
 from bnlab.cli.console import ScreenProgress
 
@@ -37,6 +38,19 @@ def test_a_log_gets_lines() -> None:
     assert lines[0].startswith("training 700/1000  loss 0.5  5 images/s  0:01:00 left, done at ")
     assert lines[1].startswith("training 900/1000  loss 0.5  5 images/s  0:00:20 left, done at ")
     assert lines[2:] == ["training: 400 images in 80 s"]
+
+
+@pytest.mark.parametrize("speed", [None, 0.0, 5e-324])
+def test_a_rate_of_nothing_gives_no_error(speed: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, file = [0.0], io.StringIO()
+    progress = ScreenProgress(Console(file=file, width=160, get_time=lambda: now[0]))
+    monkeypatch.setattr(RichTask, "speed", speed)
+    with progress.task("training", 100, "images") as task:
+        now[0] += 31
+        task.advance(0)
+    line = file.getvalue().splitlines()[0]
+    assert line.startswith("training 0/100")
+    assert (" left" in line) == bool(speed)
 
 
 def test_an_error_closes_its_bar() -> None:

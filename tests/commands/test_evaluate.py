@@ -28,6 +28,19 @@ def test_a_pipe_among_photos_is_refused_and_not_read(bnlab: Command, trained: Pa
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_folders_that_cannot_be_read_are_named(bnlab: Command, trained: Path, data: Path, locked: str) -> None:
+    """Those of the split that is evaluated, and no others."""
+    for split in ("val", "train"):
+        (data / split / "ring" / locked).mkdir()
+    done = bnlab("evaluate", trained / "best.safetensors", data, "--json")
+    refused = [{"path": str(data / "val/ring" / locked), "reason": "it cannot be read (Permission denied)"}]
+    assert json.loads(done.out)["refused"] == refused
+    assert done.err.count("left out") == 1
+    done = bnlab("evaluate", trained / "best.safetensors", data / "val", "--strict")
+    assert done.complaint.startswith("1 folder cannot be used (the first: ")
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_photos_it_was_trained_on_are_reported(bnlab: Command, trained: Path) -> None:
     data = trained.parents[1] / "data"
     done = bnlab("evaluate", trained / "best.safetensors", data, "--split", "all", "--json")

@@ -29,6 +29,23 @@ def test_the_document(bnlab: Command, data: Path, trained: Path) -> None:
     }  # fmt: skip
 
 
+def test_folders_that_cannot_be_read_or_are_of_the_system(
+    bnlab: Command, data: Path, trained: Path, locked: str
+) -> None:
+    where = data / "val/ring"
+    for name in (locked, "@eaDir"):
+        (where / name).mkdir()
+    (where / "@eaDir" / "thumbnail.jpg").touch()
+    done = bnlab("predict", trained / "best.safetensors", where, "--json")
+    assert len(json.loads(done.out)) == 4
+    assert f"warning: left out {where}/{locked}: it cannot be read (Permission denied)" in done.err
+    assert f"warning: left out 1 folder of the system: {where}/@eaDir" in done.err
+    strict = bnlab("predict", trained / "best.safetensors", where, "--strict")
+    assert (strict.status, strict.complaint.split(" (")[0]) == (2, "1 folder cannot be used")
+    none = bnlab("predict", trained / "best.safetensors", where / locked)
+    assert f"{locked} has no photos ({where}/{locked}: it cannot be read (Permission denied))" in none.complaint
+
+
 def test_a_csv_file_that_cannot_be_written(bnlab: Command, data: Path, trained: Path) -> None:
     Path("afile").write_text("mine")
     done = bnlab("predict", trained / "best.safetensors", data / "val", "--csv", "afile/p.csv")

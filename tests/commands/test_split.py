@@ -61,13 +61,35 @@ def test_broken_photos_are_named_and_strict_refuses_them(bnlab: Command, photos:
     assert not Path("other").exists()
 
 
+def test_folders_that_cannot_be_read_are_named_and_strict_refuses_them(
+    bnlab: Command, photos: Path, locked: str
+) -> None:
+    (photos / "disc" / locked).mkdir()
+    done = bnlab("split", photos, "--into", "data", "--val", 0.3)
+    assert done.status == 0
+    assert f"warning: left out {photos}/disc/{locked}: it cannot be read (Permission denied)" in done.err
+    assert "1 folder cannot be used and is left out" in done.out
+    assert f"refused,,{photos}/disc/{locked},,it cannot be read" in Path("data/findings.csv").read_text()
+    done = bnlab("split", photos, "--into", "other", "--strict")
+    assert done.complaint.startswith(f"1 folder cannot be used (the first: {photos}/disc/{locked}, it cannot be read")
+    assert (done.status, Path("other").exists()) == (2, False)
+
+
+def test_small_classes_are_told_which_split_they_lack(bnlab: Command, photos: Path) -> None:
+    for photo in sorted((photos / "disc").iterdir())[2:]:
+        photo.unlink()
+    done = bnlab("split", photos, "--into", "data", "--val", 0.3, "--test", 0.3)
+    assert "warning: test has no photo of class 'disc' (1 in train and 1 in val), so" in done.err
+    assert done.err.count("warning") == 1
+
+
 def test_odd_files_in_a_folder_are_reported(bnlab: Command, photos: Path) -> None:
     shutil.copy(photos / "disc/disc000.png", photos / "stray.png")
     shutil.copytree(photos / "disc", photos / "ring" / "deep")
     shutil.copy(photos / "disc/disc000.png", photos / "disc" / "noname")
     (photos / "disc" / "notes.txt").touch()
     done = bnlab("split", photos, "--into", "data", "--val", 0.04)
-    for what in (str(photos), "'ring' has sub-folders (deep)", "1 with no suffix", "1 with .txt", "val has no photo"):
+    for what in (str(photos), "'ring' has sub-folders (deep)", "1 with no suffix", "1 with .txt"):
         assert any(what in line for line in done.err.splitlines()), what
 
 

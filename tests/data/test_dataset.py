@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -91,15 +92,40 @@ def test_data_that_cannot_be_trained_on_are_refused(data: Path, tmp_path: Path) 
     assert f"no folder {tmp_path / 'none'}" in refusal(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "has neither sub-folders nor photos" in refusal(tmp_path / "empty")
-    (data / "train" / "void").mkdir()
-    assert "class 'void' has no photos in " in refusal(data)
-    (data / "train" / "void").rmdir()
     shutil.copytree(data / "val", data / "valid")
     assert "has two val folders" in refusal(data)
     shutil.rmtree(data / "valid")
     for label in ("disc", "ring"):
         shutil.rmtree(data / "train" / label)
-    assert "only one class, 'stripes'" in refusal(data)
+    (data / "train" / "void").mkdir()
+    assert f"train of {data} has only one class, 'stripes'; left out: void (no photos): " in refusal(data)
+
+
+def test_folders_that_cannot_be_read_are_refused(data: Path, photos: Path, locked: str) -> None:
+    for folder in (photos / "disc", data / "train" / "disc", data / "val" / "ring"):
+        (folder / locked).mkdir()
+    (data / "test").symlink_to(data / "unplugged")
+    (data / "train" / "gone").symlink_to(data / "unplugged")
+    assert [each.path for each in opened(photos).refused] == [str(photos / "disc" / locked)]
+    found = {os.path.relpath(each.path, data) for each in opened(data).refused}
+    assert found == {"test", "train/gone", f"train/disc/{locked}", f"val/ring/{locked}"}
+
+
+def test_empty_folders_and_those_of_the_system_are_left_out_with_a_warning(data: Path) -> None:
+    for name in ("train/new", "val/new2"):
+        (data / name).mkdir()
+    for name in ("__MACOSX/train/disc", "train/@eaDir", "train/disc/@eaDir"):
+        (data / name).mkdir(parents=True)
+        (data / name / "small.jpg").touch()
+    progress = NullProgress()
+    dataset = opened(data, progress)
+    assert (dataset.classes, len(dataset.photos)) == (("disc", "ring", "stripes"), 36)
+    assert progress.warnings == [
+        f"left out 1 folder without photos: {data}/train/new",
+        f"left out 2 folders of the system: {data}/train/@eaDir, {data}/train/disc/@eaDir",
+        f"left out 1 folder without photos: {data}/val/new2",
+        f"left out folders of {data} that are not train, val or test: __MACOSX",
+    ]
 
 
 def test_broken_photos_are_refused(data: Path) -> None:

@@ -6,10 +6,12 @@ import pytest
 from bnlab.data.photos import Photo
 from bnlab.data.scan import (
     Refusal,
+    check_classes,
     map_photos,
     photos_below,
     report_ignored_files,
     report_refused,
+    report_system_folders,
     scan,
     split_folders,
 )
@@ -29,7 +31,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     touch(
         tmp_path, "b/2.JPG", "b/1.png", "a/deep/er/x.jpeg", "a/notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/.x/y.jpg"
     )
-    found = [(os.path.relpath(file.path, tmp_path), file.label) for file in scan(tmp_path)]
+    found = [(os.path.relpath(file.path, tmp_path), file.label) for file in scan(tmp_path, [])]
     assert found == [("a/deep/er/x.jpeg", "a"), ("b/1.png", "b"), ("b/2.JPG", "b")]
 
 
@@ -38,7 +40,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     touch(tmp_path / "photos", "a/1.jpg")
     (tmp_path / "photos" / "b").symlink_to(tmp_path / "far")
     (tmp_path / "photos" / "a" / "up").symlink_to(tmp_path / "photos" / "a")
-    assert [(Path(file.path).name, file.label) for file in scan(tmp_path / "photos")] == [
+    assert [(Path(file.path).name, file.label) for file in scan(tmp_path / "photos", [])] == [
         ("1.jpg", "a"),
         ("x.jpg", "b"),
     ]
@@ -49,20 +51,101 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     [
         (("x.txt",), "has neither sub-folders nor photos"),
         (("x.jpg",), "has photos but no sub-folders"),
-        (("a/x.jpg", "b/x.txt"), "class 'b' has no photos in"),
+        (("a/x.txt", "b/x.txt"), r"has no class with photos; left out: a \(no photos\), b \(no photos\): add"),
+        (("__MACOSX/a/x.jpg", "x.jpg"), r"no class with photos; left out: __MACOSX \(a folder of the system\)"),
     ],
 )
 def test_a_folder_without_classes_or_photos_is_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        scan(touch(tmp_path, *names))
+        scan(touch(tmp_path, *names), [])
+
+
+def test_folders_that_cannot_be_read_are_listed(tmp_path: Path, locked: str) -> None:
+    touch(tmp_path, "a/1.jpg", f"a/deep/{locked}/2.jpg", f"b/{locked}/3.jpg", "b/4.jpg", f"{locked}/5.jpg")
+    refused: list[Refusal] = []
+    assert [os.path.relpath(photo.path, tmp_path) for photo in scan(tmp_path, refused)] == ["a/1.jpg", "b/4.jpg"]
+    reason = "it cannot be read (Permission denied)"
+    expected = [(f"a/deep/{locked}", "a"), (f"b/{locked}", "b"), (locked, locked)]
+    assert refused == [Refusal(str(tmp_path / path), reason, label, is_folder=True) for path, label in expected]
+    progress = NullProgress()
+    report_ignored_files(tmp_path, progress)
+    assert progress.warnings == [f"left out 1 folder without photos: {tmp_path / locked}"]
+
+
+def test_links_that_lead_nowhere_are_listed(tmp_path: Path) -> None:
+    """Whether a link was to a folder or to a file is not known; one with the name of a photo counts as a photo."""
+    touch(tmp_path, "a/1.jpg", "b/2.jpg")
+    (tmp_path / "c").symlink_to(tmp_path / "unplugged")
+    (tmp_path / "d").symlink_to(tmp_path / "d")
+    (tmp_path / "a" / "deep").symlink_to(tmp_path / "unplugged")
+    for link in ("gone.jpg", "loop.jpg"):
+        (tmp_path / "b" / link).symlink_to(tmp_path / "b" / link if link == "loop.jpg" else tmp_path / "unplugged")
+    refused: list[Refusal] = []
+    names = [Path(photo.path).name for photo in scan(tmp_path, refused)]
+    assert names == ["1.jpg", "2.jpg", "gone.jpg", "loop.jpg"]
+    assert [(os.path.relpath(link.path, tmp_path), link.label) for link in refused] == [
+        ("c", ""), ("d", ""), ("a/deep", "a"),
+    ]  # fmt: skip
+    assert "No such file" in refused[0].reason
+    assert "symbolic links" in refused[1].reason
+    report_ignored_files(tmp_path, NullProgress())
+
+
+def test_folders_that_lie_too_deep_for_the_system_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/1.jpg")
+    monkeypatch.chdir(tmp_path / "a")
+    for _ in range(20):
+        Path("d" * 250).mkdir()
+        os.chdir("d" * 250)
+    refused: list[Refusal] = []
+    assert len(scan(tmp_path, refused)) == 1
+    assert [each.reason for each in refused] == ["it cannot be read (File name too long)"]
+
+
+@pytest.mark.parametrize("system", ["__MACOSX", "@eaDir", "$Recycle.Bin", "lost+found"])
+def test_folders_of_the_system_are_no_classes_and_hold_no_photos(tmp_path: Path, system: str) -> None:
+    touch(tmp_path, "a/1.jpg", f"a/deep/{system}/2.jpg", "b/3.jpg", f"{system}/a/4.jpg")
+    assert [Path(photo.path).name for photo in scan(tmp_path, [])] == ["1.jpg", "3.jpg"]
+    inside = f"{tmp_path / 'a' / 'deep' / system}"
+    progress = NullProgress()
+    report_ignored_files(tmp_path, progress)
+    assert progress.warnings == [f"left out 2 folders of the system: {tmp_path / system}, {inside}"]
+    progress = NullProgress()
+    report_system_folders(tmp_path / "a", progress)
+    assert progress.warnings == [f"left out 1 folder of the system: {inside}"]
+
+
+def test_folders_without_photos_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "b/2.jpg", "void/x.txt", *(f"void{number}/deep/x.txt" for number in range(6)))
+    assert {photo.label for photo in scan(tmp_path, [])} == {"a", "b"}
+    progress = NullProgress()
+    report_ignored_files(tmp_path, progress)
+    (warning,) = progress.warnings
+    assert warning.startswith(f"left out 7 folders without photos: {tmp_path}/void, {tmp_path}/void0, ")
+    assert warning.endswith(" and 2 more")
+
+
+def test_fewer_than_two_classes_are_refused_and_what_was_left_out_is_named(tmp_path: Path, locked: str) -> None:
+    touch(tmp_path, "a/1.jpg", "b/x.txt", f"{locked}/2.jpg", "@eaDir/3.jpg", f"c/{locked}/4.jpg")
+    (tmp_path / "gone").symlink_to(tmp_path / "unplugged")
+    check_classes(["a", "b"], "flowers", tmp_path)
+    with pytest.raises(DataError) as error:
+        check_classes(["a"], "flowers", tmp_path)
+    for left_out in (
+        "flowers has only one class, 'a'; left out: @eaDir (a folder of the system), gone (it cannot be read (No such",
+        "b (no photos), c (it cannot be read (Permission denied)), locked (it cannot be read (Permission denied)): a",
+    ):
+        assert left_out in str(error.value)
+    with pytest.raises(DataError, match="flowers has no classes: "):
+        check_classes([], "flowers", tmp_path / "none")
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"no folder {tmp_path / 'none'}"):
-        scan(tmp_path / "none")
+        scan(tmp_path / "none", [])
     touch(tmp_path, "file")
     with pytest.raises(DataError, match="file cannot be read"):
-        scan(tmp_path / "file")
+        scan(tmp_path / "file", [])
 
 
 @pytest.mark.parametrize(
@@ -113,6 +196,15 @@ def test_refused_photos_are_named_and_counted() -> None:
     report_refused([], strict=True, progress=progress)
 
 
+def test_photos_and_folders_are_counted_apart() -> None:
+    refused = [Refusal("1.jpg", "broken"), *(Refusal(f"{n}", "it cannot be read", is_folder=True) for n in range(6))]
+    progress = NullProgress()
+    report_refused(refused, strict=False, progress=progress)
+    assert progress.warnings[-1] == "and 2 more folders that cannot be used"
+    with pytest.raises(DataError, match="1 photo and 6 folders cannot be used"):
+        report_refused(refused, strict=True, progress=progress)
+
+
 def test_ignored_files_are_reported(tmp_path: Path) -> None:
     touch(tmp_path, "loose.jpg", "a/1.jpg", "a/deep/2.jpg", "a/x.txt", "a/y.txt", "a/README", "b/3.jpg")
     progress = Notes()
@@ -128,4 +220,4 @@ def test_ignored_files_are_reported(tmp_path: Path) -> None:
 
 def test_only_photos_are_found(tmp_path: Path) -> None:
     touch(tmp_path, "a.svg", "b.webp", "c.tiff", "d")
-    assert [Path(p).name for p in photos_below(tmp_path)] == ["b.webp", "c.tiff"]
+    assert [Path(p).name for p in photos_below(tmp_path, [])] == ["b.webp", "c.tiff"]

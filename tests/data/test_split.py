@@ -2,6 +2,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,32 +10,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bnlab.data.duplicates import Fingerprint, find_groups
+from bnlab.data.duplicates import Fingerprint, find_groups, group_keys
 from bnlab.data.photos import Photo
-from bnlab.data.split import LinkMode, Split, assign_split, assign_splits, split_folder, write_split
+from bnlab.data.split import LinkMode, Split, assign_splits, hashed_number, split_folder, split_of_number, write_split
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import DataError, StorageError
 from bnlab.files import read_csv
 from bnlab.progress import NullProgress
 from tests.conftest import picture, write_photos
 
+FEW = "val train train test train test test train test val val val"
+VAL, TEST = 0.3, 0.2
+SIDES = {"train", "val", "test"}
 GOLDEN = "val train train test train val train train test train test val"
 
 numbers = st.sets(st.integers(0, 10_000), min_size=1, max_size=30)
 
 
-def photos_of(numbers: list[int]) -> list[tuple[Photo, Fingerprint]]:
+def photos_of(numbers: list[int], label: str = "a") -> list[tuple[Photo, Fingerprint]]:
     """Photos with different contents, no two of them near duplicates."""
     hashes = [hashlib.sha256(str(n).encode()).digest() for n in numbers]
     return [
-        (Photo(f"{n}.jpg", "a"), Fingerprint(h.hex(), int.from_bytes(h[:8], "big"), h * 6))
+        (Photo(f"{n}.jpg", label), Fingerprint(h.hex(), int.from_bytes(h[:8], "big"), h * 6))
         for n, h in zip(numbers, hashes, strict=True)
     ]
 
 
 def splits_of(photos: list[tuple[Photo, Fingerprint]], seed: int = 0) -> dict[str, str]:
-    groups = find_groups([fingerprint for _, fingerprint in photos])
-    return {p.path: p.split for p in assign_splits(photos, groups, val=0.3, test=0.2, seed=seed)}
+    fingerprints = [fingerprint for _, fingerprint in photos]
+    keys = group_keys(fingerprints, find_groups(fingerprints))
+    labelled = [(photo.label, key) for (photo, _), key in zip(photos, keys, strict=True)]
+    splits = assign_splits(labelled, val=VAL, test=TEST, seed=seed)
+    return {photo.path: split for (photo, _), split in zip(photos, splits, strict=True)}
+
+
+def own_split(sha256: str, seed: int = 0) -> str:
+    """The split of a photo by its number alone."""
+    return split_of_number(hashed_number(sha256, seed), val=VAL, test=TEST)
+
+
+def moved(photos: list[tuple[Photo, Fingerprint]]) -> set[str]:
+    """The photos that are not where their number alone would place them."""
+    splits = splits_of(photos)
+    return {photo.path for photo, one in photos if splits[photo.path] != own_split(one.sha256)}
 
 
 def split_of(folder: Path, val: float = 0.3, test: float = 0.0, seed: int = 0) -> Split:
@@ -43,9 +61,75 @@ def split_of(folder: Path, val: float = 0.3, test: float = 0.0, seed: int = 0) -
 
 @given(numbers, numbers)
 @settings(max_examples=50)
-def test_a_photo_stays_when_others_are_added(some: set[int], others: set[int]) -> None:
-    alone, together = splits_of(photos_of(sorted(some))), splits_of(photos_of(sorted(some | others)))
-    assert {path: together[path] for path in alone} == alone
+def test_only_photos_that_were_moved_or_are_moved_change_when_others_are_added(
+    some: set[int], others: set[int]
+) -> None:
+    before, after = photos_of(sorted(some)), photos_of(sorted(some | others))
+    alone, together = splits_of(before), splits_of(after)
+    assert {path for path in alone if together[path] != alone[path]} <= moved(before) | moved(after)
+    assert len(moved(after)) <= 2
+    if {own_split(one.sha256) for _, one in before} == SIDES:
+        assert {path: together[path] for path in alone} == alone
+
+
+@given(numbers, numbers)
+@settings(max_examples=50)
+def test_a_class_does_not_depend_on_the_other_classes(some: set[int], others: set[int]) -> None:
+    ours, theirs = photos_of(sorted(some)), photos_of(sorted(others - some), "b")
+    together = splits_of([*theirs, *ours])
+    assert {path: together[path] for path in splits_of(ours)} == splits_of(ours)
+
+
+@given(numbers)
+@settings(max_examples=50)
+def test_each_class_has_a_photo_in_each_split_if_it_has_enough(some: set[int]) -> None:
+    photos = photos_of(sorted(some))
+    found = set(splits_of(photos).values())
+    assert found >= set(("train", "val", "test")[: len(some)])
+    if {own_split(fingerprint.sha256) for _, fingerprint in photos} == SIDES:
+        assert not moved(photos)
+
+
+@given(st.sets(st.integers(0, 10_000), min_size=2, max_size=30), st.integers(0, 5))
+@settings(max_examples=30)
+def test_with_val_alone_a_photo_that_is_added_moves_no_other_away_from_its_number(some: set[int], seed: int) -> None:
+    def splits(number_of: set[int]) -> dict[str, str]:
+        keys = [fingerprint.sha256 for _, fingerprint in photos_of(sorted(number_of))]
+        return dict(zip(keys, assign_splits([("a", key) for key in keys], val=0.1, test=0.0, seed=seed), strict=True))
+
+    before, after = splits(some), splits(some | {20_000})
+    for key, split in before.items():
+        assert after[key] in (split, split_of_number(hashed_number(key, seed), val=0.1, test=0.0))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ([("a", "x")], {"train"}),  # one photo
+        ([("a", "x"), ("a", "x"), ("a", "x")], {"train"}),  # duplicates of each other
+        ([("a", "x"), ("a", "y")], {"train", "val"}),
+        ([("a", "x"), ("a", "y"), ("a", "z")], SIDES),
+    ],
+)
+def test_train_matters_more_than_val_and_val_more_than_test(keys: list[tuple[str, str]], expected: set[str]) -> None:
+    for seed in range(30):
+        assert set(assign_splits(keys, val=0.3, test=0.3, seed=seed)) == expected
+        assert set(assign_splits(keys, val=0.6, test=0.0, seed=seed)) == expected - {"test"}
+
+
+def test_duplicates_in_several_classes_stay_together_and_are_not_moved() -> None:
+    for seed in range(30):
+        keys = [("a", "x"), ("b", "x"), ("a", "y"), ("a", "z"), ("b", "v"), ("b", "w")]
+        splits = assign_splits(keys, val=0.3, test=0.3, seed=seed)
+        assert splits[0] == splits[1] == split_of_number(hashed_number("x", seed), val=0.3, test=0.3)
+        assert {splits[0], splits[2], splits[3]} == {splits[1], splits[4], splits[5]} == SIDES
+
+
+def test_ten_photos_of_each_class_are_enough_for_val_at_any_seed() -> None:
+    photos = [(label, f"{label}{n}") for label in "abcde" for n in range(10)]
+    for seed in range(50):
+        splits = assign_splits(photos, val=0.1, test=0.0, seed=seed)
+        assert set(zip([label for label, _ in photos], splits, strict=True)) == set(product("abcde", ("train", "val")))
 
 
 @given(numbers, st.randoms())
@@ -61,26 +145,30 @@ def test_the_order_of_photos_does_not_matter(some: set[int], random: object) -> 
 def test_an_identical_copy_gets_the_same_split_and_moves_no_photo(some: set[int], data: st.DataObject) -> None:
     photos = photos_of(sorted(some))
     original = data.draw(st.sampled_from(photos))
-    after = splits_of([*photos, (Photo("copy.jpg", "b"), original[1])])
+    after = splits_of([*photos, (Photo("copy.jpg", "a"), original[1])])
     assert after == splits_of(photos) | {"copy.jpg": after[original[0].path]}
 
 
 @given(numbers, st.data())
 @settings(max_examples=50)
-def test_a_near_duplicate_gets_the_same_split_and_moves_only_its_original(some: set[int], data: st.DataObject) -> None:
+def test_a_near_duplicate_gets_the_same_split_as_its_original(some: set[int], data: st.DataObject) -> None:
     photos = photos_of(sorted(some))
     file, original = data.draw(st.sampled_from(photos))
     edited = Fingerprint(hashlib.sha256(b"edited").hexdigest(), original.phash ^ 1, original.thumbnail)
-    before, after = splits_of(photos), splits_of([*photos, (Photo("edited.jpg", "a"), edited)])
-    assert after.pop("edited.jpg") == after.pop(file.path)
-    del before[file.path]
-    assert after == before
+    both = [*photos, (Photo("edited.jpg", "a"), edited)]
+    before, after = splits_of(photos), splits_of(both)
+    assert after.pop("edited.jpg") == after[file.path]
+    assert {path for path in after if after[path] != before[path]} <= moved(photos) | moved(both) | {file.path}
 
 
 def test_a_split_never_changes_between_versions() -> None:
     """A version that moved these photos would move everyone's."""
     hashes = [hashlib.sha256(bytes([i])).hexdigest() for i in range(12)]
-    assert " ".join(assign_split(h, val=0.3, test=0.3, seed=7) for h in hashes) == GOLDEN
+    numbers = [hashed_number(h, 7) for h in hashes]
+    assert " ".join(split_of_number(number, val=0.3, test=0.3) for number in numbers) == GOLDEN
+    assert " ".join(assign_splits([("a", h) for h in hashes], val=0.3, test=0.3, seed=7)) == GOLDEN
+    few = assign_splits([(str(i % 4), h) for i, h in enumerate(hashes)], val=0.1, test=0.1, seed=7)
+    assert " ".join(few) == FEW
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.floats(0, 0.4))
@@ -88,7 +176,8 @@ def test_a_split_never_changes_between_versions() -> None:
 def test_fractions_are_as_asked_for(seed: int, val: float, test: float) -> None:
     n = 2000
     counts = Counter(
-        assign_split(hashlib.sha256(str(i).encode()).hexdigest(), val=val, test=test, seed=seed) for i in range(n)
+        split_of_number(hashed_number(hashlib.sha256(str(i).encode()).hexdigest(), seed), val=val, test=test)
+        for i in range(n)
     )
     for fraction, name in ((val, "val"), (test, "test")):
         assert abs(counts[name] - fraction * n) < 5 * (n * fraction * (1 - fraction)) ** 0.5 + 1
@@ -103,8 +192,8 @@ def test_another_seed_gives_another_split() -> None:
     ("classes", "message"),
     [
         ({"a": 8}, "photos has only one class, 'a'"),
-        ({"a": 8, "b": 0}, "class 'b' has no photos"),
-        ({"a": 1, "b": 1}, "class 'a' .*none was assigned to train: .*--seed"),
+        ({"a": 8, "b": 0}, r"photos has only one class, 'a'; left out: b \(no photos\): "),
+        ({"a": 1, "b": 1}, "2 photos, and in no class enough that differ: none was assigned to val: add photos"),
     ],
 )
 def test_too_few_photos_or_classes_are_refused(tmp_path: Path, classes: dict[str, int], message: str) -> None:
@@ -118,8 +207,7 @@ def test_too_few_photos_or_classes_are_refused(tmp_path: Path, classes: dict[str
 
 def test_fractions_that_leave_nothing_are_refused(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", each=2)
-    with pytest.raises(DataError, match=r"6 photos, too few for a val fraction of 0.001: .*--val .*--seed"):
-        split_of(photos, val=0.001)
+    assert {tuple(numbers.values()) for numbers in split_of(photos, val=0.001).counts().values()} == {(1, 1, 0)}
     with pytest.raises(DataError, match=r"val 0.6 and test 0.5 leave nothing to split"):
         split_of(photos, val=0.6, test=0.5)
 
@@ -129,6 +217,15 @@ def test_a_class_of_broken_photos_is_named(photos: Path) -> None:
     (photos / "broken" / "a.jpg").write_text("text")
     with pytest.raises(DataError, match=r"class 'broken' in .*no usable photo \(the first: it is not an image"):
         split_of(photos)
+
+
+def test_a_class_of_duplicates_of_another_may_be_left_without_train(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", each=6)
+    (photos / "twin").mkdir()
+    shutil.copy(photos / "ring" / "ring000.png", photos / "twin" / "x.png")
+    with pytest.raises(DataError, match=r"'twin' .* 1 photo, all duplicates of photos in other classes.*--seed"):
+        for seed in range(10):
+            split_of(photos, val=0.7, seed=seed)
 
 
 def test_broken_photos_are_refused_and_counted(photos: Path) -> None:

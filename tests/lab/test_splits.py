@@ -1,7 +1,9 @@
+import os
 import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import DataError
 from bnlab.lab import splits as module
+from bnlab.lab.measurements import _photos_digest
 from bnlab.lab.splits import StudySplits, open_study_splits
 from bnlab.progress import NullProgress
 
@@ -147,12 +150,44 @@ def test_too_few_photos_are_refused_with_the_number_needed(photos: Path, tmp_pat
             opened(few, tmp_path / "b").for_seed(seed)
 
 
-def test_photos_that_cannot_be_used_are_reported_each_time(photos: Path, tmp_path: Path) -> None:
+def test_photos_that_cannot_be_used_are_reported_each_time(photos: Path, tmp_path: Path, locked: str) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
     (data / "disc" / "broken.jpg").write_bytes(b"no picture")
+    (data / "ring" / "gone.jpg").symlink_to(data / "unplugged")
+    (data / "ring" / locked).mkdir()
     for _ in range(2):  # each time
         progress = NullProgress()
         splits = open_study_splits(data, quick=True, min_photos=10, folder=tmp_path / "a", progress=progress)
         assert len(splits) == 72
-        assert any("broken.jpg" in warning for warning in progress.warnings)
+        for name in ("broken.jpg", "gone.jpg", f"ring/{locked}"):
+            assert any(name in warning for warning in progress.warnings)
+
+
+def test_names_that_are_not_utf_8(photos: Path, tmp_path: Path) -> None:
+    """Of a class, of files, and of the folder of DATA."""
+    data = tmp_path / os.fsdecode(b"d\xe9")
+    shutil.copytree(photos, data)
+    (data / "ring").rename(data / os.fsdecode(b"ri\xe9ng"))
+    photo = next((data / "disc").iterdir())
+    photo.rename(photo.with_name(os.fsdecode(b"caf\xe9.png")))
+    first, again = (opened(data, data / "a") for _ in range(2))
+    assert (len(first), first.classes, first.name) == (72, 3, r"d\udce9")
+    assert first.photos == again.photos
+    digest = _photos_digest(first.for_seed(0), 0)
+    shutil.rmtree(data / "a")
+    (data / os.fsdecode(b"ri\xe9ng")).rename(data / os.fsdecode(b"ri\xe8ng"))
+    assert _photos_digest(opened(data, data / "a").for_seed(0), 1) != digest
+
+
+def test_small_classes_have_photos_in_each_split_of_each_seed(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for photo in sorted(photos.glob("*/*0[0-3].png")):
+        (data / photo.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, data / photo.parent.name)
+    splits = opened(data, tmp_path / "a")
+    for seed in range(10):
+        listed = read_split_csv(splits.for_seed(seed))
+        assert {(photo.label, photo.split) for photo in listed} == set(
+            product(("disc", "ring", "stripes"), ("train", "val", "test"))
+        )

@@ -70,6 +70,12 @@ def test_one_of_many_clauses_needs_a_stricter_level_to_refute() -> None:
     assert combined_verdict([weak, *[evidence(1.0, 1.1, 0.9)] * 4]) == UNSHOWN
 
 
+def test_a_study_may_not_correct_a_level_that_the_rule_corrects() -> None:
+    with pytest.raises(AssertionError, match="corrected twice"):
+        combined_verdict([evidence(1.0, 1.1, 0.9, level=0.975)] * 2)
+    combined_verdict([evidence(1.0, 1.1, 0.9), evidence(1.0, 1.1, 0.9, level=0.975, primary=False)])
+
+
 def test_ratios_are_averaged_as_logarithms() -> None:
     found = evidence(0.25, 4.0, ratio=True, above=1.0)
     assert found.mean == pytest.approx(1.0)

@@ -165,6 +165,18 @@ def test_the_first_stop_request_is_recorded_and_the_second_has_its_usual_effect(
     assert signal.getsignal(number) == before
 
 
+def test_a_handler_that_was_installed_from_c_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else before[0])
+        with stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.is_set()
+            patch.undo()
+            assert signal.getsignal(signal.SIGTERM) == before[1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
 def test_outside_the_main_thread_nothing_is_recorded() -> None:
     requested: list[bool] = []
 

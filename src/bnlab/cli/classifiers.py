@@ -34,7 +34,8 @@ def split(
     """Split a folder of classes into train, val and test.
 
     The split of a photo follows from its content and the seed, so it does not change when other photos are added or
-    removed. Exact and near duplicates go to the same split; duplicates with different labels are named.
+    removed. A small class that would have no photo in a split has its nearest one moved there. Exact and near
+    duplicates go to the same split; duplicates with different labels are named.
     """
     from bnlab.commands import split as command
 

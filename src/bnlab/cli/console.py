@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from math import ceil
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -111,9 +112,10 @@ class _RateAndEndColumn(ProgressColumn):
 def _state(task: RichTask) -> list[str]:
     """Measured values, units a second, time left, and the clock time of the end, which rich's columns do not have."""
     parts = [f"{name} {value:.4g}" for name, value in task.fields["values"].items()]
-    if task.speed:
-        parts.append(f"{task.speed:.0f} {task.fields['unit']}/s")
-    if task.time_remaining is not None and not task.finished:
-        left = timedelta(seconds=min(task.time_remaining, _LONGEST_SECONDS))
+    speed = task.speed or 0.0  # None before the second advance
+    if speed > 0:
+        parts.append(f"{speed:.0f} {task.fields['unit']}/s")
+    if speed > 0 and task.remaining is not None and not task.finished:
+        left = timedelta(seconds=ceil(min(task.remaining / speed, _LONGEST_SECONDS)))
         parts.append(f"{left} left, done at {datetime.now() + left:%H:%M:%S}")
     return parts

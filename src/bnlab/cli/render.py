@@ -19,23 +19,23 @@ _MOST_CONFLICTS = 10  # groups of duplicates that are named
 
 def split_table(result: "split.SplitResult") -> RenderableType:
     """Photos by class and split, then photos that were left out, duplicates and label conflicts."""
-    split, counts = result.split, result.split.counts()
+    from bnlab.data.scan import refused_number
+
+    counts = result.counts
     names = [name for name in ("train", "val", "test") if any(count[name] for count in counts.values())]
     rows = [[label, *(count[name] for name in names), sum(count.values())] for label, count in counts.items()]
     total = [sum(count[name] for count in counts.values()) for name in names]
     lines = []
-    if split.refused:
-        verb = "is" if len(split.refused) == 1 else "are"
-        lines.append(Text(f"{plural(len(split.refused), 'photo')} cannot be used and {verb} left out"))
-    conflicts = split.conflicts
-    labels_differ = set(conflicts)
-    alike = [group for group in split.groups if group not in labels_differ]
+    if result.refused:
+        verb = "is" if len(result.refused) == 1 else "are"
+        lines.append(Text(f"{refused_number(result.refused)} cannot be used and {verb} left out"))
+    conflicts = result.label_conflicts
+    alike = [group for group in result.duplicates if len(set(group.labels)) == 1]
     if alike:
-        photos, groups = sum(len(group.members) for group in alike), plural(len(alike), "group")
+        photos, groups = sum(len(group.photos) for group in alike), plural(len(alike), "group")
         lines.append(Text(f"{photos} photos are duplicates ({groups}), each group in one split"))
     for group in conflicts[:_MOST_CONFLICTS]:
-        members = (split.photos[i] for i in group.members)
-        same = " = ".join(f"{printable(photo.path)} ({printable(photo.label)})" for photo in members)
+        same = " = ".join(f"{printable(photo.path)} ({printable(photo.label)})" for photo in group.photos)
         lines.append(Text("label conflict: ", style="yellow") + Text(same))
     if len(conflicts) > _MOST_CONFLICTS:
         lines.append(Text(f"and {len(conflicts) - _MOST_CONFLICTS} more label conflicts", style="yellow"))

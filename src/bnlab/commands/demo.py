@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.predict import Classifier, Prediction
 from bnlab.config import Settings, load_settings
@@ -19,6 +17,7 @@ from bnlab.progress import Progress
 from bnlab.report import figures
 from bnlab.report.page import render, write_run_page
 from bnlab.runs import Run, new_run
+from bnlab.streams import Use, random_stream
 from bnlab.training import run as training_run
 
 NETWORKS = {"with BN": "bn_small_inception", "without BN": "small_inception"}
@@ -81,7 +80,7 @@ def run(options: DemoOptions, progress: Progress) -> DemoResult:
     if winner.test is None:
         raise DivergedError(winner.outcome(), "pass another --seed")
     classifier = Classifier.load(winner.run.best)
-    random = np.random.default_rng(options.seed)
+    random = random_stream(options.seed, Use.DEMO_ANSWERS)
     answers = classifier.predict([held_out[i].path for i in random.choice(len(held_out), NUM_ANSWERS, replace=False)])
     page = render(
         "demo.html",

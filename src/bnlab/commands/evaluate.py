@@ -1,7 +1,7 @@
 """`bnlab evaluate`: measure a classifier, or an ensemble, on photos whose classes are known."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from bnlab.classifier.file import Card
 from bnlab.classifier.predict import Classifier, Ensemble
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.scan import report_refused
+from bnlab.data.scan import Refusal, report_refused
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import printable
 from bnlab.files import file_sha256, write_atomic, write_csv, write_json
@@ -46,7 +46,8 @@ class EvaluateResult:
 def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
     """Evaluate, and write evaluation.json, predictions.csv, report.html and the figures to a new run folder."""
     check_free(options.runs, options.name)
-    split, photos = open_evaluation_data(options.data, options.split)
+    unreadable: list[Refusal] = []
+    split, photos = open_evaluation_data(options.data, options.split, unreadable, progress)
     members = [Classifier.load(path, options.device) for path in options.classifiers]
     evaluation = evaluate(
         members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in options.classifiers]),
@@ -57,6 +58,7 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
         progress=progress,
         crops=options.crops,
     )
+    evaluation = replace(evaluation, refused=(*unreadable, *evaluation.refused))
     report_refused(evaluation.refused, strict=options.strict, progress=progress)
     seen = _seen_in_training(options.classifiers, [member.card for member in members], evaluation)
     if seen:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bnlab.classifier.predict import Classifier, Prediction
 from bnlab.data.preprocess import open_photo
-from bnlab.data.scan import Refusal, photos_below, report_refused
+from bnlab.data.scan import Refusal, photos_below, report_refused, report_system_folders
 from bnlab.errors import DataError, PhotoError, UsageError, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
 from bnlab.options import PredictOptions
@@ -30,7 +30,8 @@ class PredictResult:
 
 
 def run(options: PredictOptions, progress: Progress) -> PredictResult:
-    paths = list(_expanded(options.photos))
+    unreadable: list[Refusal] = []
+    paths = list(_expanded(options.photos, unreadable, progress))
     if options.csv:
         with storage_errors(options.csv):
             if options.csv.exists():
@@ -39,7 +40,7 @@ def run(options: PredictOptions, progress: Progress) -> PredictResult:
     classifier = Classifier.load(options.classifier, options.device)
     predictions = classifier.predict(paths, top=options.top, batch_size=options.batch_size, progress=progress)
     refused = [Refusal(p.path, p.error) for p in predictions if p.error]
-    report_refused(refused, strict=options.strict, progress=progress)
+    report_refused([*unreadable, *refused], strict=options.strict, progress=progress)
     if len(refused) == len(predictions):
         raise PhotoError(refused[0].path, refused[0].reason)
     if options.csv:
@@ -47,12 +48,18 @@ def run(options: PredictOptions, progress: Progress) -> PredictResult:
     return PredictResult(predictions=predictions, picture=_picture(options, predictions) if options.show else None)
 
 
-def _expanded(photos: Iterable[Path]) -> Iterable[str]:
+def _expanded(photos: Iterable[Path], unreadable: list[Refusal], progress: Progress) -> Iterable[str]:
+    """The photos, and those below folders. Folders that cannot be read are added to `unreadable`."""
     for path in photos:
         if path.is_dir():
-            below = list(photos_below(path))
+            known = len(unreadable)
+            below = list(photos_below(path, unreadable))
+            report_system_folders(path, progress)
             if not below:
-                raise DataError(f"{printable(path)} has no photos", "pass photos, or a folder of them")
+                why = (
+                    f" ({printable(unreadable[known].path)}: {unreadable[known].reason})" if unreadable[known:] else ""
+                )
+                raise DataError(f"{printable(path)} has no photos{why}", "pass photos, or a folder of them")
             yield from below
         elif path.exists():
             yield str(path)

@@ -1,11 +1,13 @@
 """`bnlab split`: split a folder of classes into train, val and test."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bnlab.data.duplicates import Group
-from bnlab.data.scan import report_refused
+from bnlab.data.photos import Photo
+from bnlab.data.scan import Refusal, report_refused
 from bnlab.data.split import Split, split_folder, write_split
 from bnlab.data.split_csv import report_missing_classes
 from bnlab.options import SplitOptions
@@ -13,28 +15,69 @@ from bnlab.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Two or more photos that show the same, all in one split."""
+
+    photos: tuple[Photo, ...]  # each with path, label, split and sha256
+    exact: bool  # whether all of them are identical to the byte
+
+    @property
+    def paths(self) -> list[str]:
+        return [photo.path for photo in self.photos]
+
+    @property
+    def labels(self) -> list[str]:
+        return [photo.label for photo in self.photos]
+
+    def to_json(self) -> dict[str, Any]:
+        listed = [{"path": photo.path, "class": photo.label, "split": photo.split} for photo in self.photos]
+        return {"exact": self.exact, "photos": listed}
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitResult:
     """The split, its folder, and whether this call wrote it (or it was there already)."""
 
     split: Split
-    into: Path
+    folder: Path  # the new one, which is DATA for a training
     written: bool
 
+    @property
+    def photos(self) -> list[Photo]:
+        """All photos with their class (`label`), split and SHA-256, in the order of class and path."""
+        return self.split.photos
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of photos by class and split, such as `counts["tulips"]["train"]`."""
+        return self.split.counts()
+
+    @property
+    def refused(self) -> list[Refusal]:
+        """What cannot be used: photos and folders, each with `path`, `reason` and `label`."""
+        return self.split.refused
+
+    @property
+    def duplicates(self) -> list[Duplicates]:
+        """All groups of photos that show the same."""
+        return self._named(self.split.groups)
+
+    @property
+    def label_conflicts(self) -> list[Duplicates]:
+        """The groups with photos in several classes: at least one label is wrong."""
+        return self._named(self.split.conflicts)
+
+    def _named(self, groups: Iterable[Group]) -> list[Duplicates]:
+        return [Duplicates(photos=tuple(self.photos[i] for i in group.members), exact=group.exact) for group in groups]
+
     def to_json(self) -> dict[str, Any]:
-        photos = self.split.photos
-
-        def group(found: Group) -> dict[str, Any]:
-            members = [photos[i] for i in found.members]
-            listed = [{"path": photo.path, "class": photo.label, "split": photo.split} for photo in members]
-            return {"exact": found.exact, "photos": listed}
-
         return {
-            "into": str(self.into),
+            "into": str(self.folder),
             "written": self.written,
-            "counts": self.split.counts(),
-            "refused": [{"path": refusal.path, "reason": refusal.reason} for refusal in self.split.refused],
-            "duplicates": [group(found) for found in self.split.groups],
-            "label_conflicts": [group(found) for found in self.split.conflicts],
+            "counts": self.counts,
+            "refused": [{"path": refusal.path, "reason": refusal.reason} for refusal in self.refused],
+            "duplicates": [group.to_json() for group in self.duplicates],
+            "label_conflicts": [group.to_json() for group in self.label_conflicts],
         }
 
 
@@ -46,4 +89,4 @@ def run(options: SplitOptions, progress: Progress) -> SplitResult:
         if fraction:
             report_missing_classes(split.photos, name, progress)
     written = write_split(split, options.into, options.how, progress)
-    return SplitResult(split=split, into=options.into, written=written)
+    return SplitResult(split=split, folder=options.into, written=written)

@@ -16,8 +16,8 @@ from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import open_photo
 from bnlab.data.scan import (
     Refusal,
+    check_classes,
     class_folders,
-    empty_class_error,
     map_photos,
     photos_below,
     report_ignored_files,
@@ -25,10 +25,10 @@ from bnlab.data.scan import (
     split_folders,
 )
 from bnlab.data.split import split_files, split_folder
-from bnlab.data.split_csv import SPLIT_CSV, as_label, check_classes, read_split_csv
+from bnlab.data.split_csv import SPLIT_CSV, as_label, read_split_csv
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.files import file_sha256
-from bnlab.progress import Progress
+from bnlab.progress import NullProgress, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,9 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     if split_csv := _split_csv_of(data):
         photos, refused = _usable_photos(read_split_csv(split_csv), progress)
     elif folders := split_folders(data):
-        photos, refused = _usable_photos(_read_split_folder(data, folders, progress), progress)
+        unreadable: list[Refusal] = []
+        photos, refused = _usable_photos(_read_split_folder(data, folders, unreadable, progress), progress)
+        refused = [*unreadable, *refused]
     else:
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
         if split.conflicts:
@@ -93,26 +95,38 @@ def open_recorded_data(path: Path) -> Dataset:
     return _make_dataset(path, photos, [])
 
 
-def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
+def open_evaluation_data(
+    data: Path, split: str | None, refused: list[Refusal] | None = None, progress: Progress | None = None
+) -> tuple[str, Photos]:
     """The photos to evaluate on and the name of their split.
 
     That is `split`, or the first of test, val and train that DATA has. "all" selects all photos, and is the only split
-    of a plain folder of classes.
+    of a plain folder of classes. Folders that cannot be read are added to `refused`.
 
     Raises:
         DataError: DATA cannot be evaluated on, or has no such split.
     """
+    refused, progress = [] if refused is None else refused, progress or NullProgress()
+    folders: Sequence[tuple[str, Path]] = ()
+    unreadable: list[Refusal] = []  # in any split
     if split_csv := _split_csv_of(data):
         photos = read_split_csv(split_csv)
     elif folders := split_folders(data):
-        photos = Photos.of(_photos_in(folders))
+        photos = Photos.of(_photos_in(folders, unreadable))
     else:
-        photos = Photos.of(replace(photo, split="all") for photo in scan(data))
+        photos = Photos.of(replace(photo, split="all") for photo in scan(data, refused))
+        report_ignored_files(data, progress)
     if not photos:
         raise DataError(f"{printable(data)} has no photos", "use a split folder, a split.csv or a folder of classes")
-    if split == "all":
-        return "all", photos
     chosen = split or next(name for name in ("test", "val", "train", "all") if name in photos.splits)
+    if folders:
+        class_folders(data, refused)
+    for name, folder in folders:
+        if chosen in (name, "all"):
+            refused += (each for each in unreadable if Path(each.path).is_relative_to(folder))
+            report_ignored_files(folder, progress)
+    if chosen == "all":
+        return "all", photos
     if chosen not in photos.splits:
         known = " or ".join(sorted(photos.splits | {"all"}))
         raise DataError(f"{printable(data)} has no {printable(chosen)} split", f"use --split {known}")
@@ -128,27 +142,31 @@ def _split_csv_of(data: Path) -> Path | None:
     return path if path.is_file() and (is_run or not class_folders(data)) else None
 
 
-def _photos_in(folders: Iterable[tuple[str, Path]]) -> Iterator[Photo]:
+def _photos_in(folders: Iterable[tuple[str, Path]], refused: list[Refusal]) -> Iterator[Photo]:
     return (
         Photo(photo, as_label(label), split)
         for split, folder in folders
-        for label, path in class_folders(folder).items()
-        for photo in photos_below(path)
+        for label, path in class_folders(folder, refused).items()
+        for photo in photos_below(path, refused, label)
     )
 
 
-def _read_split_folder(data: Path, folders: Sequence[tuple[str, Path]], progress: Progress) -> Photos:
-    """The photos of a split folder, with the SHA-256 that its split.csv lists. Warns of what is ignored."""
-    photos = Photos.of(_photos_in(folders))
-    train_classes = photos.in_split("train").labels
-    for split, folder in folders:
-        for label, path in class_folders(folder).items():
-            if split == "train" and as_label(label) not in train_classes:
-                raise empty_class_error(label, path)
+def _report_ignored(data: Path, folders: Sequence[tuple[str, Path]], progress: Progress) -> None:
+    """Warn of what is ignored in a split folder."""
+    for _, folder in folders:
         report_ignored_files(folder, progress)
-    if others := class_folders(data).keys() - {folder.name for _, folder in folders}:
+    if others := class_folders(data, with_system=True).keys() - {folder.name for _, folder in folders}:
         names = ", ".join(map(printable, sorted(others)[:5]))
         progress.warn(f"left out folders of {printable(data)} that are not train, val or test: {names}")
+
+
+def _read_split_folder(
+    data: Path, folders: Sequence[tuple[str, Path]], refused: list[Refusal], progress: Progress
+) -> Photos:
+    """The photos of a split folder, with the SHA-256 that its split.csv lists. Warns of what is ignored."""
+    class_folders(data, refused)
+    photos = Photos.of(_photos_in(folders, refused))
+    _report_ignored(data, folders, progress)
     return photos.with_sha256_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
 
 
@@ -180,7 +198,7 @@ def _make_dataset(data: Path, photos: Iterable[Photo], refused: Iterable[Refusal
     if repeated is not None:
         raise DataError(f"{name} lists {printable(repeated)} more than once", "a photo has one class and one split")
     classes = photos.in_split("train").labels
-    check_classes(classes, f"train of {name}" if classes else name)
+    check_classes(classes, f"train of {name}" if classes else name, data)
     for split in ("val", "test"):
         if unknown := set(photos.in_split(split).labels) - set(classes):
             raise DataError(

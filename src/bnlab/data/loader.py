@@ -21,9 +21,8 @@ from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import Crops, Pixels, Preprocessing, images_per_photo, open_photo, pre_resize, tta_crops
 from bnlab.errors import PhotoError
 from bnlab.machine import usable_cores
+from bnlab.streams import Use, random_stream
 
-# Each use of the seed has a separate random stream.
-_ORDER, _AUGMENTATION, _SAMPLE = 0, 1, 2
 _AHEAD = 4  # items that are prepared in advance
 
 T = TypeVar("T")
@@ -75,7 +74,7 @@ class TrainingLoader:
         with closing(prefetch_map(self.photo, order, workers, ahead)) as photos:
             for batch in batches:
                 augmented = [
-                    self.augment(photo, size, np.random.default_rng((self.seed, _AUGMENTATION, epoch, i)))
+                    self.augment(photo, size, random_stream(self.seed, Use.AUGMENTATION, epoch, i))
                     for i, photo in zip(batch.tolist(), photos, strict=False)
                 ]
                 yield np.stack(augmented), self.labels[batch]
@@ -91,14 +90,14 @@ class TrainingLoader:
 
     def sample(self, number: int) -> NDArray[np.int64]:
         """Indices of `number` photos (or of all, if there are fewer) in random order, the same at each call."""
-        return np.random.default_rng((self.seed, _SAMPLE)).permutation(len(self.paths))[:number]
+        return random_stream(self.seed, Use.SAMPLE).permutation(len(self.paths))[:number]
 
     def _shuffled_batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """The indices of the photos in each batch of an epoch."""
-        random = np.random.default_rng((self.seed, _ORDER, epoch))
+        random = random_stream(self.seed, Use.ORDER, epoch)
         if self.shuffle == "photos":
             return np.array_split(random.permutation(len(self.paths)), self.batches)
-        fixed = np.random.default_rng((self.seed, _ORDER)).permutation(len(self.paths))
+        fixed = random_stream(self.seed, Use.FIXED_BATCHES).permutation(len(self.paths))
         batches = np.array_split(fixed, self.batches)
         return [batches[i] for i in random.permutation(self.batches)]
 

@@ -4,7 +4,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,61 +21,92 @@ SUFFIXES = frozenset(
     for kind in "jpg jpeg jpe jfif png gif bmp webp tif tiff avif heic heif jp2 ppm pgm pbm pnm".split()  # noqa: SIM905
 )
 _SPLIT_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Folders that operating systems and network drives add. Some hold small copies of the photos next to them.
+_SYSTEM_FOLDERS = frozenset(
+    name.casefold()
+    for name in (
+        *("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
+        "__pycache__",
+    )
+)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A photo that cannot be used, and why."""
+    """A photo that cannot be used, or a folder that cannot be read, and why."""
 
     path: str
     reason: str
     label: str = ""
+    is_folder: bool = False
 
 
-def scan(folder: Path) -> list[Photo]:
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What a folder holds, by name, sorted, without what is hidden."""
+
+    folders: list[str]
+    files: list[str]
+    system: list[str]  # folders that hold no photos of the user's
+    broken: list[Refusal]  # symbolic links that lead nowhere, which may have been folders
+
+
+def scan(folder: Path, refused: list[Refusal]) -> list[Photo]:
     """The photo files of a folder of classes, ordered by class and path.
 
-    Each sub-folder is a class with all photos below it. Hidden files and folders are ignored. Symbolic links are
-    followed, each folder once.
+    Each sub-folder with photos at any depth is a class. Hidden files and folders are ignored, and so are those of the
+    system, such as `__MACOSX`. Symbolic links are followed, each folder once. Folders that cannot be read are added to
+    `refused`.
 
     Raises:
-        DataError: the folder is missing or has no classes, or a class has no photos.
+        DataError: the folder is missing, or no sub-folder has photos.
     """
-    classes = class_folders(folder)
-    if not classes:
-        has_photos = next(photos_below(folder), None) is not None
+    classes = class_folders(folder, refused)
+    files = [
+        Photo(photo, as_label(label)) for label, path in classes.items() for photo in photos_below(path, refused, label)
+    ]
+    if not files and not (left_out := _left_out(folder)):
+        has_photos = any(map(is_photo, _list(folder).files))
         what = "photos but no sub-folders" if has_photos else "neither sub-folders nor photos"
         raise DataError(
             f"{printable(folder)} has {what}", "move the photos of each class into a sub-folder of its name"
         )
-    files = []
-    for label, path in classes.items():
-        of_class = [Photo(photo, as_label(label)) for photo in photos_below(path)]
-        if not of_class:
-            raise empty_class_error(label, path)
-        files += of_class
+    if not files:
+        raise DataError(f"{printable(folder)} has no class with photos{left_out}", "add photos to its sub-folders")
     return files
 
 
-def empty_class_error(label: str, folder: Path) -> DataError:
-    return DataError(
-        f"class '{printable(label)}' has no photos in {printable(folder)}", "add some or remove the folder"
-    )
+def check_classes(labels: Sequence[str], where: str, folder: Path) -> None:
+    """Refuse fewer than two classes. The error names the sub-folders of `folder` that were left out.
+
+    Raises:
+        DataError: there is no class, or only one.
+    """
+    if len(labels) < 2:
+        only = f"only one class, '{printable(labels[0])}'" if labels else "no classes"
+        raise DataError(
+            f"{where} has {only}{_left_out(folder)}", "a classifier needs two or more: add another sub-folder"
+        )
 
 
-def class_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders of a folder by name, sorted, without hidden ones.
+def class_folders(folder: Path, refused: list[Refusal] | None = None, *, with_system: bool = False) -> dict[str, Path]:
+    """The sub-folders of a folder by name, sorted, without hidden ones and those of the system.
+
+    Links that lead nowhere are added to `refused`.
 
     Raises:
         DataError: the folder is missing or not readable.
     """
     try:
-        return {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+        listing = _list(folder)
     except FileNotFoundError:
         raise DataError(f"there is no folder {printable(folder)}", "check the path") from None
     except OSError as error:
         raise DataError(f"{printable(folder)} cannot be read ({error.strerror})", "use a folder of photos") from None
+    if refused is not None:
+        refused += listing.broken
+    return {name: folder / name for name in [*listing.folders, *(listing.system if with_system else ())]}
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
@@ -99,27 +131,87 @@ def split_folders(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def photos_below(folder: Path) -> Iterator[str]:
-    """Paths of the photos at any depth below a folder, sorted, without hidden ones."""
-    return (path for path in _files_below(folder) if is_photo(path))
+def photos_below(folder: Path, refused: list[Refusal], label: str = "") -> Iterator[str]:
+    """Paths of the photos at any depth below a folder, sorted, without hidden ones.
+
+    Folders that cannot be read are added to `refused`, with `label`.
+    """
+    for where, listing in _walk(folder, refused, label):
+        for name in listing.files:
+            if is_photo(name):
+                yield os.path.join(where, name)  # noqa: PTH118
 
 
 def is_photo(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a Path for each of a million files is slow)
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, refused: list[Refusal], label: str = "") -> Iterator[tuple[str, _Listing]]:
+    """Each folder that can be read, from `folder` down, with what it holds."""
     seen: set[str] = set()  # a link to a parent folder would never end
-    for where, folders, names in os.walk(folder, followlinks=True):
+    pending = [str(folder)]
+    while pending:
+        where = pending.pop()
         real = os.path.realpath(where)
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.join(where, name)  # noqa: PTH118
+        try:
+            listing = _list(where)
+        except OSError as error:
+            refused.append(Refusal(where, _unreadable(error), label, is_folder=True))
+            continue
+        refused += [replace(link, label=label) for link in listing.broken]
+        yield where, listing
+        pending += [os.path.join(where, name) for name in reversed(listing.folders)]  # noqa: PTH118
+
+
+def _list(folder: str | Path) -> _Listing:
+    """What a folder holds. A link that leads nowhere counts as a file if it has a photo's name.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    listing = _Listing([], [], [], [])
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            is_folder = entry.is_dir()
+            if not is_folder and entry.is_symlink() and not is_photo(entry.name):
+                entry.stat()
+        except OSError as error:
+            if is_photo(entry.name):  # whoever reads it says why it cannot be used
+                listing.files.append(entry.name)
+            else:
+                listing.broken.append(Refusal(entry.path, _unreadable(error), is_folder=True))
+            continue
+        is_system = is_folder and entry.name.casefold() in _SYSTEM_FOLDERS
+        (listing.system if is_system else listing.folders if is_folder else listing.files).append(entry.name)
+    return listing
+
+
+def _unreadable(error: OSError) -> str:
+    return f"it cannot be read ({error.strerror or error})"
+
+
+def _left_out(folder: Path) -> str:
+    """The sub-folders of a folder of classes, or of its train, that give no class, as a part of an error."""
+    with suppress(DataError, OSError):
+        folder = dict(split_folders(folder)).get("train", folder)
+        listing = _list(folder)
+        reasons = [*((name, "a folder of the system") for name in listing.system)]
+        reasons += [(os.path.basename(link.path), link.reason) for link in listing.broken]  # noqa: PTH119
+        for name in listing.folders:
+            refused: list[Refusal] = []
+            if next(photos_below(folder / name, refused), None) is None:
+                reasons.append((name, refused[0].reason if refused else "no photos"))
+        if reasons:
+            more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+            return f"; left out: {', '.join(f'{printable(name)} ({why})' for name, why in reasons[:5])}{more}"
+    return ""
 
 
 def map_photos(
@@ -148,35 +240,68 @@ def map_photos(
 
 
 def report_refused(refused: Sequence[Refusal], *, strict: bool, progress: Progress) -> None:
-    """Warn of the photos that cannot be used, the first five by name.
+    """Warn of the photos that cannot be used and the folders that cannot be read, the first five by name.
 
     Raises:
-        DataError: `strict` is set and there is such a photo.
+        DataError: `strict` is set and there is such a photo or folder.
     """
     if refused and strict:
         first = f"{printable(refused[0].path)}, {refused[0].reason}"
         raise DataError(
-            f"{plural(len(refused), 'photo')} cannot be used (the first: {first})", "fix them or leave out --strict"
+            f"{refused_number(refused)} cannot be used (the first: {first})", "fix them or leave out --strict"
         )
     for refusal in refused[:5]:
         progress.warn(f"left out {printable(refusal.path)}: {refusal.reason}")
     if len(refused) > 5:
-        progress.warn(f"and {len(refused) - 5} more photos that cannot be used")
+        progress.warn(f"and {refused_number(refused[5:], 'more ')} that cannot be used")
+
+
+def refused_number(refused: Sequence[Refusal], more: str = "") -> str:
+    """How many photos and folders these are, such as "2 photos and 1 folder"."""
+    folders = sum(refusal.is_folder for refusal in refused)
+    counts = {f"{more}photo": len(refused) - folders, f"{more}folder": folders}
+    return " and ".join(plural(number, what) for what, number in counts.items() if number)
 
 
 def report_ignored_files(folder: Path, progress: Progress) -> None:
-    """Warn of photos that belong to no class and of nested folders, and note files that are not photos."""
-    loose = sum(is_photo(path.name) for path in folder.iterdir() if path.is_file())
+    """Warn of photos that belong to no class, of nested folders and of folders that are left out; note other files.
+
+    Folders that cannot be read are not named: `photos_below` lists them.
+    """
+    listing = _list(folder)
+    loose = sum(map(is_photo, listing.files))
     if loose:
         progress.warn(f"left out {plural(loose, 'photo')} in {printable(folder)} that belong to none of its classes")
     others: Counter[str] = Counter()
-    for label, path in class_folders(folder).items():
-        nested = [printable(name) for name, sub in class_folders(path).items() if next(photos_below(sub), None)]
+    empty, system = list[str](), [str(folder / name) for name in listing.system]
+    for label in listing.folders:
+        photos, nested = 0, dict[str, None]()
+        for where, below in _walk(folder / label, []):
+            system += [os.path.join(where, name) for name in below.system]  # noqa: PTH118
+            others.update(Path(name).suffix.lower() or "no suffix" for name in below.files if not is_photo(name))
+            if here := sum(map(is_photo, below.files)):
+                photos += here
+                nested |= dict.fromkeys(Path(where).relative_to(folder / label).parts[:1])
         if nested:
-            progress.warn(
-                f"class '{printable(label)}' has sub-folders ({', '.join(nested[:5])}): their photos belong to it, too"
-            )
-        others.update(Path(name).suffix.lower() or "no suffix" for name in _files_below(path) if not is_photo(name))
+            names = ", ".join(map(printable, list(nested)[:5]))
+            progress.warn(f"class '{printable(label)}' has sub-folders ({names}): their photos belong to it, too")
+        if not photos:
+            empty.append(str(folder / label))
+    _warn_left_out("without photos", empty, progress)
+    _warn_left_out("of the system", system, progress)
     if others:
         kinds = ", ".join(f"{number} with {printable(kind)}" for kind, number in others.most_common(5))
         progress.note(f"left out {plural(others.total(), 'other file')}: {kinds}")
+
+
+def report_system_folders(folder: Path, progress: Progress) -> None:
+    """Warn of the folders of the system below a folder, whose photos are left out."""
+    system = [os.path.join(where, name) for where, below in _walk(folder, []) for name in below.system]  # noqa: PTH118
+    _warn_left_out("of the system", system, progress)
+
+
+def _warn_left_out(what: str, folders: Sequence[str], progress: Progress) -> None:
+    if folders:
+        more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
+        names = ", ".join(map(printable, folders[:5]))
+        progress.warn(f"left out {plural(len(folders), 'folder')} {what}: {names}{more}")

@@ -1,24 +1,30 @@
 """Split a folder of classes: assign its photos to train, val and test, and write the split to a folder.
 
-The split of a photo follows from a hash of the seed and the photo's SHA-256 alone. It stays the same when other photos
-are added or removed. Duplicates are assigned by the smallest SHA-256 among them, so only a photo's own duplicates can
-move it.
+The split of a photo follows from a number that is hashed from the seed and the photo's SHA-256. It stays the same when
+other photos are added or removed. Duplicates are assigned by the smallest SHA-256 among them, so only a photo's own
+duplicates can change its number.
+
+This leaves some split of a small class without a photo now and then. Such a class, and no other, gives that split the
+photo whose number is nearest. So each class of enough photos has one or more in each split, and at most two of its
+photos (with their duplicates) are not where their number alone would place them. Duplicates in several classes are not
+moved.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from bnlab.data import duplicates
-from bnlab.data.duplicates import Fingerprint, Group
+from bnlab.data.duplicates import Group
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Refusal, report_ignored_files, scan, split_folders
-from bnlab.data.split_csv import SPLIT_CSV, check_classes, count_photos, read_split_csv, write_split_csv
+from bnlab.data.scan import Refusal, check_classes, report_ignored_files, scan, split_folders
+from bnlab.data.split_csv import SPLIT_CSV, count_photos, read_split_csv, write_split_csv
 from bnlab.errors import DataError, plural, printable, quoted
 from bnlab.files import new_folder, storage_errors, write_csv
 from bnlab.progress import Progress
@@ -44,15 +50,47 @@ class Split:
         return count_photos(self.photos)
 
 
-def assign_split(sha256: str, *, val: float, test: float, seed: int) -> str:
-    """The split of a photo with this content.
+def split_of_number(number: float, *, val: float, test: float) -> str:
+    """The split of a photo with this number in [0, 1): below `val` it is val, below `val + test` test, else train."""
+    return "val" if number < val else "test" if number < val + test else "train"
 
-    A number that is uniform in [0, 1) is hashed from the seed and the content: below `val` it is val, below
-    `val + test` test, and else train.
-    """
+
+def hashed_number(sha256: str, seed: int) -> float:
+    """A number that is uniform in [0, 1), hashed from the seed and the content."""
     digest = hashlib.sha256(f"{seed}:{sha256}".encode()).digest()
-    draw = int.from_bytes(digest[:8], "big") / 2**64
-    return "val" if draw < val else "test" if draw < val + test else "train"
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def assign_splits(photos: Sequence[tuple[str, str]], *, val: float, test: float, seed: int) -> list[str]:
+    """The splits of photos, each given by its class and by the key of its duplicates, see `duplicates.group_keys`.
+
+    Photos of one key count as one. A class of at least three (two if only val or only test is held out) has one or more
+    in each split. One of two has them in train and val; one of a single photo has it in train.
+    """
+    numbers = {key: hashed_number(key, seed) for _, key in photos}
+    splits = {key: split_of_number(number, val=val, test=test) for key, number in numbers.items()}
+    classes: dict[str, set[str]] = {}
+    labels: dict[str, set[str]] = {}
+    for label, key in photos:
+        classes.setdefault(label, set()).add(key)
+        labels.setdefault(key, set()).add(label)
+    ranges = (
+        {"train": (val + test, 1.0)}
+        | ({"val": (0.0, val)} if val else {})
+        | ({"test": (val, val + test)} if test else {})
+    )
+    for keys in classes.values():
+        movable = sorted(key for key in keys if len(labels[key]) == 1)
+        needed = list(ranges)[: len(keys)]  # the first matter most
+        for split in needed:
+            count = Counter(splits[key] for key in keys)
+            # A needed split keeps its last photo.
+            spare = [key for key in movable if splits[key] not in needed or count[splits[key]] > 1]
+            if not count[split] and spare:
+                low, high = ranges[split]
+                nearest = min(spare, key=lambda key: max(low - numbers[key], numbers[key] - high))
+                splits[nearest] = split
+    return [splits[key] for _, key in photos]
 
 
 def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: Progress) -> Split:
@@ -67,9 +105,11 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
         )
     if split_folders(folder):
         raise DataError(f"{printable(folder)} is already split", f"train on it with `bnlab train {quoted(folder)}`")
-    files = scan(folder)
+    unreadable: list[Refusal] = []
+    files = scan(folder, unreadable)
     report_ignored_files(folder, progress)
-    return split_files(folder, files, val=val, test=test, seed=seed, progress=progress)
+    split = split_files(folder, files, val=val, test=test, seed=seed, progress=progress)
+    return replace(split, refused=[*unreadable, *split.refused])
 
 
 def split_files(
@@ -82,20 +122,16 @@ def split_files(
     """
     usable, refused = duplicates.read_fingerprints(photos, progress)
     groups = duplicates.find_groups([fingerprint for _, fingerprint in usable])
-    assigned = assign_splits(usable, groups, val=val, test=test, seed=seed)
+    keys = duplicates.group_keys([fingerprint for _, fingerprint in usable], groups)
+    labelled = [(photo.label, key) for (photo, _), key in zip(usable, keys, strict=True)]
+    assigned = [
+        Photo(photo.path, photo.label, split, fingerprint.sha256)
+        for (photo, fingerprint), split in zip(
+            usable, assign_splits(labelled, val=val, test=test, seed=seed), strict=True
+        )
+    ]
     _check_counts(folder, assigned, refused, val=val, test=test)
     return Split(folder=folder, photos=assigned, refused=refused, groups=groups)
-
-
-def assign_splits(
-    usable: Sequence[tuple[Photo, Fingerprint]], groups: Iterable[Group], *, val: float, test: float, seed: int
-) -> list[Photo]:
-    """The photos with their splits. All members of a group of duplicates are assigned to the same one."""
-    keys = duplicates.group_keys([fingerprint for _, fingerprint in usable], groups)
-    return [
-        Photo(photo.path, photo.label, assign_split(key, val=val, test=test, seed=seed), fingerprint.sha256)
-        for (photo, fingerprint), key in zip(usable, keys, strict=True)
-    ]
 
 
 def write_split(split: Split, into: Path, mode: LinkMode, progress: Progress) -> bool:
@@ -136,19 +172,19 @@ def _check_counts(folder: Path, photos: list[Photo], refused: list[Refusal], *, 
                 f"class '{printable(refusal.label)}' in {name} has no usable photo (the first: {refusal.reason})",
                 "replace its photos or remove the folder",
             )
-    check_classes(list(counts), name)
+    check_classes(list(counts), name, folder)
     for label, numbers in counts.items():
         if not numbers["train"]:
             raise DataError(
-                f"class '{printable(label)}' in {name} has {plural(sum(numbers.values()), 'photo')}, "
-                f"and none was assigned to train",
-                "add photos, hold out fewer or use another --seed",
+                f"class '{printable(label)}' in {name} has {plural(sum(numbers.values()), 'photo')}, all duplicates of "
+                f"photos in other classes, and none was assigned to train",
+                "add photos, correct their classes or use another --seed",
             )
     for fraction, split in ((val, "val"), (test, "test")):
         if fraction and not any(numbers[split] for numbers in counts.values()):
             raise DataError(
-                f"{name} has {len(photos)} photos, too few for a {split} fraction of {fraction}: none was assigned",
-                f"add photos, raise --{split} or use another --seed",
+                f"{name} has {len(photos)} photos, and in no class enough that differ: none was assigned to {split}",
+                "add photos to each class",
             )
 
 

@@ -4,7 +4,7 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bnlab.data.photos import Photo, Photos
@@ -30,20 +30,14 @@ def count_photos(photos: Iterable[Photo]) -> dict[str, dict[str, int]]:
     return {label: {split: count[label, split] for split in SPLITS} for label in photos.labels}
 
 
-def check_classes(labels: Sequence[str], where: str) -> None:
-    """Raise a DataError if there are fewer than two classes."""
-    if len(labels) < 2:
-        only = f"only one class, '{printable(labels[0])}'" if labels else "no classes"
-        raise DataError(f"{where} has {only}", "a classifier needs two or more: add another sub-folder")
-
-
 def report_missing_classes(photos: Iterable[Photo], split: str, progress: Progress) -> None:
     """Warn of each class that has no photo in a split."""
     for label, counts in count_photos(photos).items():
         if not counts[split]:
+            where = " and ".join(f"{number} in {other}" for other, number in counts.items() if number)
             progress.warn(
-                f"{split} has no photo of class '{printable(label)}', so its accuracy will not be measured: "
-                f"hold out more photos or use another --seed"
+                f"{split} has no photo of class '{printable(label)}' ({where}), so its accuracy will not be measured: "
+                f"add photos of it that are no duplicates"
             )
 
 

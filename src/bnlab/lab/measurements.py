@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bnlab.data.photos import ERRORS
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import Interrupted, RunError, StorageError, printable
 from bnlab.files import read_json, storage_errors, write_json
@@ -170,7 +171,7 @@ def _photos_digest(split: Path, changed: int) -> str:
     """A digest of a split.csv: the content, split and class of its photos, in their order, but not their paths."""
     digest = hashlib.sha256()
     for photo in read_split_csv(split):
-        digest.update(f"{photo.sha256} {photo.split} {photo.label}\n".encode())
+        digest.update(f"{photo.sha256} {photo.split} {photo.label}\n".encode("utf-8", ERRORS))
     return digest.hexdigest()
 
 

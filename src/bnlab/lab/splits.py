@@ -7,16 +7,16 @@ split, or else its val split, is test for all seeds, and an interval over the se
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from bnlab.data import duplicates
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import find_idx_files, write_binary_digits, write_digits
-from bnlab.data.photos import Photo
-from bnlab.data.scan import report_refused, scan
-from bnlab.data.split import assign_split
+from bnlab.data.photos import ERRORS, Photo
+from bnlab.data.scan import Refusal, report_refused, scan
+from bnlab.data.split import assign_splits
 from bnlab.data.split_csv import SPLITS, write_split_csv
 from bnlab.errors import DataError, plural, printable
 from bnlab.files import file_sha256, read_csv, write_csv
@@ -67,11 +67,11 @@ class StudySplits:
             DataError: a class has no photo in train or test, or no class has one in val.
         """
         where = str(self.folder.resolve())  # the paths in a split.csv are valid for the folder it was written in
-        name = hashlib.sha256(repr((VAL, TEST, where, list(self.photos))).encode()).hexdigest()[:16]
+        rule = "nearest"  # that of assign_splits: a list that another rule has written is not used
+        name = hashlib.sha256(repr((rule, VAL, TEST, where, list(self.photos))).encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{seed}.csv"
         if not path.exists():
-            given = {photo.split for photo in self.photos}
-            photos = [Photo(p.path, p.label, _assign_split(p, given, seed), p.sha256) for p in self.photos]
+            photos = self._assigned(seed)
             for split in SPLITS:
                 missing = {p.label for p in photos} - {p.label for p in photos if p.split == split}
                 if missing and (split != "val" or len(missing) == self.classes):
@@ -81,6 +81,19 @@ class StudySplits:
                     )
             write_split_csv(path, photos)
         return path
+
+    def _assigned(self, seed: int) -> list[Photo]:
+        """The photos with their splits: drawn where DATA has none. If DATA lacks val, it is drawn from train."""
+        given = {photo.split for photo in self.photos}
+        has_val = {"val", "test"} <= given  # otherwise val, if there is any, is the test split
+        is_free = [self.is_drawn or (photo.split == "train" and not has_val) for photo in self.photos]
+        free = [(photo.label, photo.group) for photo, to_assign in zip(self.photos, is_free, strict=True) if to_assign]
+        drawn = iter(assign_splits(free, val=VAL, test=TEST if self.is_drawn else 0.0, seed=seed))
+        splits = [
+            next(drawn) if to_assign else photo.split if "test" in given else "test"
+            for photo, to_assign in zip(self.photos, is_free, strict=True)
+        ]
+        return [Photo(p.path, p.label, split, p.sha256) for p, split in zip(self.photos, splits, strict=True)]
 
 
 def open_study_splits(
@@ -98,12 +111,15 @@ def open_study_splits(
         digits = folder / "digits"
         if not digits.is_dir():
             write_digits(digits)
-        name, kind, found = "scikit-learn's digits", "digits", scan(digits)
+        name, kind, found = "scikit-learn's digits", "digits", scan(digits, [])
     elif files := find_idx_files(data):
         name, kind = f"{printable(data.name)} (IDX, made binary)", "digits"
         found = write_binary_digits(files, folder, progress)
     else:
-        name, kind, found = printable(data.name or data), "photos", list(open_evaluation_data(data, "all")[1])
+        unreadable: list[Refusal] = []
+        name, kind = printable(data.name or data), "photos"
+        found = list(open_evaluation_data(data, "all", unreadable, progress)[1])
+        report_refused(unreadable, strict=False, progress=progress)
     used = _some(found) if quick and data else found  # the bundled digits are few enough
     photos = _examined(used, folder, progress) if kind == "photos" else [_with_content(photo) for photo in used]
     number, classes = len(photos), len({photo.label for photo in photos})
@@ -121,12 +137,16 @@ def _some(found: Sequence[Photo]) -> list[Photo]:
     classes = Counter(split for split, _ in {(photo.split, photo.label) for photo in found})
     taken: Counter[tuple[str, str]] = Counter()
     some = []
-    for photo in sorted(found, key=lambda photo: hashlib.sha256(Path(photo.path).name.encode()).digest()):
+    for photo in sorted(found, key=_name_digest):
         taken[photo.split, photo.label] += 1
         most = max(1, QUICK_PHOTOS // classes[photo.split])
         if of_split[photo.split] <= QUICK_PHOTOS or taken[photo.split, photo.label] <= most:
             some.append(photo)
     return sorted(some, key=lambda photo: photo.path)
+
+
+def _name_digest(photo: Photo) -> bytes:
+    return hashlib.sha256(Path(photo.path).name.encode("utf-8", ERRORS)).digest()
 
 
 def _with_content(photo: Photo) -> _StudyPhoto:
@@ -137,8 +157,7 @@ def _with_content(photo: Photo) -> _StudyPhoto:
 def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[_StudyPhoto]:
     """Usable photos, with duplicates in one group. They are read once, and again only when a file has changed."""
     columns = [field.name for field in fields(_StudyPhoto)]
-    stats = [(photo.path, photo.label, photo.split, Path(photo.path).stat()) for photo in found]
-    state = columns, [(*row[:3], row[3].st_size, row[3].st_mtime_ns) for row in stats]
+    state = columns, [(photo.path, photo.label, photo.split, *_size_and_time(photo.path)) for photo in found]
     kept = folder / f"examined-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.csv"
     if kept.exists():
         return [_StudyPhoto(**row) for row in read_csv(kept)]
@@ -155,11 +174,10 @@ def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[
     return photos
 
 
-def _assign_split(photo: _StudyPhoto, given: Collection[str], seed: int) -> str:
-    """The split of a photo: drawn where DATA has none. If DATA lacks val, it is drawn from train."""
-    if photo.split not in SPLITS:
-        return assign_split(photo.group, val=VAL, test=TEST, seed=seed)
-    if photo.split == "train":
-        both = "test" in given and "val" in given
-        return "train" if both else assign_split(photo.group, val=VAL, test=0.0, seed=seed)
-    return photo.split if "test" in given else "test"
+def _size_and_time(path: str) -> tuple[int, int]:
+    """The size and the time of change of a file; zeros if it cannot be read, which is found out when it is opened."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

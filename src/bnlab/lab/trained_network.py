@@ -25,6 +25,7 @@ from bnlab.norm.layers import BatchNorm
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
+from bnlab.streams import Use, random_stream
 from bnlab.training import loop
 from bnlab.training.build import TrainingContext, build_context, cached_side, card_of, init_on_first_batch, new_network
 from bnlab.training.checkpoint import load_state, save_state
@@ -97,7 +98,7 @@ class TrainedNetwork:
         """
         network, recipe = self.context.network, self.context.recipe
         photos = self.context.dataset.in_split(split)
-        photos = photos[np.random.default_rng(recipe.seed).permutation(len(photos))]
+        photos = photos[random_stream(recipe.seed, Use.EVALUATION_ORDER).permutation(len(photos))]
         with preserving_state(network):
             if statistics == "recalibrated":
                 self.recalibrate(images)

@@ -40,7 +40,7 @@ class Evidence:
     """Whether the values are ratios above 0. Their logarithms are averaged, so that 1/2 and 2 are as far from 1."""
     resolution: float = 0.0
     """The smallest step of the measure, such as one photo. The interval reaches at least so far on either side."""
-    level: float = 0.95
+    level: float = 0.95  # A primary clause keeps this one: `combined_verdict` alone allows for the number of clauses.
     primary: bool = True  # Whether the verdict of the study follows from this clause.
     overlap: float = 0.0  # Test photos per train photo if the seeds split the same photos anew, otherwise 0.
 
@@ -110,6 +110,7 @@ def combined_verdict(evidence: Sequence[Evidence]) -> Verdict:
     """The verdict on a claim with several clauses, by the rule at the top of this file. Only primary clauses count."""
     clauses = [each for each in evidence if each.primary]
     assert clauses, "a study needs a primary clause"
+    assert all(each.level == Evidence.level for each in clauses), "the level of a primary clause is corrected twice"
     strict = [replace(each, level=1 - (1 - each.level) / len(clauses)).verdict for each in clauses]
     if Verdict.DOES_NOT_HOLD in strict:
         return Verdict.DOES_NOT_HOLD

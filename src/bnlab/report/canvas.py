@@ -5,18 +5,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bnlab.report.fonts import OWN, fallback_fonts
+
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 # Okabe and Ito's colours: distinct for colour-blind readers too, and readable on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LONGEST = 48  # characters of a line whose letters are written as numbers
 _INK = "#010203"  # a placeholder for the colour of the page's text, replaced in the SVG
-# Tried in order for letters that matplotlib's own font lacks.
-_FONTS = (
-    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei",
-    "Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Devanagari",
-)  # fmt: skip
 
 
 def svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
@@ -53,22 +52,59 @@ def _saved(
 ) -> bytes:
     """The file of a figure; matplotlib's settings are restored afterwards."""
     import matplotlib as mpl
-    from matplotlib import font_manager
     from matplotlib.figure import Figure
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
     style: dict[Any, Any] = {
-        "font.family": [name for name in _FONTS if name in installed],
+        "font.family": [OWN],
         "font.size": 9,
         "grid.alpha": 0.25,
         "legend.frameon": False,
         "text.parse_math": False,  # a class may be named $5
         "svg.hashsalt": "bnlab",  # the same figure gives the same file
     }
-    content = io.BytesIO()
-    with mpl.rc_context(style | dict(colours)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture; the page has the letter
+
+    def drawn() -> "Figure":
         figure = Figure(size, layout="constrained")
         draw(figure)
+        return figure
+
+    content = io.BytesIO()
+    with mpl.rc_context(style | dict(colours)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # such as an invisible mark
+        figure = drawn()
+        families, unknown = fallback_fonts(frozenset("".join(text.get_text() for text in _texts(figure))))
+        if families:
+            mpl.rcParams["font.family"] = [OWN, *families]
+            figure = drawn()  # a text takes its fonts when it is made
+        if unknown:
+            _escape(figure, unknown)
         figure.savefig(content, **options)
     return content.getvalue()
+
+
+def _texts(figure: "Figure") -> "list[Text]":
+    """All texts of the figure, with the labels of its axes up to date."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels(which="both")
+    return figure.findobj(Text)
+
+
+def _escape(figure: "Figure", letters: frozenset[str]) -> None:
+    """Write letters that no font has as numbers, such as `\\u767e`: boxes would all look the same."""
+
+    def escaped(text: str) -> str:
+        if letters.isdisjoint(text):
+            return text
+        lines = "".join(c.encode("unicode_escape").decode("ascii") if c in letters else c for c in text).split("\n")
+        return "\n".join(line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…" for line in lines)
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            names = [label.get_text() for label in axis.get_ticklabels()]
+            if any(escaped(name) != name for name in names):
+                axis.set_ticklabels([escaped(name) for name in names])
+    for text in _texts(figure):
+        text.set_text(escaped(text.get_text()))

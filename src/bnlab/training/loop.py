@@ -189,7 +189,8 @@ def deterministic(device: str) -> Iterator[None]:
 def stop_requests() -> Iterator[threading.Event]:
     """Give an event that the first Ctrl-C or SIGTERM sets in place of ending the process.
 
-    The second one has its usual effect. Outside the main thread, where Python delivers no signals, nothing sets it.
+    The second one has its usual effect. Outside the main thread, where Python delivers no signals, nothing sets it; nor
+    does a signal whose handler was installed from C, which Python could not restore.
     """
     stop = threading.Event()
     with ExitStack() as handlers:
@@ -200,8 +201,10 @@ def stop_requests() -> Iterator[threading.Event]:
 
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                handlers.callback(signal.signal, number, signal.getsignal(number))
-                signal.signal(number, record)
+                before = signal.getsignal(number)
+                if before is not None:  # None: installed from C
+                    handlers.callback(signal.signal, number, before)
+                    signal.signal(number, record)
         yield stop
 
 

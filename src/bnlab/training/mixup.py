@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bnlab.recipe import Recipe
+from bnlab.streams import Use, random_stream
 
 
 class Targets(NamedTuple):
@@ -25,7 +25,7 @@ def mix(images: Tensor, labels: Tensor, recipe: Recipe, step: int) -> tuple[Tens
     """
     if not (recipe.mixup or recipe.cutmix):
         return images, Targets(labels)
-    random = np.random.default_rng((recipe.seed, 3, step))
+    random = random_stream(recipe.seed, Use.MIXUP, step)
     paste = bool(recipe.cutmix) and (not recipe.mixup or random.random() < 0.5)
     alpha = recipe.cutmix if paste else recipe.mixup
     weight = float(random.beta(alpha, alpha))

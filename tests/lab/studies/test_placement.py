@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from bnlab.lab.records import Records, Results
@@ -37,10 +39,13 @@ def test_one_network_that_gains_nothing_is_enough(gains: dict[str, float], noise
     assert [each.mean for each in conclusion.evidence] == pytest.approx([100 * gain for gain in gains.values()])
 
 
-def test_intervals_are_wider_the_more_networks_there_are() -> None:
-    one, both = (conclude(results(gains, 0.01)).evidence[0] for gains in ({"A": 0.05}, {"A": 0.05, "B": 0.05}))
-    assert (one.level, both.level) == (0.95, 0.975)
-    assert both.interval[0] < one.interval[0]
+@pytest.mark.parametrize(("gain", "verdict"), [(0.02, Verdict.HOLDS), (-0.025, Verdict.DOES_NOT_HOLD)])
+def test_the_number_of_networks_is_allowed_for_once(gain: float, verdict: Verdict) -> None:
+    """The gain of B is clear at 95%, or its loss at 97.5%, and neither at a level that is corrected again."""
+    conclusion = conclude(results({"A": 0.05, "B": gain}, 0.01))
+    assert conclusion.verdict is verdict
+    weak = conclusion.evidence[1]
+    assert replace(weak, level=0.975 if gain > 0 else 0.9875).verdict is Verdict.NOT_SHOWN
 
 
 def test_the_intervals_drawn_are_those_that_decide() -> None:

@@ -23,6 +23,7 @@ from bnlab.lab.verdict import Evidence
 from bnlab.nets.blocks import conv_norm_acts
 from bnlab.recipe import Recipe
 from bnlab.report.plots import Plot
+from bnlab.streams import Use, random_stream
 from bnlab.training.build import TrainingContext
 
 FACTORS = (1e-3, 1e-2, 0.1, 0.3, 3.0, 10.0, 1e2, 1e3)
@@ -89,7 +90,7 @@ def scaled(
         x = layer(u)  # N x C x ...
     var = _by_channel(x.double()).var(1, unbiased=False)  # C
     alive = var > _DEAD
-    random = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    random = torch.from_numpy(random_stream(seed, Use.GRADIENT_WEIGHTS).standard_normal(x.shape))  # N x C x ...
     weighting = random.to(dtype) * alive.to(dtype).view(-1, *[1] * (x.ndim - 2))  # N x C x ...
 
     def at(a: float) -> tuple[Tensor, Tensor, Tensor]:
