@@ -16,7 +16,8 @@ from bnlab.classifier import predict
 from bnlab.classifier.predict import Ensemble, Probabilities, classify, mean_of
 from bnlab.data import loader
 from bnlab.data.cache import Cache
-from bnlab.data.preprocess import open_photo, preprocess, tta_crops
+from bnlab.data.photo_file import open_photo
+from bnlab.data.preprocess import preprocess, tta_crops
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.progress import NullProgress, Task
 

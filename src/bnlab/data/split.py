@@ -16,6 +16,7 @@ from typing import Literal
 
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Fingerprint, Group
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo
 from bnlab.data.scan import Refusal, report_ignored_files, scan, split_folders
 from bnlab.data.split_csv import SPLIT_CSV, check_classes, count_photos, read_split_csv, write_split_csv
@@ -55,7 +56,9 @@ def assign_split(sha256: str, *, val: float, test: float, seed: int) -> str:
     return "val" if draw < val else "test" if draw < val + test else "train"
 
 
-def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: Progress) -> Split:
+def split_folder(
+    folder: Path, *, val: float, test: float, seed: int, progress: Progress, reader: PhotoReader | None = None
+) -> Split:
     """Read every photo of a folder of classes and assign it to a split.
 
     Raises:
@@ -69,18 +72,25 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
         raise DataError(f"{printable(folder)} is already split", f"train on it with `bnlab train {quoted(folder)}`")
     files = scan(folder)
     report_ignored_files(folder, progress)
-    return split_files(folder, files, val=val, test=test, seed=seed, progress=progress)
+    return split_files(folder, files, val=val, test=test, seed=seed, progress=progress, reader=reader)
 
 
 def split_files(
-    folder: Path, photos: Sequence[Photo], *, val: float, test: float, seed: int, progress: Progress
+    folder: Path,
+    photos: Sequence[Photo],
+    *,
+    val: float,
+    test: float,
+    seed: int,
+    progress: Progress,
+    reader: PhotoReader | None = None,
 ) -> Split:
     """Read these photos of a folder and assign them to splits.
 
     Raises:
         DataError: there is only one class, a class without a usable photo, or too few photos.
     """
-    usable, refused = duplicates.read_fingerprints(photos, progress)
+    usable, refused = duplicates.read_fingerprints(photos, progress, reader)
     groups = duplicates.find_groups([fingerprint for _, fingerprint in usable])
     assigned = assign_splits(usable, groups, val=val, test=test, seed=seed)
     _check_counts(folder, assigned, refused, val=val, test=test)

@@ -38,7 +38,7 @@ def inherit_from_init(settings: Settings) -> Settings:
             del inherited[key]
         elif own != inherited[key]:
             raise UsageError(f"--init {name} has the {key} {inherited[key]}, not {own}", f"leave {key} out")
-    unless_set = {key: getattr(preprocessing, key) for key in ("size", "resize", "crop_fraction")}
+    unless_set = {key: getattr(preprocessing, key) for key in ("size", "resize", "crop_fraction", "pixel_range")}
     unless_set["backbone_lr_factor"] = BACKBONE_LR_FACTOR
     inherited |= {key: value for key, value in unless_set.items() if key not in settings.origin}
     return with_changes(settings, inherited, "init")
