@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache
 from bnlab.data.loader import TrainingLoader, number_of_batches, prefetch_map, preprocessed_batches
-from bnlab.data.photos import Photo
 from bnlab.data.photo_file import open_photo
+from bnlab.data.photos import Photo
 from bnlab.data.preprocess import Preprocessing, preprocess, tta_crops
 from bnlab.errors import PhotoError, UsageError
 from tests.conftest import CLASSES

@@ -95,7 +95,7 @@ class PhotoReader:
                     raise PhotoError(name, "it is not a regular file")
                 if status.st_size == 0:
                     raise PhotoError(name, "the file is empty (0 bytes)")
-                with Path(photo).open("rb") as file:
+                with open(photo, "rb") as file:  # noqa: PTH123 (a photo of a list is text)
                     return self._read(name, file, at_least, own_maximum=own_maximum)
             if isinstance(photo.content, Image.Image):
                 with _loading:
@@ -113,7 +113,7 @@ class PhotoReader:
             PixelRangeError: its values have no range that bnlab can know.
             PhotoError: the photo cannot be used for another reason.
         """
-        with _named_errors(path), Path(path).open("rb") as file:
+        with _named_errors(path), open(path, "rb") as file:  # noqa: PTH123 (as above)
             if not is_deep(_identify(file)):
                 return
         self.open(path)

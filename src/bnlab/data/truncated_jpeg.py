@@ -26,31 +26,39 @@ def complete(content: bytes, decode: Callable[[bytes], Image.Image]) -> tuple[Im
     """
     content = content.rstrip(b"\xff")  # half a marker
     picture = decode(content + _END)
-    if not _has_all_scans(content):
+    rows = _rows_of_last_blocks(content)
+    if rows is None:
         return picture, 0.0
     changed = (np.asarray(picture) != np.asarray(decode(content + _NOISE + _END))).reshape(*picture.size[::-1], -1)
     changed = changed.any(2)  # H x W
     if not changed.any():
         return picture, 1.0
     top = int(changed.any(1).argmax())
-    block = changed[top : top + 8]  # a row of blocks; what is left of the change is there
-    left = int(block.any(0).argmax())
-    return picture, (top + len(block) * left / picture.width) / picture.height
+    blocks = changed[top : top + max(1, round(rows * picture.height))]  # what is left of the change in them is there
+    left = int(blocks.any(0).argmax())
+    return picture, (top + len(blocks) * left / picture.width) / picture.height
 
 
-def _has_all_scans(content: bytes) -> bool:
-    """Whether the scans that begin in this file give every coefficient of every component to its last bit."""
+def _rows_of_last_blocks(content: bytes) -> float | None:
+    """The height of the blocks of the last scan, as a fraction of the picture's.
+
+    None, unless the scans that begin in this file give every coefficient of every component to its last bit.
+    """
     missing: dict[int, list[bool]] = {}  # 64 coefficients of each component
-    position = 2
+    height, tallest, position, number = 0, 1, 2, 0
     while found := _MARKER.search(content, position):
         marker, start = found[1][0], found.end() + 2
         segment = content[start : start - 2 + int.from_bytes(content[start - 2 : start], "big")]
         if marker in _START_OF_FRAME:
+            height = int.from_bytes(segment[1:3], "big")
             missing = {segment[6 + 3 * i]: [True] * 64 for i in range(segment[5])}
+            tallest = max(segment[7 + 3 * i] & 15 for i in range(segment[5]))
         elif marker == _START_OF_SCAN:
             number = segment[0]
             first, last, bits = segment[1 + 2 * number : 4 + 2 * number]
             for component in segment[1 : 1 + 2 * number : 2]:
                 missing[component][first : last + 1] = [bits & 15 > 0] * (last + 1 - first)
         position = start + len(segment)
-    return bool(missing) and not any(map(any, missing.values()))
+    if not height or any(map(any, missing.values())):
+        return None
+    return 8 * (tallest if number > 1 else 1) / height
