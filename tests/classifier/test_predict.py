@@ -217,7 +217,9 @@ def test_every_kind_of_photo_has_the_same_prediction(classifier: Classifier, tra
     assert {p.top for p in found} == {found[0].top}
     assert [p.path for p in found] == [path, path, *(f"photo {i}" for i in range(3, 8))]
     for photo in (path, content, image, pixels):  # one photo alone
-        assert [p.top for p in classifier.predict(photo)] == [found[0].top]
+        (alone,) = classifier.predict(photo)
+        assert [c.label for c in alone.top] == [c.label for c in found[0].top]
+        assert alone.probability == pytest.approx(found[0].probability, abs=1e-6)
     assert classifier.predict(iter([content, content[:50]]))[1].error is not None
     assert [p.path for p in classifier.predict(str(name) for name in [path, path])] == [path, path]
 
