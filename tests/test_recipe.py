@@ -53,7 +53,7 @@ def test_keys_of_the_tables_exist() -> None:
         (None, None),
     ],
 )
-def test_a_pixel_range_is_one_number_or_two(given: object, expected: tuple[float, float] | None) -> None:
+def test_a_pixel_range_is_one_number_or_two(given: object, expected: tuple[float, float]) -> None:
     assert load_settings(options={"pixel_range": given}).recipe.pixel_range == expected
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bnlab.files import file_sha256
 from tests.conftest import Outcome
@@ -25,6 +26,20 @@ def test_a_pipe_among_photos_is_refused_and_not_read(bnlab: Command, trained: Pa
     os.mkfifo(data / "val" / "ring" / "z.jpg")
     done = bnlab("evaluate", trained / "best.safetensors", data, "--json")
     assert json.loads(done.out)["refused"][0]["reason"] == "it is not a regular file"
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_jpeg_without_its_end_is_reported_and_a_photo_that_is_too_large_refused(
+    bnlab: Command, trained: Path, data: Path
+) -> None:
+    with Image.open(data / "val/ring/ring101.png") as image:
+        image.save(data / "val/ring/cut.jpg")
+    (data / "val/ring/cut.jpg").write_bytes((data / "val/ring/cut.jpg").read_bytes()[:-3])
+    done = bnlab("evaluate", trained / "best.safetensors", data, "--json")
+    assert (json.loads(done.out)["n"], json.loads(done.out)["refused"]) == (13, [])
+    assert done.err.replace("\n", "").count("cut.jpg is missing") == 1
+    refused = bnlab("evaluate", trained / "best.safetensors", data, "--max-megapixels", 0.001)
+    assert (refused.status, "max_megapixels" in refused.complaint) == (2, True)
 
 
 @pytest.mark.usefixtures("without_pictures")

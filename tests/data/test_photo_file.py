@@ -1,4 +1,5 @@
 import io
+import pickle
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -215,3 +216,10 @@ def test_check_range_decodes_only_pictures_that_may_have_none(tmp_path: Path) ->
     reader.check_range(str(tmp_path / "broken.png"))  # 8 bits: it is not decoded
     with pytest.raises(PixelRangeError):
         reader.check_range(str(tmp_path / "float.tif"))
+
+
+def test_what_holds_a_reader_can_be_pickled() -> None:
+    reader = PhotoReader((0, 9))
+    reader.open(deep(7))
+    again = pickle.loads(pickle.dumps(reader))
+    assert (again.pixel_range, again.found.largest) == ((0, 9), 7)

@@ -24,6 +24,7 @@ TRAIN_WITH_RANGE = "if 0 to {high} is meant, train with --set pixel_range={high}
 _PILLOWS_LIMIT = 178_956_970  # pixels that Pillow opens at most, unless a program changes that for all of its parts
 _USUAL_MAXIMA = (255, 1023, 4095)  # of 8, 10 and 12 bits
 _loading = threading.Lock()  # of images that are the user's: two threads must not load the same one
+_gathering = threading.Lock()  # not of each object, so that what holds a reader can be pickled
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,17 @@ class _Found:
     """What the user should know of the photos that were read. Threads share it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.truncated: dict[str, float | None] = {}  # the part of a photo that is there; None once it is reported
         self.deep: set[str] = set()  # pictures of more than 8 bits a channel that declare no range
         self.largest = 0.0  # value in them
         self.is_dark = True  # whether all of them may be meant for a smaller range, and that is not reported yet
 
     def add_truncated(self, name: str, part: float) -> None:
-        with self.lock:
+        with _gathering:
             self.truncated.setdefault(name, part)
 
     def add_deep(self, name: str, largest: float) -> None:
-        with self.lock:
+        with _gathering:
             self.largest = max(self.largest, largest)
             if self.largest > _USUAL_MAXIMA[-1]:
                 self.is_dark = False
@@ -124,7 +124,7 @@ class PhotoReader:
         `remedy` says how to set the pixel range; "{high}" in it stands for its upper end.
         """
         found = self.found
-        with found.lock:
+        with _gathering:
             truncated = {name: part for name, part in found.truncated.items() if part is not None}
             found.truncated |= dict.fromkeys(truncated)
             deep, found.deep = len(found.deep), set()
