@@ -3,6 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
+from bnlab.config import load_settings
+from bnlab.errors import RecipeError
 from bnlab.recipe import MACHINE_KEYS, ONLY_WITH, Recipe, seconds_of
 
 
@@ -38,3 +40,24 @@ def test_keys_of_the_tables_exist() -> None:
     for key, (other, value) in ONLY_WITH.items():
         assert {key, other} <= set(Recipe.model_fields)
         assert getattr(Recipe(**{other: value}), other) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (4095, (0, 4095)),
+        ("4095", (0, 4095)),
+        ([5, 9], (5, 9)),
+        ("-1, 1.5", (-1, 1.5)),
+        ("[0, 1]", (0, 1)),
+        (None, None),
+    ],
+)
+def test_a_pixel_range_is_one_number_or_two(given: object, expected: tuple[float, float]) -> None:
+    assert load_settings(options={"pixel_range": given}).recipe.pixel_range == expected
+
+
+@pytest.mark.parametrize("given", ["x", [1, 2, 3], [], (3, 2), [1, 1], 0, float("nan"), [0, float("inf")], {"a": 1}])
+def test_other_pixel_ranges_are_refused(given: object) -> None:
+    with pytest.raises(RecipeError, match=r"^pixel_range is .*: it"):
+        load_settings(options={"pixel_range": given})

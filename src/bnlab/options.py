@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from bnlab.config import explain, parse_assignments
 from bnlab.errors import UsageError
-from bnlab.recipe import Device, Fraction
+from bnlab.recipe import MAX_MEGAPIXELS, Device, Fraction, PixelRange
 from bnlab.runs import RUNS
 
 API_ONLY = "a field that the command line does not offer, or takes in another way"
@@ -59,17 +59,22 @@ class _Strict(Options):
     """Stop with an error if a photo cannot be used, instead of leaving it out."""
 
 
+class _Photos(_Strict):
+    max_megapixels: Annotated[float, Field(ge=0)] = MAX_MEGAPIXELS
+    """Largest photo that is read, in millions of pixels, because a small file may claim a huge picture (0: any)."""
+
+
 class _Runs(Options):
     runs: Annotated[Path, API_ONLY] = RUNS
     """Folder in which the folders of runs lie."""
 
 
-class _Inference(_Device, _Strict, _Runs):
+class _Inference(_Device, _Photos, _Runs):
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Number of images that go through the network at a time."""
 
 
-class SplitOptions(_Strict):
+class SplitOptions(_Photos):
     photos: Annotated[Path, typer.Argument(metavar="PHOTOS")]
     """Folder with one sub-folder of photos for each class. It is never written to."""
     into: Annotated[Path, typer.Option(metavar="DATA")]
@@ -80,6 +85,9 @@ class SplitOptions(_Strict):
     """Fraction of the photos that goes to test, for a last measurement."""
     seed: int = 0
     """Seed of the split. Another seed gives another split."""
+    pixel_range: Annotated[PixelRange | None, typer.Option(metavar="LOW,HIGH")] = None
+    """Values that are black and white in pictures of more than 8 bits a channel or of floating-point numbers, such as
+    0,4095; 4095 means the same (default: as the file says). Train with the same pixel_range."""
     how: Annotated[Literal["link", "copy", "list"], API_ONLY] = "link"
     """What is written: "link" (hard links, or copies where the disk has no hard links), "copy", or "list" (split.csv
     only)."""

@@ -1,11 +1,14 @@
 """Every setting of a training, with its meaning, range and default. A default stands here and nowhere else."""
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+MAX_MEGAPIXELS = 250.0  # the largest cameras of phones have 200
+Range = tuple[float, float]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Colour = tuple[float, float, float]
@@ -25,6 +28,28 @@ def seconds_of(text: object) -> object:
     if found is None or not any(found.groups()):
         raise ValueError("it must be a time span such as 20m, 1h30m or 90s")
     return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
+
+
+def _range_of(given: object) -> object:
+    """A range as two numbers, from text such as "0,4095", or from its upper end."""
+    if isinstance(given, str):
+        given = given.strip(" []()").split(",")
+    ends: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    ends = [0, *ends] if len(ends) == 1 else ends
+    try:
+        low, high = (float(end) for end in ends)
+    except (TypeError, ValueError):
+        raise ValueError("it must be a number such as 4095, or two such as [0, 4095]") from None
+    return low, high
+
+
+def _rising(ends: Range) -> Range:
+    if not -math.inf < ends[0] < ends[1] < math.inf:
+        raise ValueError("its first number must be smaller than its second one, and both finite")
+    return ends
+
+
+PixelRange = Annotated[Range, BeforeValidator(_range_of), AfterValidator(_rising)]
 
 
 class Recipe(BaseModel):
@@ -77,6 +102,9 @@ class Recipe(BaseModel):
     """Numbers subtracted from the red, green and blue channel, on a scale of 0 to 1."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Numbers that the channels are divided by after that."""
+    pixel_range: PixelRange | None = None
+    """Values that are black and white in pictures of more than 8 bits a channel or of floating-point numbers, such as
+    [0, 4095]; 4095 means the same (unset: as the file says, or [0, 65535])."""
     start_size: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Fraction of `size`, but at least 32 px, that training begins with; images grow to `size` in steps of 16 px."""
     pre_resize: Annotated[float, Field(ge=0, le=16)] = 1.25
@@ -165,6 +193,8 @@ class Recipe(BaseModel):
     """Device to train on (auto: the first of cuda, mps and cpu that is there)."""
     workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Number of threads that read photos (0: none, -1: as many as suit this machine); they never change a result."""
+    max_megapixels: Annotated[float, Field(ge=0)] = MAX_MEGAPIXELS
+    """Largest photo that is read, in millions of pixels, because a small file may claim a huge picture (0: any)."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
     """Where decoded photos are kept (auto: in memory, or on disk if memory is too small); it never changes a result."""
     cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
@@ -184,7 +214,9 @@ class Recipe(BaseModel):
 
 
 # Keys that a resume may change: they change speed, never a result on the same kind of device.
-MACHINE_KEYS = frozenset({"device", "workers", "cache", "cache_gigabytes", "checkpoint_seconds", "bn_monitor"})
+MACHINE_KEYS = frozenset(
+    {"device", "workers", "max_megapixels", "cache", "cache_gigabytes", "checkpoint_seconds", "bn_monitor"}
+)
 # Keys that have an effect only if another key has this value.
 ONLY_WITH: Mapping[str, tuple[str, object]] = {
     "epochs": ("time", None),

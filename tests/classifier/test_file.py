@@ -74,6 +74,10 @@ def test_what_is_not_a_card_is_refused(text: str) -> None:
         ({"preprocessing": {"size": "big"}}, "preprocessing.size: input should be a valid integer"),
         ({"preprocessing": {"mean": [0.5, 0.5]}}, "preprocessing.mean.2: field required"),
         ({"preprocessing": {"std": [0.5, 0.5, 0]}}, "preprocessing.std.2: input should be greater than 0"),
+        (
+            {"preprocessing": {"pixel_range": [9, 1]}},
+            "preprocessing.pixel_range: value error, its first",
+        ),
         ({"preprocessing": {"interpolation": "lanczos"}}, "preprocessing.interpolation: input should be 'bilinear'"),
     ],
 )
@@ -84,6 +88,14 @@ def test_a_card_with_a_wrong_value_is_refused(change: dict[str, object], reason:
     with pytest.raises(ClassifierError) as error:
         from_json(json.dumps(values), "x")
     assert str(error.value).startswith(f"x has a card that cannot be read ({reason}")
+
+
+def test_the_pixel_range_is_kept_and_files_from_before_it_have_none() -> None:
+    ranged = replace(CARD, preprocessing=replace(CARD.preprocessing, pixel_range=(-1.5, 4095.0)))
+    assert from_json(to_json(ranged), "x") == ranged
+    values = json.loads(to_json(CARD))
+    del values["preprocessing"]["pixel_range"]
+    assert from_json(json.dumps(values), "x") == CARD
 
 
 def test_unknown_keys_are_ignored() -> None:

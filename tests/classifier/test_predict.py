@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bnlab import Classifier, norm
 from bnlab.classifier import predict
 from bnlab.classifier.predict import Ensemble, Probabilities, classify, mean_of
-from bnlab.data import loader
 from bnlab.data.cache import Cache
-from bnlab.data.preprocess import open_photo, preprocess, tta_crops
+from bnlab.data.photo_file import PhotoReader, open_photo
+from bnlab.data.preprocess import preprocess, tta_crops
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.progress import NullProgress, Task
 
@@ -198,10 +199,49 @@ def test_broken_photos_do_not_stop_the_others(classifier: Classifier, trained: P
 
 
 def test_wrong_arguments_are_refused(classifier: Classifier) -> None:
-    with pytest.raises(UsageError, match=r"list of paths, not one \(a.jpg\): pass a list"):
-        classifier.predict("a.jpg")
+    with pytest.raises(UsageError, match=r"photo 2 is None: pass a path, bytes"):
+        classifier.predict(["a.jpg", None])  # type: ignore[list-item]
     with pytest.raises(UsageError, match=r"top 0 .* at least 1"):
         classifier.predict(["a.jpg"], top=0)
+
+
+def test_every_kind_of_photo_has_the_same_prediction(classifier: Classifier, trained: Path) -> None:
+    path = paths_of(trained)[0]
+    content = Path(path).read_bytes()
+    image = Image.open(path)
+    pixels = np.asarray(image.convert("RGB"))
+    with Path(path).open("rb") as file:
+        photos: list[Any] = [path, Path(path), content, file, image, pixels, torch.from_numpy(pixels.copy())]
+        found = classifier.predict(photos)
+        assert not file.closed
+    assert {p.top for p in found} == {found[0].top}
+    assert [p.path for p in found] == [path, path, *(f"photo {i}" for i in range(3, 8))]
+    for photo in (path, content, image, pixels):  # one photo alone
+        (alone,) = classifier.predict(photo)
+        assert [c.label for c in alone.top] == [c.label for c in found[0].top]
+        assert alone.probability == pytest.approx(found[0].probability, abs=1e-6)
+    assert classifier.predict(iter([content, content[:50]]))[1].error is not None
+    assert [p.path for p in classifier.predict(str(name) for name in [path, path])] == [path, path]
+
+
+def test_predict_reads_pictures_in_the_range_of_the_card(classifier: Classifier, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint16)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "8.png")
+    Image.fromarray(values).save(tmp_path / "16.png")
+    progress = NullProgress()
+    unset = changed(classifier)
+    (dark,) = unset.predict(tmp_path / "16.png", progress=progress)
+    assert progress.warnings[0].endswith("train with --set pixel_range=255")
+    ranged = changed(classifier, pixel_range=(0.0, 255.0))
+    plain, deep = ranged.predict([tmp_path / "8.png", tmp_path / "16.png"])
+    assert plain.top == deep.top != dark.top
+    both, _ = classify([unset, ranged], [str(tmp_path / "16.png")])
+    assert (both[0] != both[1]).any()
+
+
+def test_predict_has_a_limit_of_pixels(classifier: Classifier, trained: Path) -> None:
+    (refused,) = classifier.predict(paths_of(trained)[:1], max_megapixels=0.001)
+    assert "max_megapixels" in str(refused.error)
 
 
 def test_broken_weights_are_refused(classifier: Classifier, trained: Path) -> None:
@@ -295,13 +335,13 @@ def test_each_member_has_its_own_preprocessing(classifier: Classifier, trained: 
 def test_photos_are_read_once_for_members_that_take_the_same_pixels(
     classifier: Classifier, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, read = val_paths(trained), Counter[str]()
+    paths, read, real = val_paths(trained), Counter[str](), PhotoReader.open
 
-    def counted(path: str, at_least: int = 0) -> Any:
+    def counted(reader: PhotoReader, path: str) -> Any:
         read[path] += 1
-        return open_photo(path, at_least)
+        return real(reader, path)
 
-    monkeypatch.setattr(loader, "open_photo", counted)
+    monkeypatch.setattr(PhotoReader, "open", counted)
     whole = changed(classifier, crop_fraction=1.0)
     members = [classifier, changed(classifier, mean=(0.1, 0.2, 0.3)), whole]
     classify(members, paths, crops=10)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bnlab.files import file_sha256
 from tests.conftest import Outcome
@@ -38,6 +39,20 @@ def test_folders_that_cannot_be_read_are_named(bnlab: Command, trained: Path, da
     assert done.err.count("left out") == 1
     done = bnlab("evaluate", trained / "best.safetensors", data / "val", "--strict")
     assert done.complaint.startswith("1 folder cannot be used (the first: ")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_jpeg_without_its_end_is_reported_and_a_photo_that_is_too_large_refused(
+    bnlab: Command, trained: Path, data: Path
+) -> None:
+    with Image.open(data / "val/ring/ring101.png") as image:
+        image.save(data / "val/ring/cut.jpg")
+    (data / "val/ring/cut.jpg").write_bytes((data / "val/ring/cut.jpg").read_bytes()[:-3])
+    done = bnlab("evaluate", trained / "best.safetensors", data, "--json")
+    assert (json.loads(done.out)["n"], json.loads(done.out)["refused"]) == (13, [])
+    assert done.err.replace("\n", "").count("cut.jpg is missing") == 1
+    refused = bnlab("evaluate", trained / "best.safetensors", data, "--max-megapixels", 0.001)
+    assert (refused.status, "max_megapixels" in refused.complaint) == (2, True)
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -96,3 +96,15 @@ def test_broken_weights_give_no_answer(bnlab: Command, trained: Path, data: Path
     assert (done.status, done.out) == (2, "")
     assert "finite" in done.complaint
     assert "train it again" in done.complaint
+
+
+def test_a_jpeg_without_its_end_and_the_limit_of_pixels(bnlab: Command, data: Path, trained: Path) -> None:
+    photo = data / "x.jpg"
+    with Image.open(data / "val/ring/ring101.png") as image:
+        image.save(photo)
+    photo.write_bytes(photo.read_bytes()[:-3])
+    done = bnlab("predict", trained / "best.safetensors", photo)
+    assert done.status == 0
+    assert done.err.replace("\n", "").count("x.jpg is missing") == 1
+    refused = bnlab("predict", trained / "best.safetensors", photo, "--max-megapixels", 0.001)
+    assert (refused.status, "40 x 40 pixels" in refused.complaint) == (2, True)

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from tests.conftest import Outcome, write_photos
 
 Command = Callable[..., Outcome]
@@ -114,3 +117,17 @@ def test_it_imports_neither_torch_nor_scipy(photos: Path, tmp_path: Path) -> Non
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Next: bnlab train" in done.stdout
+
+
+def test_the_range_and_the_limit_of_pixels(bnlab: Command, photos: Path) -> None:
+    for path in photos.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16)).save(path)
+    assert "--set pixel_range=255" in bnlab("split", "photos", "--into", "a").err.replace("\n", " ")
+    for given in ("255", "0,255"):
+        done = bnlab("split", "photos", "--into", f"b{len(given)}", "--pixel-range", given)
+        assert (done.status, "pixel_range" in done.err) == (0, False)
+    wrong = bnlab("split", "photos", "--into", "c", "--pixel-range", "9,1")
+    assert (wrong.status, "pixel_range is '9,1'" in wrong.complaint) == (2, True)
+    refused = bnlab("split", "photos", "--into", "d", "--max-megapixels", 0.001)
+    assert refused.status == 2
+    assert "max_megapixels" in refused.complaint

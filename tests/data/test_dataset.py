@@ -2,10 +2,12 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from bnlab.data.dataset import Dataset, open_evaluation_data, open_recorded_data, open_training_data
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.split import split_folder, write_split
 from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.errors import DataError
@@ -231,3 +233,33 @@ def test_ignored_files_of_a_split_are_reported(data: Path) -> None:
     opened(data, progress)
     (warning,) = progress.warnings
     assert f"1 photo in {data}/train" in warning
+
+
+def write_dark(folder: Path) -> None:
+    """A split folder of pictures of 12 bits that declare no range."""
+    for split, first in (("train", 0), ("val", 9)):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(first, first + 2):
+                values = np.random.default_rng((ord(label), number)).integers(0, 4000, (8, 8), dtype=np.uint16)
+                Image.fromarray(values).save(folder / split / label / f"{number}.png")
+
+
+def test_dark_pictures_are_known_whether_they_are_listed_or_not(tmp_path: Path) -> None:
+    write_dark(tmp_path / "data")
+    first = opened(tmp_path / "data")
+    assert len(first.reader.found.deep) == 8
+    write_split_csv(tmp_path / "data" / "split.csv", first.photos, absolute=True)
+    again = opened(tmp_path / "data" / "split.csv")
+    assert len(again.reader.found.deep) == 8
+    assert again.reader.found.largest == first.reader.found.largest
+
+
+def test_listed_floating_point_pictures_without_a_range_are_refused_before_training(tmp_path: Path) -> None:
+    write_dark(tmp_path / "data")
+    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(tmp_path / "data" / "train" / "a" / "0.tif")
+    reader = PhotoReader((0, 4095))
+    listed = open_training_data(tmp_path / "data", val=0.3, seed=0, progress=NullProgress(), reader=reader)
+    assert len(listed.photos) == 9
+    write_split_csv(tmp_path / "data" / "split.csv", listed.photos, absolute=True)
+    assert "set pixel_range" in refusal(tmp_path / "data" / "split.csv")

@@ -22,6 +22,7 @@ from bnlab.data.duplicates import (
     perceptual_hash,
     read_fingerprints,
 )
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo
 from bnlab.progress import NullProgress
 from tests.conftest import picture
@@ -169,3 +170,27 @@ def test_the_hash_of_a_photo_needs_neither_scipy_nor_torch(tmp_path: Path) -> No
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_pictures_of_12_bits_without_a_range_are_compared_all_the_same(tmp_path: Path) -> None:
+    """By 0 to 65535 all of them would be flat, and only identical files would be found."""
+    for number in range(3):
+        values = np.asarray(landscape(number).convert("L")).astype(np.uint16) * 16
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+        Image.fromarray(values + 1).save(tmp_path / f"{number}-near.tif")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    prints = [fingerprint(str(tmp_path / name)) for name in names]
+    groups = {tuple(names[i] for i in group.members) for group in find_groups(prints)}
+    assert groups == {(f"{number}-near.tif", f"{number}.png") for number in range(3)}
+
+
+def test_fingerprints_are_read_with_the_settings_of_the_reader(tmp_path: Path) -> None:
+    Image.fromarray(np.asarray(landscape().convert("F")) / 255).save(tmp_path / "a.tif")
+    landscape().save(tmp_path / "b.png")
+    files = [Photo(str(tmp_path / name), "class") for name in ("a.tif", "b.png")]
+    usable, refused = read_fingerprints(files, NullProgress())
+    assert [photo.path for photo, _ in usable] == [files[1].path]
+    assert "pixel_range" in refused[0].reason or "no known range" in refused[0].reason
+    both, _ = read_fingerprints(files, NullProgress(), PhotoReader((0, 1)))
+    assert len(both) == 2
+    assert read_fingerprints(files, NullProgress(), PhotoReader((0, 1), 0.01))[0] == []

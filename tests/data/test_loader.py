@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache
 from bnlab.data.loader import TrainingLoader, number_of_batches, prefetch_map, preprocessed_batches
+from bnlab.data.photo_file import PhotoReader, open_photo
 from bnlab.data.photos import Photo
-from bnlab.data.preprocess import Preprocessing, open_photo, preprocess, tta_crops
+from bnlab.data.preprocess import Preprocessing, preprocess, tta_crops
 from bnlab.errors import PhotoError, UsageError
 from tests.conftest import CLASSES
 
@@ -174,3 +177,16 @@ def test_prefetching_ends_when_its_reader_stops(workers: int) -> None:
     results.close()
     assert 1 <= len(begun) <= 1 + workers + 4
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bnlab-loader")]
+
+
+def test_training_and_evaluation_see_a_picture_in_the_same_range(tmp_path: Path) -> None:
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 65
+    (tmp_path / CLASSES[0]).mkdir()
+    Image.fromarray(values).save(tmp_path / CLASSES[0] / "a.png")
+    path = str(tmp_path / CLASSES[0] / "a.png")
+    training = loader(tmp_path, reader=PhotoReader((0, 4095))).photo(0)
+    assert (training[..., 0] == np.round(values / 4095 * 255)).all()
+    ((evaluation, _),) = preprocessed_batches(
+        [path], replace(PREPROCESSING, size=8, pixel_range=(0, 4095)), batch_size=1, workers=0
+    )
+    assert (evaluation[0] == training).all()

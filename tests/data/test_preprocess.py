@@ -1,7 +1,3 @@
-import io
-import struct
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +10,11 @@ from bnlab.data.preprocess import (
     Preprocessing,
     images_per_photo,
     normalise,
-    open_photo,
     pre_resize,
     preprocess,
     tta_crops,
 )
-from bnlab.errors import PhotoError, UsageError
+from bnlab.errors import UsageError
 
 RED, GREEN = (250, 20, 10), (10, 200, 30)
 
@@ -35,118 +30,6 @@ def halves(width: int = 60, height: int = 40) -> Image.Image:
     image = Image.new("RGB", (width, height), RED)
     image.paste(GREEN, (width // 2, 0, width, height))
     return image
-
-
-def encoded(image: Image.Image, kind: str) -> bytearray:
-    content = io.BytesIO()
-    image.save(content, kind)
-    return bytearray(content.getvalue())
-
-
-def broken_png() -> bytes:
-    content = encoded(halves(), "PNG")
-    content[60] ^= 0xFF
-    return bytes(content)
-
-
-def decompression_bomb() -> bytes:
-    """A PNG of a few bytes whose header claims 50,000 x 50,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-
-
-def reason(path: Path) -> str:
-    with pytest.raises(PhotoError) as error:
-        open_photo(path)
-    assert str(error.value).startswith(f"{path} cannot be used, ")
-    return error.value.reason
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.jpg", b"not an image, and long enough to be one", "not an image"),
-        ("a.jpg", bytes(encoded(halves(200, 200), "JPEG")[:-200]), "truncated"),
-        ("a.jpg", b"", "empty"),
-        ("a.png", broken_png(), "broken"),
-        ("a.png", decompression_bomb(), "more than the 178 million"),
-        ("a.HEIC", b"\0\0\0\x18ftypheic" + bytes(50), "HEIC"),
-    ],
-)
-def test_a_file_that_is_not_usable_is_refused_with_the_reason(
-    tmp_path: Path, name: str, content: bytes, expected: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert expected in reason(tmp_path / name)
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    assert "no such file" in reason(tmp_path / "a.jpg")
-    assert "not a regular file" in reason(tmp_path)
-
-
-def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
-    assert "floating-point" in reason(tmp_path / "a.tif")
-
-
-def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (20, 20), RED), Image.new("RGB", (20, 20), GREEN)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert open_photo(tmp_path / "a.gif").getpixel((5, 5)) == RED
-
-
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
-    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert np.asarray(open_photo(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 100, 255]
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    red, green, blue = open_photo(tmp_path / "a.jpg").getpixel((4, 4))
-    assert red > 200
-    assert max(green, blue) < 50
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P"])
-def test_grey_and_palette_become_rgb(tmp_path: Path, mode: str) -> None:
-    Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / "a.png")
-    image = open_photo(tmp_path / "a.png")
-    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
-    options: dict[str, Any] = {"transparency": 0} if mode == "P" else {}
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode).save(tmp_path / "a.png", **options)
-    assert open_photo(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_a_transparent_colour_becomes_white(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), RED).save(tmp_path / "a.png", transparency=RED)
-    assert open_photo(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
-    halves(60, 40).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    image = open_photo(tmp_path / "a.jpg")
-    assert image.size == (40, 60)
-    top, bottom = image.getpixel((20, 10)), image.getpixel((20, 50))
-    assert top[0] > 200
-    assert bottom[0] < 60
-
-
-def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path) -> None:
-    halves(640, 320).save(tmp_path / "a.jpg")
-    assert open_photo(tmp_path / "a.jpg").size == (640, 320)
-    assert open_photo(tmp_path / "a.jpg", at_least=80).size == (160, 80)
 
 
 @pytest.mark.parametrize(("size", "expected"), [((60, 40), (20, 30, 3)), ((10, 15), (15, 10, 3))])

@@ -29,10 +29,18 @@ def touch(root: Path, *names: str) -> Path:
 
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
     touch(
-        tmp_path, "b/2.JPG", "b/1.png", "a/deep/er/x.jpeg", "a/notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/.x/y.jpg"
+        tmp_path,
+        "b/2.JPG",
+        "b/1.png",
+        "b/3.mpo",
+        "a/deep/er/x.jpeg",
+        "a/notes.txt",
+        "a/.hidden.jpg",
+        ".git/x.jpg",
+        "a/.x/y.jpg",
     )
     found = [(os.path.relpath(file.path, tmp_path), file.label) for file in scan(tmp_path, [])]
-    assert found == [("a/deep/er/x.jpeg", "a"), ("b/1.png", "b"), ("b/2.JPG", "b")]
+    assert found == [("a/deep/er/x.jpeg", "a"), ("b/1.png", "b"), ("b/2.JPG", "b"), ("b/3.mpo", "b")]
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_photos_are_read_once_until_a_file_changes(
     first = opened(data, tmp_path / "a")
     looked: list[str] = []
     fingerprint = module.duplicates.fingerprint
-    monkeypatch.setattr(module.duplicates, "fingerprint", lambda path: looked.append(path) or fingerprint(path))
+    monkeypatch.setattr(module.duplicates, "fingerprint", lambda path, reader: looked.append(path) or fingerprint(path))
     assert opened(data, tmp_path / "a").photos == first.photos
     assert not looked
     changed = next((data / "disc").iterdir())

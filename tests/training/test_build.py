@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bnlab.config import load_settings
 from bnlab.data.dataset import Dataset, open_training_data
@@ -202,3 +203,22 @@ def test_caches_share_the_memory_that_the_recipe_allows(
     make_caches(tmp_path, recipe.model_copy(update={"cache": "none"}), dataset)
     assert sorted(made) == [(12, 0), (24, 0)]
     assert asked[1]["memory"] == 0
+
+
+def test_the_range_of_the_pixels_is_that_of_the_recipe_and_of_the_card(dataset: Dataset) -> None:
+    context = context_of(dataset, pixel_range=4095, max_megapixels=7)
+    assert context.loader.reader.pixel_range == card_of(context).preprocessing.pixel_range == (0, 4095)
+    assert context.loader.reader.max_megapixels == 7
+    assert card_of(context_of(dataset)).preprocessing.pixel_range is None
+
+
+def test_preparing_warns_of_pictures_that_are_all_dark(data: Path) -> None:
+    for path in data.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 4).save(path)
+    progress = NullProgress()
+    prepare(data, load_settings(options=SMALL), strict=False, progress=progress)
+    (warning,) = progress.warnings
+    assert "36 pictures" in warning
+    assert warning.endswith("--set pixel_range=1023")
+    prepare(data, load_settings(options=SMALL | {"pixel_range": 1023}), strict=False, progress=progress)
+    assert len(progress.warnings) == 1

@@ -1,6 +1,7 @@
 """Trainings that start from a classifier file: what they take from it, and what stays as it is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def test_network_colours_size_and_learning_rates_come_from_the_file(init: str) -
     own = inherit_from_init(load_settings(options={"init": init, "size": 64, "backbone_lr_factor": 1.0}))
     assert (own.recipe.size, own.recipe.backbone_lr_factor) == (64, 1.0)
     assert {own.origin[key] for key in ("size", "backbone_lr_factor")} == {"yours"}
+
+
+def test_the_pixel_range_comes_from_the_file_unless_it_is_set(init: str, tmp_path: Path) -> None:
+    network, card = load_network(Path(init))
+    own = str(tmp_path / "range.safetensors")
+    save_classifier(Path(own), network, replace(card, preprocessing=replace(card.preprocessing, pixel_range=(0, 4095))))
+    for recipe in ("default", "classic"):
+        assert inherit_from_init(load_settings(recipe, {"init": own})).recipe.pixel_range == (0, 4095)
+        chosen = load_settings(recipe, {"init": own, "pixel_range": [5, 1023]})
+        assert inherit_from_init(chosen).recipe.pixel_range == (5, 1023)
+        assert inherit_from_init(load_settings(recipe, {"init": init})).recipe.pixel_range is None
 
 
 def test_without_a_file_nothing_is_inherited() -> None:

@@ -1,7 +1,7 @@
 """Measures a classifier on photos whose classes are known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bnlab.classifier.predict import Classifier, Ensemble, Probabilities, classify, mean_of
 from bnlab.data.cache import Cache
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import Crops
 from bnlab.data.scan import Refusal
@@ -67,6 +68,8 @@ class Evaluation:
     """crops of each photo whose probabilities were averaged"""
     members: tuple[Member, ...] = ()
     """the members of an ensemble; empty for a single classifier"""
+    reader: PhotoReader = field(default_factory=PhotoReader)
+    """opens the photos as the (first) classifier takes them"""
 
     @property
     def n(self) -> int:
@@ -177,6 +180,7 @@ def evaluate(
     progress: Progress | None = None,
     cache: Cache | None = None,
     crops: Crops = 1,
+    reader: PhotoReader | None = None,
 ) -> Evaluation:
     """Classify photos and compare with their labels, matched by name; the options are those of `classify`.
 
@@ -196,10 +200,17 @@ def evaluate(
                 f"the photos have the class '{printable(label)}', which the classifier does not know",
                 f"it knows {known}; rename or remove that folder",
             )
-    paths = photos.paths
+    paths, reader = photos.paths, reader or PhotoReader()
     ensemble = classifier if isinstance(classifier, Ensemble) else Ensemble([classifier], ["the network"])
     answers, errors = classify(
-        ensemble.members, paths, batch_size=batch_size, workers=workers, progress=progress, cache=cache, crops=crops
+        ensemble.members,
+        paths,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        cache=cache,
+        crops=crops,
+        reader=reader,
     )
     each = ensemble.in_order(answers)
     usable = np.array([error is None for error in errors], dtype=bool)
@@ -227,6 +238,7 @@ def evaluate(
         refused=refused,
         crops=crops,
         members=tuple(members),
+        reader=replace(reader, pixel_range=ensemble.members[0].card.preprocessing.pixel_range),
     )
 
 

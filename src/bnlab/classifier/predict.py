@@ -1,8 +1,8 @@
 """Classifiers that answer, alone or together: which class does a photo show, and with what probability?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from bnlab.classifier.file import Card, load_network
 from bnlab.data.cache import Cache
 from bnlab.data.loader import preprocessed_batches
+from bnlab.data.photo_file import MemoryPhoto, PhotoReader
+from bnlab.data.photo_input import PhotoInput, photos_of
 from bnlab.data.preprocess import Crops, Pixels, images_per_photo, normalise
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
 from bnlab.machine import choose_device, memory_errors
@@ -20,6 +22,7 @@ from bnlab.nets.build import move_network
 from bnlab.nets.network import TableNetwork
 from bnlab.norm import fold
 from bnlab.progress import NullProgress, Progress
+from bnlab.recipe import MAX_MEGAPIXELS
 
 Probabilities = NDArray[np.float32]
 _WORTH_FOLDING = 100  # images: folding takes as long as a few images do, and saves about a tenth of the time after
@@ -38,7 +41,7 @@ class Prediction:
     """The answer for one photo; for a photo that cannot be used only the reason."""
 
     path: str
-    """as it was given"""
+    """as it was given; "photo N", counted from 1, for a photo that is not given as a path"""
     label: str | None
     """the most probable class; None if the photo cannot be used"""
     probability: float | None
@@ -81,36 +84,48 @@ class Classifier:
 
     def predict(
         self,
-        paths: Sequence[str | PathLike[str]],
+        photos: PhotoInput | Iterable[PhotoInput],
         *,
         top: int = 5,
         batch_size: int = 32,
+        max_megapixels: float = MAX_MEGAPIXELS,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """One prediction for each photo, in the order given, with the `top` most probable classes.
+        """A list with one prediction for each photo, in the order given, with the `top` most probable classes.
 
-        A photo that cannot be used raises nothing: the `error` of its prediction gives the reason.
+        A photo that cannot be used raises nothing: the `error` of its prediction gives the reason. So does one of more
+        than `max_megapixels` million pixels (0: any is read).
+
+        `photos` are one photo, or an iterable of photos, which may differ in kind:
+
+        - a path;
+        - the bytes of a file, or a file that is open in binary mode, from its position on; it stays open;
+        - a PIL image of any mode. Its EXIF orientation is honoured, and it is not changed;
+        - a uint8 array or tensor of height x width x 3 (RGB), x 4 (with opacity), x 1 or without channels (grey), or
+          one of four dimensions with several photos. A tensor with its channels first, as torchvision has them, is
+          refused.
 
         Raises:
-            UsageError: `paths` is a single path, or a number is below 1.
+            UsageError: something in `photos` is not a photo, or a number is below 1.
             ClassifierError: the weights are broken, so that the probabilities are not finite.
         """
-        if isinstance(paths, (str, PathLike)):
-            raise UsageError(f"predict takes a list of paths, not one ({printable(paths)})", "pass a list: [path]")
         if top < 1 or batch_size < 1:
             raise UsageError(f"top {top} with batch_size {batch_size} is not valid", "both must be at least 1")
-        names = [fspath(path) for path in paths]
-        (probabilities,), errors = classify([self], names, batch_size=batch_size, progress=progress)
-        if not np.isfinite(probabilities[[error is None for error in errors]]).all():
-            raise ClassifierError("the classifier's probabilities are not finite", "train it again")
+        reader = PhotoReader(max_megapixels=max_megapixels)
         predictions = []
-        for name, row, error in zip(names, probabilities, errors, strict=True):
-            if error:
-                predictions.append(Prediction(name, None, None, (), error.reason))
-            else:
-                best = np.argsort(-row, kind="stable")[:top]
-                candidates = tuple(Candidate(self.classes[i], float(row[i])) for i in best)
-                predictions.append(Prediction(name, candidates[0].label, candidates[0].probability, candidates))
+        for some in photos_of(photos):
+            (probabilities,), errors = classify([self], some, batch_size=batch_size, progress=progress, reader=reader)
+            if not np.isfinite(probabilities[[error is None for error in errors]]).all():
+                raise ClassifierError("the classifier's probabilities are not finite", "train it again")
+            for photo, row, error in zip(some, probabilities, errors, strict=True):
+                name = photo.name if isinstance(photo, MemoryPhoto) else photo
+                if error:
+                    predictions.append(Prediction(name, None, None, (), error.reason))
+                else:
+                    best = np.argsort(-row, kind="stable")[:top]
+                    candidates = tuple(Candidate(self.classes[i], float(row[i])) for i in best)
+                    predictions.append(Prediction(name, candidates[0].label, candidates[0].probability, candidates))
+        reader.report(progress or NullProgress())
         return predictions
 
     @torch.inference_mode()
@@ -185,19 +200,21 @@ class Ensemble:
 
 def classify(
     classifiers: Sequence[Classifier],
-    paths: Sequence[str],
+    photos: Sequence[str | MemoryPhoto],
     *,
     batch_size: int = 32,
     workers: int = -1,
     progress: Progress | None = None,
     cache: Cache | None = None,
     crops: Crops = 1,
+    reader: PhotoReader | None = None,
 ) -> tuple[list[Probabilities], list[PhotoError | None]]:
-    """Each classifier's probabilities for photos, len(paths) x its classes, and each photo's error or None.
+    """Each classifier's probabilities for photos, len(photos) x its classes, and each photo's error or None.
 
     The row of a photo with an error is NaN. A photo is read once for all classifiers that take the same pixels of it.
-    `cache` is for these paths, this preprocessing and these crops alone. With 10 or 144 `crops` the probabilities are
-    the mean over each photo's crops and their mirror images, whatever the card has for `flip_tta`.
+    `cache` is for these photos, this preprocessing and these crops alone. With 10 or 144 `crops` the probabilities are
+    the mean over each photo's crops and their mirror images, whatever the card has for `flip_tta`. `reader`
+    opens the photos, and gathers what its `report` tells of them.
 
     Raises:
         UsageError: an unknown number of crops, or a cache with classifiers that take different pixels.
@@ -206,23 +223,30 @@ def classify(
     for i, classifier in enumerate(classifiers):
         preprocessing = classifier.card.preprocessing
         of_one_crop = (preprocessing.resize, preprocessing.crop_fraction) if crops == 1 else ()
-        alike.setdefault((preprocessing.size, preprocessing.interpolation, *of_one_crop), []).append(i)
+        settings = (preprocessing.size, preprocessing.interpolation, preprocessing.pixel_range, *of_one_crop)
+        alike.setdefault(settings, []).append(i)
     if cache and len(alike) > 1:
         raise UsageError(
             f"a cache holds the pixels of one preprocessing, and these classifiers have {len(alike)}",
             "leave the cache out",
         )
     # For this call alone: tensors' version counters miss writes through .data, and show neither modes nor hooks.
-    if len(paths) * crops >= _WORTH_FOLDING:
+    if len(photos) * crops >= _WORTH_FOLDING:
         classifiers = [Classifier(cast(TableNetwork, fold(c.network).model), c.card, c.device) for c in classifiers]
-    answers: list[Probabilities] = [np.full((len(paths), len(c.classes)), np.nan, np.float32) for c in classifiers]
-    errors: list[PhotoError | None] = [None] * len(paths)
+    answers: list[Probabilities] = [np.full((len(photos), len(c.classes)), np.nan, np.float32) for c in classifiers]
+    errors: list[PhotoError | None] = [None] * len(photos)
     for indices in alike.values():
         preprocessing, first = classifiers[indices[0]].card.preprocessing, 0
         batches = preprocessed_batches(
-            paths, preprocessing, batch_size=batch_size, workers=workers, cache=cache, crops=crops
+            photos,
+            preprocessing,
+            batch_size=batch_size,
+            workers=workers,
+            cache=cache,
+            crops=crops,
+            reader=reader,
         )
-        task_of_all = (progress or NullProgress()).task("classifying", len(paths), "photos")
+        task_of_all = (progress or NullProgress()).task("classifying", len(photos), "photos")
         with memory_errors(batch_size, preprocessing.size), task_of_all as task:
             for pixels, errors_of_batch in batches:
                 for i, error in enumerate(errors_of_batch, first):

@@ -10,6 +10,7 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import Card
 from bnlab.classifier.predict import Classifier, Ensemble
 from bnlab.data.dataset import open_evaluation_data
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import Refusal, report_refused
 from bnlab.data.split_csv import read_split_csv
@@ -49,6 +50,7 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
     unreadable: list[Refusal] = []
     split, photos = open_evaluation_data(options.data, options.split, unreadable, progress)
     members = [Classifier.load(path, options.device) for path in options.classifiers]
+    reader = PhotoReader(max_megapixels=options.max_megapixels)
     evaluation = evaluate(
         members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in options.classifiers]),
         photos,
@@ -57,9 +59,11 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
         workers=options.workers,
         progress=progress,
         crops=options.crops,
+        reader=reader,
     )
     evaluation = replace(evaluation, refused=(*unreadable, *evaluation.refused))
     report_refused(evaluation.refused, strict=options.strict, progress=progress)
+    evaluation.reader.report(progress)
     seen = _seen_in_training(options.classifiers, [member.card for member in members], evaluation)
     if seen:
         what = "it was" if len(members) == 1 else "its members were"

@@ -91,7 +91,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
 
 
 def _read_recipe_keys(options: ImportOptions) -> Settings:
-    known = ["network", *ARCHITECTURE_KEYS, *PREPROCESSING_KEYS]
+    known = ["network", *ARCHITECTURE_KEYS, *PREPROCESSING_KEYS, "pixel_range"]
     keys = ({} if options.network is None else {"network": options.network}) | dict(options.recipe_keys)
     for key in keys:
         if key not in known:
@@ -113,7 +113,8 @@ def _preprocessing(given: Settings, conversion: Conversion, name: str, progress:
             f"{name} does not contain {', '.join(open_keys)}: they are taken from the default recipe or the network; "
             "if it was trained with others, pass them with --set KEY=VALUE"
         )
-    return Preprocessing(**{key: getattr(settings.recipe, key) for key in PREPROCESSING_KEYS})
+    values = {key: getattr(settings.recipe, key) for key in PREPROCESSING_KEYS}
+    return Preprocessing(**values, pixel_range=settings.recipe.pixel_range)
 
 
 def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.classifier.predict import Classifier, Prediction
-from bnlab.data.preprocess import open_photo
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.scan import Refusal, photos_below, report_refused, report_system_folders
 from bnlab.errors import DataError, PhotoError, UsageError, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
@@ -38,14 +38,24 @@ def run(options: PredictOptions, progress: Progress) -> PredictResult:
                 raise UsageError(f"{printable(options.csv)} exists already", "pass a new file to --csv")
             options.csv.parent.mkdir(parents=True, exist_ok=True)
     classifier = Classifier.load(options.classifier, options.device)
-    predictions = classifier.predict(paths, top=options.top, batch_size=options.batch_size, progress=progress)
+    predictions = classifier.predict(
+        paths,
+        top=options.top,
+        batch_size=options.batch_size,
+        max_megapixels=options.max_megapixels,
+        progress=progress,
+    )
     refused = [Refusal(p.path, p.error) for p in predictions if p.error]
     report_refused([*unreadable, *refused], strict=options.strict, progress=progress)
     if len(refused) == len(predictions):
         raise PhotoError(refused[0].path, refused[0].reason)
     if options.csv:
         _write_csv(options.csv, predictions)
-    return PredictResult(predictions=predictions, picture=_picture(options, predictions) if options.show else None)
+    picture = None
+    if options.show:
+        reader = PhotoReader(classifier.card.preprocessing.pixel_range, options.max_megapixels)
+        picture = _picture(options, predictions, reader)
+    return PredictResult(predictions=predictions, picture=picture)
 
 
 def _expanded(photos: Iterable[Path], unreadable: list[Refusal], progress: Progress) -> Iterable[str]:
@@ -80,11 +90,11 @@ def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     write_csv(path, columns, rows)
 
 
-def _picture(options: PredictOptions, predictions: list[Prediction]) -> Path:
+def _picture(options: PredictOptions, predictions: list[Prediction], reader: PhotoReader) -> Path:
     shown = [prediction for prediction in predictions if not prediction.error][:MOST_SHOWN]
     images = []
     for prediction in shown:
-        photo = open_photo(prediction.path)
+        photo = reader.open(prediction.path)
         photo.thumbnail((1200, 1200) if len(shown) == 1 else (320, 320))  # photos of cameras are far larger
         images.append(photo)
     if len(shown) == 1:

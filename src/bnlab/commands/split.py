@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.data.duplicates import Group
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo
 from bnlab.data.scan import Refusal, report_refused
 from bnlab.data.split import Split, split_folder, write_split
@@ -83,8 +84,12 @@ class SplitResult:
 
 def run(options: SplitOptions, progress: Progress) -> SplitResult:
     """Split the photos, and write the split unless it is there already."""
-    split = split_folder(options.photos, val=options.val, test=options.test, seed=options.seed, progress=progress)
+    reader = PhotoReader(pixel_range=options.pixel_range, max_megapixels=options.max_megapixels)
+    split = split_folder(
+        options.photos, val=options.val, test=options.test, seed=options.seed, progress=progress, reader=reader
+    )
     report_refused(split.refused, strict=options.strict, progress=progress)
+    reader.report(progress)
     for name, fraction in (("val", options.val), ("test", options.test)):
         if fraction:
             report_missing_classes(split.photos, name, progress)

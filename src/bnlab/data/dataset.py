@@ -6,14 +6,16 @@ for each class. Classes are matched by name, never by position.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from bnlab.data.deep_pixels import PixelRangeError
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.preprocess import open_photo
 from bnlab.data.scan import (
     Refusal,
     check_classes,
@@ -26,9 +28,11 @@ from bnlab.data.scan import (
 )
 from bnlab.data.split import split_files, split_folder
 from bnlab.data.split_csv import SPLIT_CSV, as_label, read_split_csv
-from bnlab.errors import DataError, plural, printable, quoted
+from bnlab.errors import DataError, PhotoError, plural, printable, quoted
 from bnlab.files import file_sha256
 from bnlab.progress import NullProgress, Progress
+
+_LOOKED_AT = 32  # photos of a list that is known to be usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,45 +43,51 @@ class Dataset:
     photos: Photos
     refused: tuple[Refusal, ...] = ()
     own_val: bool = True  # whether DATA has val photos; else a fraction of train was held out
+    reader: PhotoReader = field(default_factory=PhotoReader)  # opened the photos, and gathered what to report of them
 
     def in_split(self, split: str) -> Photos:
         return self.photos.in_split(split)
 
 
-def open_training_data(data: Path, *, val: float, seed: int, progress: Progress) -> Dataset:
+def open_training_data(
+    data: Path, *, val: float, seed: int, progress: Progress, reader: PhotoReader | None = None
+) -> Dataset:
     """The photos of DATA with their splits.
 
     A plain folder of classes is split as `bnlab split` would; so is train, if there is no val. Each photo is read once
-    to check that it can be used, unless a split.csv lists its SHA-256.
+    to check that it can be used, unless a split.csv lists its SHA-256. `reader` (default: one with the default
+    settings) opens them.
 
     Raises:
         DataError: DATA cannot be trained on.
     """
+    reader = reader or PhotoReader()
     if split_csv := _split_csv_of(data):
-        photos, refused = _usable_photos(read_split_csv(split_csv), progress)
+        photos, refused = _usable_photos(read_split_csv(split_csv), progress, reader)
     elif folders := split_folders(data):
         unreadable: list[Refusal] = []
-        photos, refused = _usable_photos(_read_split_folder(data, folders, unreadable, progress), progress)
+        photos, refused = _usable_photos(_read_split_folder(data, folders, unreadable, progress), progress, reader)
         refused = [*unreadable, *refused]
     else:
-        split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
+        split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress, reader=reader)
         if split.conflicts:
             progress.warn(
                 f"{plural(len(split.conflicts), 'group')} of duplicates in more than one class: "
                 f"`bnlab split {quoted(data)} --list --into FOLDER` names them"
             )
-        return _make_dataset(data, split.photos, split.refused, own_val=False)
+        return _make_dataset(data, split.photos, split.refused, own_val=False, reader=reader)
     own_val = "val" in photos.splits
     if not own_val:
         progress.note(f"{printable(data)} has no val split: {val:.0%} of train is held out")
-        split = split_files(data, photos.in_split("train"), val=val, test=0.0, seed=seed, progress=progress)
+        train = photos.in_split("train")
+        split = split_files(data, train, val=val, test=0.0, seed=seed, progress=progress, reader=reader)
         photos = Photos.of(chain(split.photos, photos.in_split("val", "test")))
         refused += split.refused
     if shared := photos.in_split("val", "test").count_shared(photos.in_split("train")):
         progress.warn(
             f"{plural(shared, 'photo')} of val and test also in train, identical to the byte: accuracy will be too high"
         )
-    return _make_dataset(data, photos, refused, own_val=own_val)
+    return _make_dataset(data, photos, refused, own_val=own_val, reader=reader)
 
 
 def open_recorded_data(path: Path) -> Dataset:
@@ -170,27 +180,44 @@ def _read_split_folder(
     return photos.with_sha256_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
 
 
-def _usable_photos(photos: Photos, progress: Progress) -> tuple[Photos, list[Refusal]]:
-    """The photos that can be used. Those without a SHA-256 are read to find out; the others need only exist."""
+def _usable_photos(photos: Photos, progress: Progress, reader: PhotoReader) -> tuple[Photos, list[Refusal]]:
+    """The photos that can be used. Those without a SHA-256 are read to find out; the others need only exist.
+
+    Of the others a few are looked at, to find out whether their values have a range.
+    """
     refused: list[Refusal] = []
     listed, unread = np.flatnonzero(photos.hashed), np.flatnonzero(~photos.hashed)
     if len(unread):
-        results = map_photos(photos[unread], _check_and_hash, refused, progress)
+        results = map_photos(photos[unread], partial(_check_and_hash, reader), refused, progress)
         photos = photos.with_sha256((int(unread[i]), sha256) for i, sha256 in results)
     usable = photos.hashed
     for i, path in zip(listed.tolist(), photos[listed].paths, strict=True):
         if not os.path.isfile(path):  # noqa: PTH113 (a Path for each of a million files is slow)
             usable[i] = False
             refused.append(Refusal(path, "there is no such file", photos[i].label))
+    for i in listed[np.linspace(0, len(listed) - 1, min(len(listed), _LOOKED_AT), dtype=int)].tolist():
+        try:
+            reader.check_range(photos[i].path)
+        except PixelRangeError:
+            raise
+        except PhotoError:  # it is reported when it is read
+            pass
     return photos[usable], refused
 
 
-def _check_and_hash(path: str) -> str:
-    open_photo(path)
+def _check_and_hash(reader: PhotoReader, path: str) -> str:
+    reader.open(path)
     return file_sha256(path)
 
 
-def _make_dataset(data: Path, photos: Iterable[Photo], refused: Iterable[Refusal], *, own_val: bool = True) -> Dataset:
+def _make_dataset(
+    data: Path,
+    photos: Iterable[Photo],
+    refused: Iterable[Refusal],
+    *,
+    own_val: bool = True,
+    reader: PhotoReader | None = None,
+) -> Dataset:
     """The dataset, if its classes and splits can be trained on."""
     photos = Photos.of(photos)
     name = printable(data)
@@ -207,4 +234,5 @@ def _make_dataset(data: Path, photos: Iterable[Photo], refused: Iterable[Refusal
             )
     if not photos.in_split("val"):
         raise DataError(f"{name} has no photos left for val", "add photos or hold out more")
-    return Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val)
+    reader = reader or PhotoReader()
+    return Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val, reader=reader)

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo
-from bnlab.data.preprocess import open_photo
 from bnlab.data.scan import Refusal, map_photos
 from bnlab.files import file_sha256
 from bnlab.progress import Progress
@@ -40,13 +41,16 @@ class Group:
     exact: bool  # whether all of them are identical to the byte
 
 
-def fingerprint(path: str) -> Fingerprint:
+def fingerprint(path: str, reader: PhotoReader | None = None) -> Fingerprint:
     """Read a photo and compute its fingerprint.
+
+    A picture of more than 8 bits a channel whose range is not known is scaled by its own largest value: by a range that
+    is too large, all of them would be black, and look the same.
 
     Raises:
         PhotoError: the photo cannot be used.
     """
-    image = open_photo(path)
+    image = (reader or PhotoReader()).open(path, own_maximum=True)
     phash = int.from_bytes(np.packbits(perceptual_hash(image)).tobytes(), "big")
     thumbnail = image.resize((8, 8), Image.Resampling.BOX).tobytes()
     return Fingerprint(file_sha256(path), phash, thumbnail)
@@ -70,11 +74,13 @@ def perceptual_hash(image: Image.Image) -> NDArray[np.bool_]:
 
 
 def read_fingerprints(
-    photos: Sequence[Photo], progress: Progress
+    photos: Sequence[Photo], progress: Progress, reader: PhotoReader | None = None
 ) -> tuple[list[tuple[Photo, Fingerprint]], list[Refusal]]:
     """The usable photos with their fingerprints, and the photos that cannot be used."""
     refused: list[Refusal] = []
-    usable = [(photos[i], result) for i, result in map_photos(photos, fingerprint, refused, progress)]
+    usable = [
+        (photos[i], result) for i, result in map_photos(photos, partial(fingerprint, reader=reader), refused, progress)
+    ]
     return usable, refused
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Literal, TypeVar
 
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.data.cache import Cache
+from bnlab.data.photo_file import MemoryPhoto, PhotoReader
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.preprocess import Crops, Pixels, Preprocessing, images_per_photo, open_photo, pre_resize, tta_crops
+from bnlab.data.preprocess import Crops, Pixels, Preprocessing, images_per_photo, pre_resize, tta_crops
 from bnlab.errors import PhotoError
 from bnlab.machine import usable_cores
 from bnlab.streams import Use, random_stream
@@ -48,10 +50,12 @@ class TrainingLoader:
         seed: int,
         workers: int,
         cache: Cache | None = None,
+        reader: PhotoReader | None = None,
     ) -> None:
         """Photos are scaled down to `short_side` pixels before they are cropped; 0 crops from the original.
 
-        `augment` makes a square of a photo, from its pixels, the size and a generator of random numbers.
+        `augment` makes a square of a photo, from its pixels, the size and a generator of random numbers. `reader`
+        (default: one with the default settings) opens the photos.
         """
         photos = Photos.of(photos)
         self.paths = photos.paths
@@ -60,6 +64,7 @@ class TrainingLoader:
         self.shuffle, self.seed, self.workers = shuffle, seed, workers
         self.batches = number_of_batches(len(photos), batch_size)
         self.cache = cache or Cache(len(photos), 0)
+        self.reader = reader or PhotoReader()
 
     def epoch(self, epoch: int, size: int, start: int = 0) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
         """The batches of an epoch from number `start` on: uint8 pixels N x size x size x 3, and class indices N.
@@ -83,7 +88,7 @@ class TrainingLoader:
         """Photo `i` before it is cropped, H x W x 3."""
         pixels = self.cache.get(i)
         if pixels is None:
-            image = open_photo(self.paths[i], at_least=self.short_side)
+            image = self.reader.open(self.paths[i], at_least=self.short_side)
             pixels = pre_resize(image, self.short_side) if self.short_side else np.array(image)
             self.cache.put(i, pixels)
         return pixels
@@ -112,39 +117,43 @@ def number_of_batches(photos: int, batch_size: int) -> int:
 
 
 def preprocessed_batches(
-    paths: Sequence[str],
+    photos: Sequence[str | MemoryPhoto],
     preprocessing: Preprocessing,
     *,
     batch_size: int,
     workers: int,
     cache: Cache | None = None,
     crops: Crops = 1,
+    reader: PhotoReader | None = None,
 ) -> Iterator[tuple[Pixels, list[PhotoError | None]]]:
     """Preprocessed photos in the order given, with the errors of those that cannot be used.
 
     Each batch is (pixels, errors): uint8 pixels M*K x size x size x 3 of the M usable photos, the K crops of a photo
     (`images_per_photo`) one after the other, and for each photo of the batch its error or None. A batch has up to
-    `batch_size` images, or those of one photo. Use a cache for the same paths, preprocessing and crops only.
+    `batch_size` images, or those of one photo. Use a cache for the same photos, preprocessing and crops only. `reader`
+    opens the photos, in the pixel range of the preprocessing.
 
     Raises:
         UsageError: the papers use no such number of crops.
     """
-    size, kept = preprocessing.size, cache or Cache(len(paths), 0)
+    size, kept = preprocessing.size, cache or Cache(len(photos), 0)
+    reader = replace(reader or PhotoReader(), pixel_range=preprocessing.pixel_range)
     photos_per_batch = max(1, batch_size // images_per_photo(crops))
 
     def read(i: int) -> Pixels | PhotoError:
         pixels = kept.get(i)
         if pixels is None:
             try:
-                pixels = tta_crops(open_photo(paths[i]), preprocessing, crops).reshape(-1, size, 3)  # K*size x size x 3
+                image = reader.open(photos[i])
+                pixels = tta_crops(image, preprocessing, crops).reshape(-1, size, 3)  # K*size x size x 3
             except PhotoError as error:
                 return error
             kept.put(i, pixels)
         return pixels
 
     workers = 0 if kept.is_full else workers
-    with closing(prefetch_map(read, range(len(paths)), workers, _AHEAD * photos_per_batch)) as photos:
-        while batch := list(islice(photos, photos_per_batch)):
+    with closing(prefetch_map(read, range(len(photos)), workers, _AHEAD * photos_per_batch)) as results:
+        while batch := list(islice(results, photos_per_batch)):
             usable = [photo for photo in batch if not isinstance(photo, PhotoError)]
             pixels = np.concatenate(usable) if usable else np.empty((0, size, 3), dtype=np.uint8)
             errors = [photo if isinstance(photo, PhotoError) else None for photo in batch]

@@ -1,24 +1,21 @@
 """From a photo to the pixels that a network sees in evaluation.
 
 There is one preprocessing. Training's validation, recalibration, `evaluate` and `predict` all read their photos through
-`loader.preprocessed_batches`, which calls `open_photo` and `tta_crops` (one crop: `preprocess`), and the classifier
-then calls `normalise` on the device. The settings (`Preprocessing`) are stored in the classifier file.
+`loader.preprocessed_batches`, which calls `PhotoReader.open` and `tta_crops` (one crop: `preprocess`), and the
+classifier then calls `normalise` on the device. The settings (`Preprocessing`) are stored in the classifier file.
 """
 
-import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
-from bnlab.errors import PhotoError, UsageError
-from bnlab.recipe import Colour, Positive
+from bnlab.errors import UsageError
+from bnlab.recipe import Colour, PixelRange, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -46,53 +43,8 @@ class Preprocessing:
     """Pillow's filter, which averages over all pixels when it scales down"""
     flip_tta: bool = False
     """whether the probabilities for the photo and its mirror image are averaged"""
-
-
-def open_photo(path: str | Path, at_least: int = 0) -> Image.Image:
-    """Open a photo as upright 8-bit RGB.
-
-    EXIF orientation is honoured; 16-bit pixels are scaled to 8 bits; palette, grey and CMYK images are converted;
-    transparent pixels become white; the first frame of an animation is used.
-
-    Args:
-        path: file of the photo
-        at_least: short side in pixels that the caller needs. A larger JPEG may then be decoded at a half, a quarter or
-            an eighth of its size, which is faster. 0 decodes all pixels.
-
-    Raises:
-        PhotoError: the file is missing, empty, broken, not an image, too large, or not readable.
-    """
-    name = str(path)
-    try:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise PhotoError(name, "it is not a regular file")
-        if status.st_size == 0:
-            raise PhotoError(name, "the file is empty (0 bytes)")
-        with Image.open(path) as image:
-            if at_least:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            upright: Image.Image = image
-            with suppress(Exception):  # a camera's broken metadata does not make its pixels unusable
-                upright = ImageOps.exif_transpose(image)
-            return _to_rgb(name, upright)
-    except PhotoError:
-        raise
-    except FileNotFoundError:
-        raise PhotoError(name, "there is no such file", "check the path") from None
-    except PermissionError:
-        raise PhotoError(name, "it may not be read (permission denied)", "change its permissions") from None
-    except Image.DecompressionBombError:  # a file of a few kilobytes can claim gigabytes of pixels
-        what = "its pixels are more than the 178 million that are safe to open"
-        raise PhotoError(name, what, "scale it down") from None
-    except UnidentifiedImageError:
-        if Path(name).suffix.lower() in (".heic", ".heif"):
-            raise PhotoError(name, "HEIC images are not supported", "save it as JPEG") from None
-        raise PhotoError(name, "it is not an image that Pillow can read") from None
-    except Exception as error:  # decoders raise anything at broken files: OSError, SyntaxError, zlib.error, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PhotoError(name, f"the image is broken ({reason})") from None
+    pixel_range: PixelRange | None = None
+    """values that are black and white in pictures of more than 8 bits a channel; None takes the file's own range"""
 
 
 def pre_resize(image: Image.Image, short_side: int) -> Pixels:
@@ -193,21 +145,3 @@ def _corners_and_centre(pixels: Pixels, size: int) -> list[Pixels]:
     end = len(pixels) - size
     corners = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
     return [pixels[top : top + size, left : left + size] for top, left in corners]  # size x size x 3 each
-
-
-def _to_rgb(name: str, image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise PhotoError(name, "its 32-bit pixels have no known range", "save it with 8 or 16 bits")
-        # 16 bits are scaled to 8 here, because Pillow's own conversion would clip them at 255.
-        return Image.fromarray((values / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise PhotoError(name, "its floating-point pixels have no known range", "save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(paper, rgba).convert("RGB")
-    return image.convert("RGB")

@@ -18,7 +18,7 @@ from bnlab.progress import Progress
 # Files with these suffixes are taken for photos. HEIC is not supported, and listed so that each such file is reported.
 SUFFIXES = frozenset(
     f".{kind}"
-    for kind in "jpg jpeg jpe jfif png gif bmp webp tif tiff avif heic heif jp2 ppm pgm pbm pnm".split()  # noqa: SIM905
+    for kind in "jpg jpeg jpe jfif mpo png gif bmp webp tif tiff avif heic heif jp2 ppm pgm pbm pnm".split()  # noqa: SIM905
 )
 _SPLIT_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # Folders that operating systems and network drives add. Some hold small copies of the photos next to them.

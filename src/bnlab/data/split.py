@@ -22,6 +22,7 @@ from typing import Literal
 
 from bnlab.data import duplicates
 from bnlab.data.duplicates import Group
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo
 from bnlab.data.scan import Refusal, check_classes, report_ignored_files, scan, split_folders
 from bnlab.data.split_csv import SPLIT_CSV, count_photos, read_split_csv, write_split_csv
@@ -93,7 +94,9 @@ def assign_splits(photos: Sequence[tuple[str, str]], *, val: float, test: float,
     return [splits[key] for _, key in photos]
 
 
-def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: Progress) -> Split:
+def split_folder(
+    folder: Path, *, val: float, test: float, seed: int, progress: Progress, reader: PhotoReader | None = None
+) -> Split:
     """Read every photo of a folder of classes and assign it to a split.
 
     Raises:
@@ -108,19 +111,26 @@ def split_folder(folder: Path, *, val: float, test: float, seed: int, progress: 
     unreadable: list[Refusal] = []
     files = scan(folder, unreadable)
     report_ignored_files(folder, progress)
-    split = split_files(folder, files, val=val, test=test, seed=seed, progress=progress)
+    split = split_files(folder, files, val=val, test=test, seed=seed, progress=progress, reader=reader)
     return replace(split, refused=[*unreadable, *split.refused])
 
 
 def split_files(
-    folder: Path, photos: Sequence[Photo], *, val: float, test: float, seed: int, progress: Progress
+    folder: Path,
+    photos: Sequence[Photo],
+    *,
+    val: float,
+    test: float,
+    seed: int,
+    progress: Progress,
+    reader: PhotoReader | None = None,
 ) -> Split:
     """Read these photos of a folder and assign them to splits.
 
     Raises:
         DataError: there is only one class, a class without a usable photo, or too few photos.
     """
-    usable, refused = duplicates.read_fingerprints(photos, progress)
+    usable, refused = duplicates.read_fingerprints(photos, progress, reader)
     groups = duplicates.find_groups([fingerprint for _, fingerprint in usable])
     keys = duplicates.group_keys([fingerprint for _, fingerprint in usable], groups)
     labelled = [(photo.label, key) for (photo, _), key in zip(usable, keys, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bnlab.classifier.evaluate import Evaluation
-from bnlab.data.preprocess import open_photo
+from bnlab.data.photo_file import PhotoReader
 from bnlab.errors import PhotoError, printable
 from bnlab.files import read_json, write_atomic
 from bnlab.report import figures
@@ -64,7 +64,7 @@ def mistakes_png(evaluation: Evaluation) -> bytes:
     images, titles = [], []
     for path, lines in _mistakes(evaluation):
         with suppress(PhotoError):
-            photo = open_photo(path)
+            photo = evaluation.reader.open(path)
             photo.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # a camera's photo is a hundred times what is drawn
             images.append(photo)
             titles.append("\n".join(map(printable, lines)))
@@ -83,10 +83,10 @@ def _mistakes(evaluation: Evaluation) -> list[tuple[str, tuple[str, str]]]:
     return shown
 
 
-def _thumbnail(path: str) -> str:
+def _thumbnail(path: str, reader: PhotoReader) -> str:
     """A small picture of the photo as a data: URL; empty if the photo can no longer be read."""
     try:
-        photo = open_photo(path)
+        photo = reader.open(path)
     except PhotoError:
         return ""
     photo.thumbnail((THUMBNAIL, THUMBNAIL))

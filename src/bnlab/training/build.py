@@ -7,7 +7,7 @@ network before anything is written; `build_context` assembles what the loop need
 import copy
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from bnlab.data.augment import augment
 from bnlab.data.cache import Cache, choose_cache
 from bnlab.data.dataset import Dataset, open_training_data
 from bnlab.data.loader import TrainingLoader
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.preprocess import Preprocessing, normalise
 from bnlab.data.scan import report_refused
 from bnlab.data.split_csv import report_missing_classes
@@ -95,8 +96,10 @@ def prepare(data: Path, settings: Settings, *, strict: bool, progress: Progress)
         settings = with_changes(settings, {"precision": fast_precision(device)}, "machine")
     recipe = settings.recipe
     check_network(recipe)
-    dataset = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
+    reader = PhotoReader(pixel_range=recipe.pixel_range, max_megapixels=recipe.max_megapixels)
+    dataset = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress, reader=reader)
     report_refused(dataset.refused, strict=strict, progress=progress)
+    reader.report(progress)
     report_missing_classes(dataset.photos, "val", progress)
     network, frozen = new_network(recipe, classes=len(dataset.classes))
     for sentence in without_effect(settings, network):
@@ -134,6 +137,7 @@ def build_context(
             seed=recipe.seed,
             workers=recipe.workers,
             cache=cache,
+            reader=replace(dataset.reader, pixel_range=recipe.pixel_range, max_megapixels=recipe.max_megapixels),
         ),
         recipe=recipe,
         preprocessing=preprocessing_of(recipe),
@@ -217,7 +221,7 @@ def card_of(context: TrainingContext) -> Card:
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
     """How validation and inference preprocess a photo."""
-    keys = ("size", "resize", "crop_fraction", "mean", "std", "flip_tta")
+    keys = ("size", "resize", "crop_fraction", "mean", "std", "flip_tta", "pixel_range")
     return Preprocessing(**{key: getattr(recipe, key) for key in keys})
 
 

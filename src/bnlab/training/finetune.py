@@ -18,7 +18,7 @@ _LAST_LAYER = ("fc.weight", "fc.bias")
 
 
 def inherit_from_init(settings: Settings) -> Settings:
-    """Take the architecture and the colour statistics from the file in `init`, and its size unless the user set one.
+    """Take the architecture and the colour statistics from the file in `init`; its size and pixel range unless set.
 
     Raises:
         ClassifierError: the file cannot be read.
@@ -41,6 +41,8 @@ def inherit_from_init(settings: Settings) -> Settings:
     unless_set = {key: getattr(preprocessing, key) for key in ("size", "resize", "crop_fraction")}
     unless_set["backbone_lr_factor"] = BACKBONE_LR_FACTOR
     inherited |= {key: value for key, value in unless_set.items() if key not in settings.origin}
+    if "pixel_range" not in settings.chosen:  # that a shipped recipe has none is no choice
+        inherited["pixel_range"] = preprocessing.pixel_range
     return with_changes(settings, inherited, "init")
 
 

@@ -198,6 +198,7 @@ class _Session:
                 self.events.add_scalar(tag, value, row["step"])
             self.events.flush()
         self.progress.note(_describe(row, state.plan.epochs, is_best))
+        self.context.loader.reader.report(self.progress)
         for finding in health.findings():
             if finding.code == "BN102":  # statistics always lag while the learning rate is high
                 self.stale = finding
@@ -224,12 +225,15 @@ class _Session:
         state = self.state
         assert state.best is not None  # at least one epoch has ended
         best, workers = Classifier.load(self.run.best, self.context.device), self.context.recipe.workers
+        reader = self.context.loader.reader
         return TrainingResult(
             run=self.run,
             epochs=state.epoch,
             val_top1=float(state.best["val_top1"] or 0.0),
             seconds=state.total_seconds,
-            evaluation=evaluate(best, self.validator.photos, "val", workers=workers, progress=NullProgress()),
+            evaluation=evaluate(
+                best, self.validator.photos, "val", workers=workers, progress=NullProgress(), reader=reader
+            ),
             rows=state.rows,
             frozen=self.prepared.frozen,
         )

@@ -101,7 +101,13 @@ class Validator:
     def _evaluate(self, progress: Progress) -> Evaluation:
         workers = self.context.loader.workers
         evaluation = evaluate(
-            self.classifier, self.photos, "val", workers=workers, progress=progress, cache=self.val_cache
+            self.classifier,
+            self.photos,
+            "val",
+            workers=workers,
+            progress=progress,
+            cache=self.val_cache,
+            reader=self.context.loader.reader,
         )
         for refusal in evaluation.refused:  # it could be read when the run began, and epochs must stay comparable
             raise PhotoError(refusal.path, refusal.reason)
@@ -145,7 +151,7 @@ def calibration_batches(
     sizes = chain(range(batch_size, 1, -1), count(batch_size + 1))
     size = next(size for size in sizes if len(paths) == 1 or len(paths) % size != 1)
     for pixels, errors in preprocessed_batches(
-        paths, preprocessing, batch_size=size, workers=loader.workers, cache=cache
+        paths, preprocessing, batch_size=size, workers=loader.workers, cache=cache, reader=loader.reader
     ):
         for error in filter(None, errors):
             raise error

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from bnlab.classifier.predict import Classifier, Probabilities, mean_of
+from bnlab.data.photo_file import open_photo
 from bnlab.data.photos import Photos
-from bnlab.data.preprocess import Crops, open_photo, tta_crops
+from bnlab.data.preprocess import Crops, tta_crops
 from bnlab.lab.clauses import points_clause, without_seeds
 from bnlab.lab.experiment import WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
