@@ -185,6 +185,8 @@ class Recipe(BaseModel):
 
 # Keys that a resume may change: they change speed, never a result on the same kind of device.
 MACHINE_KEYS = frozenset({"device", "workers", "cache", "cache_gigabytes", "checkpoint_seconds", "bn_monitor"})
+# Keys that a resume may also change, to train longer.
+PLAN_KEYS = frozenset({"epochs", "steps"})
 # Keys that have an effect only if another key has this value.
 ONLY_WITH: Mapping[str, tuple[str, object]] = {
     "epochs": ("time", None),

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 
 from bnlab.classifier.weights import read_weights
-from bnlab.errors import ClassifierError
+from bnlab.errors import ClassifierError, OutOfMemoryError
 
 WEIGHTS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)}
 
@@ -38,6 +38,16 @@ def test_weights_are_found_in_what_torch_saved(tmp_path: Path, zipped: bool, wra
     found = read_weights(tmp_path / "w.pt")
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+def test_a_full_memory_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    torch.save(WEIGHTS, tmp_path / "w.pt")
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory while .*w\.pt was read: close"):
+        read_weights(tmp_path / "w.pt")
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -10,25 +10,23 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from bnlab.data.photos import Photo, Photos
+from bnlab.data.location import Place, places, root_of, where_they_are
+from bnlab.data.photos import Content, Photo, Photos
 from bnlab.data.preprocess import open_photo
 from bnlab.data.scan import (
     Refusal,
     class_folders,
     empty_class_error,
-    map_photos,
     photos_below,
     report_ignored_files,
     scan,
     split_folders,
 )
 from bnlab.data.split import split_files, split_folder
-from bnlab.data.split_csv import SPLIT_CSV, as_label, check_classes, read_split_csv
+from bnlab.data.split_csv import SPLIT_CSV, SPLITS, as_label, check_classes, read_split_csv
+from bnlab.data.verify import first_of, read_content, with_present_content
 from bnlab.errors import DataError, plural, printable, quoted
-from bnlab.files import file_sha256
-from bnlab.progress import Progress
+from bnlab.progress import NullProgress, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +37,25 @@ class Dataset:
     photos: Photos
     refused: tuple[Refusal, ...] = ()
     own_val: bool = True  # whether DATA has val photos; else a fraction of train was held out
+    place: Place  # the folder below which all photos lie
 
-    def in_split(self, split: str) -> Photos:
-        return self.photos.in_split(split)
+    def in_split(self, *splits: str) -> Photos:
+        return self.photos.in_split(*splits)
 
 
 def open_training_data(data: Path, *, val: float, seed: int, progress: Progress) -> Dataset:
     """The photos of DATA with their splits.
 
     A plain folder of classes is split as `bnlab split` would; so is train, if there is no val. Each photo is read once
-    to check that it can be used, unless a split.csv lists its SHA-256.
+    to check that it can be used, unless a split.csv lists its SHA-256 and its file has not changed since.
 
     Raises:
         DataError: DATA cannot be trained on.
     """
     if split_csv := _split_csv_of(data):
-        photos, refused = _usable_photos(read_split_csv(split_csv), progress)
+        photos, refused = _usable_photos(data, _listed(split_csv), progress)
     elif folders := split_folders(data):
-        photos, refused = _usable_photos(_read_split_folder(data, folders, progress), progress)
+        photos, refused = _usable_photos(data, _read_split_folder(data, folders, progress), progress)
     else:
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress)
         if split.conflicts:
@@ -78,23 +77,61 @@ def open_training_data(data: Path, *, val: float, seed: int, progress: Progress)
     return _make_dataset(data, photos, refused, own_val=own_val)
 
 
-def open_recorded_data(path: Path) -> Dataset:
-    """The photos of a run's own split.csv, which were checked when the run began.
+def open_recorded_data(
+    path: Path,
+    *,
+    data: Path | None = None,
+    splits: Sequence[str] = SPLITS,
+    remedy: str = "restore them, or begin again",
+    progress: Progress | None = None,
+) -> Dataset:
+    """The photos of a split.csv that bnlab wrote when a training or a study began.
+
+    They are looked for where the list says, then at the same place relative to its folder; or in DATA, if it is given.
+    The content of those in `splits` is verified.
 
     Raises:
-        DataError: the list cannot be read, or a photo of train or val no longer exists.
+        DataError: the list cannot be read, or photos are missing or have changed. It names the first of them.
     """
-    photos = read_split_csv(path)
-    for photo in photos.in_split("train", "val").paths:
-        if not os.path.isfile(photo):  # noqa: PTH113 (a Path for each of a million files is slow)
-            raise DataError(
-                f"{printable(photo)} is missing, and the run was trained on it", "restore it to resume the run"
-            )
-    return _make_dataset(path, photos, [])
+    listed = read_split_csv(path)
+    known = list(places(path, listed))
+    if data is not None:
+        known = [Place(known[0].listed, _folder_of(data))]
+    faults: list[str] = []
+    for place in known:
+        photos = place.of(listed)
+        fault = _difference(photos.in_split(*splits), progress or NullProgress())
+        if not fault:
+            return _make_dataset(path, photos, [], place=place)
+        faults.append(f"in {printable(place.now)} {fault}")
+    raise DataError(f"the photos are not those of {printable(path)}: {', and '.join(faults)}", remedy)
 
 
-def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
-    """The photos to evaluate on and the name of their split.
+def _difference(photos: Photos, progress: Progress) -> str:
+    """How the files of photos differ from what is recorded of them; empty if they do not."""
+    refused: list[Refusal] = []
+    now = with_present_content(photos, lambda photo: read_content(photo.path), refused, progress)
+    changed = photos[now.hashed & photos.hashed & ~now.same_content(photos)].paths
+    faults = []
+    if refused:
+        names = first_of([refusal.path for refusal in refused])
+        faults.append(f"{plural(len(refused), 'photo')} cannot be read ({names}; the first: {refused[0].reason})")
+    if changed:
+        have = "has" if len(changed) == 1 else "have"
+        faults.append(f"{plural(len(changed), 'photo')} {have} other content ({first_of(changed)})")
+    return " and ".join(faults)
+
+
+def _folder_of(data: Path) -> str:
+    """The folder below which the photos of DATA lie."""
+    if not data.exists():
+        raise DataError(f"there is no folder {printable(data)}", "check the path")
+    split_csv = _split_csv_of(data)
+    return root_of(_listed(split_csv), data) if split_csv else os.path.abspath(data)  # noqa: PTH100
+
+
+def open_evaluation_data(data: Path, split: str | None, progress: Progress | None = None) -> tuple[str, Photos]:
+    """The photos to evaluate on and the name of their split. With a progress, photos that have changed are reported.
 
     That is `split`, or the first of test, val and train that DATA has. "all" selects all photos, and is the only split
     of a plain folder of classes.
@@ -102,21 +139,39 @@ def open_evaluation_data(data: Path, split: str | None) -> tuple[str, Photos]:
     Raises:
         DataError: DATA cannot be evaluated on, or has no such split.
     """
-    if split_csv := _split_csv_of(data):
-        photos = read_split_csv(split_csv)
+    split_csv = _split_csv_of(data)
+    if split_csv:
+        photos = _listed(split_csv)
     elif folders := split_folders(data):
         photos = Photos.of(_photos_in(folders))
     else:
         photos = Photos.of(replace(photo, split="all") for photo in scan(data))
     if not photos:
         raise DataError(f"{printable(data)} has no photos", "use a split folder, a split.csv or a folder of classes")
-    if split == "all":
-        return "all", photos
     chosen = split or next(name for name in ("test", "val", "train", "all") if name in photos.splits)
-    if chosen not in photos.splits:
+    if chosen not in photos.splits | {"all"}:
         known = " or ".join(sorted(photos.splits | {"all"}))
         raise DataError(f"{printable(data)} has no {printable(chosen)} split", f"use --split {known}")
-    return chosen, photos.in_split(chosen)
+    if chosen != "all":
+        photos = photos.in_split(chosen)
+    if split_csv and progress:
+        listed = photos[photos.hashed]
+        now = with_present_content(listed, lambda photo: read_content(photo.path), [], progress)
+        _report_changed(data, listed[now.hashed & ~now.same_content(listed)], progress)
+    return chosen, photos
+
+
+def _listed(split_csv: Path) -> Photos:
+    """The photos of a split.csv, at the place where they are."""
+    return where_they_are(split_csv, read_split_csv(split_csv))
+
+
+def _report_changed(data: Path, changed: Photos, progress: Progress) -> None:
+    if changed:
+        progress.warn(
+            f"{plural(len(changed), 'photo')} changed since the split.csv of {printable(data)} was written "
+            f"({first_of(changed.paths)}): taken as they are now, with the class and split that are listed"
+        )
 
 
 def _split_csv_of(data: Path) -> Path | None:
@@ -138,7 +193,7 @@ def _photos_in(folders: Iterable[tuple[str, Path]]) -> Iterator[Photo]:
 
 
 def _read_split_folder(data: Path, folders: Sequence[tuple[str, Path]], progress: Progress) -> Photos:
-    """The photos of a split folder, with the SHA-256 that its split.csv lists. Warns of what is ignored."""
+    """The photos of a split folder, with the content that its split.csv lists. Warns of what is ignored."""
     photos = Photos.of(_photos_in(folders))
     train_classes = photos.in_split("train").labels
     for split, folder in folders:
@@ -149,30 +204,33 @@ def _read_split_folder(data: Path, folders: Sequence[tuple[str, Path]], progress
     if others := class_folders(data).keys() - {folder.name for _, folder in folders}:
         names = ", ".join(map(printable, sorted(others)[:5]))
         progress.warn(f"left out folders of {printable(data)} that are not train, val or test: {names}")
-    return photos.with_sha256_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
+    return photos.with_content_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
 
 
-def _usable_photos(photos: Photos, progress: Progress) -> tuple[Photos, list[Refusal]]:
-    """The photos that can be used. Those without a SHA-256 are read to find out; the others need only exist."""
+def _usable_photos(data: Path, photos: Photos, progress: Progress) -> tuple[Photos, list[Refusal]]:
+    """The photos that can be used, with their content. Those whose files are as listed are not read."""
     refused: list[Refusal] = []
-    listed, unread = np.flatnonzero(photos.hashed), np.flatnonzero(~photos.hashed)
-    if len(unread):
-        results = map_photos(photos[unread], _check_and_hash, refused, progress)
-        photos = photos.with_sha256((int(unread[i]), sha256) for i, sha256 in results)
-    usable = photos.hashed
-    for i, path in zip(listed.tolist(), photos[listed].paths, strict=True):
-        if not os.path.isfile(path):  # noqa: PTH113 (a Path for each of a million files is slow)
-            usable[i] = False
-            refused.append(Refusal(path, "there is no such file", photos[i].label))
-    return photos[usable], refused
+    now = with_present_content(photos, _usable_content, refused, progress)
+    usable = now.hashed
+    _report_changed(data, photos[usable & photos.hashed & ~now.same_content(photos)], progress)
+    return now[usable], refused
 
 
-def _check_and_hash(path: str) -> str:
-    open_photo(path)
-    return file_sha256(path)
+def _usable_content(photo: Photo) -> Content:
+    content = read_content(photo.path)
+    if content.sha256 != photo.sha256:  # else it could be opened when it was listed
+        open_photo(photo.path)
+    return content
 
 
-def _make_dataset(data: Path, photos: Iterable[Photo], refused: Iterable[Refusal], *, own_val: bool = True) -> Dataset:
+def _make_dataset(
+    data: Path,
+    photos: Iterable[Photo],
+    refused: Iterable[Refusal],
+    *,
+    own_val: bool = True,
+    place: Place | None = None,
+) -> Dataset:
     """The dataset, if its classes and splits can be trained on."""
     photos = Photos.of(photos)
     name = printable(data)
@@ -189,4 +247,7 @@ def _make_dataset(data: Path, photos: Iterable[Photo], refused: Iterable[Refusal
             )
     if not photos.in_split("val"):
         raise DataError(f"{name} has no photos left for val", "add photos or hold out more")
-    return Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val)
+    if place is None:
+        root = root_of(photos, data)
+        place = Place(root, root)
+    return Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val, place=place)

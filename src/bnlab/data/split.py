@@ -93,8 +93,8 @@ def assign_splits(
     """The photos with their splits. All members of a group of duplicates are assigned to the same one."""
     keys = duplicates.group_keys([fingerprint for _, fingerprint in usable], groups)
     return [
-        Photo(photo.path, photo.label, assign_split(key, val=val, test=test, seed=seed), fingerprint.sha256)
-        for (photo, fingerprint), key in zip(usable, keys, strict=True)
+        Photo(photo.path, photo.label, assign_split(key, val=val, test=test, seed=seed), one.sha256, one.stamp)
+        for (photo, one), key in zip(usable, keys, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ split, or else its val split, is test for all seeds, and an interval over the se
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.data import duplicates
@@ -18,8 +18,9 @@ from bnlab.data.photos import Photo
 from bnlab.data.scan import report_refused, scan
 from bnlab.data.split import assign_split
 from bnlab.data.split_csv import SPLITS, write_split_csv
+from bnlab.data.verify import read_content, stamp_of
 from bnlab.errors import DataError, plural, printable
-from bnlab.files import file_sha256, read_csv, write_csv
+from bnlab.files import read_csv, write_csv
 from bnlab.progress import Progress
 
 QUICK_PHOTOS = 1000  # the most that a quick study uses of a folder, or of each split of DATA
@@ -71,7 +72,7 @@ class StudySplits:
         path = self.folder / f"{name}-{seed}.csv"
         if not path.exists():
             given = {photo.split for photo in self.photos}
-            photos = [Photo(p.path, p.label, _assign_split(p, given, seed), p.sha256) for p in self.photos]
+            photos = [Photo(p.path, p.label, _assign_split(p, given, seed), p.sha256, p.stamp) for p in self.photos]
             for split in SPLITS:
                 missing = {p.label for p in photos} - {p.label for p in photos if p.split == split}
                 if missing and (split != "val" or len(missing) == self.classes):
@@ -130,28 +131,28 @@ def _some(found: Sequence[Photo]) -> list[Photo]:
 
 
 def _with_content(photo: Photo) -> _StudyPhoto:
-    sha256 = file_sha256(photo.path)
-    return _StudyPhoto(photo.path, photo.label, photo.split, sha256, sha256)
+    sha256, stamp = read_content(photo.path)
+    return _StudyPhoto(photo.path, photo.label, photo.split, sha256, stamp, sha256)
 
 
 def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[_StudyPhoto]:
     """Usable photos, with duplicates in one group. They are read once, and again only when a file has changed."""
-    columns = [field.name for field in fields(_StudyPhoto)]
-    stats = [(photo.path, photo.label, photo.split, Path(photo.path).stat()) for photo in found]
-    state = columns, [(*row[:3], row[3].st_size, row[3].st_mtime_ns) for row in stats]
+    columns = ("path", "label", "split", "sha256", "group")
+    stamps = {photo.path: stamp_of(photo.path) for photo in found}
+    state = columns, [(photo.path, photo.label, photo.split, *stamps[photo.path]) for photo in found]
     kept = folder / f"examined-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.csv"
     if kept.exists():
-        return [_StudyPhoto(**row) for row in read_csv(kept)]
+        return [_StudyPhoto(**row, stamp=stamps[row["path"]]) for row in read_csv(kept)]
     usable, refused = duplicates.read_fingerprints(found, progress)
     report_refused(refused, strict=False, progress=progress)
     fingerprints = [fingerprint for _, fingerprint in usable]
     groups = duplicates.group_keys(fingerprints, duplicates.find_groups(fingerprints))
     photos = [
-        _StudyPhoto(photo.path, photo.label, photo.split, fingerprint.sha256, group)
+        _StudyPhoto(photo.path, photo.label, photo.split, fingerprint.sha256, fingerprint.stamp, group)
         for (photo, fingerprint), group in zip(usable, groups, strict=True)
     ]
     if not refused:  # refused photos are reported each time
-        write_csv(kept, columns, map(astuple, photos))
+        write_csv(kept, columns, ([getattr(photo, column) for column in columns] for photo in photos))
     return photos
 
 
