@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from bnlab.errors import DivergedError, PhotoError, did_you_mean, plural, printable, quoted
+from bnlab.errors import DivergedError, PhotoError, did_you_mean, plural, printable, quoted, without_folders
 
 
 def test_printable_is_one_line_of_text() -> None:
@@ -32,6 +32,26 @@ def test_a_photo_error_passes_between_processes() -> None:
 @pytest.mark.parametrize(("number", "text"), [(0, "0 photos"), (1, "1 photo"), (2, "2 photos")])
 def test_plural(number: int, text: str) -> None:
     assert plural(number, "photo") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "reduced"),
+    [
+        ("/home/anna/my photos/", "my photos"),
+        ("../b c/a.safetensors", "a.safetensors"),
+        ("init=~/a.safetensors", "init=a.safetensors"),
+        ("--init=/a=b/c", "--init=c"),
+        ("/a=b/c", "c"),
+        ("C:\\anna\\x.png", "x.png"),
+        ("a\nb/c\nd", "c\nd"),
+        ("momentum=0.8", "momentum=0.8"),
+        ("--resume", "--resume"),
+        ("..", ".."),
+        ("", ""),
+    ],
+)
+def test_folders_are_left_out(text: str, reduced: str) -> None:
+    assert without_folders(text) == reduced
 
 
 def test_quoted_is_a_word_of_a_shell() -> None:

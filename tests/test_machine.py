@@ -30,6 +30,20 @@ def test_environment_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["cores"] == usable_cores() >= 1
 
 
+def test_the_command_has_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be private: environment.json and the pages that show it are passed on."""
+    words = ["train", "/home/anna/flowers/", "--name", "a", "--init", "../b/best.safetensors", "--set", "momentum=0.8",
+             "--set", "init=/home/anna b/c.safetensors", "--init=C:\\Users\\anna\\d.safetensors"]  # fmt: skip
+    reduced = ["train", "flowers", "--name", "a", "--init", "best.safetensors", "--set", "momentum=0.8",
+               "--set", "init=c.safetensors", "--init=d.safetensors"]  # fmt: skip
+    for program in ("/home/anna/bin/bnlab", "/x/bnlab/__main__.py", "bnlab.exe"):
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        assert environment("cpu")["command"] == [Path(program).name, *reduced]
+    for program in ("/home/anna/secret/mine.py", "/x/other/__main__.py", ""):
+        monkeypatch.setattr(sys, "argv", [program, "--token", "12345"])
+        assert environment("cpu")["command"] == [Path(program).name]
+
+
 def tuned(before: str = "", **variables: str) -> dict[str, str]:
     """What `tune_allocator` does in a separate process, and what of it is seen there."""
     script = (

@@ -42,6 +42,15 @@ def test_work_continues_without_a_reader_of_its_messages(photos: Path) -> None:
     assert "Next: bnlab train" in done.stdout
 
 
+def test_a_full_memory_is_one_line(bnlab: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("bnlab.commands.split.split_folder", full)
+    done = bnlab("split", photos, "--into", "data")
+    assert (done.status, done.complaint[:15]) == (2, "out of memory: ")
+
+
 @pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_are_not_an_error(photos: Path, closing: str) -> None:
     command = f"{shlex.join(split_words(photos))} {closing}"

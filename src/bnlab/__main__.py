@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(str(error), error.exit_status)
     except KeyboardInterrupt as interruption:  # Interrupted has a message, Python's own has none
         return _complain(str(interruption) or "interrupted; every file is complete, either the old or the new one", 130)
+    except MemoryError:
+        return _complain("out of memory: close what else takes memory, or work on smaller photos or fewer at a time", 2)
     except OSError as error:
         return _complain(f"the system refused ({error}): check that the paths exist and may be written to", 2)
 

@@ -75,19 +75,32 @@ def train(data: AnyPath, *, progress: Progress | None = None, **options: Any) ->
     )
 
 
-def resume(name: str | None = None, *, runs: AnyPath = RUNS, progress: Progress | None = None) -> TrainingResult:
+def resume(
+    name: str | None = None,
+    *,
+    data: AnyPath | None = None,
+    runs: AnyPath = RUNS,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TrainingResult:
     """Continue a run. It ends in the same weights, bit for bit, as without the interruption.
+
+    >>> resume("flowers", epochs=30)  # trains longer, also after the end, unless the schedule is one-cycle
 
     Args:
         name: Name of the run (default: the latest).
+        data: Where the photos are now, if they were moved.
         runs: Folder in which the folders of runs lie.
         progress: Object that receives progress and warnings (default: none).
+        options: epochs or steps, the new total; and keys of the recipe that change no result, such as workers.
 
     Raises:
-        BnlabError: there is no such run, another training uses it, or its photos are gone.
+        BnlabError: there is no such run, another training uses it, its photos are gone or have changed, or its schedule
+            does not go on.
         KeyboardInterrupt: Ctrl-C; the training was saved and can be resumed.
     """
-    return train_command.resume(TrainOptions(name=name, runs=Path(runs)), progress or NullProgress())
+    given = TrainOptions(name=name, data=None if data is None else Path(data), runs=Path(runs), recipe_keys=options)
+    return train_command.resume(given, progress or NullProgress())
 
 
 @_takes(SplitOptions)

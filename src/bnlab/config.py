@@ -4,7 +4,7 @@ A recipe is a flat table. A value comes from an option, else from the chosen rec
 file), else from the defaults in recipe.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from os import PathLike
@@ -100,11 +100,24 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def to_yaml(settings: Settings) -> str:
     """The recipe as YAML, each key with its origin and its meaning."""
     lines = ["# Every setting of this training. In brackets: its origin, if it is not the default."]
+    return "\n".join([*lines, *_yaml_lines(settings).values()]) + "\n"
+
+
+def with_lines_of(text: str, settings: Settings, keys: Collection[str]) -> str:
+    """The text of a recipe file, with the lines of these keys as `to_yaml` writes them. All other lines stay."""
+    new = {key: line for key, line in _yaml_lines(settings).items() if key in keys}
+    lines = [new.pop(line.partition(":")[0].rstrip(), line) for line in text.splitlines()]
+    return "\n".join([*lines, *new.values()]) + "\n"
+
+
+def _yaml_lines(settings: Settings) -> dict[str, str]:
+    """For each key its line in a recipe file, with its value, its origin and its meaning."""
+    lines = {}
     for key, value in settings.recipe.model_dump(mode="json").items():
         text = yaml.safe_dump({key: value}, default_flow_style=True, width=10_000).strip()[1:-1]
         origin = f"({printable(settings.origin[key])}) " if key in settings.origin else ""
-        lines.append(f"{text}  # {origin}{meaning(Recipe, key)}")
-    return "\n".join(lines) + "\n"
+        lines[key] = f"{text}  # {origin}{meaning(Recipe, key)}"
+    return lines
 
 
 def meaning(model: type[BaseModel], key: str) -> str:

@@ -3,6 +3,7 @@
 An interruption (Ctrl-C) is `Interrupted`, a KeyboardInterrupt, so that `except Exception` does not swallow it.
 """
 
+import re
 import shlex
 from difflib import get_close_matches
 from os import PathLike
@@ -76,6 +77,15 @@ def printable(path: str | PathLike[str]) -> str:
     """The path as one line that any terminal and file can hold: control characters and undecodable bytes escaped."""
     text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def without_folders(text: str | PathLike[str]) -> str:
+    """A path or KEY=PATH without the folders: "init=a.safetensors" for "init=/home/me/a.safetensors".
+
+    Folders are private, and classifier files and pages are passed on.
+    """
+    key, value = re.fullmatch(r"([\w-]+=)?(.*)", str(text), re.DOTALL).groups("")  # type: ignore[union-attr]
+    return key + (re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value)
 
 
 def quoted(path: str | PathLike[str]) -> str:

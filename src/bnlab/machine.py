@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import OutOfMemoryError, UsageError, did_you_mean, printable
+from bnlab.errors import OutOfMemoryError, UsageError, did_you_mean, printable, without_folders
 
 _PACKAGES = ("bnlab", "torch", "numpy", "pillow", "safetensors", "scikit-learn", "scipy")
 
@@ -130,7 +130,11 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The machine, the versions and the command that gave a result; no user or host name."""
+    """The machine, the versions and the command that gave a result; no user or host name, and no folders.
+
+    Results are passed on, and folders are private. So paths in the command are reduced to the names of files, and of a
+    program that calls bnlab's Python API, the name is all that is kept.
+    """
     import torch
 
     return {
@@ -143,8 +147,16 @@ def environment(device: str) -> dict[str, Any]:
         "tuned": dict(_tuned),
         "device": device,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
     }
+
+
+def _command() -> list[str]:
+    program = Path(sys.argv[0])
+    is_module = program.name == "__main__.py"
+    if (program.parent.name if is_module else program.stem) != "bnlab":
+        return [program.name]
+    return [program.name, *map(without_folders, sys.argv[1:])]
 
 
 def _processor() -> str:

@@ -95,7 +95,8 @@ class SplitOptions(_Photos):
 
 class TrainOptions(_Strict, _Runs):
     data: Annotated[Path | None, typer.Argument(metavar="DATA")] = None
-    """Photos to train on: a split folder, a split.csv, or a folder of classes."""
+    """Photos to train on: a split folder, a split.csv, or a folder of classes; with --resume, only needed if they were
+    moved."""
     recipe: str = "default"
     """Settings of the training: a YAML file, or one of the names default, classic, digits, and the paper's inception,
     bn-baseline, bn-x5, bn-x30 and bn-x5-sigmoid."""

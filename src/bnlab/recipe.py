@@ -217,6 +217,8 @@ class Recipe(BaseModel):
 MACHINE_KEYS = frozenset(
     {"device", "workers", "max_megapixels", "cache", "cache_gigabytes", "checkpoint_seconds", "bn_monitor"}
 )
+# Keys that a resume may also change, to train longer.
+PLAN_KEYS = frozenset({"epochs", "steps"})
 # Keys that have an effect only if another key has this value.
 ONLY_WITH: Mapping[str, tuple[str, object]] = {
     "epochs": ("time", None),

@@ -11,7 +11,7 @@ from bnlab.errors import RunError, UsageError, did_you_mean, printable, quoted
 from bnlab.files import storage_errors
 
 RUNS = Path("runs")
-_WRITTEN_BEFORE_THE_RECIPE = {".lock", "split.csv", "environment.json", "refused.csv"}
+_WRITTEN_BEFORE_THE_RECIPE = {".lock", "split.csv", "data.json", "environment.json", "refused.csv"}
 
 
 class Run:

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 
 from bnlab.classifier.weights import read_weights
-from bnlab.errors import ClassifierError
+from bnlab.errors import ClassifierError, OutOfMemoryError
 
 WEIGHTS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)}
 
@@ -64,6 +64,16 @@ def test_sets_of_tensors_have_their_names_before_those_of_their_tensors(tmp_path
     found = read_weights(tmp_path / "w.pt")
     assert list(found) == ["state_dict.fc.weight", "state_dict.fc.bias", "state_dict_ema.fc.weight"]
     assert torch.equal(found["state_dict.fc.bias"], torch.ones(2))
+
+
+def test_a_full_memory_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    torch.save(WEIGHTS, tmp_path / "w.pt")
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory while .*w\.pt was read: close"):
+        read_weights(tmp_path / "w.pt")
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

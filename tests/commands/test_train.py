@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,10 +49,8 @@ def test_resuming(bnlab: Command, run_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "what"),
     [
-        (("--epochs", 3), "--epochs"),
         (("--strict",), "--strict"),
         (("--find-lr",), "--find-lr"),
-        (("data",), "DATA"),
         (("--recipe", "classic"), "--recipe"),
         (("--set", "size=64"), "--size"),
     ],
@@ -60,6 +59,19 @@ def test_a_resume_changes_no_result(bnlab: Command, run_copy: Path, extra: tuple
     done = bnlab("train", "--resume", *extra)
     assert done.status == 2
     assert f"leave out {what}" in done.complaint
+
+
+def test_a_longer_training_and_moved_photos(bnlab: Command, run_copy: Path, trained: Path) -> None:
+    complaint = bnlab("train", "--resume", "--epochs", 3).complaint
+    assert complaint.startswith("run runs/train has the schedule one-cycle, ")
+    assert complaint.endswith(": bnlab train DATA --init runs/train/last.safetensors --epochs 1")
+    data = trained.parents[1] / "data"
+    shutil.copytree(data, "moved")
+    assert bnlab("train", "moved", "--resume").status == 0
+    assert json.loads((run_copy / "data.json").read_text()) == {"root": str(data), "from_run": "../../moved"}
+    assert "there is no folder nowhere" in bnlab("train", "nowhere", "--resume").complaint
+    complaint = bnlab("train", "moved/val", "--resume").complaint
+    assert f"in {Path('moved/val').absolute()} 36 photos cannot be read" in complaint
 
 
 def test_a_damaged_environment_does_not_stop_a_resume(bnlab: Command, run_copy: Path) -> None:

@@ -8,11 +8,12 @@ from PIL import Image
 
 from bnlab.data.dataset import Dataset, open_evaluation_data, open_recorded_data, open_training_data
 from bnlab.data.photo_file import PhotoReader
-from bnlab.data.split import split_folder, write_split
+from bnlab.data.split import LinkMode, split_folder, write_split
 from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.errors import DataError
+from bnlab.files import file_sha256
 from bnlab.progress import NullProgress
-from tests.conftest import write_photos
+from tests.conftest import picture, write_photos
 
 
 def opened(data: Path, progress: NullProgress | None = None) -> Dataset:
@@ -149,7 +150,7 @@ def test_recorded_data_must_still_be_there(data: Path, tmp_path: Path) -> None:
     assert shape(open_recorded_data(tmp_path / "split.csv")) == shape(opened(data))
     gone = read_split_csv(tmp_path / "split.csv")[3].path
     Path(gone).unlink()
-    with pytest.raises(DataError, match=f"{Path(gone).name} is missing, .*resume"):
+    with pytest.raises(DataError, match=f"1 photo cannot be read .*{Path(gone).name}.*: restore"):
         open_recorded_data(tmp_path / "split.csv")
 
 
@@ -263,3 +264,107 @@ def test_listed_floating_point_pictures_without_a_range_are_refused_before_train
     assert len(listed.photos) == 9
     write_split_csv(tmp_path / "data" / "split.csv", listed.photos, absolute=True)
     assert "set pixel_range" in refusal(tmp_path / "data" / "split.csv")
+
+
+def replaced(path: str | Path, by: str = "ring") -> str:
+    """Put another picture in the place of a photo."""
+    Path(path).unlink()  # it may be a hard link
+    picture(by, 500 + len(str(path))).save(path)
+    return str(path)
+
+
+def split_of(photos: Path, into: Path, how: LinkMode = "copy") -> Path:
+    write_split(split_folder(photos, val=0.3, test=0.2, seed=0, progress=NullProgress()), into, how, NullProgress())
+    return into
+
+
+@pytest.mark.parametrize("list_alone", [False, True])
+def test_photos_replaced_since_the_split_are_taken_as_they_are(photos: Path, tmp_path: Path, list_alone: bool) -> None:
+    """With their true SHA-256, so that the run's list is right, and with a warning."""
+    data = split_of(photos, tmp_path / "data")
+    other = replaced(next(iter((data / "train" / "disc").iterdir())))
+    dataset = opened(data / "split.csv" if list_alone else data, progress := NullProgress())
+    (warning,) = progress.warnings
+    assert f"1 photo changed since the split.csv of {data}" in warning
+    assert other in warning
+    assert {p.sha256 for p in dataset.photos if p.path == other} == {file_sha256(other)}
+    copied = next(iter(dataset.in_split("val"))).path
+    shutil.copy(copied, other)
+    opened(data, progress := NullProgress())
+    assert any("1 photo of val and test also in train" in warning for warning in progress.warnings)
+    Path(other).write_text("text")
+    assert [Path(refusal.path).name for refusal in opened(data).refused] == [Path(other).name]
+
+
+def test_a_list_without_sizes_is_verified_by_content(photos: Path, tmp_path: Path) -> None:
+    """As a bnlab before this one wrote it."""
+    data = split_of(photos, tmp_path / "data")
+    rows = [line.rsplit(",", 2)[0] for line in (data / "split.csv").read_text().splitlines()]
+    (data / "split.csv").write_text("\n".join(rows) + "\n")
+    opened(data, progress := NullProgress())
+    assert progress.warnings == []
+    other = replaced(next(iter((data / "val" / "ring").iterdir())), "disc")
+    opened(data, progress := NullProgress())
+    assert other in progress.warnings[0]
+    with pytest.raises(DataError, match=r"1 photo has other content .*: restore them"):
+        open_recorded_data(data / "split.csv")
+
+
+def test_recorded_photos_are_verified(data: Path, tmp_path: Path) -> None:
+    write_split_csv(tmp_path / "split.csv", opened(data).photos)
+    paths = list(read_split_csv(tmp_path / "split.csv").in_split("train").paths)
+    for path in paths:
+        os.utime(path, ns=(1, 1))  # the same content
+    assert shape(open_recorded_data(tmp_path / "split.csv")) == shape(opened(data))
+    for path in paths[:7]:
+        replaced(path)
+    with pytest.raises(DataError, match=rf"7 photos have other content \({paths[0]}, .*{paths[4]} and 2 more\)"):
+        open_recorded_data(tmp_path / "split.csv")
+    assert open_recorded_data(tmp_path / "split.csv", splits=("val",)).classes == ("disc", "ring", "stripes")
+
+
+def test_recorded_photos_are_found_in_another_folder(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "runs"
+    folder.mkdir(parents=True)
+    write_split_csv(folder / "split.csv", opened(data).photos)
+    opened(data).place.record(folder)
+    here = shape(open_recorded_data(folder / "split.csv"))
+    elsewhere = data.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"in {data} 36 photos cannot be read"):
+        open_recorded_data(folder / "split.csv")
+    with pytest.raises(DataError, match="there is no folder"):
+        open_recorded_data(folder / "split.csv", data=data)
+    found = open_recorded_data(folder / "split.csv", data=elsewhere)
+    assert shape(found) == here
+    assert all(path.startswith(f"{elsewhere}/") for path in found.photos.paths)
+    found.place.record(folder)
+    assert list(open_recorded_data(folder / "split.csv").photos.paths) == list(found.photos.paths)
+    write_split_csv(elsewhere / "split.csv", opened(elsewhere).photos, absolute=True)
+    assert shape(open_recorded_data(folder / "split.csv", data=elsewhere / "split.csv")) == here
+
+    moved = (tmp_path / "a").rename(tmp_path / "b") / "runs"
+    elsewhere.rename(tmp_path / "gone")
+    with pytest.raises(DataError, match=rf"in {data} 36 photos .*, and in {elsewhere} 36 photos"):
+        open_recorded_data(moved / "split.csv")
+
+
+def test_a_run_as_data_is_found_where_it_was_moved(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a" / "runs" / "x"
+    run.mkdir(parents=True)
+    inside = data.rename(tmp_path / "a" / "data")
+    (run / "recipe.yaml").touch()
+    write_split_csv(run / "split.csv", opened(inside).photos)
+    opened(inside).place.record(run)
+    moved = (tmp_path / "a").rename(tmp_path / "b") / "runs" / "x"
+    assert len(opened(moved).photos) == 36
+    split, photos = open_evaluation_data(moved, None, progress=(progress := NullProgress()))
+    assert (split, len(photos), progress.warnings) == ("val", 12, [])
+    assert all(path.startswith(str(tmp_path / "b")) for path in photos.paths)
+    other = replaced(photos.paths[0])
+    open_evaluation_data(moved, None, progress=progress)
+    assert "1 photo changed since the split.csv of" in progress.warnings[0]
+    assert other in progress.warnings[0]
+    (tmp_path / "b" / "data").rename(tmp_path / "c")
+    for opening in (opened, lambda path: open_evaluation_data(path, None)):
+        with pytest.raises(DataError, match=rf"neither in {inside} nor in {tmp_path}/b/data"):
+            opening(moved)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from bnlab.data import photos as module
 from bnlab.data.loader import TrainingLoader
-from bnlab.data.photos import Photo, Photos
+from bnlab.data.photos import Content, Photo, Photos
 
-# A name of 20 bytes and its offset of 8, 32 of SHA-256, and 4 each for folder, class with split, and position.
-BYTES_PER_PHOTO = 85
+# A name of 20 bytes and its offset of 8, 32 of SHA-256, 16 of size and time, and 4 each for folder, class with split,
+# and position.
+BYTES_PER_PHOTO = 101
 DIGESTS = st.binary(min_size=32, max_size=32).filter(any).map(bytes.hex)
 ANY = st.text(st.characters(), max_size=8)  # with surrogates
 # What a file can be called, with undecodable bytes.
@@ -95,14 +96,16 @@ def test_paths_are_compared_and_not_only_their_hashes(monkeypatch: pytest.Monkey
     photos = Photos.of(FOUR)
     assert photos.first_repeated_path() is None
     assert Photos.of([*FOUR, FOUR[2]]).first_repeated_path() == "b/1"
-    assert not photos[1:2].with_sha256_of(photos[:1]).hashed.any()
+    assert not photos[1:2].with_content_of(photos[:1]).hashed.any()
 
 
-def test_a_sha256_can_be_added_by_position_or_by_path() -> None:
+def test_content_can_be_added_by_position_or_by_path() -> None:
     photos = Photos.of(Photo(path, "rose", "val", "") for path in ("a/1", "a/2", "a/3", "b/2", "b/3"))
-    known = [Photo("b/2", "", "", "cd" * 32), Photo("a/2", "", "", "ef" * 32), Photo("b/2", "", "", "12" * 32)]
-    assert [photo.sha256 for photo in photos.with_sha256_of(Photos.of(known))] == ["", "ef" * 32, "", "12" * 32, ""]
-    assert [photo.sha256 for photo in photos[2:].with_sha256([(1, "ab" * 32)])] == ["", "ab" * 32, ""]
+    known = [
+        Photo("b/2", "", "", "cd" * 32), Photo("a/2", "", "", "ef" * 32, (3, 4)), Photo("b/2", "", "", "12" * 32)
+    ]  # fmt: skip
+    assert [photo.sha256 for photo in photos.with_content_of(Photos.of(known))] == ["", "ef" * 32, "", "12" * 32, ""]
+    assert [photo.sha256 for photo in photos[2:].with_content([(1, Content("ab" * 32, (5, 7)))])] == ["", "ab" * 32, ""]
     assert not photos.hashed.any()  # the original is unchanged
 
 
@@ -122,6 +125,7 @@ def test_a_photo_takes_few_bytes() -> None:
                 f"n{i % 100:08}",
                 "train" if i % 20 else "val",
                 f"{i:064x}",
+                (100_000 + i, 1_700_000_000_000_000_000 + i),
             )
             for i in range(1, number + 1)
         )

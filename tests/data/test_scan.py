@@ -182,7 +182,8 @@ def test_map_photos_keeps_the_order_and_lists_refusals() -> None:
     photos = [Photo(f"{i:03}.jpg", "a") for i in range(300)]
     refused: list[Refusal] = []
 
-    def read(path: str) -> str:
+    def read(photo: Photo) -> str:
+        path = photo.path
         if path.endswith("7.jpg"):
             raise PhotoError(path, "seven")
         return Path(path).stem

@@ -252,7 +252,7 @@ def test_a_split_folder_holds_every_photo_once(photos: Path, tmp_path: Path) -> 
     split = split_of(photos, val=0.3, test=0.2)
     assert write_split(split, tmp_path / "data", "link", NullProgress())
     rows = list(read_csv(tmp_path / "data" / "split.csv"))
-    assert list(rows[0]) == ["path", "class", "split", "sha256"]
+    assert list(rows[0]) == ["path", "class", "split", "sha256", "bytes", "modified"]
     assert len(rows) == 36
     for row in rows:
         path = tmp_path / "data" / row["path"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bnlab.data.dataset import open_recorded_data
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import DataError
 from bnlab.lab import splits as module
-from bnlab.lab.measurements import _photos_digest
+from bnlab.lab.measurements import Measurement, _photos_digest
 from bnlab.lab.splits import StudySplits, open_study_splits
 from bnlab.progress import NullProgress
 
@@ -131,6 +132,20 @@ def test_photos_are_read_once_until_a_file_changes(
     changed.write_bytes(next((data / "ring").iterdir()).read_bytes())
     assert opened(data, tmp_path / "a").photos != first.photos
     assert len(looked) == 72
+
+
+def test_photos_that_are_replaced_are_seen(photos: Path, tmp_path: Path) -> None:
+    """A study that goes on would file what it measures on other photos under the content of the old ones."""
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    before, photo = opened(data, tmp_path / "a").for_seed(0), data / "disc" / "disc000.png"
+    key = Measurement(do=opened, split=before, seed=0, settings={}).key("cpu")  # type: ignore[arg-type]
+    assert open_recorded_data(before).classes == ("disc", "ring", "stripes")
+    shutil.copy(data / "ring" / "ring000.png", photo)
+    with pytest.raises(DataError, match=rf"1 photo has other content \({photo}\)"):
+        open_recorded_data(before)
+    after = opened(data, tmp_path / "a").for_seed(0)
+    open_recorded_data(after)
+    assert Measurement(do=opened, split=after, seed=0, settings={}).key("cpu") != key  # type: ignore[arg-type]
 
 
 def test_too_few_photos_are_refused_with_the_number_needed(photos: Path, tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def test_parts_of_a_model_that_cannot_be_traced_are_traced_alone() -> None:
     assert untraced[model.last].startswith("the model cannot be traced: ")
 
 
+def test_a_full_memory_is_not_taken_for_a_model_that_cannot_be_traced() -> None:
+    class Large(Block):
+        def forward(self, x: Tensor, twice: bool = False) -> Tensor:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        trace_regions(Large())
+
+
 def test_a_layer_that_other_parts_use_is_shared() -> None:
     model = Branching()
     (region,), _ = trace_regions(model)

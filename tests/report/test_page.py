@@ -78,6 +78,27 @@ def test_a_run_page_has_its_metrics(tmp_path: Path) -> None:
     assert "top-5" not in page  # useless with three classes
 
 
+def test_pages_show_no_private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path / "x" / "mine")
+    run.folder.mkdir(parents=True)
+    run.recipe.write_text("network: a  # b/c\ninit: '/home/anna/d e/f.safetensors'  # (yours) and/or\n")
+    inside = replace(KNOWN, paths=tuple(f"{tmp_path}/data/{i}.png" for i in range(KNOWN.n)))
+    write_run_page(run, inside, [row | {"seconds": 90, "images_per_second": 7} for row in ROWS], "")
+    page = run.report.read_text("utf-8")
+    assert str(tmp_path) not in page
+    assert "anna" not in page
+    assert "network: a  # b/c\ninit: &#39;f.safetensors&#39;  # (yours) and/or" in page
+    assert 'title="data/' in page
+    outside = replace(
+        KNOWN, paths=("/home/anna/1.png",) * KNOWN.n, members=(Member("/home/anna/a", 1), Member("b/c", 1))
+    )
+    page = evaluation_page("x", outside, "net")
+    assert "anna" not in page
+    assert 'title="1.png"' in page
+    assert '<th scope="row">b/c</th>' in page
+
+
 def test_the_page_of_an_ensemble_has_its_members() -> None:
     of_two = replace(KNOWN, crops=144, members=(Member("<a>", 0.25), Member("b\nc", 0.5)))
     page = evaluation_page("x", of_two, "net, 224 px")

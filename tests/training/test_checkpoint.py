@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnlab.errors import RunError
+from bnlab.errors import OutOfMemoryError, RunError
 from bnlab.nets import build
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
-from bnlab.training.checkpoint import load_state, save_state
+from bnlab.training.checkpoint import load_state, read_state, save_state
 from bnlab.training.ema import EMA
 from bnlab.training.optimizer import make_optimizer
 from bnlab.training.schedule import Plan
@@ -74,6 +74,37 @@ def test_another_recipe_or_a_broken_file_is_refused(run: Run) -> None:
     run.state.write_bytes(run.state.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"state.pt cannot be read .*: begin a new run"):
         load_state(run, recipe, parts)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), RuntimeError("can't allocate memory")])
+def test_a_full_memory_is_no_broken_file(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Neither when the file is read nor when its parts are restored; nobody should begin a new run for it."""
+    recipe = Recipe(network="bn_mlp")
+    network = build(recipe.network, classes=3)
+    save_state(run, TrainState(), recipe, {"network": network})
+    before = run.state.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    for owner, name in ((torch, "load"), (network, "load_state_dict")):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(OutOfMemoryError, match=r"state.pt was read: .*resume again"),
+        ):
+            patch.setattr(owner, name, full)
+            load_state(run, recipe, {"network": network})
+    assert run.state.read_bytes() == before
+
+
+def test_a_disk_that_does_not_answer_is_no_broken_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    run.state.write_bytes(b"x")
+    monkeypatch.setattr(torch, "load", silent)
+    with pytest.raises(RunError, match=r"cannot be read \(.*Input/output error\): make the file readable"):
+        read_state(run)
 
 
 def test_a_changed_split_or_a_lost_state_is_refused(run: Run) -> None:

@@ -26,12 +26,12 @@ from bnlab.classifier.evaluate import evaluate
 from bnlab.classifier.file import read_classifier
 from bnlab.config import load_settings
 from bnlab.data.dataset import open_evaluation_data
-from bnlab.errors import DivergedError, Interrupted, PhotoError, RunError, StorageError, UsageError
-from bnlab.files import read_csv
+from bnlab.errors import DataError, DivergedError, Interrupted, PhotoError, RunError, StorageError, UsageError
+from bnlab.files import read_csv, read_json
 from bnlab.progress import NullProgress, Task
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
-from bnlab.training import loop, run, time_budget, validate
+from bnlab.training import build, loop, run, time_budget, validate
 from bnlab.training.build import TrainingContext
 from bnlab.training.run import TrainingResult
 from bnlab.training.schedule import Plan, StepTimes
@@ -86,7 +86,7 @@ def test_a_run_folder_has_all_files(trained: Path) -> None:
     names = {p.name for p in trained.iterdir()} - {".lock"}
     assert names == {
         "recipe.yaml", "split.csv", "metrics.csv", "health.csv", "best.safetensors", "last.safetensors", "state.pt",
-        "environment.json", "report.html", "tensorboard",
+        "environment.json", "report.html", "tensorboard", "data.json",
     }  # fmt: skip
     rows = metrics(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -202,7 +202,7 @@ def test_dying_at_any_write_it_ends_in_the_same_bits(data: Path, monkeypatch: py
     """Just before each rename of state, classifiers and metrics in two epochs, with and without auxiliary heads."""
     options = {"network": network, "auxiliary": network == "bn_googlenet", "batch_size": 12, "checkpoint_seconds": 0}
     whole = trained_on(data, "whole", **options).run
-    for fatal in range(4, 12 if network == "bn_small_inception" else 8):
+    for fatal in range(5, 13 if network == "bn_small_inception" else 9):
         name = f"dead{fatal}"
         with monkeypatch.context() as patch, pytest.raises(Death):
             patch.setattr(Path, "replace", dying_at(fatal))
@@ -373,8 +373,50 @@ def test_photos_that_go_bad_stop_a_training_by_name(data: Path, monkeypatch: pyt
 
     (data / "train" / "disc" / "disc000.png").write_text("text")
     shutil.copy(data / "val" / "ring" / "ring101.png", data / "val" / "ring" / "ring100.png")
-    with pytest.raises(PhotoError, match=r"disc000\.png"):
+    with pytest.raises(DataError, match=r"2 photos have other content \(.*disc000\.png, .*ring100\.png\): restore"):
         resumed(data.parent)
+
+
+def contents(run: Run) -> dict[Path, tuple[bytes, int]]:
+    """The bytes of each file of a run, and when it was written."""
+    listed = [path for path in run.folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in listed}
+
+
+def test_a_run_is_not_resumed_on_other_photos_and_keeps_all_its_files(finished: Run, trained: Path) -> None:
+    """Photos that were replaced under the same names, in the place of the run or in one that the user gives."""
+    home = finished.folder.parents[1]
+    data = Path(shutil.copytree(trained.parents[1] / "data", home / "data"))
+    (finished.folder / ".0123.part").write_text("left by a kill")
+    photo, before = data / "train" / "disc" / "disc000.png", contents(finished)
+    original = photo.read_bytes()
+    shutil.copy(data / "val" / "ring" / "ring100.png", photo)
+    arguments: dict[str, Any] = {"root": home / "runs", "changes": {}, "progress": NullProgress(), "data": data}
+    with pytest.raises(DataError, match=rf"in {data} 1 photo has other content .*{photo}.*DATA --resume --name run"):
+        run.resume("run", **arguments)
+    photo.unlink()
+    with pytest.raises(DataError, match=rf"in {data} 1 photo cannot be read .*{photo}.*no such file"):
+        run.resume("run", **arguments)
+    assert contents(finished) == before
+    photo.write_bytes(original)
+    assert run.resume("run", **arguments).epochs == 2
+    assert read_json(finished.folder / "data.json")["from_run"] == "../../data"
+    changed = {path.name for path, content in before.items() if path.exists() and path.read_bytes() != content[0]}
+    assert changed <= {"data.json", "report.html"}
+
+
+def test_photos_that_change_before_the_first_step_stop_a_training(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = build.prepare
+
+    def prepare(*arguments: Any, **options: Any) -> object:
+        prepared = real(*arguments, **options)
+        (data / "train" / "disc" / "disc000.png").write_text("text")
+        return prepared
+
+    monkeypatch.setattr(build, "prepare", prepare)
+    with pytest.raises(DataError, match=r"1 photo changed while they were read \(.*disc000\.png\)"):
+        trained_on(data)
+    assert not (data.parent / "runs").exists()
 
 
 def test_tensorboard_keeps_every_epoch_through_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,7 +503,9 @@ def test_a_full_disk_stops_with_all_files_complete(data: Path, monkeypatch: pyte
     real, writes = Path.replace, itertools.count(1)
 
     def filling_up(self: Path, target: Path) -> Path:
-        if next(writes) > 10:  # the list, the environment, the recipe, the state, epoch 1, a part of epoch 2
+        if (
+            next(writes) > 11
+        ):  # the list, the place of the photos, the environment, the recipe, the state, epoch 1, a part of epoch 2
             raise OSError(28, "No space left on device")
         return real(self, target)
 

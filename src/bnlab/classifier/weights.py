@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bnlab.classifier.file import CARD_KEY, is_pickle, parse_safetensors, read_content
-from bnlab.errors import ClassifierError, printable, quoted
+from bnlab.errors import ClassifierError, OutOfMemoryError, printable, quoted
+from bnlab.machine import is_out_of_memory
 
 _DEEPEST = 2  # levels of a checkpoint that are searched, as in {"model": {"state_dict": ...}}
 # All that a pickle of tensors calls. Any other class or function in a file, such as a setting of a training framework,
@@ -70,7 +71,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         tensors, metadata = parse_safetensors(content)
     except ClassifierError:
         raise
-    except Exception:  # safetensors, zipfile, torch and pickle raise many types for a broken file
+    except Exception as error:  # safetensors, zipfile, torch and pickle raise many types for a broken file
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"out of memory while {name} was read", "close what else takes memory") from None
         raise ClassifierError(
             f"{name} is not a complete file of weights",
             "use what torch.save(network.state_dict(), FILE) wrote, or safetensors",
@@ -121,6 +124,8 @@ def _ends(content: bytes) -> bool:
         for _ in range(4):  # a magic number, a version, the system, the object; opcodes are listed, not executed
             for _ in pickletools.genops(stream):
                 pass
+    except MemoryError:
+        raise
     except Exception:  # pickletools raises many types for what is not a pickle
         return False
     return True

@@ -12,7 +12,6 @@ from bnlab.cli.parameters import Json, takes
 from bnlab.config import parse_assignments
 from bnlab.errors import plural, printable, quoted
 from bnlab.options import DemoOptions, EvaluateOptions, PredictOptions, SplitOptions, TrainOptions
-from bnlab.recipe import MACHINE_KEYS
 
 # Keys of the recipe that are options of `train`; all others are set with --set.
 TRAIN_KEYS = (
@@ -66,7 +65,8 @@ def train(
     """Train a classifier; the run goes to runs/NAME.
 
     An option that is left out has the value of the recipe; defaults in parentheses are those of the recipe `default`.
-    Ctrl-C saves the training. --resume continues it, even after a kill, and ends in the same weights, bit for bit.
+    Ctrl-C saves the training. --resume continues it, even after a kill, and ends in the same weights, bit for bit. With
+    a larger --epochs it trains a run longer, also a finished one, unless its schedule is one-cycle.
     --find-lr keeps no classifier: it plots the loss by learning rate, in runs/find-lr.
     """
     from bnlab.commands import train as command
@@ -90,11 +90,9 @@ def train(
 
 
 def _check_resume(options: TrainOptions, *, find_lr: bool) -> None:
-    fixed = [key for key in options.recipe_keys if key not in MACHINE_KEYS]
-    fixed += ["recipe"] * (options.recipe != "default") + ["find-lr"] * find_lr + ["strict"] * options.strict
-    if fixed or options.data:
-        what = f"--{fixed[0].replace('_', '-')}" if fixed else "DATA"
-        raise typer.BadParameter(f"--resume uses the recipe and data of the run: leave out {what}")
+    fixed = ["recipe"] * (options.recipe != "default") + ["find-lr"] * find_lr + ["strict"] * options.strict
+    if fixed:
+        raise typer.BadParameter(f"--resume uses the recipe and photos of the run: leave out --{fixed[0]}")
 
 
 def _find_lr(options: TrainOptions, *, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from bnlab.machine import versions
 from bnlab.options import EvaluateOptions
 from bnlab.progress import Progress
 from bnlab.report import figures
-from bnlab.report.page import mistakes_png, render
+from bnlab.report.page import mistakes_png, public_path, render
 from bnlab.runs import Run, check_free, new_run
 
 
@@ -80,11 +80,11 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
     write_atomic(folder / "reliability.png", figures.reliability_png(evaluation))
     if evaluation.mistakes():
         write_atomic(folder / "mistakes.png", mistakes_png(evaluation))
-    names = ", ".join(printable(path) for path in options.classifiers)
+    names = ", ".join(printable(public_path(path)) for path in options.classifiers)
     trained = ", ".join(
         dict.fromkeys(f"{member.card.network}, {member.card.preprocessing.size} px" for member in members)
     )
-    title = f"{names} on {split} of {printable(options.data)}"
+    title = f"{names} on {split} of {printable(public_path(options.data))}"
     page = render("evaluation.html", title=title, evaluation=evaluation, classifier=trained)
     write_atomic(folder / "report.html", page)
     return result

@@ -10,6 +10,7 @@ from bnlab.files import write_atomic, write_csv
 from bnlab.machine import versions
 from bnlab.options import TrainOptions
 from bnlab.progress import Progress
+from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
 from bnlab.report import figures
 from bnlab.report.page import write_run_page
 from bnlab.runs import check_free, new_run
@@ -56,8 +57,17 @@ def run(options: TrainOptions, progress: Progress) -> TrainingResult:
 
 
 def resume(options: TrainOptions, progress: Progress) -> TrainingResult:
-    """Continue the run of that name, or the latest, and write its report."""
-    result = training_run.resume(options.name, root=options.runs, changes=options.recipe_keys, progress=progress)
+    """Continue the run of that name, or the latest, and write its report.
+
+    Raises:
+        UsageError: a key of the recipe is given that a resume does not change.
+    """
+    fixed = [key for key in options.recipe_keys if key not in MACHINE_KEYS | PLAN_KEYS]
+    if fixed:
+        raise UsageError("a resume uses the recipe of the run", f"leave out --{fixed[0].replace('_', '-')}")
+    result = training_run.resume(
+        options.name, root=options.runs, changes=options.recipe_keys, progress=progress, data=options.data
+    )
     write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
     return result
 

@@ -7,29 +7,28 @@ for each class. Classes are matched by name, never by position.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from bnlab.data.deep_pixels import PixelRangeError
+from bnlab.data.location import Place, places, root_of, where_they_are
 from bnlab.data.photo_file import PhotoReader
-from bnlab.data.photos import Photo, Photos
+from bnlab.data.photos import Content, Photo, Photos
 from bnlab.data.scan import (
     Refusal,
     check_classes,
     class_folders,
-    map_photos,
     photos_below,
     report_ignored_files,
     scan,
     split_folders,
 )
 from bnlab.data.split import split_files, split_folder
-from bnlab.data.split_csv import SPLIT_CSV, as_label, read_split_csv
+from bnlab.data.split_csv import SPLIT_CSV, SPLITS, as_label, read_split_csv
+from bnlab.data.verify import first_of, read_content, with_present_content
 from bnlab.errors import DataError, PhotoError, plural, printable, quoted
-from bnlab.files import file_sha256
 from bnlab.progress import NullProgress, Progress
 
 _LOOKED_AT = 32  # photos of a list that is known to be usable
@@ -44,9 +43,10 @@ class Dataset:
     refused: tuple[Refusal, ...] = ()
     own_val: bool = True  # whether DATA has val photos; else a fraction of train was held out
     reader: PhotoReader = field(default_factory=PhotoReader)  # opened the photos, and gathered what to report of them
+    place: Place  # the folder below which all photos lie
 
-    def in_split(self, split: str) -> Photos:
-        return self.photos.in_split(split)
+    def in_split(self, *splits: str) -> Photos:
+        return self.photos.in_split(*splits)
 
 
 def open_training_data(
@@ -55,18 +55,19 @@ def open_training_data(
     """The photos of DATA with their splits.
 
     A plain folder of classes is split as `bnlab split` would; so is train, if there is no val. Each photo is read once
-    to check that it can be used, unless a split.csv lists its SHA-256. `reader` (default: one with the default
-    settings) opens them.
+    to check that it can be used, unless a split.csv lists its SHA-256 and its file has not changed since.
+    `reader` (default: one with the default settings) opens them.
 
     Raises:
         DataError: DATA cannot be trained on.
     """
     reader = reader or PhotoReader()
     if split_csv := _split_csv_of(data):
-        photos, refused = _usable_photos(read_split_csv(split_csv), progress, reader)
+        photos, refused = _usable_photos(data, _listed(split_csv), progress, reader)
     elif folders := split_folders(data):
         unreadable: list[Refusal] = []
-        photos, refused = _usable_photos(_read_split_folder(data, folders, unreadable, progress), progress, reader)
+        listed = _read_split_folder(data, folders, unreadable, progress)
+        photos, refused = _usable_photos(data, listed, progress, reader)
         refused = [*unreadable, *refused]
     else:
         split = split_folder(data, val=val, test=0.0, seed=seed, progress=progress, reader=reader)
@@ -90,19 +91,57 @@ def open_training_data(
     return _make_dataset(data, photos, refused, own_val=own_val, reader=reader)
 
 
-def open_recorded_data(path: Path) -> Dataset:
-    """The photos of a run's own split.csv, which were checked when the run began.
+def open_recorded_data(
+    path: Path,
+    *,
+    data: Path | None = None,
+    splits: Sequence[str] = SPLITS,
+    remedy: str = "restore them, or begin again",
+    progress: Progress | None = None,
+) -> Dataset:
+    """The photos of a split.csv that bnlab wrote when a training or a study began.
+
+    They are looked for where the list says, then at the same place relative to its folder; or in DATA, if it is given.
+    The content of those in `splits` is verified.
 
     Raises:
-        DataError: the list cannot be read, or a photo of train or val no longer exists.
+        DataError: the list cannot be read, or photos are missing or have changed. It names the first of them.
     """
-    photos = read_split_csv(path)
-    for photo in photos.in_split("train", "val").paths:
-        if not os.path.isfile(photo):  # noqa: PTH113 (a Path for each of a million files is slow)
-            raise DataError(
-                f"{printable(photo)} is missing, and the run was trained on it", "restore it to resume the run"
-            )
-    return _make_dataset(path, photos, [])
+    listed = read_split_csv(path)
+    known = list(places(path, listed))
+    if data is not None:
+        known = [Place(known[0].listed, _folder_of(data))]
+    faults: list[str] = []
+    for place in known:
+        photos = place.of(listed)
+        fault = _difference(photos.in_split(*splits), progress or NullProgress())
+        if not fault:
+            return _make_dataset(path, photos, [], place=place)
+        faults.append(f"in {printable(place.now)} {fault}")
+    raise DataError(f"the photos are not those of {printable(path)}: {', and '.join(faults)}", remedy)
+
+
+def _difference(photos: Photos, progress: Progress) -> str:
+    """How the files of photos differ from what is recorded of them; empty if they do not."""
+    refused: list[Refusal] = []
+    now = with_present_content(photos, lambda photo: read_content(photo.path), refused, progress)
+    changed = photos[now.hashed & photos.hashed & ~now.same_content(photos)].paths
+    faults = []
+    if refused:
+        names = first_of([refusal.path for refusal in refused])
+        faults.append(f"{plural(len(refused), 'photo')} cannot be read ({names}; the first: {refused[0].reason})")
+    if changed:
+        have = "has" if len(changed) == 1 else "have"
+        faults.append(f"{plural(len(changed), 'photo')} {have} other content ({first_of(changed)})")
+    return " and ".join(faults)
+
+
+def _folder_of(data: Path) -> str:
+    """The folder below which the photos of DATA lie."""
+    if not data.exists():
+        raise DataError(f"there is no folder {printable(data)}", "check the path")
+    split_csv = _split_csv_of(data)
+    return root_of(_listed(split_csv), data) if split_csv else os.path.abspath(data)  # noqa: PTH100
 
 
 def open_evaluation_data(
@@ -111,16 +150,18 @@ def open_evaluation_data(
     """The photos to evaluate on and the name of their split.
 
     That is `split`, or the first of test, val and train that DATA has. "all" selects all photos, and is the only split
-    of a plain folder of classes. Folders that cannot be read are added to `refused`.
+    of a plain folder of classes. Folders that cannot be read are added to `refused`. With a progress,
+    photos that have changed since they were listed are reported.
 
     Raises:
         DataError: DATA cannot be evaluated on, or has no such split.
     """
-    refused, progress = [] if refused is None else refused, progress or NullProgress()
+    refused, verify = [] if refused is None else refused, progress is not None
+    progress = progress or NullProgress()
     folders: Sequence[tuple[str, Path]] = ()
     unreadable: list[Refusal] = []  # in any split
     if split_csv := _split_csv_of(data):
-        photos = read_split_csv(split_csv)
+        photos = _listed(split_csv)
     elif folders := split_folders(data):
         photos = Photos.of(_photos_in(folders, unreadable))
     else:
@@ -135,12 +176,29 @@ def open_evaluation_data(
         if chosen in (name, "all"):
             refused += (each for each in unreadable if Path(each.path).is_relative_to(folder))
             report_ignored_files(folder, progress)
-    if chosen == "all":
-        return "all", photos
-    if chosen not in photos.splits:
+    if chosen not in photos.splits | {"all"}:
         known = " or ".join(sorted(photos.splits | {"all"}))
         raise DataError(f"{printable(data)} has no {printable(chosen)} split", f"use --split {known}")
-    return chosen, photos.in_split(chosen)
+    if chosen != "all":
+        photos = photos.in_split(chosen)
+    if split_csv and verify:
+        listed = photos[photos.hashed]
+        now = with_present_content(listed, lambda photo: read_content(photo.path), [], progress)
+        _report_changed(data, listed[now.hashed & ~now.same_content(listed)], progress)
+    return chosen, photos
+
+
+def _listed(split_csv: Path) -> Photos:
+    """The photos of a split.csv, at the place where they are."""
+    return where_they_are(split_csv, read_split_csv(split_csv))
+
+
+def _report_changed(data: Path, changed: Photos, progress: Progress) -> None:
+    if changed:
+        progress.warn(
+            f"{plural(len(changed), 'photo')} changed since the split.csv of {printable(data)} was written "
+            f"({first_of(changed.paths)}): taken as they are now, with the class and split that are listed"
+        )
 
 
 def _split_csv_of(data: Path) -> Path | None:
@@ -173,28 +231,30 @@ def _report_ignored(data: Path, folders: Sequence[tuple[str, Path]], progress: P
 def _read_split_folder(
     data: Path, folders: Sequence[tuple[str, Path]], refused: list[Refusal], progress: Progress
 ) -> Photos:
-    """The photos of a split folder, with the SHA-256 that its split.csv lists. Warns of what is ignored."""
+    """The photos of a split folder, with the content that its split.csv lists. Warns of what is ignored."""
     class_folders(data, refused)
     photos = Photos.of(_photos_in(folders, refused))
     _report_ignored(data, folders, progress)
-    return photos.with_sha256_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
+    return photos.with_content_of(read_split_csv(data / SPLIT_CSV)) if (data / SPLIT_CSV).is_file() else photos
 
 
-def _usable_photos(photos: Photos, progress: Progress, reader: PhotoReader) -> tuple[Photos, list[Refusal]]:
-    """The photos that can be used. Those without a SHA-256 are read to find out; the others need only exist.
+def _usable_photos(data: Path, photos: Photos, progress: Progress, reader: PhotoReader) -> tuple[Photos, list[Refusal]]:
+    """The photos that can be used, with their content. Those whose files are as listed are not read.
 
-    Of the others a few are looked at, to find out whether their values have a range.
+    But a few of the listed ones are looked at, to find out whether their values have a range.
     """
+
+    def usable_content(photo: Photo) -> Content:
+        content = read_content(photo.path)
+        if content.sha256 != photo.sha256:  # else it could be opened when it was listed
+            reader.open(photo.path)
+        return content
+
     refused: list[Refusal] = []
-    listed, unread = np.flatnonzero(photos.hashed), np.flatnonzero(~photos.hashed)
-    if len(unread):
-        results = map_photos(photos[unread], partial(_check_and_hash, reader), refused, progress)
-        photos = photos.with_sha256((int(unread[i]), sha256) for i, sha256 in results)
-    usable = photos.hashed
-    for i, path in zip(listed.tolist(), photos[listed].paths, strict=True):
-        if not os.path.isfile(path):  # noqa: PTH113 (a Path for each of a million files is slow)
-            usable[i] = False
-            refused.append(Refusal(path, "there is no such file", photos[i].label))
+    now = with_present_content(photos, usable_content, refused, progress)
+    usable = now.hashed
+    _report_changed(data, photos[usable & photos.hashed & ~now.same_content(photos)], progress)
+    listed = np.flatnonzero(usable & photos.hashed)
     for i in listed[np.linspace(0, len(listed) - 1, min(len(listed), _LOOKED_AT), dtype=int)].tolist():
         try:
             reader.check_range(photos[i].path)
@@ -202,12 +262,7 @@ def _usable_photos(photos: Photos, progress: Progress, reader: PhotoReader) -> t
             raise
         except PhotoError:  # it is reported when it is read
             pass
-    return photos[usable], refused
-
-
-def _check_and_hash(reader: PhotoReader, path: str) -> str:
-    reader.open(path)
-    return file_sha256(path)
+    return now[usable], refused
 
 
 def _make_dataset(
@@ -216,6 +271,7 @@ def _make_dataset(
     refused: Iterable[Refusal],
     *,
     own_val: bool = True,
+    place: Place | None = None,
     reader: PhotoReader | None = None,
 ) -> Dataset:
     """The dataset, if its classes and splits can be trained on."""
@@ -234,5 +290,14 @@ def _make_dataset(
             )
     if not photos.in_split("val"):
         raise DataError(f"{name} has no photos left for val", "add photos or hold out more")
-    reader = reader or PhotoReader()
-    return Dataset(classes=tuple(classes), photos=photos, refused=tuple(refused), own_val=own_val, reader=reader)
+    if place is None:
+        root = root_of(photos, data)
+        place = Place(root, root)
+    return Dataset(
+        classes=tuple(classes),
+        photos=photos,
+        refused=tuple(refused),
+        own_val=own_val,
+        place=place,
+        reader=reader or PhotoReader(),
+    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -10,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bnlab.data.photo_file import PhotoReader
-from bnlab.data.photos import Photo
+from bnlab.data.photos import Photo, Stamp
 from bnlab.data.scan import Refusal, map_photos
-from bnlab.files import file_sha256
+from bnlab.data.verify import read_content
 from bnlab.progress import Progress
 
 # Two photos are near duplicates if their perceptual hashes differ in at most this many of 64 bits ...
@@ -31,6 +30,7 @@ class Fingerprint:
     sha256: str  # of the file's bytes
     phash: int  # 64-bit perceptual hash of the upright photo
     thumbnail: bytes  # the photo at 8 x 8 pixels, RGB: 192 bytes
+    stamp: Stamp | None = None  # of the file before it was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ def fingerprint(path: str, reader: PhotoReader | None = None) -> Fingerprint:
     Raises:
         PhotoError: the photo cannot be used.
     """
-    image = (reader or PhotoReader()).open(path, own_maximum=True)
+    content, image = read_content(path), (reader or PhotoReader()).open(path, own_maximum=True)
     phash = int.from_bytes(np.packbits(perceptual_hash(image)).tobytes(), "big")
     thumbnail = image.resize((8, 8), Image.Resampling.BOX).tobytes()
-    return Fingerprint(file_sha256(path), phash, thumbnail)
+    return Fingerprint(content.sha256, phash, thumbnail, content.stamp)
 
 
 def perceptual_hash(image: Image.Image) -> NDArray[np.bool_]:
@@ -79,7 +79,8 @@ def read_fingerprints(
     """The usable photos with their fingerprints, and the photos that cannot be used."""
     refused: list[Refusal] = []
     usable = [
-        (photos[i], result) for i, result in map_photos(photos, partial(fingerprint, reader=reader), refused, progress)
+        (photos[i], result)
+        for i, result in map_photos(photos, lambda photo: fingerprint(photo.path, reader), refused, progress)
     ]
     return usable, refused
 

@@ -1,11 +1,11 @@
-"""A list of photos that may have millions of rows: 80 bytes a photo in arrays, where Python's strings take 500."""
+"""A list of photos that may have millions of rows: 100 bytes a photo in arrays, where Python's objects take 600."""
 
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, overload
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,20 @@ from numpy.typing import NDArray
 # UTF-8 with this error handler encodes and decodes any string, also one with undecodable bytes as surrogates.
 ERRORS = "surrogatepass"
 _UNKNOWN = bytes(32)
+_NO_STAMP = (-1, -1)
 CHUNK = 4096  # rows that are converted to Python's objects at a time
 
 Rows = NDArray[np.int32]
 """Row numbers of the table."""
+Stamp = tuple[int, int]
+"""Size of a file in bytes, and the time of its last change in ns since 1970: a file that has both is not read again."""
+
+
+class Content(NamedTuple):
+    """The SHA-256 of a file, and the stamp that the file had before it was read."""
+
+    sha256: str
+    stamp: Stamp | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,7 @@ class Photo:
     label: str  # name of its class
     split: str = ""  # train, val or test; empty if it is not assigned
     sha256: str = ""  # of the file, in hexadecimal; empty if it is not known
+    stamp: Stamp | None = field(default=None, compare=False)  # of the file when its SHA-256 was computed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +49,7 @@ class _Table:
     class_splits: list[tuple[str, str]]  # the pairs of class and split that occur
     class_split: NDArray[np.int32]  # positions in `class_splits`, n
     digest: NDArray[np.void]  # SHA-256 as bytes, n of 32 bytes each; zeros if it is not known
+    stamp: NDArray[np.int64]  # n x 2; -1 if it is not known
 
     def paths(self, rows: Rows) -> Iterator[str]:
         starts, ends = _values(self.name_edges[:-1], rows), _values(self.name_edges[1:], rows)
@@ -45,10 +57,11 @@ class _Table:
             yield self.folders[folder] + self.names[start:end].decode("utf-8", ERRORS)
 
     def photos(self, rows: Rows) -> Iterator[Photo]:
-        columns = self.paths(rows), _values(self.class_split, rows), _values(self.digest, rows)
-        for path, number, digest in zip(*columns, strict=True):
+        columns = self.paths(rows), *(_values(c, rows) for c in (self.class_split, self.digest, self.stamp))
+        for path, number, digest, (size, changed) in zip(*columns, strict=True):
             label, split = self.class_splits[number]
-            yield Photo(path, label, split, "" if digest == _UNKNOWN else digest.hex())
+            stamp = None if size < 0 else (size, changed)
+            yield Photo(path, label, split, "" if digest == _UNKNOWN else digest.hex(), stamp)
 
 
 class Photos(Sequence[Photo]):
@@ -67,7 +80,7 @@ class Photos(Sequence[Photo]):
         if isinstance(photos, Photos):
             return photos
         # These arrays grow in place and become the memory of the columns, so they are never copied.
-        folder, name_edges, class_split = array("i"), array("q", [0]), array("i")
+        folder, name_edges, class_split, stamps = array("i"), array("q", [0]), array("i"), array("q")
         names, digests = bytearray(), bytearray()
         folders, class_splits = dict[str, int](), dict[tuple[str, str], int]()
         for photo in photos:
@@ -77,6 +90,7 @@ class Photos(Sequence[Photo]):
             name_edges.append(len(names))
             class_split.append(class_splits.setdefault((photo.label, photo.split), len(class_splits)))
             digests += _digest(photo.sha256)
+            stamps.extend(photo.stamp or _NO_STAMP)
         table = _Table(
             folders=list(folders),
             folder=np.frombuffer(folder, dtype=np.int32),
@@ -85,6 +99,7 @@ class Photos(Sequence[Photo]):
             class_splits=list(class_splits),
             class_split=np.frombuffer(class_split, dtype=np.int32),
             digest=np.frombuffer(digests, dtype="V32"),
+            stamp=np.frombuffer(stamps, dtype=np.int64).reshape(-1, 2),
         )
         return cls(table, np.arange(len(folder), dtype=np.int32))
 
@@ -145,20 +160,42 @@ class Photos(Sequence[Photo]):
         known: NDArray[np.bool_] = self._table.digest != np.void(_UNKNOWN)
         return known[self._rows]
 
-    def with_sha256(self, known: Iterable[tuple[int, str]]) -> "Photos":
-        """The same photos, with a SHA-256 for those at the positions given. No row may be selected twice."""
-        digest = self._table.digest.copy()
-        for i, sha256 in known:
-            digest[self._rows[i]] = _digest(sha256)
-        return Photos(replace(self._table, digest=digest), self._rows)
+    @property
+    def stamps(self) -> NDArray[np.int64]:
+        """For each photo the size and the time of the last change that its file had, n x 2; -1 if not known."""
+        return self._table.stamp[self._rows]
 
-    def with_sha256_of(self, known: "Photos") -> "Photos":
-        """The same photos, with the SHA-256 that `known` has for their paths (the last one, if it has several)."""
+    def with_content(self, known: Iterable[tuple[int, Content]]) -> "Photos":
+        """The same photos, with the content of those at the positions given. No row may be selected twice."""
+        digest, stamp = self._table.digest.copy(), self._table.stamp.copy()
+        for i, content in known:
+            digest[self._rows[i]] = _digest(content.sha256)
+            stamp[self._rows[i]] = content.stamp or _NO_STAMP
+        return Photos(replace(self._table, digest=digest, stamp=stamp), self._rows)
+
+    def with_content_of(self, known: "Photos") -> "Photos":
+        """The same photos, with the content that `known` has for their paths (the last one, if it has several)."""
         keys = known._path_keys()
         order = np.argsort(keys, kind="stable")
         last = order[np.searchsorted(keys, self._path_keys(), side="right", sorter=order) - 1]
         pairs = enumerate(zip(self.paths, known[last], strict=True))
-        return self.with_sha256((i, photo.sha256) for i, (path, photo) in pairs if photo.path == path)
+        return self.with_content((i, Content(p.sha256, p.stamp)) for i, (path, p) in pairs if p.path == path)
+
+    def same_content(self, others: "Photos") -> NDArray[np.bool_]:
+        """For each photo whether the other photo at its position has the same SHA-256."""
+        same: NDArray[np.bool_] = self._table.digest[self._rows] == others._table.digest[others._rows]
+        return same
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of all photos that this list was selected from, each once, with its last slash."""
+        return self._table.folders
+
+    def moved(self, before: str, after: str) -> "Photos":
+        """The same photos, with the folder `after` in place of the folder `before` in their paths."""
+        old, new = before.rstrip("/") + "/", after.rstrip("/") + "/"
+        folders = [new + path[len(old) :] if path.startswith(old) else path for path in self._table.folders]
+        return Photos(replace(self._table, folders=folders), self._rows)
 
     def count_shared(self, others: "Photos") -> int:
         """How many of these photos have a SHA-256 that one of the others has."""

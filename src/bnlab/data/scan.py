@@ -215,9 +215,9 @@ def _left_out(folder: Path) -> str:
 
 
 def map_photos(
-    photos: Sequence[Photo], read: Callable[[str], T], refused: list[Refusal], progress: Progress
+    photos: Sequence[Photo], read: Callable[[Photo], T], refused: list[Refusal], progress: Progress
 ) -> Iterator[tuple[int, T]]:
-    """Call `read` with the path of each photo, on all cores.
+    """Call `read` with each photo, on all cores.
 
     Yields the position and the result of each photo, in order. Photos at which `read` raises a PhotoError are added to
     `refused` instead.
@@ -225,7 +225,7 @@ def map_photos(
 
     def attempt(photo: Photo) -> T | Refusal:
         try:
-            return read(photo.path)
+            return read(photo)
         except PhotoError as error:
             return Refusal(photo.path, error.reason, photo.label)
 

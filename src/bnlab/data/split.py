@@ -135,10 +135,8 @@ def split_files(
     keys = duplicates.group_keys([fingerprint for _, fingerprint in usable], groups)
     labelled = [(photo.label, key) for (photo, _), key in zip(usable, keys, strict=True)]
     assigned = [
-        Photo(photo.path, photo.label, split, fingerprint.sha256)
-        for (photo, fingerprint), split in zip(
-            usable, assign_splits(labelled, val=val, test=test, seed=seed), strict=True
-        )
+        Photo(photo.path, photo.label, split, one.sha256, one.stamp)
+        for (photo, one), split in zip(usable, assign_splits(labelled, val=val, test=test, seed=seed), strict=True)
     ]
     _check_counts(folder, assigned, refused, val=val, test=test)
     return Split(folder=folder, photos=assigned, refused=refused, groups=groups)

@@ -1,20 +1,26 @@
-"""Read and write split.csv, the list of photos with their class, split and SHA-256."""
+"""Read and write split.csv, the list of photos with their class, split and SHA-256.
+
+Two more columns tell whether a photo has to be read again: its size in bytes, and when it was last changed, in ns since
+1970. A list may lack them.
+"""
 
 import csv
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bnlab.data.photos import Photo, Photos
+from bnlab.data.photos import Photo, Photos, Stamp
 from bnlab.errors import DataError, printable
 from bnlab.files import read_csv, write_csv
 from bnlab.progress import Progress
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "class", "split", "sha256")
+_STAMP = ("bytes", "modified")
 SPLIT_CSV = "split.csv"
+_NUMBER = re.compile(r"\d{1,18}\Z|[1-8]\d{18}\Z", re.ASCII)  # that fits into 64 bits
 _UNUSUAL = re.compile(r"//|(^|/)\.(/|$)|/$")  # in a path: what pathlib leaves out
 
 
@@ -44,7 +50,8 @@ def report_missing_classes(photos: Iterable[Photo], split: str, progress: Progre
 def write_split_csv(path: Path, photos: Iterable[Photo], *, absolute: bool = True) -> None:
     """Write split.csv, with absolute paths or with the photos' paths as they are. Symbolic links are kept."""
     as_written = os.path.abspath if absolute else str
-    write_csv(path, COLUMNS, ((as_written(p.path), p.label, p.split, p.sha256) for p in photos))
+    rows = ((as_written(p.path), p.label, p.split, p.sha256, *(p.stamp or ("", ""))) for p in photos)
+    write_csv(path, (*COLUMNS, *_STAMP), rows)
 
 
 def read_split_csv(path: Path) -> Photos:
@@ -79,4 +86,10 @@ def _rows(path: Path) -> Iterator[Photo]:
         where = os.path.join(folder, row["path"])  # noqa: PTH118 (pathlib takes most of the time of a long list)
         if os.sep != "/" or _UNUSUAL.search(where):
             where = str(Path(where))
-        yield Photo(where, as_label(row["class"]), row["split"], row.get("sha256") or "")
+        yield Photo(where, as_label(row["class"]), row["split"], row.get("sha256") or "", _stamp(row))
+
+
+def _stamp(row: Mapping[str, str]) -> Stamp | None:
+    """The size and the time of the last change, if the row has both as whole numbers."""
+    size, changed = (row.get(column) or "" for column in _STAMP)
+    return (int(size), int(changed)) if _NUMBER.match(size) and _NUMBER.match(changed) else None

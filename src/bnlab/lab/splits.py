@@ -8,18 +8,19 @@ split, or else its val split, is test for all seeds, and an interval over the se
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.data import duplicates
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import find_idx_files, write_binary_digits, write_digits
-from bnlab.data.photos import ERRORS, Photo
+from bnlab.data.photos import ERRORS, Photo, Stamp
 from bnlab.data.scan import Refusal, report_refused, scan
 from bnlab.data.split import assign_splits
 from bnlab.data.split_csv import SPLITS, write_split_csv
-from bnlab.errors import DataError, plural, printable
-from bnlab.files import file_sha256, read_csv, write_csv
+from bnlab.data.verify import read_content, stamp_of
+from bnlab.errors import DataError, PhotoError, plural, printable
+from bnlab.files import read_csv, write_csv
 from bnlab.progress import Progress
 
 QUICK_PHOTOS = 1000  # the most that a quick study uses of a folder, or of each split of DATA
@@ -93,7 +94,7 @@ class StudySplits:
             next(drawn) if to_assign else photo.split if "test" in given else "test"
             for photo, to_assign in zip(self.photos, is_free, strict=True)
         ]
-        return [Photo(p.path, p.label, split, p.sha256) for p, split in zip(self.photos, splits, strict=True)]
+        return [Photo(p.path, p.label, split, p.sha256, p.stamp) for p, split in zip(self.photos, splits, strict=True)]
 
 
 def open_study_splits(
@@ -150,34 +151,34 @@ def _name_digest(photo: Photo) -> bytes:
 
 
 def _with_content(photo: Photo) -> _StudyPhoto:
-    sha256 = file_sha256(photo.path)
-    return _StudyPhoto(photo.path, photo.label, photo.split, sha256, sha256)
+    sha256, stamp = read_content(photo.path)
+    return _StudyPhoto(photo.path, photo.label, photo.split, sha256, stamp, sha256)
 
 
 def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[_StudyPhoto]:
     """Usable photos, with duplicates in one group. They are read once, and again only when a file has changed."""
-    columns = [field.name for field in fields(_StudyPhoto)]
-    state = columns, [(photo.path, photo.label, photo.split, *_size_and_time(photo.path)) for photo in found]
+    columns = ("path", "label", "split", "sha256", "group")
+    stamps = {photo.path: _stamp(photo.path) for photo in found}
+    state = columns, [(photo.path, photo.label, photo.split, *stamps[photo.path]) for photo in found]
     kept = folder / f"examined-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.csv"
     if kept.exists():
-        return [_StudyPhoto(**row) for row in read_csv(kept)]
+        return [_StudyPhoto(**row, stamp=stamps[row["path"]]) for row in read_csv(kept)]
     usable, refused = duplicates.read_fingerprints(found, progress)
     report_refused(refused, strict=False, progress=progress)
     fingerprints = [fingerprint for _, fingerprint in usable]
     groups = duplicates.group_keys(fingerprints, duplicates.find_groups(fingerprints))
     photos = [
-        _StudyPhoto(photo.path, photo.label, photo.split, fingerprint.sha256, group)
+        _StudyPhoto(photo.path, photo.label, photo.split, fingerprint.sha256, fingerprint.stamp, group)
         for (photo, fingerprint), group in zip(usable, groups, strict=True)
     ]
     if not refused:  # refused photos are reported each time
-        write_csv(kept, columns, map(astuple, photos))
+        write_csv(kept, columns, ([getattr(photo, column) for column in columns] for photo in photos))
     return photos
 
 
-def _size_and_time(path: str) -> tuple[int, int]:
-    """The size and the time of change of a file; zeros if it cannot be read, which is found out when it is opened."""
+def _stamp(path: str) -> Stamp:
+    """The stamp of a file; zeros if it cannot be read, which is found out when it is opened."""
     try:
-        status = Path(path).stat()
-    except OSError:
+        return stamp_of(path)
+    except PhotoError:
         return 0, 0
-    return status.st_size, status.st_mtime_ns

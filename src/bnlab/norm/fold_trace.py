@@ -83,6 +83,8 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
             called = region.calls
             try:
                 _trace(region)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
             except Exception as error:  # of any type: it ran the model's own code on proxies
                 lines = str(error).splitlines() or [type(error).__name__]
                 reason = f"{region.name} cannot be traced: {lines[0]}"

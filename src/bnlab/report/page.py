@@ -2,7 +2,10 @@
 
 import base64
 import io
+import re
 from contextlib import suppress
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +20,7 @@ from bnlab.runs import Run
 
 SHOWN_MISTAKES = 24
 THUMBNAIL = 160  # pixels
+_FOLDER_OF_INIT = re.compile(r"""^(init: ['"]?)[^#\n]*[/\\]""", re.MULTILINE)  # private, and pages are passed on
 
 
 def render(template: str, **values: Any) -> str:
@@ -29,10 +33,20 @@ def render(template: str, **values: Any) -> str:
         "format_number": format_number,
         "printable": printable,
         "thumbnail": _thumbnail,
+        "public_path": public_path,
         "mistakes": _mistakes,
         "reliability": figures.reliability,
     }
     return environment.get_template(template).render(**values)
+
+
+def public_path(path: str | PathLike[str]) -> str:
+    """A path as pages show it: within the working folder the way from there, and otherwise the name of the file.
+
+    Pages are passed on, and other folders are private.
+    """
+    within = Path(path).absolute()
+    return str(within.relative_to(Path.cwd()) if within.is_relative_to(Path.cwd()) else within.name)
 
 
 def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) -> None:
@@ -47,13 +61,13 @@ def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) ->
     validated = [row for row in rows if row["val_top1"] is not None]
     page = render(
         "run.html",
-        title=printable(run.folder),
+        title=printable(run.name),
         evaluation=evaluation,
         rows=rows,
         best=max(validated, key=lambda row: (row["val_top1"] or 0.0, -(row["val_loss"] or 0.0))),
         curves=figures.curves({"run": rows}),
         frozen=frozen,
-        recipe=run.recipe.read_text("utf-8"),
+        recipe=_FOLDER_OF_INIT.sub(r"\1", run.recipe.read_text("utf-8")),
         environment=read_json(run.environment),
     )
     write_atomic(run.report, page)

@@ -1,18 +1,21 @@
 """Saves and loads state.pt, from which an interrupted training resumes and ends in the same weights, bit for bit."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bnlab.errors import RunError, printable, quoted
+from bnlab.errors import BnlabError, OutOfMemoryError, RunError, printable, quoted
 from bnlab.files import file_sha256, write_atomic
-from bnlab.recipe import MACHINE_KEYS, Recipe
+from bnlab.machine import is_out_of_memory
+from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS, Recipe
 from bnlab.runs import Run
 from bnlab.training.build import Stateful
+from bnlab.training.extend import extend
 from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.state import TrainState
 
@@ -37,11 +40,16 @@ def save_state(run: Run, state: TrainState, recipe: Recipe, parts: Mapping[str, 
     write_atomic(run.state, content.getbuffer())
 
 
-def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> TrainState:
+def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful], *, longer: bool = False) -> TrainState:
     """Restore all parts and give the state of the training; a new state if nothing was saved yet.
 
+    The recipe may have other `epochs` or `steps` than before: the training is then longer. `longer` says that this is
+    what the user asked for.
+
     Raises:
-        RunError: state.pt is lost, broken, of another format, or of another recipe or split.
+        RunError: state.pt is lost, broken, of another format, or of another recipe or split; or the training cannot be
+            made longer.
+        OutOfMemoryError: the memory is full.
     """
     path = run.state
     if not path.exists():
@@ -52,11 +60,11 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Train
             )
         return TrainState()
     document = read_state(run)
-    try:
-        # Through Recipe, so that keys added since have their defaults.
-        before, now = _settings_of_results(Recipe.model_validate(document["recipe"])), _settings_of_results(recipe)
-        if before != now:
-            changed = sorted(key for key, value in now.items() if before[key] != value)
+    with _reading(path):
+        recipe_before = Recipe.model_validate(document["recipe"])  # so that keys added since have their defaults
+        before, now = _settings_of_results(recipe_before), _settings_of_results(recipe)
+        changed = sorted(key for key, value in now.items() if before[key] != value)
+        if set(changed) - PLAN_KEYS:
             raise RunError(
                 f"the recipe of {printable(path.parent)} was changed after it began ({', '.join(changed)})",
                 "change it back, or begin a new run with --init",
@@ -69,11 +77,10 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful]) -> Train
             part.load_state_dict(document[name])
         kept = document["state"]
         nested = {"plan": Plan(**kept["plan"]), "step_times": StepTimes(**kept["step_times"])}
-        return TrainState(**kept | nested)
-    except RunError:
-        raise
-    except Exception as error:
-        raise _broken(path, error) from None
+        state = TrainState(**kept | nested)
+        if longer or changed:
+            extend(run, state, recipe_before, recipe)
+        return state
 
 
 def read_state(run: Run) -> dict[str, Any]:
@@ -81,12 +88,11 @@ def read_state(run: Run) -> dict[str, Any]:
 
     Raises:
         RunError: it is broken, or another version of bnlab wrote it.
+        OutOfMemoryError: the memory is full.
     """
-    try:
+    with _reading(run.state):
         document: dict[str, Any] = torch.load(run.state, map_location="cpu", weights_only=True)
         version = document["format"]
-    except Exception as error:  # torch raises errors of many types for a broken file
-        raise _broken(run.state, error) from None
     if version != FORMAT_VERSION:
         raise RunError(
             f"{printable(run.state)} has format {version}, and this bnlab reads format {FORMAT_VERSION}",
@@ -95,9 +101,21 @@ def read_state(run: Run) -> dict[str, Any]:
     return document
 
 
-def _broken(path: Path, error: Exception) -> RunError:
-    reason = " ".join(str(error).split())[:120]
-    return RunError(f"{printable(path)} cannot be read ({reason})", "begin a new run")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors of reading a checkpoint into one that names it; only a broken file calls for a new run."""
+    try:
+        yield
+    except BnlabError:
+        raise
+    except Exception as error:  # torch raises errors of many types for a broken file
+        if is_out_of_memory(error):
+            what = f"out of memory while {printable(path)} was read"
+            raise OutOfMemoryError(what, "close what else takes memory, and resume again") from None
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        is_system = isinstance(error, OSError)
+        remedy = "make the file readable, and resume again" if is_system else "begin a new run"
+        raise RunError(f"{printable(path)} cannot be read ({reason})", remedy) from None
 
 
 def _settings_of_results(recipe: Recipe) -> Mapping[str, Any]:

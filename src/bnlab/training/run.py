@@ -13,17 +13,19 @@ from torch import nn
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import Card, save_classifier
 from bnlab.classifier.predict import Classifier
-from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes
+from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes, with_lines_of
 from bnlab.data.dataset import open_recorded_data
+from bnlab.data.location import DATA_JSON
 from bnlab.data.split_csv import write_split_csv
-from bnlab.errors import Interrupted, PhotoError, printable, quoted
+from bnlab.data.verify import check_unchanged
+from bnlab.errors import Interrupted, PhotoError, plural, printable, quoted
 from bnlab.files import file_sha256, read_json, remove_drafts, storage_errors, write_atomic, write_csv, write_json
 from bnlab.health.bn_monitor import BNMonitor
 from bnlab.health.findings import Finding, Health
 from bnlab.machine import choose_device, environment, versions
 from bnlab.nets.freeze import Frozen
 from bnlab.progress import NullProgress, Progress
-from bnlab.recipe import MACHINE_KEYS
+from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
 from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 from bnlab.training import build, loop
 from bnlab.training.checkpoint import load_state, read_state, save_state
@@ -76,9 +78,11 @@ def train(
     check_free(root, name)
     prepared = build.prepare(data, settings, strict=strict, progress=progress)
     dataset = prepared.dataset
+    check_unchanged(dataset.in_split("train", "val"))
     run = new_run(root, name)
     with run.locked():
         write_split_csv(run.split, dataset.photos)
+        dataset.place.record(run.folder)
         write_json(run.environment, environment(prepared.device))
         if dataset.refused:
             write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in dataset.refused))
@@ -89,24 +93,35 @@ def train(
         return session.result()
 
 
-def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress) -> TrainingResult:
+def resume(
+    name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress, data: Path | None = None
+) -> TrainingResult:
     """Resume a run, the latest one unless named. It ends in the weights that an uninterrupted training has.
 
-    `changes` may set recipe keys that change no result.
+    `changes` may set recipe keys that change no result, and epochs or steps, for a longer training. DATA is where the
+    photos are now, if they were moved. A resume that is refused changes no file.
 
     Raises:
-        BnlabError: there is no such run, another training uses it, or its photos are gone.
+        BnlabError: there is no such run, another training uses it, its photos are gone or have changed, or its schedule
+            does not go on.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
     began = time.monotonic()
     run = find_run(root, name)
     with run.locked():
-        remove_drafts(run.folder)
         if run.state.exists():
             read_state(run)  # before the recipe, whose keys may have other names in a run of another version
-        settings = with_changes(read_recipe_file(run.recipe), changes, YOURS)
+        written = read_recipe_file(run.recipe)
+        settings = with_changes(written, changes, YOURS)
         recipe, device = settings.recipe, choose_device(settings.recipe.device)
-        dataset = open_recorded_data(run.split)
+        dataset = open_recorded_data(
+            run.split,
+            data=data,
+            splits=("train", "val"),
+            remedy=f"restore them, pass their folder (bnlab train DATA --resume --name {quoted(run.name)}), or begin a "
+            "new run",
+            progress=progress,
+        )
         network, frozen = build.new_network(recipe, classes=len(dataset.classes))
         if recipe.init is not None and not run.state.exists():
             load_pretrained(network, dataset.classes, recipe.init, progress)
@@ -117,7 +132,15 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
         prepared = build.PreparedTraining(
             settings=settings, device=device, dataset=dataset, network=network, frozen=frozen
         )
-        session = _Session(run, prepared, progress, began)
+        longer = changes.keys() & PLAN_KEYS
+        session = _Session(run, prepared, progress, began, longer=bool(longer))
+        remove_drafts(run.folder)
+        if data is not None or not (run.folder / DATA_JSON).exists():
+            dataset.place.record(run.folder)
+        if any(getattr(written.recipe, key) != getattr(recipe, key) for key in longer):
+            origin = f"{YOURS}, on a resume after {plural(session.state.epoch, 'epoch')}"
+            settings = with_changes(settings, {key: changes[key] for key in longer}, origin)
+            write_atomic(run.recipe, with_lines_of(run.recipe.read_text("utf-8"), settings, longer))
         with session.running() as callbacks:
             loop.fit(session.context, session.state, callbacks, progress=progress)
         return session.result()
@@ -126,17 +149,19 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
 class _Session:
     """The training of a locked run folder, new or restored from state.pt, with the callbacks of its loop.
 
-    `began` is the time.monotonic() from which a time budget counts.
+    `began` is the time.monotonic() from which a time budget counts. `longer` means that the user asked for more epochs.
     """
 
-    def __init__(self, run: Run, prepared: build.PreparedTraining, progress: Progress, began: float) -> None:
+    def __init__(
+        self, run: Run, prepared: build.PreparedTraining, progress: Progress, began: float, *, longer: bool = False
+    ) -> None:
         recipe, dataset = prepared.settings.recipe, prepared.dataset
         train_cache, sample_cache, val_cache = build.make_caches(run.folder, recipe, dataset)
         self.run, self.prepared, self.progress, self.began = run, prepared, progress, began
         self.context = build.build_context(recipe, prepared.network, dataset, prepared.device, train_cache)
         val = dataset.in_split("val")
         self.validator = Validator(self.context, val, sample_cache=sample_cache, val_cache=val_cache)
-        self.state = load_state(run, recipe, self.context.parts())
+        self.state = load_state(run, recipe, self.context.parts(), longer=longer)
         self.budget = TimeBudget(began - self.state.total_seconds, recipe.time) if recipe.time else None
         every = max(8, min(64, self.context.loader.batches))  # at least one window an epoch
         self.monitor = BNMonitor(self.context.network if recipe.bn_monitor else nn.Identity(), window=8, every=every)
@@ -213,13 +238,15 @@ class _Session:
             self.progress.note(f"run {name} is complete: {state.epoch} of {plan.epochs} epochs")
             return
         photos = ", ".join(f"{len(dataset.in_split(split))} {split}" for split in ("train", "val"))
-        doing = f"resuming {name} at step {state.step}" if state.step else f"training {name}"
+        doing = f"resuming {name} at step {state.step} of {plan.steps}" if state.step else f"training {name}"
         self.progress.note(
             f"{doing}: {recipe.network}, {len(dataset.classes)} classes, {photos}, {recipe.size} px, "
             f"on {self.context.device} in {recipe.precision}"
         )
         if str(frozen):
             self.progress.note(f"frozen: {frozen}")
+        if recipe.patience and state.epoch and state.patience_from == state.epoch:
+            self.progress.note(f"patience had ended this run, and counts anew from epoch {state.epoch}")
 
     def result(self) -> TrainingResult:
         state = self.state

@@ -43,6 +43,7 @@ class TrainState:
     total_seconds: float = 0.0  # time spent on everything so far, validation included
     rows: list[Row] = field(default_factory=list)  # metrics of the finished epochs
     best: Row | None = None  # the row of the best epoch
+    patience_from: int = 0  # number of epochs after which patience counts, if a resume made the training longer
 
     def begin_epoch(self) -> None:
         self.epoch += 1
@@ -120,7 +121,12 @@ def record_validation(state: TrainState, row: Row, validation: ValidationResult)
 
 def out_of_patience(state: TrainState, recipe: Recipe) -> bool:
     """Whether the latest validation came `patience` epochs or more after the best one."""
-    validated = [int(row["epoch"] or 0) for row in state.rows if row["val_top1"] is not None]
+    validated = validated_epochs(state)
     if not recipe.patience or state.best is None or not validated:
         return False
-    return validated[-1] - int(state.best["epoch"] or 0) >= recipe.patience
+    return validated[-1] - max(int(state.best["epoch"] or 0), state.patience_from) >= recipe.patience
+
+
+def validated_epochs(state: TrainState) -> list[int]:
+    """The epochs after which the network was validated, counted from 1."""
+    return [int(row["epoch"] or 0) for row in state.rows if row["val_top1"] is not None]
