@@ -150,8 +150,10 @@ class Recipe(BaseModel):
 
     val: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the photos held out for validation if DATA is not split yet."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of that split. `seed` does not change it, so that trainings with several seeds hold out the same photos."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed from which all randomness follows."""
+    """Seed from which all other randomness follows."""
     init: str | None = None
     """Classifier file to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: Fraction = 1.0

@@ -34,7 +34,7 @@ class FindLrResult:
             "lowest_rate": rates[0],
             "highest_rate": rates[-1],
             "steps": len(rates),
-            **{key: getattr(test.recipe, key) for key in ("network", "size", "batch_size", "seed")},
+            **{key: getattr(test.recipe, key) for key in ("network", "size", "batch_size", "split_seed", "seed")},
             **{key: getattr(test, key) for key in ("device", "classes", "photos")},
             **{key: str(getattr(self, key)) for key in ("data", "figure", "table")},
             "versions": versions(),
@@ -51,14 +51,14 @@ def run(options: TrainOptions, progress: Progress) -> TrainingResult:
         strict=options.strict,
         progress=progress,
     )
-    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
+    _write_page(result)
     return result
 
 
 def resume(options: TrainOptions, progress: Progress) -> TrainingResult:
     """Continue the run of that name, or the latest, and write its report."""
     result = training_run.resume(options.name, root=options.runs, changes=options.recipe_keys, progress=progress)
-    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
+    _write_page(result)
     return result
 
 
@@ -90,6 +90,11 @@ def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
     heading = f"{recipe.network}, {recipe.size} px, batches of {recipe.batch_size}, {printable(data.name)}"
     write_atomic(figure, figures.lr_range_test_png(curve.rates, curve.losses, curve.smoothed, marks, heading))
     return FindLrResult(test=test, suggestion=found, data=data, figure=figure, table=table)
+
+
+def _write_page(result: TrainingResult) -> None:
+    seen = result.seen.sentences("the file in init was", "photos of val")
+    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen), seen)
 
 
 def _given_data(options: TrainOptions) -> Path:

@@ -145,6 +145,11 @@ class Photos(Sequence[Photo]):
         known: NDArray[np.bool_] = self._table.digest != np.void(_UNKNOWN)
         return known[self._rows]
 
+    @property
+    def prefixes(self) -> NDArray[np.uint64]:
+        """For each photo the first 8 bytes of its SHA-256, as a little-endian integer; 0 if it is not known."""
+        return np.ascontiguousarray(self._table.digest[self._rows]).view("<u8")[::4]
+
     def with_sha256(self, known: Iterable[tuple[int, str]]) -> "Photos":
         """The same photos, with a SHA-256 for those at the positions given. No row may be selected twice."""
         digest = self._table.digest.copy()

@@ -142,13 +142,13 @@ def _check_counts(folder: Path, photos: list[Photo], refused: list[Refusal], *, 
             raise DataError(
                 f"class '{printable(label)}' in {name} has {plural(sum(numbers.values()), 'photo')}, "
                 f"and none was assigned to train",
-                "add photos, hold out fewer or use another --seed",
+                "add photos, hold out fewer or use another --seed (of train: --split-seed)",
             )
     for fraction, split in ((val, "val"), (test, "test")):
         if fraction and not any(numbers[split] for numbers in counts.values()):
             raise DataError(
                 f"{name} has {len(photos)} photos, too few for a {split} fraction of {fraction}: none was assigned",
-                f"add photos, raise --{split} or use another --seed",
+                f"add photos, raise --{split} or use another --seed (of train: --split-seed)",
             )
 
 

@@ -43,7 +43,7 @@ def report_missing_classes(photos: Iterable[Photo], split: str, progress: Progre
         if not counts[split]:
             progress.warn(
                 f"{split} has no photo of class '{printable(label)}', so its accuracy will not be measured: "
-                f"hold out more photos or use another --seed"
+                f"hold out more photos or use another --seed (of train: --split-seed)"
             )
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,11 +36,11 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) -> None:
+def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str, seen: Sequence[str] = ()) -> None:
     """Write the run's report.html: metrics, curves, mistakes, recipe and environment.
 
     `evaluation` is of its best classifier on val, `rows` are its metrics by epoch.
-    `frozen` names the part of the network that was not trained.
+    `frozen` names the part of the network that was not trained, and `seen` says what earlier trainings saw of val.
 
     Raises:
         StorageError: no space left; an older report is untouched.
@@ -53,6 +54,7 @@ def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) ->
         best=max(validated, key=lambda row: (row["val_top1"] or 0.0, -(row["val_loss"] or 0.0))),
         curves=figures.curves({"run": rows}),
         frozen=frozen,
+        seen=seen,
         recipe=run.recipe.read_text("utf-8"),
         environment=read_json(run.environment),
     )

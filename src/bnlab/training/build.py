@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bnlab.classifier.file import Card
+from bnlab.classifier.seen import NO_HISTORY, History
 from bnlab.config import Settings, with_changes
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache, choose_cache
@@ -37,7 +38,7 @@ from bnlab.nets.tables import Auxiliary
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 from bnlab.training.ema import EMA
-from bnlab.training.finetune import inherit_from_init, load_pretrained
+from bnlab.training.finetune import inherit_from_init, load_pretrained, report_seen
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
 
 _USUAL_ASPECT = 1.5  # of photos whose long side is not known yet
@@ -61,6 +62,7 @@ class PreparedTraining:
     dataset: Dataset
     network: TableNetwork  # on the CPU, with its initial weights
     frozen: Frozen
+    history: History  # of the file in `init`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def prepare(data: Path, settings: Settings, *, strict: bool, progress: Progress)
         settings = with_changes(settings, {"precision": fast_precision(device)}, "machine")
     recipe = settings.recipe
     check_network(recipe)
-    dataset = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress)
+    dataset = open_training_data(data, val=recipe.val, seed=recipe.split_seed, progress=progress)
     report_refused(dataset.refused, strict=strict, progress=progress)
     report_missing_classes(dataset.photos, "val", progress)
     network, frozen = new_network(recipe, classes=len(dataset.classes))
@@ -103,9 +105,13 @@ def prepare(data: Path, settings: Settings, *, strict: bool, progress: Progress)
         progress.warn(sentence)
     if "val" in settings.own and dataset.own_val:
         progress.warn("val has no effect: these photos already have a val split")
+    history = NO_HISTORY
     if recipe.init is not None:
-        load_pretrained(network, dataset.classes, recipe.init, progress)
-    return PreparedTraining(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)
+        history = load_pretrained(network, dataset.classes, recipe.init, progress)
+        report_seen(dataset.photos, history, progress)
+    return PreparedTraining(
+        settings=settings, device=device, dataset=dataset, network=network, frozen=frozen, history=history
+    )
 
 
 def build_context(
