@@ -105,15 +105,22 @@ class Recipe(BaseModel):
     """Wall-clock budget, such as 20m, 1h30m or 90 (seconds), which replaces `epochs`: the number of steps is planned
     from measured speed (unset: no budget)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    """Largest number of photos in a step; photos are spread evenly over the steps, so that no last batch is tiny."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """Optimiser: sgd (with Nesterov momentum) or adam."""
+    """Largest number of photos in a batch; photos are spread evenly over the steps, so that no last batch is tiny."""
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Number of batches whose gradients make one optimiser step, as a batch of `batch_size` times as many photos would;
+    each is normalised by itself."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Optimiser: sgd (with Nesterov momentum), adam, or adamw (with decoupled weight decay)."""
     learning_rate: Positive = 0.05
     """Highest learning rate of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of the optimizer sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """L2 penalty on the weights of convolutions and linear layers; biases, gamma and beta have none."""
+    """Weight decay of convolutions and linear layers, not of biases, gamma and beta: with sgd and adam an L2 penalty in
+    the gradient; with adamw each step subtracts the learning rate times this fraction of the weights."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient of all trained parameters together; a longer gradient is scaled down to it (0: no
+    limit)."""
     schedule: Literal["constant", "step", "exponential", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the steps."""
     warmup: Fraction = 0.2

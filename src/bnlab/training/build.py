@@ -136,7 +136,7 @@ def build_context(
                 color_jitter=recipe.color_jitter,
             ),
             shuffle=recipe.shuffle,
-            batch_size=recipe.batch_size,
+            batch_size=recipe.batch_size * recipe.accumulate,
             seed=recipe.seed,
             workers=recipe.workers,
             cache=cache,
@@ -206,6 +206,7 @@ def init_on_first_batch(context: TrainingContext) -> None:
     recipe = context.recipe
     if recipe.lsuv_init and recipe.init is None:
         pixels, _ = next(context.loader.epoch(0, recipe.size))
+        pixels = pixels[: recipe.batch_size]  # of a step that accumulates batches
         lsuv_init(context.network, normalise(torch.from_numpy(pixels).to(context.device), context.preprocessing))
         if context.ema:
             context.ema.restart(context.network)
