@@ -10,7 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bnlab"
 LAYERS = (
     {
-        "ground": ("errors", "progress", "files", "recipe", "config", "runs", "machine", "options", "recipes"),
+        "ground": (
+            "errors",
+            "progress",
+            "files",
+            "recipe",
+            "config",
+            "no_effect",
+            "runs",
+            "machine",
+            "options",
+            "recipes",
+        ),
         "norm": ("norm",),
     },
     {"nets": ("nets",), "data": ("data",)},

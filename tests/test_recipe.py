@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from bnlab.recipe import MACHINE_KEYS, ONLY_WITH, Recipe, seconds_of
+from bnlab.recipe import MACHINE_KEYS, Recipe, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,3 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_keys_of_the_tables_exist() -> None:
     assert set(Recipe.model_fields) >= MACHINE_KEYS
-    for key, (other, value) in ONLY_WITH.items():
-        assert {key, other} <= set(Recipe.model_fields)
-        assert getattr(Recipe(**{other: value}), other) == value

@@ -1,7 +1,6 @@
 """Every setting of a training, with its meaning, range and default. A default stands here and nowhere else."""
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -194,18 +193,3 @@ class Recipe(BaseModel):
 
 # Keys that a resume may change: they change speed, never a result on the same kind of device.
 MACHINE_KEYS = frozenset({"device", "workers", "cache", "cache_gigabytes", "checkpoint_seconds", "bn_monitor"})
-# Keys that have an effect only if another key has this value.
-ONLY_WITH: Mapping[str, tuple[str, object]] = {
-    "epochs": ("time", None),
-    "steps": ("time", None),
-    "momentum": ("optimizer", "sgd"),
-    "warmup": ("schedule", "one-cycle"),
-    "step_every": ("schedule", "step"),
-    "step_factor": ("schedule", "step"),
-    "decay_factor": ("schedule", "exponential"),
-    "decay_epochs": ("schedule", "exponential"),
-    "auxiliary_weight": ("auxiliary", True),
-    "crop_fraction": ("resize", "crop"),
-    "initialisation": ("init", None),
-    "lsuv_init": ("init", None),
-}

@@ -37,6 +37,9 @@ def run(options: PredictOptions, progress: Progress) -> PredictResult:
                 raise UsageError(f"{printable(options.csv)} exists already", "pass a new file to --csv")
             options.csv.parent.mkdir(parents=True, exist_ok=True)
     classifier = Classifier.load(options.classifier, options.device)
+    number = len(classifier.classes)
+    if options.top > number and options.top != PredictOptions.model_fields["top"].default:
+        progress.warn(f"top {options.top} has the effect of top {number}: the classifier has {number} classes")
     predictions = classifier.predict(paths, top=options.top, batch_size=options.batch_size, progress=progress)
     refused = [Refusal(p.path, p.error) for p in predictions if p.error]
     report_refused(refused, strict=options.strict, progress=progress)

@@ -30,6 +30,7 @@ from bnlab.training import build, loop
 from bnlab.training.checkpoint import load_state, read_state, save_state
 from bnlab.training.finetune import load_pretrained, read_history, write_history
 from bnlab.training.memory_advice import batch_errors
+from bnlab.training.no_effect import Situation, without_effect
 from bnlab.training.schedule import Plan
 from bnlab.training.state import Row, TrainState, out_of_patience
 from bnlab.training.time_budget import TimeBudget
@@ -114,6 +115,8 @@ def resume(name: str | None, *, root: Path, changes: Mapping[str, Any], progress
         recipe, device = settings.recipe, choose_device(settings.recipe.device)
         dataset = open_recorded_data(run.split)
         network, frozen = build.new_network(recipe, classes=len(dataset.classes))
+        for sentence in without_effect(settings, Situation(recipe=recipe, network=network)):
+            progress.warn(sentence)
         if recipe.init is not None and not run.state.exists():
             load_pretrained(network, dataset.classes, recipe.init, progress)
         before, now = read_json(run.environment), environment(device)
