@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.conftest import Outcome
@@ -27,6 +28,12 @@ def test_the_document(bnlab: Command, data: Path, trained: Path) -> None:
         "path": str(data / "x.jpg"), "label": None, "probability": None, "top": [],
         "error": "it is not an image that Pillow can read",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("top", "warned"), [(3, False), (4, True), (5, False)])  # 5 is the default
+def test_more_answers_than_classes_are_named(bnlab: Command, data: Path, trained: Path, top: int, warned: bool) -> None:
+    done = bnlab("predict", trained / "best.safetensors", data / "val/ring/ring100.png", "--top", top)
+    assert ("warning: top 4 has the effect of top 3: the classifier has 3 classes" in done.err) == warned
 
 
 def test_a_csv_file_that_cannot_be_written(bnlab: Command, data: Path, trained: Path) -> None:

@@ -90,6 +90,8 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
 def _count_seen(cards: Sequence[Card], evaluation: Evaluation) -> SeenCount:
     """How many of the evaluated photos, compared by content, the classifiers and those they started from have seen."""
     seen = union([card.seen for card in cards])
+    if not seen.train and not seen.val:  # no photo needs to be read
+        return SeenCount(n=evaluation.n, train=0, val=0, complete=seen.complete)
     photos = Photos.of(Photo(path, "", "", _sha256_or_none(path)) for path in evaluation.paths)
     return seen.count(photos)
 
