@@ -126,7 +126,7 @@ def _accuracies(photos: Path, seeds: Iterable[int], options: Mapping[str, Any]) 
     for seed in seeds:
         with tempfile.TemporaryDirectory() as runs:
             try:
-                yield float(train(photos, runs=runs, seed=seed, **options).rows[-1]["val_top1"])
+                yield float(train(photos, runs=runs, seed=seed, split_seed=seed, **options).rows[-1]["val_top1"])
             except DivergedError:
                 yield None
 

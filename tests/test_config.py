@@ -42,7 +42,10 @@ def test_classic_is_the_recipe_of_the_tutorial() -> None:
     given = yaml.safe_load((RECIPES / "classic.yaml").read_text())
     of_the_network = {"variant", "norm", "activation", "initialisation"}
     of_fine_tuning = {"init", "backbone_lr_factor", "freeze", "freeze_bn"}
-    assert set(Recipe.model_fields) - set(given) == MACHINE_KEYS | {"val", "seed"} | of_the_network | of_fine_tuning
+    assert (
+        set(Recipe.model_fields) - set(given)
+        == MACHINE_KEYS | {"val", "split_seed", "seed"} | of_the_network | of_fine_tuning
+    )
     recipe = load_settings("classic").recipe
     assert (recipe.network, recipe.auxiliary, recipe.auxiliary_weight, recipe.dropout) == (
         "bn_googlenet",
@@ -129,7 +132,7 @@ def test_a_key_of_an_older_version_is_unknown(tmp_path: Path, key: str) -> None:
         ("size", 15, "it must be greater than or equal to 16"),
         ("learning_rate", -1, "it must be greater than 0"),
         ("learning_rate", float("nan"), "it must be a finite number"),
-        ("optimizer", "lamb", "it must be 'sgd' or 'adam'"),
+        ("optimizer", "lamb", "it must be 'sgd', 'adam' or 'adamw'"),
         ("time", "soon", "20m"),
         ("mean", 0.5, "[0.485, 0.456, 0.406]"),
     ],
@@ -151,16 +154,6 @@ def test_what_is_not_a_recipe_is_refused(tmp_path: Path) -> None:
     assert "is not a table of keys" in refusal(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     assert "is not YAML" in refusal(tmp_path / "broken.yaml")
-
-
-def test_an_option_without_effect_says_so() -> None:
-    settings = load_settings("classic", {"momentum": 0.8, "warmup": 0.1, "step_every": 9, "crop_fraction": 0.5})
-    assert settings.without_effect() == [
-        "momentum has no effect: it is for optimizer sgd",
-        "warmup has no effect: it is for schedule one-cycle",
-        "crop_fraction has no effect: it is for resize crop",
-    ]
-    assert load_settings("classic").without_effect() == []  # it was the recipe that set them
 
 
 def test_changes_are_validated() -> None:

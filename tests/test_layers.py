@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "bnlab"
 LAYERS = (
     {
         "ground": (
-            *("errors", "progress", "files", "recipe", "config", "runs", "machine", "options", "recipes"),
-            "streams",
+            *("errors", "progress", "files", "recipe", "config", "no_effect", "runs", "machine", "options"),
+            *("recipes", "streams"),
         ),
         "norm": ("norm",),
     },

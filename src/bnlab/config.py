@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from bnlab import no_effect
 from bnlab.errors import RecipeError, did_you_mean, printable
-from bnlab.recipe import ONLY_WITH, Recipe
+from bnlab.recipe import Recipe
 
 YOURS = "yours"  # the origin of what the user set by an option
 _SHIPPED = files("bnlab") / "recipes"
@@ -41,13 +42,9 @@ class Settings:
         return frozenset(key for key, origin in self.origin.items() if origin not in shipped)
 
     def without_effect(self) -> list[str]:
-        """A sentence for each key in `own` that has no effect."""
-        return [
-            f"{key} has no effect: it is for "
-            + (f"a training without {other}" if value is None else f"{other} {str(value).lower()}")
-            for key, (other, value) in ONLY_WITH.items()
-            if key in self.own and getattr(self.recipe, other) != value
-        ]
+        """A sentence for each key in `own` that changes nothing, as far as the recipe alone tells."""
+        own = no_effect.turned_on(self.recipe, self.own)
+        return list(no_effect.sentences(no_effect.RECIPE_RULES, self.recipe, own).values())
 
 
 def recipe_names() -> list[str]:

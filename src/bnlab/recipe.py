@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -133,15 +132,22 @@ class Recipe(BaseModel):
     """Wall-clock budget, such as 20m, 1h30m or 90 (seconds), which replaces `epochs`: the number of steps is planned
     from measured speed (unset: no budget)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    """Largest number of photos in a step; photos are spread evenly over the steps, so that no last batch is tiny."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """Optimiser: sgd (with Nesterov momentum) or adam."""
+    """Largest number of photos in a batch; photos are spread evenly over the steps, so that no last batch is tiny."""
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Number of batches whose gradients make one optimiser step, as a batch of `batch_size` times as many photos would;
+    each is normalised by itself."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Optimiser: sgd (with Nesterov momentum), adam, or adamw (with decoupled weight decay)."""
     learning_rate: Positive = 0.05
     """Highest learning rate of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of the optimizer sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """L2 penalty on the weights of convolutions and linear layers; biases, gamma and beta have none."""
+    """Weight decay of convolutions and linear layers, not of biases, gamma and beta: with sgd and adam an L2 penalty in
+    the gradient; with adamw each step subtracts the learning rate times this fraction of the weights."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient of all trained parameters together; a longer gradient is scaled down to it (0: no
+    limit)."""
     schedule: Literal["constant", "step", "exponential", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the steps."""
     warmup: Fraction = 0.2
@@ -178,8 +184,10 @@ class Recipe(BaseModel):
 
     val: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the photos held out for validation if DATA is not split yet."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of that split. `seed` does not change it, so that trainings with several seeds hold out the same photos."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed from which all randomness follows."""
+    """Seed from which all other randomness follows."""
     init: str | None = None
     """Classifier file to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: Fraction = 1.0
@@ -219,18 +227,3 @@ MACHINE_KEYS = frozenset(
 )
 # Keys that a resume may also change, to train longer.
 PLAN_KEYS = frozenset({"epochs", "steps"})
-# Keys that have an effect only if another key has this value.
-ONLY_WITH: Mapping[str, tuple[str, object]] = {
-    "epochs": ("time", None),
-    "steps": ("time", None),
-    "momentum": ("optimizer", "sgd"),
-    "warmup": ("schedule", "one-cycle"),
-    "step_every": ("schedule", "step"),
-    "step_factor": ("schedule", "step"),
-    "decay_factor": ("schedule", "exponential"),
-    "decay_epochs": ("schedule", "exponential"),
-    "auxiliary_weight": ("auxiliary", True),
-    "crop_fraction": ("resize", "crop"),
-    "initialisation": ("init", None),
-    "lsuv_init": ("init", None),
-}

@@ -11,7 +11,7 @@ from bnlab.errors import RunError, UsageError, did_you_mean, printable, quoted
 from bnlab.files import storage_errors
 
 RUNS = Path("runs")
-_WRITTEN_BEFORE_THE_RECIPE = {".lock", "split.csv", "data.json", "environment.json", "refused.csv"}
+_WRITTEN_BEFORE_THE_RECIPE = {".lock", "split.csv", "data.json", "environment.json", "refused.csv", "ancestors.json"}
 
 
 class Run:
@@ -21,6 +21,7 @@ class Run:
         self.recipe = folder / "recipe.yaml"  # all settings, and where each came from
         self.split = folder / "split.csv"  # which photo is in train, val or test
         self.refused = folder / "refused.csv"  # photos that could not be used, if there are any
+        self.ancestors = folder / "ancestors.json"  # the trainings before it and the photos they saw, with init
         self.metrics = folder / "metrics.csv"  # one row an epoch
         self.health = folder / "health.csv"  # one row a normalisation layer, of the last epoch
         self.best = folder / "best.safetensors"  # the classifier of the best epoch

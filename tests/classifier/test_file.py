@@ -18,6 +18,8 @@ from bnlab.classifier.file import (
     save_classifier,
     to_json,
 )
+from bnlab.classifier.seen import Ancestor, SeenPhotos
+from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import Preprocessing
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.nets import build
@@ -33,6 +35,19 @@ CARD = Card(
 
 def test_a_card_is_the_same_after_a_round_trip() -> None:
     assert from_json(to_json(CARD), "x") == CARD
+
+
+def test_a_card_keeps_what_was_seen_and_an_older_one_does_not_say() -> None:
+    split = Photos.of([Photo("private/a.jpg", "rose", "train", "ab" * 32), Photo("b", "rose", "val", "cd" * 32)])
+    earlier = Ancestor(split_sha256="12" * 32, photos={"train": 9}, classes=("rose", "oak"))
+    card = replace(CARD, seen=SeenPhotos.of(split), ancestors=(earlier,), photos={"train": 1, "val": 1, "test": 0})
+    text = to_json(card)
+    assert from_json(text, "x") == card
+    assert "private" not in text
+    values = json.loads(text)
+    for key in ("seen", "ancestors", "photos"):
+        del values[key]
+    assert from_json(json.dumps(values), "x").seen == SeenPhotos(complete=False)
 
 
 def test_a_newer_format_is_refused() -> None:
@@ -70,6 +85,8 @@ def test_what_is_not_a_card_is_refused(text: str) -> None:
         ({"classes": ["a", "a"]}, "its classes are not distinct"),
         ({"classes": []}, "classes: tuple should have at least 1 item"),
         ({"format": 0}, "format 0"),
+        ({"seen": {"train": "AAAA"}}, "seen.train: value error, it must be base64 of 8 bytes a photo"),
+        ({"ancestors": [{}]}, "ancestors.0.classes: field required"),
         ({"preprocessing": {"resize": "letterbox"}}, "preprocessing.resize: input should be 'squash' or 'crop'"),
         ({"preprocessing": {"size": "big"}}, "preprocessing.size: input should be a valid integer"),
         ({"preprocessing": {"mean": [0.5, 0.5]}}, "preprocessing.mean.2: field required"),

@@ -58,6 +58,13 @@ def test_options_of_a_network_need_its_name(bnlab: Command, passed: list[Any], o
     assert "pass the name of a network: see `bnlab net --help`" in done.complaint
 
 
+@pytest.mark.parametrize("option", ["--seeds 5", "--budget full", "--expect holds", "--set size=32"])
+def test_the_list_of_studies_takes_no_other_options(bnlab: Command, passed: list[Any], option: str) -> None:
+    done = bnlab("study", "list", *option.split())
+    assert (done.status, passed) == (2, [])
+    assert "pass the name of a study" in done.complaint
+
+
 @pytest.mark.parametrize(
     ("expect", "verdicts", "status"),
     [

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from bnlab.classifier.seen import SeenPhotos
+from bnlab.data.photos import Photo, Photos
 from bnlab.files import file_sha256
 from tests.conftest import Outcome
 
@@ -59,12 +61,33 @@ def test_a_jpeg_without_its_end_is_reported_and_a_photo_that_is_too_large_refuse
 def test_photos_it_was_trained_on_are_reported(bnlab: Command, trained: Path) -> None:
     data = trained.parents[1] / "data"
     done = bnlab("evaluate", trained / "best.safetensors", data, "--split", "all", "--json")
-    assert json.loads(done.out)["seen_in_training"] == 24
+    assert seen(done) == (24, 12)
     assert "warning: 24 of 36 photos are among those it was trained on" in done.err
-    assert json.loads(bnlab("evaluate", trained / "best.safetensors", data, "--json").out)["seen_in_training"] == 0
-    shutil.copy(trained / "best.safetensors", "elsewhere.safetensors")
-    Path("split.csv").write_text("path,class,split\n")  # the split of another run
-    assert json.loads(bnlab("evaluate", "elsewhere.safetensors", data, "--json").out)["seen_in_training"] is None
+    shutil.copy(trained / "best.safetensors", "elsewhere.safetensors")  # without the split.csv of its run
+    done = bnlab("evaluate", "elsewhere.safetensors", data, "--json")
+    assert seen(done) == (0, 12)
+    assert "12 of 12 photos are among those by which it was chosen as the best epoch" in done.err
+    assert "warning" not in done.err
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_of_imported_weights_and_older_files_it_is_unknown_what_they_saw(bnlab: Command, trained: Path) -> None:
+    unknown = other_classifier(trained, Path("unknown.safetensors"), seen=SeenPhotos())
+    done = bnlab("evaluate", unknown, trained.parents[1] / "data", "--json")
+    assert seen(done) == (None, None)
+    assert "which photos it was trained on is unknown" in done.err
+
+
+def test_the_report_says_which_photos_were_seen(bnlab: Command, trained: Path) -> None:
+    bnlab("evaluate", trained / "best.safetensors", trained.parents[1] / "data", "--split", "all")
+    page = Path("runs/evaluate/report.html").read_text("utf-8")
+    assert "24 of 36 photos are among those it was trained on." in page
+    assert "12 of 36 photos are among those by which it was chosen as the best epoch." in page
+
+
+def seen(done: Outcome) -> tuple[int | None, int | None]:
+    document = json.loads(done.out)
+    return document["seen_in_training"], document["seen_in_validation"]
 
 
 @pytest.fixture
@@ -96,7 +119,7 @@ def test_the_document_and_crops(bnlab: Command, trained: Path) -> None:
     plain, one = (json.loads(bnlab("evaluate", best, data, *some, "--json").out) for some in ((), ("--crops", 1)))
     assert list(plain) == [
         "split", "n", "top1", "top5", "top1_interval", "ece", "classes", "per_class", "confusion", "refused",
-        "crops", "seen_in_training", "classifier", "data", "folder", "versions",
+        "crops", "seen_in_training", "seen_in_validation", "classifier", "data", "folder", "versions",
     ]  # fmt: skip
     assert one | {"folder": ""} == plain | {"folder": ""}
     assert plain["crops"] == 1
@@ -151,25 +174,22 @@ def test_evaluating_an_ensemble(bnlab: Command, trained: Path) -> None:
 @pytest.mark.usefixtures("without_pictures")
 def test_photos_that_any_member_was_trained_on_are_reported(bnlab: Command, trained: Path) -> None:
     best, data = trained / "best.safetensors", trained.parents[1] / "data"
-    copied = other_classifier(trained, Path("elsewhere/copy.safetensors"))  # its split.csv lies next to the first
-    unknown = other_classifier(trained, Path("elsewhere/unknown.safetensors"), split_sha256="0" * 64)
+    copied = other_classifier(trained, Path("elsewhere/copy.safetensors"))
+    unknown = other_classifier(trained, Path("elsewhere/unknown.safetensors"), seen=SeenPhotos())
 
-    def seen(*files: Path, split: str = "all") -> int | None:
+    def trained_on(*files: Path, split: str = "all") -> int | None:
         done = bnlab("evaluate", *files, data, "--split", split, "--json")
-        found: int | None = json.loads(done.out)["seen_in_training"]
-        warning = "warning: 24 of 36 photos are among those its members were trained on"
-        assert (warning in done.err) == bool(found)
+        found = seen(done)[0]
+        assert ("24 of 36 photos are among those its members were trained on" in done.err) == bool(found)
         return found
 
-    assert seen(best, copied) == seen(copied, best) == 24
-    assert seen(best, unknown) == seen(unknown, best) == 24
-    assert seen(best, copied, split="val") == 0
-    assert seen(best, unknown, split="val") is None
-    assert seen(unknown, unknown) is None
+    assert trained_on(best, copied) == trained_on(copied, best) == 24
+    assert trained_on(best, unknown) == trained_on(unknown, best) == 24
+    assert trained_on(best, copied, split="val") == 0
+    assert trained_on(best, unknown, split="val") is None
+    assert trained_on(unknown, unknown) is None
 
-    listed = [f"{p},{p.parent.name},train,{file_sha256(p)}\n" for p in sorted((data / "val").rglob("*.png"))]
-    Path("third").mkdir()
-    Path("third/split.csv").write_text("path,class,split,sha256\n" + "".join(listed))
-    third = other_classifier(trained, Path("third/x.safetensors"), split_sha256=file_sha256("third/split.csv"))
-    document = json.loads(bnlab("evaluate", best, third, data, "--split", "all", "--json").out)
-    assert document["seen_in_training"] == 36  # each was trained on what the other was not
+    listed = [Photo(str(p), p.parent.name, "train", file_sha256(p)) for p in sorted((data / "val").rglob("*.png"))]
+    third = other_classifier(trained, Path("third/x.safetensors"), seen=SeenPhotos.of(Photos.of(listed)))
+    done = bnlab("evaluate", best, third, data, "--split", "all", "--json")
+    assert seen(done) == (36, 0)  # each was trained on what the other was not

@@ -332,6 +332,16 @@ def test_a_preprocessing_key_without_effect_is_reported(bnlab: Command) -> None:
     assert "warning: crop_fraction has no effect: it is for resize crop\n" in done.err
 
 
+def test_a_key_without_effect_on_the_network_is_reported(bnlab: Command) -> None:
+    save(small(), "w.pt")
+    for norm, named in (("none", True), ("batch", False)):
+        save(small(norm=norm), f"{norm}.pt")
+        keys = ("--set", f"norm={norm}", "--set", "norm_eps=0.1")
+        done = bnlab("import", f"{norm}.pt", "--output", f"{norm}.safetensors", "--format", "bnlab", *keys)
+        assert done.status == 0, done.err
+        assert ("norm_eps has no effect: the network is not normalised" in done.err) == named
+
+
 def test_names_in_both_forms_of_unicode_are_the_same(bnlab: Command) -> None:
     save(small(), "w.pt")
     Path("n.json").write_text(json.dumps(["é", "e\u0301", "c"]))

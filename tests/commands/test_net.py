@@ -126,6 +126,11 @@ def test_every_key_that_shapes_a_network_can_be_set() -> None:
         assert {name for name in before if before[name] != after[name]} == {key}
 
 
+def test_a_key_without_effect_is_named(bnlab: Command) -> None:
+    done = bnlab("net", "mlp", "--set", "norm_eps=0.1", "--json")
+    assert (done.status, done.err.strip()) == (0, "warning: norm_eps has no effect: the network is not normalised")
+
+
 def test_from_python() -> None:
     progress = NullProgress()
     result = run(NetOptions(name="googlenet", recipe_keys={"stem": "separable"}), progress)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.conftest import Outcome
@@ -44,6 +45,12 @@ def test_folders_that_cannot_be_read_or_are_of_the_system(
     assert (strict.status, strict.complaint.split(" (")[0]) == (2, "1 folder cannot be used")
     none = bnlab("predict", trained / "best.safetensors", where / locked)
     assert f"{locked} has no photos ({where}/{locked}: it cannot be read (Permission denied))" in none.complaint
+
+
+@pytest.mark.parametrize(("top", "warned"), [(3, False), (4, True), (5, False)])  # 5 is the default
+def test_more_answers_than_classes_are_named(bnlab: Command, data: Path, trained: Path, top: int, warned: bool) -> None:
+    done = bnlab("predict", trained / "best.safetensors", data / "val/ring/ring100.png", "--top", top)
+    assert ("warning: top 4 has the effect of top 3: the classifier has 3 classes" in done.err) == warned
 
 
 def test_a_csv_file_that_cannot_be_written(bnlab: Command, data: Path, trained: Path) -> None:

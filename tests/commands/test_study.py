@@ -188,6 +188,14 @@ def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
     assert "--seeds" in warning
 
 
+def test_options_without_effect_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = NullProgress()
+    monkeypatch.setattr(command, "choose_device", lambda _: "cuda")
+    monkeypatch.setattr(command, "environment", lambda _: {})
+    command.run(options(data, {"steps": 3, "epochs": 2}, processes=2), progress)
+    assert [warning.split()[0] for warning in progress.warnings] == ["epochs", "processes"]
+
+
 def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> None:
     for seeds in (0, 101):
         with pytest.raises(UsageError, match=rf"seeds is {seeds}: it must be (greater|less) than or equal to 1"):

@@ -40,7 +40,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def evaluation_page(title: str, evaluation: Evaluation, classifier: str) -> str:
-    return render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier)
+    return render("evaluation.html", title=title, evaluation=evaluation, classifier=classifier, seen=())
 
 
 def check(page: str) -> Reader:

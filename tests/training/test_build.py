@@ -26,7 +26,6 @@ from bnlab.training.build import (
     new_network,
     prepare,
     scratch_copy,
-    without_effect,
 )
 from bnlab.training.loop import train_step
 from bnlab.training.optimizer import set_learning_rate
@@ -103,28 +102,6 @@ def test_checking_a_network_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert all(tensor.is_meta for tensor in built[0].state_dict().values())
 
 
-@pytest.mark.parametrize(
-    ("options", "sentences"),
-    [
-        ({"network": "bn_mlp", "auxiliary": True}, ["auxiliary has no effect: bn_mlp has no auxiliary heads"]),
-        (
-            {"network": "mlp", "norm_eps": 0.1, "conv_bias": True},
-            [f"{key} has no effect: mlp is not normalised" for key in ("norm_eps", "conv_bias")],
-        ),
-        ({"network": "bn_mlp", "norm_eps": 0.1}, []),
-        (
-            {"init": "x", "freeze": "backbone", "backbone_lr_factor": 0.5},
-            ["backbone_lr_factor has no effect on a backbone that is frozen"],
-        ),
-    ],
-    ids=str,
-)
-def test_settings_without_effect_are_named(options: dict[str, Any], sentences: list[str]) -> None:
-    settings = load_settings(options=options)
-    network, _ = new_network(settings.recipe, classes=2)
-    assert without_effect(settings, network) == sentences
-
-
 def test_preparing_resolves_the_settings_and_warns_of_those_without_effect(data: Path) -> None:
     progress = NullProgress()
     settings = load_settings(options=SMALL | {"precision": "auto", "val": 0.5, "step_every": 3, "auxiliary": True})
@@ -132,7 +109,7 @@ def test_preparing_resolves_the_settings_and_warns_of_those_without_effect(data:
     assert prepared.settings.recipe.precision in ("float32", "bfloat16")
     assert prepared.settings.origin["precision"] == "machine"
     assert (prepared.dataset.classes, prepared.network.fc.out_features) == (("disc", "ring", "stripes"), 3)
-    assert [warning.partition(" ")[0] for warning in progress.warnings] == ["step_every", "auxiliary", "val"]
+    assert [warning.partition(" ")[0] for warning in progress.warnings] == ["step_every", "val", "auxiliary"]
 
 
 def test_preparing_reports_photos_that_cannot_be_used(data: Path) -> None:

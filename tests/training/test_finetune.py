@@ -11,13 +11,15 @@ import torch
 
 from bnlab import resume, train
 from bnlab.classifier.file import Card, load_network, read_classifier, save_classifier, to_json
+from bnlab.classifier.seen import SeenPhotos
 from bnlab.config import load_settings
+from bnlab.data.split_csv import read_split_csv, write_split_csv
 from bnlab.errors import ClassifierError, UsageError
 from bnlab.nets import build
 from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.training.build import preprocessing_of
-from bnlab.training.finetune import inherit_from_init, load_pretrained
+from bnlab.training.finetune import inherit_from_init, load_pretrained, read_history
 from bnlab.training.run import TrainingResult
 from tests.conftest import Notes, write_photos
 
@@ -205,21 +207,107 @@ def test_what_is_frozen_stays_as_in_the_file_and_is_reported(
     assert result.frozen.norms
 
 
+class StopAfterOneEpoch(NullProgress):
+    def note(self, text: str) -> None:
+        if text.startswith("epoch 1/2"):
+            raise KeyboardInterrupt
+
+
 def test_a_resumed_run_has_the_same_parts_frozen(data: Path, init: str) -> None:
     """Interrupted after its first epoch, when the file in `init` may be gone."""
     options = {"init": init, "epochs": 2, "freeze": "stem", "freeze_bn": True}
     whole = trained_on(data, "whole", **options)
-
-    class Stop(NullProgress):
-        def note(self, text: str) -> None:
-            if text.startswith("epoch 1/2"):
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        trained_on(data, "part", Stop(), **options)
+        trained_on(data, "part", StopAfterOneEpoch(), **options)
     part = resume("part", runs=data.parent / "runs")
     assert part.run.last.read_bytes() == whole.run.last.read_bytes()
     assert part.frozen == whole.frozen
+
+
+@pytest.fixture
+def unsplit(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "unsplit", each=13)
+
+
+def tiny(data: Path, name: str, progress: NullProgress | None = None, **options: Any) -> TrainingResult:
+    network = {} if "init" in options else {"network": "bn_mlp"}
+    return trained_on(data, name, progress, **{"size": 16, "val": 0.3, **network, **options})
+
+
+def test_another_seed_holds_out_the_same_photos(unsplit: Path) -> None:
+    first = tiny(unsplit, "first")
+    progress = NullProgress()
+    second = tiny(unsplit, "second", progress, init=str(first.run.best), seed=1)
+    assert second.run.split.read_bytes() == first.run.split.read_bytes()
+    assert progress.warnings == []
+    assert (second.seen.train, second.to_json()["seen_in_training"]) == (0, 0)
+
+
+def test_photos_of_val_and_test_that_an_ancestor_was_trained_on_are_reported(unsplit: Path) -> None:
+    """Through two generations: what the second training did not see, the first did."""
+    first = tiny(unsplit, "first")
+    split = read_split_csv(first.run.split)
+    only_val = unsplit.parent / "only_val.csv"
+    held_out = sorted(split.in_split("val"), key=lambda photo: photo.label != "ring")
+    write_split_csv(only_val, [replace(p, split="train" if i else "val") for i, p in enumerate(held_out)])
+    second = tiny(only_val, "second", init=str(first.run.best))
+    assert second.seen.train == 0
+
+    progress = NullProgress()
+    before = list(split.in_split("train"))
+    mixed = [replace(p, split=("train", "val", "test")[i % 3]) for i, p in enumerate(before)]
+    write_split_csv(only_val, [*mixed, replace(held_out[0], split="test")])
+    third = tiny(only_val, "third", progress, init=str(second.run.best))
+    in_val, in_test = (sum(p.split == name for p in mixed) for name in ("val", "test"))
+    warned = [warning.partition(",")[0] for warning in progress.warnings]
+    assert warned == [
+        "val has no effect: these photos already have a val split",
+        f"{in_val} of {in_val} photos of val are among those the file in init was trained on",
+        f"{in_test} of {in_test + 1} photos of test are among those the file in init was trained on",
+        f"1 of {in_test + 1} photos of test are among those by which the file in init was chosen as the best epoch",
+    ]
+    assert all("split.csv as DATA" in warning for warning in progress.warnings[1:])
+    assert (third.seen.train, third.seen.n) == (in_val, in_val)
+    assert f"{in_val} of {in_val} photos of val are among those the file in init was trained on." in (
+        third.run.report.read_text("utf-8")
+    )
+    card = read_classifier(third.run.best)[1]
+    assert card.metrics["seen_in_training"] == in_val
+    assert [a.photos["train"] for a in card.ancestors] == [len(before), len(held_out) - 1]
+    assert card.ancestors[0].split_sha256 == read_classifier(first.run.best)[1].split_sha256
+    assert card.seen.count(split).train + card.seen.count(split).val == len(split)
+
+
+def test_of_a_file_that_does_not_say_what_it_saw_nothing_is_claimed(unsplit: Path, tmp_path: Path) -> None:
+    first = tiny(unsplit, "first")
+    network, card = load_network(first.run.best)
+    save_classifier(tmp_path / "imported.safetensors", network, replace(card, seen=SeenPhotos()))
+    progress = Notes()
+    second = tiny(unsplit, "second", progress, init=str(tmp_path / "imported.safetensors"))
+    assert progress.warnings == []
+    assert any("does not say which photos it was trained on" in note for note in progress.notes)
+    assert second.to_json()["seen_in_training"] is None
+    assert not read_classifier(second.run.best)[1].seen.complete
+
+
+def test_a_resumed_run_knows_its_ancestors_when_the_first_file_is_gone(unsplit: Path) -> None:
+    first = tiny(unsplit, "first")
+    options = {"init": str(first.run.best), "epochs": 2, "split_seed": 1}
+    whole = tiny(unsplit, "whole", **options)
+    assert whole.seen.train
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny(unsplit, "part", StopAfterOneEpoch(), **options)
+    first.run.best.unlink()
+    part = resume("part", runs=unsplit.parent / "runs")
+    assert part.run.best.read_bytes() == whole.run.best.read_bytes()
+    assert part.seen == whole.seen
+
+    for broken in ("", "{}", '{"seen": {"train": 3}}'):
+        part.run.ancestors.write_text(broken)
+        assert not read_history(part.run).seen.complete
+    part.run.ancestors.unlink()  # as in a run of an older bnlab
+    assert not read_history(part.run).seen.complete
 
 
 def test_another_number_of_classes_on_a_frozen_backbone(init: str, tmp_path: Path) -> None:

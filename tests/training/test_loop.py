@@ -2,7 +2,9 @@ import os
 import signal
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from bnlab.nets.network import TableNetwork
 from bnlab.recipe import Recipe
 from bnlab.training import loop
 from bnlab.training.build import TrainingContext, preprocessing_of
-from bnlab.training.loop import deterministic, loss_of, stop_requests, train_step
+from bnlab.training.loop import batches_of_step, deterministic, loss_of, stop_requests, train_step
 from bnlab.training.mixup import Targets
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
 from bnlab.training.state import LossNotFiniteError
@@ -140,6 +142,73 @@ def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
         train_step(context_of(network, recipe), *batches_of(1, 32, 4)[0], 5)
     assert error.value.step == 5
     assert all(torch.equal(before[name], value) for name, value in network.named_parameters() if name != "fc.bias")
+
+
+def small_step(recipe: Recipe, photos: int = 8) -> tuple[TrainingContext, list[torch.Tensor], list[torch.Tensor]]:
+    """A step of plain gradient descent on a network without BN: its context, and the weights before and after."""
+    network = move_network(build("mlp", classes=3, dropout=recipe.dropout or 0.0), "cpu").train()
+    context = context_of(network, recipe)
+    before = [p.detach().clone() for p in network.parameters()]
+    train_step(context, *batches_of(1, 32, photos)[0], 0)
+    return context, before, [p.detach() for p in network.parameters()]
+
+
+def plain(**options: Any) -> Recipe:
+    return Recipe.model_validate(
+        {"network": "mlp", "size": 32, "precision": "float32", "momentum": 0, "weight_decay": 0, "learning_rate": 1}
+        | options
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.25, 4.0])
+def test_a_gradient_longer_than_clip_norm_is_scaled_down_to_it(fraction: float) -> None:
+    _, before, after = small_step(plain())
+    gradients = [b - a for b, a in zip(before, after, strict=True)]  # at a rate of 1
+    norm = float(sum((g.double() ** 2).sum() for g in gradients)) ** 0.5
+    _, before, after = small_step(plain(clip_norm=fraction * norm))
+    for gradient, b, a in zip(gradients, before, after, strict=True):
+        torch.testing.assert_close(b - a, gradient * min(1.0, fraction), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("photos", [8, 7, 5, 2, 1])
+def test_batches_of_a_step_differ_by_one_photo_and_have_none_alone(photos: int) -> None:
+    slices = list(batches_of_step(photos, Recipe(accumulate=3)))
+    sizes = [len(range(photos)[part]) for part in slices]
+    assert sum(sizes) == photos
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(2, photos)
+    assert len(slices) == min(3, max(1, photos // 2))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    """Of 7 photos, so that the batches differ in size and have to be weighted."""
+    _, _, whole = small_step(plain(), photos=7)
+    _, before, parts = small_step(plain(accumulate=3), photos=7)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(before[0], parts[0])
+
+
+def test_each_batch_of_a_step_has_its_own_dropout() -> None:
+    recipe = plain(accumulate=2, dropout=0.5)
+    network = move_network(build("mlp", classes=3, dropout=0.5), "cpu").train()
+    pixels, labels = batches_of(1, 32, 4)[0]
+    outputs: list[torch.Tensor] = []
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        outputs.append(network(images))
+        return outputs[-1]
+
+    context = replace(context_of(network, recipe), forward=forward)
+    for _ in range(2):
+        train_step(context, np.concatenate([pixels, pixels]), np.concatenate([labels, labels]), 3)
+        set_learning_rate(context.optimizer, 0.0)
+    assert [len(each) for each in outputs] == [4] * 4
+    assert not torch.equal(outputs[2], outputs[3])  # the same photos
+    before = [each.detach() for each in outputs[2:]]
+    outputs.clear()
+    train_step(context, np.concatenate([pixels, pixels]), np.concatenate([labels, labels]), 3)
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs, strict=True))  # and the same again in a resume
 
 
 def test_deterministic_restores_torchs_generators_and_choices() -> None:

@@ -340,6 +340,49 @@ def test_a_plan_that_changes_within_an_epoch_is_kept_and_resumed(
         assert weights(Run(data.parent / "runs" / "dead")) == weights(whole.run)
 
 
+def test_a_training_with_accumulated_batches_is_that_with_the_large_batch(data: Path) -> None:
+    """On a network without BN, to 1e-6: the schedule, the average of the weights, and batches of 6 and 7 photos."""
+    write_photos(data / "train", each=1, classes=("ring",), first=50)  # 25 photos, in steps of 12 and 13
+    options = {"network": "mlp", "size": 16, "ema": 0.9, "precision": "float32"}
+    large = trained_on(data, "large", batch_size=14, **options)
+    parts = trained_on(data, "parts", batch_size=7, accumulate=2, **options)
+    assert parts.rows[-1]["step"] == large.rows[-1]["step"] == 4
+    expected, found = (read_classifier(result.run.last)[0] for result in (large, parts))
+    assert max(float((found[key] - expected[key]).abs().max()) for key in expected) < 1e-6
+    assert parts.rows[-1]["train_loss"] == pytest.approx(large.rows[-1]["train_loss"])
+    assert parts.rows[-1]["train_top1"] == large.rows[-1]["train_top1"]
+
+
+def test_a_resumed_training_with_accumulated_batches_ends_in_the_same_weights(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within a step, between its batches; with BN, whose running statistics move as far as by one batch."""
+    options = {
+        "network": "bn_mlp", "size": 16, "batch_size": 4, "accumulate": 2, "dropout": 0.5, "mixup": 0.5,
+        "clip_norm": 0.5, "optimizer": "adamw", "checkpoint_seconds": 0,
+    }  # fmt: skip
+    whole = trained_on(data, "whole", **options)
+    real, batches, momenta = loop.loss_of, itertools.count(1), set()
+
+    def dying(*arguments: Any) -> object:
+        if next(batches) == 4:
+            raise Death
+        return real(*arguments)
+
+    def noting(context: TrainingContext, *arguments: Any) -> object:
+        momenta.add(context.network.get_submodule("hidden1").bn.momentum)
+        return step(context, *arguments)
+
+    step = loop.train_step
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        patch.setattr(loop, "loss_of", dying)
+        trained_on(data, "dead", **options)
+    monkeypatch.setattr(loop, "train_step", noting)
+    resumed(data.parent, "dead")
+    assert weights(Run(data.parent / "runs" / "dead")) == weights(whole.run)
+    assert momenta == {1 - (1 - 0.1) ** (1 / 2)}
+
+
 def test_patience_counts_from_validation_to_validation(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = validate.evaluate
     validations = itertools.count()

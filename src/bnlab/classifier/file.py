@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bnlab.classifier.seen import CHECKED, Ancestor, SeenPhotos
 from bnlab.data.preprocess import Preprocessing
 from bnlab.data.split_csv import as_label
 from bnlab.errors import ClassifierError, UsageError, printable
@@ -27,10 +28,7 @@ _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
 
 
 # A file may come from anywhere, so its card is checked; keys that this version does not know are ignored.
-_CHECKED = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-
-@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Card:
     """The header of a classifier file: all that inference needs apart from the weights, as plain JSON."""
 
@@ -48,6 +46,12 @@ class Card:
     """versions of the packages it was trained with"""
     split_sha256: str = ""
     """SHA-256 of the split.csv it was trained with"""
+    photos: Mapping[str, int] = Field(default_factory=dict)
+    """number of photos in train, val and test of that split; empty if it is not known"""
+    ancestors: tuple[Ancestor, ...] = ()
+    """the trainings from whose weights it started, the first one first"""
+    seen: SeenPhotos = Field(default_factory=SeenPhotos)
+    """the photos that it and its ancestors were trained on; an older file does not say, so there may be others"""
 
 
 def to_json(card: Card) -> str:

@@ -15,7 +15,7 @@ from bnlab.options import DemoOptions, EvaluateOptions, PredictOptions, SplitOpt
 
 # Keys of the recipe that are options of `train`; all others are set with --set.
 TRAIN_KEYS = (
-    *("network", "epochs", "time", "batch_size", "size", "learning_rate", "patience", "val", "seed"),
+    *("network", "epochs", "time", "batch_size", "size", "learning_rate", "patience", "val", "split_seed", "seed"),
     *("init", "freeze", "freeze_bn", "device", "workers", "compile"),
 )
 
@@ -85,6 +85,8 @@ def train(
     low, high = result.evaluation.top1_interval
     best = f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
     best += f"in {plural(result.epochs, 'epoch')}, {result.seconds:.0f} s"
+    if result.seen.train:
+        best += f"; earlier trainings were trained on {result.seen.train} of these photos, so this is too high"
     last = f"{result.run.folder}: report.html shows it. Next: bnlab predict {quoted(result.run.best)} PHOTO"
     show_result(as_json, result.to_json(), best, last)
 

@@ -85,6 +85,8 @@ def study(
 
     options = StudyOptions(**given)
     if options.study == "list":
+        if expect is not None or options != StudyOptions(study="list"):
+            raise typer.BadParameter("with list, only --json has an effect: pass the name of a study")
         studies = command.listing()
         show_result(as_json, studies, render.study_list(studies), "Measure one: bnlab study NAME")
         return

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import Card
 from bnlab.classifier.predict import Classifier, Ensemble
+from bnlab.classifier.seen import SeenCount, union
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import Refusal, report_refused
-from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import printable
 from bnlab.files import file_sha256, write_atomic, write_csv, write_json
 from bnlab.machine import versions
@@ -21,7 +20,7 @@ from bnlab.options import EvaluateOptions
 from bnlab.progress import Progress
 from bnlab.report import figures
 from bnlab.report.page import mistakes_png, public_path, render
-from bnlab.runs import Run, check_free, new_run
+from bnlab.runs import check_free, new_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +28,15 @@ class EvaluateResult:
     evaluation: Evaluation
     options: EvaluateOptions
     folder: Path
-    seen: int | None
-    """number of the photos that the classifier, or a member of the ensemble, was trained on; None if unknown"""
+    seen: SeenCount
+    """how many of the photos the classifier, or a member of the ensemble, has seen, in earlier trainings as well"""
 
     def to_json(self) -> dict[str, Any]:
         """The content of evaluation.json."""
         alone = {} if self.evaluation.members else {"classifier": str(self.options.classifiers[0])}
         return self.evaluation.to_json() | {
-            "seen_in_training": self.seen,
+            "seen_in_training": self.seen.known("train"),
+            "seen_in_validation": self.seen.known("val"),
             **alone,
             "data": str(self.options.data),
             "folder": str(self.folder),
@@ -64,10 +64,13 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
     evaluation = replace(evaluation, refused=(*unreadable, *evaluation.refused))
     report_refused(evaluation.refused, strict=options.strict, progress=progress)
     evaluation.reader.report(progress)
-    seen = _seen_in_training(options.classifiers, [member.card for member in members], evaluation)
-    if seen:
-        what = "it was" if len(members) == 1 else "its members were"
-        progress.warn(f"{seen} of {evaluation.n} photos are among those {what} trained on: evaluate on others")
+    seen = _count_seen([member.card for member in members], evaluation)
+    sentences = seen.sentences("it was" if len(members) == 1 else "its members were")
+    for sentence in sentences:
+        if seen.train:
+            progress.warn(f"{sentence}: evaluate on others")
+        else:
+            progress.note(sentence)
     folder = new_run(options.runs, options.name, stem="evaluate").folder
     result = EvaluateResult(evaluation=evaluation, options=options, folder=folder, seen=seen)
     write_json(folder / "evaluation.json", result.to_json())
@@ -85,37 +88,25 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
         dict.fromkeys(f"{member.card.network}, {member.card.preprocessing.size} px" for member in members)
     )
     title = f"{names} on {split} of {printable(public_path(options.data))}"
-    page = render("evaluation.html", title=title, evaluation=evaluation, classifier=trained)
+    page = render("evaluation.html", title=title, evaluation=evaluation, classifier=trained, seen=sentences)
     write_atomic(folder / "report.html", page)
     return result
 
 
-def _seen_in_training(files: Sequence[Path], cards: Sequence[Card], evaluation: Evaluation) -> int | None:
-    """Number of the evaluated photos, compared by content, that a classifier was trained on.
+def _count_seen(cards: Sequence[Card], evaluation: Evaluation) -> SeenCount:
+    """How many of the evaluated photos, compared by content, the classifiers and those they started from have seen."""
+    seen = union([card.seen for card in cards])
+    if not seen.train and not seen.val:  # no photo needs to be read
+        return SeenCount(n=evaluation.n, train=0, val=0, complete=seen.complete)
+    photos = Photos.of(Photo(path, "", "", _sha256_or_none(path)) for path in evaluation.paths)
+    return seen.count(photos)
 
-    It is unknown (None) if the split.csv of the classifier's run is not next to it; with several classifiers, if that
-    is so for one of them and no other was trained on any of the photos.
-    """
-    lists: dict[str, Photos | None] = {}
-    for file, card in zip(files, cards, strict=True):
-        lists[card.split_sha256] = lists.get(card.split_sha256) or _trained_on(file, card)
-    known = [photos for photos in lists.values() if photos is not None]
-    if not known:
-        return None
+
+def _sha256_or_none(path: str) -> str:
     try:
-        evaluated = Photos.of(Photo(path, "", "", file_sha256(path)) for path in evaluation.paths)
-    except OSError:
-        return None
-    seen = evaluated.count_shared(known[0] if len(known) == 1 else Photos.of(chain(*known)))
-    return seen if seen or len(known) == len(lists) else None
-
-
-def _trained_on(file: Path, card: Card) -> Photos | None:
-    listed = Run(file.parent).split
-    try:
-        return read_split_csv(listed).in_split("train") if file_sha256(listed) == card.split_sha256 else None
-    except OSError:
-        return None
+        return file_sha256(path)
+    except OSError:  # it was removed after it was classified
+        return ""
 
 
 def _rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:

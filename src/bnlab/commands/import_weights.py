@@ -20,6 +20,7 @@ from bnlab.nets.registry import ARCHITECTURE_KEYS, has_row
 from bnlab.nets.tables import LocalResponse
 from bnlab.options import ImportOptions
 from bnlab.progress import Progress
+from bnlab.training.no_effect import Situation, without_effect
 
 PREPROCESSING_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
 _NOT_IN_TENSORS = ("activation", "placement", "norm_eps", "local_response")  # they change outputs all the same
@@ -103,7 +104,7 @@ def _preprocessing(given: Settings, conversion: Conversion, name: str, progress:
     """The preprocessing: from the options, else as is usual for this format, else from the default recipe."""
     usual = conversion.format.preprocessing
     settings = with_changes(given, {key: usual[key] for key in usual if key not in given.own}, conversion.format.name)
-    for line in settings.without_effect():
+    for line in without_effect(settings, Situation(recipe=settings.recipe, network=conversion.network)):
         progress.warn(line)
     no_use = {"crop_fraction"} if settings.recipe.resize == "squash" else set()
     no_use |= set() if has_row(conversion.network.name, LocalResponse) else {"local_response"}

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from bnlab.config import load_settings
+from bnlab.config import Settings, load_settings
 from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.nets import build, registry
 from bnlab.nets.count import LayerCount, count
 from bnlab.options import NetOptions
 from bnlab.progress import Progress
+from bnlab.training.no_effect import Situation, without_effect
 
 _KEYS = (*registry.ARCHITECTURE_KEYS, "dropout", "in_channels")
 _MOST = 10**6  # classes, or channels: far below where torch's count of the weights would overflow
@@ -33,8 +34,11 @@ def run(options: NetOptions, progress: Progress) -> NetResult:
     """Count a network's parameters and multiply-adds; it is built without weights, so this takes no memory."""
     if options.name is None:
         raise UsageError("NAME is missing", "pass the name of a network")
+    arguments, settings = _architecture(options)
     with torch.device("meta"):
-        network = build(options.name, classes=options.classes, auxiliary=options.auxiliary, **_architecture(options))
+        network = build(options.name, classes=options.classes, auxiliary=options.auxiliary, **arguments)
+    for sentence in without_effect(settings, Situation(recipe=settings.recipe, network=network)):
+        progress.warn(sentence)
     layers = count(network, options.size)
     return NetResult(
         network=options.name,
@@ -55,8 +59,8 @@ def listing() -> list[dict[str, Any]]:
     ]
 
 
-def _architecture(options: NetOptions) -> dict[str, Any]:
-    """The recipe keys as arguments of `build`, with the values that a recipe makes of them."""
+def _architecture(options: NetOptions) -> tuple[dict[str, Any], Settings]:
+    """The recipe keys as arguments of `build`, with the values that a recipe makes of them, and that recipe."""
     keys = dict(options.recipe_keys)
     for key in keys:
         if key not in _KEYS:
@@ -65,5 +69,5 @@ def _architecture(options: NetOptions) -> dict[str, Any]:
         if isinstance(number, int) and number > _MOST:
             raise UsageError(f"{key} is {number}", f"it must be at most {_MOST}")
     shaping = {key: value for key, value in keys.items() if key != "in_channels"}
-    recipe = load_settings("default", shaping).recipe
-    return keys | {key: getattr(recipe, key) for key in shaping}
+    settings = load_settings("default", shaping)
+    return keys | {key: getattr(settings.recipe, key) for key in shaping}, settings

@@ -38,6 +38,9 @@ def run(options: PredictOptions, progress: Progress) -> PredictResult:
                 raise UsageError(f"{printable(options.csv)} exists already", "pass a new file to --csv")
             options.csv.parent.mkdir(parents=True, exist_ok=True)
     classifier = Classifier.load(options.classifier, options.device)
+    number = len(classifier.classes)
+    if options.top > number and options.top != PredictOptions.model_fields["top"].default:
+        progress.warn(f"top {options.top} has the effect of top {number}: the classifier has {number} classes")
     predictions = classifier.predict(
         paths,
         top=options.top,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bnlab.config import load_settings
 from bnlab.errors import UsageError
 from bnlab.files import read_json
 from bnlab.lab.experiment import Experiment, check_options
@@ -56,8 +57,12 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
         progress.warn("one seed gives no interval, so clauses over seeds get the verdict not shown: pass --seeds 3")
     for study in studies:
         check_options(study.name, options.recipe_keys, study.own_keys)
+    for sentence in load_settings("default", options.recipe_keys).without_effect():
+        progress.warn(sentence)
     check_free(options.runs, options.name)
     device = choose_device(options.device)
+    if device != "cpu" and options.processes > 0:
+        progress.warn(f"processes has no effect: it is for a CPU, and this study runs on {device}")
     about = {"date": datetime.now(UTC).date().isoformat(), **environment(device)}
     folder, stem = None, f"study-{options.study}"
     reports: list[Report] = []

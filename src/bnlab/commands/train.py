@@ -1,13 +1,15 @@
 """`bnlab train`: train a classifier, resume a training, or (with --find-lr) try learning rates and suggest one."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnlab.config import load_settings
+from bnlab import no_effect
+from bnlab.config import Settings, load_settings
 from bnlab.errors import UsageError, printable
 from bnlab.files import write_atomic, write_csv
 from bnlab.machine import versions
+from bnlab.no_effect import Rule
 from bnlab.options import TrainOptions
 from bnlab.progress import Progress
 from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
@@ -17,6 +19,21 @@ from bnlab.runs import check_free, new_run
 from bnlab.training import run as training_run
 from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, suggest
 from bnlab.training.run import TrainingResult
+
+FIND_LR_RULES: tuple[Rule[Settings], ...] = (
+    Rule("learning_rate", "--find-lr tries learning rates from low to high", lambda _: True),
+    Rule(
+        "epochs steps time schedule warmup step_every step_factor decay_factor decay_epochs start_size",
+        "--find-lr has a schedule and a length that are fixed",
+        lambda _: True,
+    ),
+    Rule(
+        "patience ema recalibration_images flip_tta validate_every norm_momentum bn_monitor resize crop_fraction",
+        "--find-lr does not validate",
+        lambda _: True,
+    ),
+    Rule("cache cache_gigabytes checkpoint_seconds", "--find-lr keeps nothing", lambda _: True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +52,10 @@ class FindLrResult:
             "lowest_rate": rates[0],
             "highest_rate": rates[-1],
             "steps": len(rates),
-            **{key: getattr(test.recipe, key) for key in ("network", "size", "batch_size", "seed")},
+            **{
+                key: getattr(test.recipe, key)
+                for key in ("network", "size", "batch_size", "accumulate", "split_seed", "seed")
+            },
             **{key: getattr(test, key) for key in ("device", "classes", "photos")},
             **{key: str(getattr(self, key)) for key in ("data", "figure", "table")},
             "versions": versions(),
@@ -52,7 +72,7 @@ def run(options: TrainOptions, progress: Progress) -> TrainingResult:
         strict=options.strict,
         progress=progress,
     )
-    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
+    _write_page(result)
     return result
 
 
@@ -68,7 +88,7 @@ def resume(options: TrainOptions, progress: Progress) -> TrainingResult:
     result = training_run.resume(
         options.name, root=options.runs, changes=options.recipe_keys, progress=progress, data=options.data
     )
-    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
+    _write_page(result)
     return result
 
 
@@ -77,8 +97,10 @@ def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
     data = _given_data(options)
     check_free(options.runs, options.name)
     settings = load_settings(options.recipe, options.recipe_keys)
-    if "learning_rate" in settings.own:
-        progress.warn("learning_rate has no effect: --find-lr tries learning rates from low to high")
+    unused = no_effect.sentences(FIND_LR_RULES, settings, no_effect.turned_on(settings.recipe, settings.own))
+    for sentence in unused.values():
+        progress.warn(sentence)
+    settings = replace(settings, origin={key: settings.origin[key] for key in settings.origin.keys() - unused})
     test = lr_range_test(data, settings, strict=options.strict, progress=progress)
     curve, found = test.curve, suggest(test.curve)
     folder = new_run(options.runs, options.name, stem="find-lr").folder
@@ -100,6 +122,11 @@ def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
     heading = f"{recipe.network}, {recipe.size} px, batches of {recipe.batch_size}, {printable(data.name)}"
     write_atomic(figure, figures.lr_range_test_png(curve.rates, curve.losses, curve.smoothed, marks, heading))
     return FindLrResult(test=test, suggestion=found, data=data, figure=figure, table=table)
+
+
+def _write_page(result: TrainingResult) -> None:
+    seen = result.seen.sentences("the file in init was", "photos of val")
+    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen), seen)
 
 
 def _given_data(options: TrainOptions) -> Path:

@@ -165,6 +165,11 @@ class Photos(Sequence[Photo]):
         """For each photo the size and the time of the last change that its file had, n x 2; -1 if not known."""
         return self._table.stamp[self._rows]
 
+    @property
+    def prefixes(self) -> NDArray[np.uint64]:
+        """For each photo the first 8 bytes of its SHA-256, as a little-endian integer; 0 if it is not known."""
+        return np.ascontiguousarray(self._table.digest[self._rows]).view("<u8")[::4]
+
     def with_content(self, known: Iterable[tuple[int, Content]]) -> "Photos":
         """The same photos, with the content of those at the positions given. No row may be selected twice."""
         digest, stamp = self._table.digest.copy(), self._table.stamp.copy()

@@ -186,7 +186,7 @@ def _check_counts(folder: Path, photos: list[Photo], refused: list[Refusal], *, 
             raise DataError(
                 f"class '{printable(label)}' in {name} has {plural(sum(numbers.values()), 'photo')}, all duplicates of "
                 f"photos in other classes, and none was assigned to train",
-                "add photos, correct their classes or use another --seed",
+                "add photos, correct their classes or use another --seed (of train: --split-seed)",
             )
     for fraction, split in ((val, "val"), (test, "test")):
         if fraction and not any(numbers[split] for numbers in counts.values()):

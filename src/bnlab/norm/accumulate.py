@@ -28,7 +28,7 @@ def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
     before = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm | Whitening)}
     try:
         for layer, momentum in before.items():
-            if momentum is not None:
+            if momentum is not None and steps > 1:  # the formula would round it
                 layer.momentum = 1 - (1 - momentum) ** (1 / steps)
         yield
     finally:

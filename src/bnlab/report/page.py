@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -49,11 +50,11 @@ def public_path(path: str | PathLike[str]) -> str:
     return str(within.relative_to(Path.cwd()) if within.is_relative_to(Path.cwd()) else within.name)
 
 
-def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) -> None:
+def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str, seen: Sequence[str] = ()) -> None:
     """Write the run's report.html: metrics, curves, mistakes, recipe and environment.
 
     `evaluation` is of its best classifier on val, `rows` are its metrics by epoch.
-    `frozen` names the part of the network that was not trained.
+    `frozen` names the part of the network that was not trained, and `seen` says what earlier trainings saw of val.
 
     Raises:
         StorageError: no space left; an older report is untouched.
@@ -67,6 +68,7 @@ def write_run_page(run: Run, evaluation: Evaluation, rows: Rows, frozen: str) ->
         best=max(validated, key=lambda row: (row["val_top1"] or 0.0, -(row["val_loss"] or 0.0))),
         curves=figures.curves({"run": rows}),
         frozen=frozen,
+        seen=seen,
         recipe=_FOLDER_OF_INIT.sub(r"\1", run.recipe.read_text("utf-8")),
         environment=read_json(run.environment),
     )

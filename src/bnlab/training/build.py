@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from bnlab.classifier.file import Card
+from bnlab.classifier.seen import NO_HISTORY, History
 from bnlab.config import Settings, with_changes
 from bnlab.data.augment import augment
 from bnlab.data.cache import Cache, choose_cache
 from bnlab.data.dataset import Dataset, open_training_data
-from bnlab.data.loader import TrainingLoader
+from bnlab.data.loader import TrainingLoader, number_of_batches
 from bnlab.data.photo_file import PhotoReader
 from bnlab.data.preprocess import Preprocessing, normalise
 from bnlab.data.scan import report_refused
@@ -28,7 +29,6 @@ from bnlab.data.split_csv import report_missing_classes
 from bnlab.errors import UsageError
 from bnlab.machine import choose_device, fast_precision, free_memory
 from bnlab.nets import build, lsuv_init
-from bnlab.nets.blocks import is_normalised
 from bnlab.nets.build import move_network
 from bnlab.nets.freeze import Frozen, freeze
 from bnlab.nets.initialise import check_unnormalised
@@ -38,8 +38,10 @@ from bnlab.nets.tables import Auxiliary
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 from bnlab.training.ema import EMA
-from bnlab.training.finetune import inherit_from_init, load_pretrained
+from bnlab.training.finetune import inherit_from_init, load_pretrained, report_seen
+from bnlab.training.no_effect import Situation, without_effect
 from bnlab.training.optimizer import make_optimizer, set_learning_rate
+from bnlab.training.schedule import Plan
 
 _USUAL_ASPECT = 1.5  # of photos whose long side is not known yet
 _USUAL_PIXELS = 500_000  # of photos that are cached at their own size
@@ -62,6 +64,7 @@ class PreparedTraining:
     dataset: Dataset
     network: TableNetwork  # on the CPU, with its initial weights
     frozen: Frozen
+    history: History  # of the file in `init`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,18 +100,29 @@ def prepare(data: Path, settings: Settings, *, strict: bool, progress: Progress)
     recipe = settings.recipe
     check_network(recipe)
     reader = PhotoReader(pixel_range=recipe.pixel_range, max_megapixels=recipe.max_megapixels)
-    dataset = open_training_data(data, val=recipe.val, seed=recipe.seed, progress=progress, reader=reader)
+    dataset = open_training_data(data, val=recipe.val, seed=recipe.split_seed, progress=progress, reader=reader)
     report_refused(dataset.refused, strict=strict, progress=progress)
     reader.report(progress)
     report_missing_classes(dataset.photos, "val", progress)
     network, frozen = new_network(recipe, classes=len(dataset.classes))
-    for sentence in without_effect(settings, network):
+    photos = len(dataset.in_split("train"))
+    steps = number_of_batches(photos, recipe.batch_size * recipe.accumulate)
+    situation = Situation(
+        recipe=recipe,
+        network=network,
+        batch=-(-photos // (steps * recipe.accumulate)),
+        plan=None if recipe.time else Plan.of(recipe, steps),
+        own_val=dataset.own_val,
+    )
+    for sentence in without_effect(settings, situation):
         progress.warn(sentence)
-    if "val" in settings.own and dataset.own_val:
-        progress.warn("val has no effect: these photos already have a val split")
+    history = NO_HISTORY
     if recipe.init is not None:
-        load_pretrained(network, dataset.classes, recipe.init, progress)
-    return PreparedTraining(settings=settings, device=device, dataset=dataset, network=network, frozen=frozen)
+        history = load_pretrained(network, dataset.classes, recipe.init, progress)
+        report_seen(dataset.photos, history, progress)
+    return PreparedTraining(
+        settings=settings, device=device, dataset=dataset, network=network, frozen=frozen, history=history
+    )
 
 
 def build_context(
@@ -133,7 +147,7 @@ def build_context(
                 color_jitter=recipe.color_jitter,
             ),
             shuffle=recipe.shuffle,
-            batch_size=recipe.batch_size,
+            batch_size=recipe.batch_size * recipe.accumulate,
             seed=recipe.seed,
             workers=recipe.workers,
             cache=cache,
@@ -184,26 +198,12 @@ def check_network(recipe: Recipe) -> None:
         check_unnormalised(network)
 
 
-def without_effect(settings: Settings, network: TableNetwork) -> list[str]:
-    """A sentence for each key that the user set and that changes nothing in the training of this network."""
-    recipe, own = settings.recipe, settings.own
-    sentences = settings.without_effect()
-    if recipe.auxiliary and not network.heads:
-        sentences.append(f"auxiliary has no effect: {recipe.network} has no auxiliary heads")
-    if not is_normalised(network):
-        of_norms = [key for key in ("norm_eps", "norm_momentum", "conv_bias") if key in own]
-        sentences += [f"{key} has no effect: {recipe.network} is not normalised" for key in of_norms]
-    if recipe.freeze == "backbone":
-        of_backbone = [key for key in ("backbone_lr_factor", "auxiliary") if key in own]
-        sentences += [f"{key} has no effect on a backbone that is frozen" for key in of_backbone]
-    return sentences
-
-
 def init_on_first_batch(context: TrainingContext) -> None:
     """Scale the layers of a new network on the first batch (LSUV), if the recipe asks for it."""
     recipe = context.recipe
     if recipe.lsuv_init and recipe.init is None:
         pixels, _ = next(context.loader.epoch(0, recipe.size))
+        pixels = pixels[: recipe.batch_size]  # of a step that accumulates batches
         lsuv_init(context.network, normalise(torch.from_numpy(pixels).to(context.device), context.preprocessing))
         if context.ema:
             context.ema.restart(context.network)

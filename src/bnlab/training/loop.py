@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from bnlab.data.preprocess import Pixels, normalise
 from bnlab.errors import DivergedError, Interrupted
 from bnlab.nets.blocks import is_normalised
-from bnlab.norm import save_memory
+from bnlab.norm import accumulate, save_memory
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 from bnlab.training.build import TrainingContext
 from bnlab.training.mixup import Targets, mix
-from bnlab.training.optimizer import set_learning_rate
+from bnlab.training.optimizer import clip_gradients, set_learning_rate
 from bnlab.training.state import (
     LossNotFiniteError,
     MetricAccumulator,
@@ -70,6 +70,7 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
     metrics = MetricAccumulator(state, read_every=1 if context.device == "cpu" else _READ_EVERY)
     total, done = round(state.plan.steps / loader.batches * num_photos), state.epoch * num_photos + state.num_images
     with (
+        accumulate(context.network, recipe.accumulate),  # the running statistics move as with one batch a step
         stop_requests() as stop,
         progress.task("training", total, "images", done=done) as task,
         _divergence_remedy(state, context),
@@ -114,31 +115,46 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
 
 
 def train_step(context: TrainingContext, pixels: Pixels, labels: NDArray[Any], step: int) -> tuple[Tensor, Tensor]:
-    """Make one optimiser step on a batch, uint8 N x H x W x 3.
+    """Make one optimiser step on uint8 pixels N x H x W x 3, in `accumulate` batches whose gradients are added.
 
     Returns:
         The mean loss before the step, and how many photos the main output classified correctly.
 
     Raises:
-        LossNotFiniteError: on a CPU, the loss is NaN or infinite; nothing was changed.
+        LossNotFiniteError: on a CPU, the loss is NaN or infinite; no weight was changed.
     """
     recipe, device = context.recipe, context.device
-    images, targets = training_batch(context, pixels, labels, step)  # N x 3 x H x W
+    losses, correct = [], []
     seed_step(recipe, step)
-    half = recipe.precision == "bfloat16"
-    with save_memory(), torch.autocast(device, torch.bfloat16, enabled=half):  # docs/norm.md: same bits, less memory
-        outputs = context.forward(images)  # N x classes, or a tuple of these: main, auxiliary ...
-        loss = loss_of(outputs, targets, recipe)
-    if device == "cpu":
-        check_finite(loss.item(), step)
-    loss.backward()  # type: ignore[no-untyped-call]
+    for part in batches_of_step(len(labels), recipe):
+        images, targets = training_batch(context, pixels[part], labels[part], step)  # n x 3 x H x W
+        half = recipe.precision == "bfloat16"
+        with (
+            save_memory(),
+            torch.autocast(device, torch.bfloat16, enabled=half),
+        ):  # docs/norm.md: same bits, less memory
+            outputs = context.forward(images)  # n x classes, or a tuple of these: main, auxiliary ...
+            loss = loss_of(outputs, targets, recipe) * (len(images) / len(labels))
+        if device == "cpu":
+            check_finite(loss.item(), step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        main = outputs[0] if isinstance(outputs, tuple) else outputs
+        losses.append(loss.detach())
+        correct.append((main.detach().argmax(1) == targets.main).sum())
+    if recipe.clip_norm:
+        clip_gradients(context.optimizer, recipe.clip_norm)
     context.optimizer.step()
     context.optimizer.zero_grad(set_to_none=True)  # here, so that the next forward can use their memory
     if context.ema:
         context.ema.update(context.network, step + 1)
+    return torch.stack(losses).sum(), torch.stack(correct).sum()
 
-    main = outputs[0] if isinstance(outputs, tuple) else outputs
-    return loss.detach(), (main.detach().argmax(1) == targets.main).sum()
+
+def batches_of_step(photos: int, recipe: Recipe) -> Iterator[slice]:
+    """The batches of a step as slices of its photos; their sizes differ by at most one, and none has a single photo."""
+    number = max(1, min(recipe.accumulate, photos // 2))
+    edges = [photos * i // number for i in range(number + 1)]
+    return map(slice, edges[:-1], edges[1:])
 
 
 def loss_of(outputs: Tensor | tuple[Tensor, ...], targets: Targets, recipe: Recipe) -> Tensor:

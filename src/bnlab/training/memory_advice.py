@@ -47,13 +47,19 @@ def suggest_batch_size(context: TrainingContext) -> str:
     found = [f"--batch-size {batch}"] * (batch is not None) + [f"--size {size}"] * (size is not None)
     if not found:
         return "close what else takes memory, or take a network of a smaller width"
-    return f"{' or '.join(found)} fits"
+    kept = (
+        f"; --set accumulate={recipe.accumulate * recipe.batch_size // batch} keeps the photos of a step"
+        if batch
+        else ""
+    )
+    return f"{' or '.join(found)} fits{kept}"
 
 
 def _fits(context: TrainingContext, batch: int, size: int) -> bool:
-    pixels = np.zeros((batch, size, size, 3), dtype=np.uint8)
+    photos = batch * context.recipe.accumulate
+    pixels = np.zeros((photos, size, size, 3), dtype=np.uint8)
     try:
-        train_step(scratch_copy(context), pixels, np.zeros(batch, dtype=np.int64), 0)
+        train_step(scratch_copy(context), pixels, np.zeros(photos, dtype=np.int64), 0)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -7,7 +7,7 @@ from bnlab.recipe import Recipe
 
 
 def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or Adam.
+    """SGD with Nesterov momentum, Adam, or AdamW (Loshchilov & Hutter 2019).
 
     Weight decay applies to matrices and filters, not to gamma, beta and biases. The learning rate of the backbone has
     the factor `backbone_lr_factor`; the last layer and the auxiliary heads have the factor 1.
@@ -23,11 +23,18 @@ def make_optimizer(network: TableNetwork, recipe: Recipe) -> torch.optim.Optimiz
         for decay, is_matrix in ((recipe.weight_decay, True), (0.0, False))
     ]
     fused = {p.device.type for p in network.parameters()} <= {"cpu", "cuda"}  # one pass over the weights
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=fused)
+    if recipe.optimizer != "sgd":
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        return kind(groups, lr=recipe.learning_rate, fused=fused)
     return torch.optim.SGD(
         groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused
     )
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Scale the gradients of all parameters together down to this norm, if theirs is larger (Pascanu et al. 2013)."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, norm)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

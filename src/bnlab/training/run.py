@@ -13,6 +13,7 @@ from torch import nn
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import Card, save_classifier
 from bnlab.classifier.predict import Classifier
+from bnlab.classifier.seen import NO_HISTORY, History, SeenCount, SeenPhotos, photos_by_split
 from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes, with_lines_of
 from bnlab.data.dataset import open_recorded_data
 from bnlab.data.location import DATA_JSON
@@ -29,8 +30,9 @@ from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
 from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 from bnlab.training import build, loop
 from bnlab.training.checkpoint import load_state, read_state, save_state
-from bnlab.training.finetune import load_pretrained
+from bnlab.training.finetune import load_pretrained, read_history, write_history
 from bnlab.training.memory_advice import batch_errors
+from bnlab.training.no_effect import Situation, without_effect
 from bnlab.training.schedule import Plan
 from bnlab.training.state import Row, TrainState, out_of_patience
 from bnlab.training.time_budget import TimeBudget
@@ -54,6 +56,8 @@ class TrainingResult:
     rows: list[Row]
     """metrics, one row an epoch"""
     frozen: Frozen
+    seen: SeenCount
+    """how many photos of val the earlier trainings saw, from whose weights it started"""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab train --json`."""
@@ -62,6 +66,7 @@ class TrainingResult:
             "best": str(self.run.best),
             **{key: getattr(self, key) for key in ("epochs", "val_top1", "seconds")},
             "frozen": asdict(self.frozen),
+            "seen_in_training": self.seen.known("train"),
         }
 
 
@@ -86,6 +91,8 @@ def train(
         write_json(run.environment, environment(prepared.device))
         if dataset.refused:
             write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in dataset.refused))
+        if prepared.settings.recipe.init is not None:
+            write_history(run, prepared.history)  # a resume may no longer find the file in `init`
         write_atomic(run.recipe, to_yaml(prepared.settings))
         session = _Session(run, prepared, progress, began)
         with session.running() as callbacks:
@@ -123,14 +130,17 @@ def resume(
             progress=progress,
         )
         network, frozen = build.new_network(recipe, classes=len(dataset.classes))
+        for sentence in without_effect(settings, Situation(recipe=recipe, network=network)):
+            progress.warn(sentence)
         if recipe.init is not None and not run.state.exists():
             load_pretrained(network, dataset.classes, recipe.init, progress)
         before, now = read_json(run.environment), environment(device)
         for key in ("device", "gpu", "threads", "processor", "versions"):
             if before.get(key) != now[key]:
                 progress.warn(f"this run began with other {key}, so it does not go on bit for bit")
+        history = NO_HISTORY if recipe.init is None else read_history(run)
         prepared = build.PreparedTraining(
-            settings=settings, device=device, dataset=dataset, network=network, frozen=frozen
+            settings=settings, device=device, dataset=dataset, network=network, frozen=frozen, history=history
         )
         longer = changes.keys() & PLAN_KEYS
         session = _Session(run, prepared, progress, began, longer=bool(longer))
@@ -160,6 +170,7 @@ class _Session:
         self.run, self.prepared, self.progress, self.began = run, prepared, progress, began
         self.context = build.build_context(recipe, prepared.network, dataset, prepared.device, train_cache)
         val = dataset.in_split("val")
+        self.seen = replace(prepared.history.seen.count(val), val=0)
         self.validator = Validator(self.context, val, sample_cache=sample_cache, val_cache=val_cache)
         self.state = load_state(run, recipe, self.context.parts(), longer=longer)
         self.budget = TimeBudget(began - self.state.total_seconds, recipe.time) if recipe.time else None
@@ -175,7 +186,7 @@ class _Session:
         with loop.deterministic(self.context.device), _how_to_go_on(self.run), batch_errors(self.context):
             if not self.run.state.exists():
                 self._begin()
-            self.card = _card(self.run, self.context)
+            self.card = _card(self.run, self.context, self.prepared.history)
             with _event_writer(self.run, self.state.step) as self.events:
                 yield loop.Callbacks(
                     validate=self.validate, save=self.save, epoch_done=self.epoch_done, around_step=self.monitor.step
@@ -208,6 +219,7 @@ class _Session:
         run = self.run
         if validation:
             metrics = {"split": "val", "n": len(self.validator.photos), "top1": row["val_top1"]}
+            metrics["seen_in_training"] = self.seen.known("train")
             card = replace(self.card, metrics=metrics | {"loss": row["val_loss"], "epoch": row["epoch"]})
             if is_best:
                 save_classifier(run.best, self.validator.network, card)
@@ -263,15 +275,25 @@ class _Session:
             ),
             rows=state.rows,
             frozen=self.prepared.frozen,
+            seen=self.seen,
         )
 
 
-def _card(run: Run, context: build.TrainingContext) -> Card:
+def _card(run: Run, context: build.TrainingContext, history: History) -> Card:
     recipe = context.recipe
     settings = recipe.model_dump(mode="json", exclude=set(MACHINE_KEYS))
     if recipe.init is not None:
         settings["init"] = Path(recipe.init).name  # cards are passed on, and the folder is private
-    return replace(build.card_of(context), recipe=settings, versions=versions(), split_sha256=file_sha256(run.split))
+    photos = context.dataset.photos
+    return replace(
+        build.card_of(context),
+        recipe=settings,
+        versions=versions(),
+        split_sha256=file_sha256(run.split),
+        photos=photos_by_split(photos),
+        ancestors=history.ancestors,
+        seen=history.seen | SeenPhotos.of(photos),
+    )
 
 
 @contextmanager

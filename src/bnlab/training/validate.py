@@ -89,7 +89,7 @@ class Validator:
                     running = self._evaluate(NullProgress())
             began = time.monotonic()
             loader = self.context.loader
-            batch_size = -(-len(loader.paths) // loader.batches)
+            batch_size = -(-len(loader.paths) // (loader.batches * self.context.recipe.accumulate))
             recalibration = recalibrate_network(
                 self.network, calibration_batches(self.context, self.images, batch_size, self.sample_cache)
             )
