@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 
 import typer
@@ -21,6 +22,8 @@ from bnlab.machine import tune_allocator
 
 
 def main(arguments: list[str] | None = None) -> int:
+    # A training's time counts from the start of the process, whose imports have taken the processor's time so far.
+    began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop saves and cleans up, as Ctrl-C
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (None if the shell closed it with `>&-`)
@@ -33,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Typer's own main() would turn Interrupted into a bare status and lose its message.
         words = sys.argv[1:] if arguments is None else arguments
-        with typer.main.get_command(app).make_context("bnlab", words) as context:
+        with typer.main.get_command(app).make_context("bnlab", words, obj=began) as context:
             context.command.invoke(context)
         return 0
     except typer.Exit as stop:

@@ -41,25 +41,34 @@ class FindLrResult:
         }
 
 
-def run(options: TrainOptions, progress: Progress) -> TrainingResult:
-    """Train a new run and write its report."""
-    result = training_run.train(
+def run(options: TrainOptions, progress: Progress, began: float | None = None) -> TrainingResult:
+    """Train a new run and write its report. A time budget counts from `began`, a time.monotonic() (default: now)."""
+    return training_run.train(
         _given_data(options),
         load_settings(options.recipe, options.recipe_keys),
         root=options.runs,
         name=options.name,
         strict=options.strict,
         progress=progress,
+        report=_write_report,
+        began=began,
     )
-    write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
-    return result
 
 
-def resume(options: TrainOptions, progress: Progress) -> TrainingResult:
-    """Continue the run of that name, or the latest, and write its report."""
-    result = training_run.resume(options.name, root=options.runs, changes=options.recipe_keys, progress=progress)
+def resume(options: TrainOptions, progress: Progress, began: float | None = None) -> TrainingResult:
+    """Continue the run of that name, or the latest, and write its report. `began` is as for `run`."""
+    return training_run.resume(
+        options.name,
+        root=options.runs,
+        changes=options.recipe_keys,
+        progress=progress,
+        report=_write_report,
+        began=began,
+    )
+
+
+def _write_report(result: TrainingResult) -> None:
     write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
-    return result
 
 
 def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:

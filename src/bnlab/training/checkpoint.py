@@ -16,7 +16,7 @@ from bnlab.training.build import Stateful
 from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.state import TrainState
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def save_state(run: Run, state: TrainState, recipe: Recipe, parts: Mapping[str, Stateful]) -> None:
