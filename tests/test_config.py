@@ -131,6 +131,9 @@ def test_a_key_of_an_older_version_is_unknown(tmp_path: Path, key: str) -> None:
         ("learning_rate", float("nan"), "it must be a finite number"),
         ("optimizer", "lamb", "it must be 'sgd' or 'adam'"),
         ("time", "soon", "20m"),
+        ("time", "1h30", "1h30m or 90s: hours, minutes, seconds, each number with its unit"),
+        ("plan", [[3, 9, 1]], "it must be as bnlab wrote it"),
+        ("plan", [[0, "many", 1]], "it must be as bnlab wrote it"),
         ("mean", 0.5, "[0.485, 0.456, 0.406]"),
     ],
 )
@@ -161,6 +164,17 @@ def test_an_option_without_effect_says_so() -> None:
         "crop_fraction has no effect: it is for resize crop",
     ]
     assert load_settings("classic").without_effect() == []  # it was the recipe that set them
+
+
+def test_another_length_replaces_the_steps_that_a_timed_training_came_to(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("time: null\nsteps: 8\nvalidate_every: 2\nplan: [[0, 9, 1], [5, 8, 2]]\n")
+    assert load_settings(file, {"workers": 1}).recipe.plan == ((0, 9, 1), (5, 8, 2))
+    for option in ({"time": "20m"}, {"epochs": 3}, {"steps": 100}, {"validate_every": 1}):
+        assert load_settings(file, option).recipe.plan == ()
+    assert load_settings("default", {"time": 9, "plan": [[0, 9, 1]]}).without_effect() == [
+        "plan has no effect: it is for a training without time"
+    ]
 
 
 def test_changes_are_validated() -> None:

@@ -111,13 +111,13 @@ class StepTimes:
         return float(np.interp(size**2, [side**2 for side in known], [self.steps[side] for side in known]))
 
     def seconds(
-        self, plan: Plan, recipe: Recipe, *, epoch: int = 0, step: int = 0, size: int = 0, reads_until: int = 0
+        self, plan: Plan, recipe: Recipe, *, epoch: int = 0, step: int = 0, size: int = 0, reads: range = range(0)
     ) -> float:
         """Seconds from a step of an epoch to the end of everything, by this plan.
 
-        `size` is that of the epoch, if it has begun; steps before `reads_until` read their photos for the first time.
+        `size` is that of the epoch, if it has begun; the steps in `reads` read their photos for the first time.
         """
-        seconds = self.reading * max(0, min(plan.steps, reads_until) - step)
+        seconds = self.reading * len(range(max(step, reads.start), min(plan.steps, reads.stop)))
         stride = max(1, (plan.epochs - epoch) // _SAMPLED)
         for first in range(epoch, plan.epochs, stride):
             last = min(plan.steps, (first + stride) * plan.batches)

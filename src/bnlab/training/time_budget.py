@@ -27,15 +27,15 @@ from bnlab.training.validate import ValidationResult
 # Fractions are of the budget.
 _AIM, _LATEST = 0.975, 0.99  # when the training is to end; long steps may end it before or after _AIM, up to _LATEST
 _VALIDATION = 0.06  # largest fraction spent on validation, unless the recipe says how often to validate
-_UNUSED = 0.02  # a validation before the last one is left out if as much time would remain unused because of it
+_UNUSED = 0.01  # the validation before the last one is left out if more time would remain unused because of it
 _PRIOR = 0.05  # weight of the measurement before the training, in the average that the training goes on with
 _TRIALS = 4  # measured steps at each size
 # Fractions of the time left.
-_TOLERANCE = 0.03  # a plan that ends early or late by less is kept
+_TOLERANCE = 0.04  # a plan that ends early or late by less is kept
 _PAUSE = 0.02  # between two comparisons
 _MEMORY = 0.5  # over which the speed is averaged
 _OUTLIER = 4.0  # a single stretch that is slower than the average by this factor counts as slower by no more than it
-_ANNOUNCED = 1.1  # a change of the steps by this factor is reported
+_ANNOUNCED = 1.25  # a change of the steps by this factor is reported
 _ONLY_LAST = 1_000_000  # epochs between validations, if only the last one is validated
 
 
@@ -46,8 +46,9 @@ class TimeBudget:
         self.began, self.seconds, self.device = began, seconds, device
         self._measured = (_PRIOR * seconds, _PRIOR * seconds)  # recent seconds of steps, and those planned for them
         self._ratio = 1.0  # of these, in the latest stretch
+        self._last_validation = 0.0  # seconds of the latest validation, on a machine as fast as when it was measured
         self._last_step = -1  # the step before which `replanned` was called last
-        self._reads_until = 0
+        self._reads = range(0)  # steps whose photos are read for the first time
         self._mark = self._next = 0.0  # when the current stretch began, and when it may end
         self._work = self._validating = 0.0  # planned seconds of the steps in this stretch; seconds of its validations
         self._announced = 0  # steps
@@ -75,7 +76,7 @@ class TimeBudget:
         _, reporting = _durations(report(result) for _ in range(2))
         steps, reading = _seconds_of_steps(context)
         times = StepTimes(steps=steps, reading=reading, validation=validation, last=evaluation + reporting)
-        self._reads_until = batches
+        self._reads = range(_TRIALS, batches)
         left = self._left(times, recipe)
         plan = self._fitting(Plan(steps=1, batches=batches), recipe, times, left)
         one, before = times.of_step(recipe.size), time.monotonic() - self.began
@@ -102,7 +103,7 @@ class TimeBudget:
             self._begin(state, now)
         elif state.step > self._last_step:
             times = state.step_times
-            self._work += times.of_step(state.size) + (times.reading if state.step <= self._reads_until else 0.0)
+            self._work += times.of_step(state.size) + (times.reading if state.step - 1 in self._reads else 0.0)
         self._last_step = state.step
         if now < self._next:
             return plan
@@ -128,14 +129,19 @@ class TimeBudget:
         """Learn from a validation of the training, which took so long."""
         self._validating += seconds
         times = state.step_times
-        usual = 0.3 * times.validation + 0.7 * seconds / times.slowness
-        state.step_times = replace(times, validation=usual)
+        found = seconds / times.slowness
+        counted = min(found, _OUTLIER * max(times.validation, self._last_validation))
+        self._last_validation = found
+        usual = 0.3 * times.validation + 0.7 * counted
+        # What comes last is mostly an evaluation, too, and was measured at the same time.
+        state.step_times = replace(times, validation=usual, last=times.last * usual / max(times.validation, 1e-9))
 
     def _begin(self, state: TrainState, now: float) -> None:
         planned = _PRIOR * self.seconds
         self._measured = (planned * state.step_times.slowness, planned)
         self._ratio = state.step_times.slowness
-        self._reads_until = state.step + state.plan.batches
+        if not self._reads:
+            self._reads = range(state.step, state.step + state.plan.batches)
         self._announced = self._announced or state.plan.steps
         self._mark = self._next = now
 
@@ -161,9 +167,9 @@ class TimeBudget:
 
     def _needed(self, plan: Plan, recipe: Recipe, times: StepTimes, state: TrainState | None) -> float:
         if state is None:
-            return times.seconds(plan, recipe, reads_until=self._reads_until)
+            return times.seconds(plan, recipe, reads=self._reads)
         size = state.size if state.batch else 0
-        return times.seconds(plan, recipe, epoch=state.epoch, step=state.step, size=size, reads_until=self._reads_until)
+        return times.seconds(plan, recipe, epoch=state.epoch, step=state.step, size=size, reads=self._reads)
 
     def _fitting(
         self, plan: Plan, recipe: Recipe, times: StepTimes, left: float, state: TrainState | None = None
@@ -185,18 +191,17 @@ class TimeBudget:
         if not every:  # as often as _VALIDATION allows, and ten times at most
             number = int(_VALIDATION * self.seconds / max(times.slowness * times.validation, 1e-9))
             every = -(-only_last.epochs // max(1, min(10, number)))
-        wanted = fitting(every)
         epoch = state.epoch if state else 0
-        unused = left - self._needed(wanted, recipe, times, state)
-        if wanted.validations(epoch) <= 2 and unused > _UNUSED * self.seconds:
-            return only_last
-        return wanted
+        for fewer in (every, every + 1, every + 2):
+            found = fitting(fewer)
+            unused = left - self._needed(found, recipe, times, state)
+            if unused <= _UNUSED * self.seconds or (fewer == every and found.validations(epoch) > 2):
+                return found
+        return only_last
 
     def _report(self, plan: Plan, changed: Plan, recipe: Recipe, progress: Progress) -> None:
-        if changed.every == _ONLY_LAST and plan.every != _ONLY_LAST and recipe.validate_every:
-            progress.warn(
-                f"validate_every {recipe.validate_every} does not fit any more: the next validation is the last"
-            )
+        if changed.every > recipe.validate_every == plan.every:
+            progress.warn(f"a validation is left out: validate_every {plan.every} no longer fits into the time")
         if changed.steps * _ANNOUNCED <= self._announced:
             progress.warn(f"slower than planned: {changed.steps} steps in place of {self._announced}, to end on time")
         elif changed.steps >= self._announced * _ANNOUNCED:
