@@ -1,7 +1,11 @@
 """Trainings by a simulated clock: loop and budget are real, and steps, validations and photos only take time."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from bnlab.errors import UsageError
+from bnlab.machine import usable_cores
 from bnlab.recipe import Recipe
 from bnlab.training import loop
 from bnlab.training import time_budget as module
@@ -16,6 +21,7 @@ from bnlab.training.schedule import Plan
 from bnlab.training.state import MetricAccumulator, TrainState
 from bnlab.training.time_budget import TimeBudget
 from tests.conftest import Notes
+from tests.training.test_run import command
 
 Load = Callable[[float], float]
 
@@ -271,3 +277,20 @@ def test_a_resumed_training_goes_on_adapting(train: Callable[..., Outcome], monk
     end = 500 + state.step_times.seconds(state.plan, recipe, epoch=6, step=60) / 0.975
     resumed = TimeBudget(end - 60, 60.0, "cpu")
     assert resumed.replanned(state, recipe, Notes()) == state.plan
+
+
+@pytest.mark.slow
+def test_a_real_training_on_a_machine_that_is_busy_at_first_ends_about_on_time(data: Path) -> None:
+    """Of 40 s, processes on all cores take part in the first 15. The bounds are wide: other tests may run as well."""
+    began = time.monotonic()
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(usable_cores())]
+    try:
+        process = command(data.parent, "data", "--time", "40", "--size", "64", "--set", "width=0.25")
+        time.sleep(15)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert 0.85 <= (time.monotonic() - began) / 40 <= 1.1

@@ -78,6 +78,8 @@ def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
     settings = load_settings(options.recipe, options.recipe_keys)
     if "learning_rate" in settings.own:
         progress.warn("learning_rate has no effect: --find-lr tries learning rates from low to high")
+    if "time" in settings.own:
+        progress.warn("time has no effect: --find-lr makes as many steps as it needs")
     test = lr_range_test(data, settings, strict=options.strict, progress=progress)
     curve, found = test.curve, suggest(test.curve)
     folder = new_run(options.runs, options.name, stem="find-lr").folder
