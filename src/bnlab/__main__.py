@@ -15,6 +15,7 @@ import warnings
 import typer
 from typer.exceptions import TyperException
 
+from bnlab import _imported
 from bnlab.cli import app
 from bnlab.cli.console import err
 from bnlab.errors import BnlabError, printable
@@ -22,8 +23,7 @@ from bnlab.machine import tune_allocator
 
 
 def main(arguments: list[str] | None = None) -> int:
-    # A training's time counts from the start of the process, whose imports have taken the processor's time so far.
-    began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
+    began = _imported if arguments is None else time.monotonic()  # from which a training's time counts
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop saves and cleans up, as Ctrl-C
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (None if the shell closed it with `>&-`)

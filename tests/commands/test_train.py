@@ -109,9 +109,10 @@ def test_without_data_nothing_is_trained() -> None:
 
 def test_finding_a_learning_rate(bnlab: Command, data: Path, tmp_path: Path) -> None:
     small = (*QUICK, "--network", "bn_mlp")
-    done = bnlab("train", data, *small, "--find-lr")
+    done = bnlab("train", data, *small, "--find-lr", "--time", "20m")
     assert done.status == 0
     assert "warning: learning_rate has no effect" in done.err
+    assert "warning: time has no effect" in done.err
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"find-lr"}
     folder = tmp_path / "runs/find-lr"
     assert {path.name for path in folder.iterdir()} == {"find-lr.png", "find-lr.csv"}

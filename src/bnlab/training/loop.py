@@ -69,7 +69,8 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
     saved = started = time.monotonic()
     offset, num_photos = state.total_seconds, len(loader.paths)
     metrics = MetricAccumulator(state, read_every=1 if context.device == "cpu" else _READ_EVERY)
-    total, done = round(state.plan.steps / loader.batches * num_photos), state.epoch * num_photos + state.num_images
+    photos_per_step = num_photos / loader.batches
+    total, done = round(state.plan.steps * photos_per_step), state.epoch * num_photos + state.num_images
     with (
         stop_requests() as stop,
         progress.task("training", total, "images", done=done) as task,
@@ -86,7 +87,8 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
                 now = time.monotonic()
                 state.seconds += now - began  # includes the wait for photos
                 state.total_seconds = offset + now - started
-                task.advance(len(labels), epoch=state.epoch + 1, loss=state.loss / max(state.num_images, 1))
+                total, loss = round(state.plan.steps * photos_per_step), state.loss / max(state.num_images, 1)
+                task.advance(len(labels), total, epoch=state.epoch + 1, loss=loss)
                 if stop.is_set() or now - saved >= recipe.checkpoint_seconds:
                     metrics.read()
                     callbacks.save(state)
