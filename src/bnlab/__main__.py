@@ -15,7 +15,7 @@ import warnings
 import typer
 from typer.exceptions import TyperException
 
-from bnlab import _imported
+import bnlab
 from bnlab.cli import app
 from bnlab.cli.console import err
 from bnlab.errors import BnlabError, printable
@@ -23,7 +23,7 @@ from bnlab.machine import tune_allocator
 
 
 def main(arguments: list[str] | None = None) -> int:
-    began = _imported if arguments is None else time.monotonic()  # from which a training's time counts
+    began = bnlab._imported if arguments is None else time.monotonic()  # from which a training's time counts
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop saves and cleans up, as Ctrl-C
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (None if the shell closed it with `>&-`)

@@ -92,7 +92,10 @@ def train(
         if dataset.refused:
             write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in dataset.refused))
         write_atomic(run.recipe, to_yaml(prepared.settings))
-        return _Session(run, prepared, progress, report, began).finished()
+        session = _Session(run, prepared, progress, report, began)
+        with session.running() as callbacks:
+            loop.fit(session.context, session.state, callbacks, progress=progress)
+        return session.reported()
 
 
 def resume(
@@ -133,7 +136,10 @@ def resume(
         prepared = build.PreparedTraining(
             settings=settings, device=device, dataset=dataset, network=network, frozen=frozen
         )
-        return _Session(run, prepared, progress, report, began).finished()
+        session = _Session(run, prepared, progress, report, began)
+        with session.running() as callbacks:
+            loop.fit(session.context, session.state, callbacks, progress=progress)
+        return session.reported()
 
 
 class _Session:
@@ -160,10 +166,8 @@ class _Session:
         self.recorded: Plan | None = None  # the plan in recipe.yaml
         self.stale: Finding | None = None  # BN102 in the latest validation, which is warned of at the end
 
-    def finished(self) -> TrainingResult:
-        """Train to the end, and report the result."""
-        with self.running() as callbacks:
-            loop.fit(self.context, self.state, callbacks, progress=self.progress)
+    def reported(self) -> TrainingResult:
+        """Evaluate the best classifier, and report the result."""
         best = Classifier.load(self.run.best, self.context.device)
         workers, cache = self.context.recipe.workers, self.validator.val_cache
         evaluation = evaluate(best, self.validator.photos, "val", workers=workers, progress=NullProgress(), cache=cache)
