@@ -134,6 +134,9 @@ def test_a_key_of_an_older_version_is_unknown(tmp_path: Path, key: str) -> None:
         ("learning_rate", float("nan"), "it must be a finite number"),
         ("optimizer", "lamb", "it must be 'sgd', 'adam' or 'adamw'"),
         ("time", "soon", "20m"),
+        ("time", "1h30", "1h30m or 90s: hours, minutes, seconds, each number with its unit"),
+        ("plan", [[3, 9, 1]], "it must be as bnlab wrote it"),
+        ("plan", [[0, "many", 1]], "it must be as bnlab wrote it"),
         ("mean", 0.5, "[0.485, 0.456, 0.406]"),
     ],
 )
@@ -154,6 +157,14 @@ def test_what_is_not_a_recipe_is_refused(tmp_path: Path) -> None:
     assert "is not a table of keys" in refusal(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     assert "is not YAML" in refusal(tmp_path / "broken.yaml")
+
+
+def test_another_length_replaces_the_steps_that_a_timed_training_came_to(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("time: null\nsteps: 8\nvalidate_every: 2\nplan: [[0, 9, 1], [5, 8, 2]]\n")
+    assert load_settings(file, {"workers": 1}).recipe.plan == ((0, 9, 1), (5, 8, 2))
+    for option in ({"time": "20m"}, {"epochs": 3}, {"steps": 100}, {"validate_every": 1}):
+        assert load_settings(file, option).recipe.plan == ()
 
 
 def test_changes_are_validated() -> None:

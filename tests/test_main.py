@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from bnlab.__main__ import main
+from bnlab.commands import train
 from bnlab.errors import DivergedError, Interrupted, UsageError
+from bnlab.options import TrainOptions
+from bnlab.progress import Progress
 from tests.conftest import QUICK, Outcome
 
 Command = Callable[..., Outcome]
@@ -66,6 +70,23 @@ def test_names_that_a_terminal_cannot_show_are_escaped(photos: Path) -> None:
     done = subprocess.run(split_words(photos), capture_output=True, encoding="cp1252", env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert r"\u767e\u5408" in done.stdout
+
+
+def test_the_time_of_a_training_counts_from_the_start_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the imports of the command line; a call from Python counts from itself."""
+    began = []
+
+    def run(options: TrainOptions, progress: Progress, since: float) -> None:
+        began.append(since)
+        raise UsageError("it was called", "look")
+
+    monkeypatch.setattr(train, "run", run)
+    words = ["train", "data", "--time", "9"]
+    monkeypatch.setattr(sys, "argv", ["bnlab", *words])
+    before = time.monotonic()
+    assert main() == main(words) == 2
+    assert before <= began[1] <= time.monotonic()
+    assert began[0] == sys.modules["bnlab"]._imported < before
 
 
 def test_ctrl_c_is_status_130(bnlab: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

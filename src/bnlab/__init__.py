@@ -4,7 +4,10 @@
 """
 
 from importlib import import_module
+from time import monotonic as _monotonic
 from typing import TYPE_CHECKING
+
+_imported = _monotonic()  # soon after the start of the process, if it is the command line's
 
 if TYPE_CHECKING:
     from bnlab import nets, norm

@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 
 import typer
 from typer.exceptions import TyperException
 
+import bnlab
 from bnlab.cli import app
 from bnlab.cli.console import err
 from bnlab.errors import BnlabError, printable
@@ -21,6 +23,7 @@ from bnlab.machine import tune_allocator
 
 
 def main(arguments: list[str] | None = None) -> int:
+    began = bnlab._imported if arguments is None else time.monotonic()  # from which a training's time counts
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop saves and cleans up, as Ctrl-C
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (None if the shell closed it with `>&-`)
@@ -33,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Typer's own main() would turn Interrupted into a bare status and lose its message.
         words = sys.argv[1:] if arguments is None else arguments
-        with typer.main.get_command(app).make_context("bnlab", words) as context:
+        with typer.main.get_command(app).make_context("bnlab", words, obj=began) as context:
             context.command.invoke(context)
         return 0
     except typer.Exit as stop:

@@ -59,6 +59,8 @@ def load_settings(recipe: str | PathLike[str] = "default", options: Mapping[str,
     """
     values = _read(recipe)
     options = dict(options or {})
+    if options.keys() & {"epochs", "steps", "time", "validate_every"}:
+        values.pop("plan", None)  # of a training that was made; the user asks for another length
     where = {key: f"recipe {printable(recipe)}" for key in values} | dict.fromkeys(options, "the options")
     origin = dict.fromkeys(values, Path(recipe).name) | dict.fromkeys(options, YOURS)
     return Settings(recipe=_validated(values | options, where), origin=origin)

@@ -41,7 +41,7 @@ def turned_on(recipe: Recipe, own: Iterable[str]) -> list[str]:
 
 _SEEDS = ("seed", "split_seed")  # whose 0 is as good as another
 RECIPE_RULES: tuple[Rule[Recipe], ...] = (
-    Rule("epochs steps", "time decides how long the training is", lambda r: r.time is not None),
+    Rule("epochs steps plan", "time decides how long the training is", lambda r: r.time is not None),
     Rule("epochs", "steps decides how long the training is", lambda r: r.steps > 0),
     Rule("momentum", "it is for optimizer sgd", lambda r: r.optimizer != "sgd"),
     Rule("warmup", "it is for schedule one-cycle", lambda r: r.schedule != "one-cycle"),

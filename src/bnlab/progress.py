@@ -7,8 +7,11 @@ from typing import Protocol
 class Task(Protocol):
     """One stretch of work."""
 
-    def advance(self, count: int = 1, **values: float) -> None:
-        """Report that `count` more units are done; `values` (such as the loss) are shown next to the bar."""
+    def advance(self, count: int = 1, total: int | None = None, **values: float) -> None:
+        """Report that `count` more units are done; `values` (such as the loss) are shown next to the bar.
+
+        `total` replaces the number of units, if it has changed.
+        """
 
 
 class Progress(Protocol):
@@ -33,7 +36,7 @@ class NullProgress:
     def task(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
         return nullcontext(self)
 
-    def advance(self, count: int = 1, **values: float) -> None:
+    def advance(self, count: int = 1, total: int | None = None, **values: float) -> None:
         pass
 
     def note(self, text: str) -> None:

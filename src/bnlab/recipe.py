@@ -11,21 +11,28 @@ Range = tuple[float, float]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Colour = tuple[float, float, float]
+_YEAR = 366 * 86_400.0  # seconds
+_TIME_SPAN = "it must be a time span such as 20m, 1h30m or 90s: hours, minutes, seconds, each number with its unit"
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def seconds_of(text: object) -> object:
-    """A time span in seconds, from text such as "20m", "1h30m" or "90s"; a number is returned unchanged.
+    """A time span in seconds, from text such as "20m", "1h30m", "90s" or "90"; a number is returned unchanged.
 
     Raises:
         ValueError: the text is not a time span.
     """
+    if isinstance(text, bool):
+        raise ValueError(_TIME_SPAN)
     if not isinstance(text, str):
         return text
-    number = r"(\d+\.?\d*|\.\d+)"
-    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower(), re.ASCII)
+    text, number = text.strip().lower(), r"(\d+\.?\d*|\.\d+)\s*"
+    if re.fullmatch(number, text, re.ASCII):
+        return float(text)
+    units = r"(?:hours?|hrs?|h)", r"(?:minutes?|mins?|m)", r"(?:seconds?|secs?|s)"
+    found = re.fullmatch(r"\s*".join(f"(?:{number}{unit})?" for unit in units), text, re.ASCII)
     if found is None or not any(found.groups()):
-        raise ValueError("it must be a time span such as 20m, 1h30m or 90s")
+        raise ValueError(_TIME_SPAN)
     return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
 
 
@@ -49,6 +56,19 @@ def _rising(ends: Range) -> Range:
 
 
 PixelRange = Annotated[Range, BeforeValidator(_range_of), AfterValidator(_rising)]
+
+
+def _in_order(plan: object) -> object:
+    """The value of the key `plan`, checked."""
+    last = -1
+    try:
+        for step, steps, every in plan:  # type: ignore[attr-defined]
+            if not last < step < steps or (last < 0 < step) or every < 1:
+                raise ValueError
+            last = step
+    except (TypeError, ValueError):
+        raise ValueError("it must be as bnlab wrote it: rising [step, steps, validate_every], from step 0 on") from None
+    return plan
 
 
 class Recipe(BaseModel):
@@ -128,9 +148,12 @@ class Recipe(BaseModel):
     """Number of passes through the training photos."""
     steps: Annotated[int, Field(ge=0)] = 0
     """Number of optimiser steps, which replaces `epochs` (0: as many as the epochs have)."""
-    time: Annotated[float, BeforeValidator(seconds_of), Field(gt=0)] | None = None
-    """Wall-clock budget, such as 20m, 1h30m or 90 (seconds), which replaces `epochs`: the number of steps is planned
-    from measured speed (unset: no budget)."""
+    time: Annotated[float, BeforeValidator(seconds_of), Field(gt=0, le=_YEAR)] | None = None
+    """Wall-clock budget, such as 20m, 1h30m or 90 (seconds), which replaces `epochs`: the number of steps follows from
+    measured speed (unset: no budget)."""
+    plan: Annotated[tuple[tuple[int, int, int], ...], BeforeValidator(_in_order)] = ()
+    """Steps that a training with `time` came to, which bnlab writes so that its recipe.yaml repeats it without a clock:
+    a list of [step, steps, validate_every], each of which holds from that step on (empty: `epochs` or `steps` hold)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Largest number of photos in a batch; photos are spread evenly over the steps, so that no last batch is tiny."""
     accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
@@ -226,4 +249,6 @@ MACHINE_KEYS = frozenset(
     {"device", "workers", "max_megapixels", "cache", "cache_gigabytes", "checkpoint_seconds", "bn_monitor"}
 )
 # Keys that a resume may also change, to train longer.
-PLAN_KEYS = frozenset({"epochs", "steps"})
+LENGTH_KEYS = frozenset({"epochs", "steps"})
+# Keys that say how many steps a training has and when it validates.
+PLAN_KEYS = ("time", "steps", "validate_every", "plan")

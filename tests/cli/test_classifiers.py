@@ -60,7 +60,6 @@ REFUSALS: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
     (("train", "data", "--recipe", "clasic"), ("'clasic'", "did you mean 'classic'?")),
     (("train", "data", "--network", "bn_gogglenet"), ("'bn_gogglenet'", "did you mean 'bn_googlenet'?")),
     (("train", "data", "--name", "a/b"), ("'a/b'", "without slashes")),
-    (("train", "data", "--resume"), ("--resume", "leave out DATA")),
     (("train", "--resume"), ("no run to resume in runs", "bnlab train DATA")),
     (("train", "pickle.pth"), ("pickle.pth", "path, class, split, sha256")),
     (("evaluate", "none", "data"), ("none", "check the path")),

@@ -53,6 +53,17 @@ def test_a_rate_of_nothing_gives_no_error(speed: float | None, monkeypatch: pyte
     assert (" left" in line) == bool(speed)
 
 
+def test_the_total_may_change() -> None:
+    now = [0.0]
+    file = io.StringIO()
+    progress = ScreenProgress(Console(file=file, width=160, get_time=lambda: now[0]))
+    with progress.task("training", 1000, "images") as task:
+        for total in (1000, 1000, 500, 500):
+            now[0] += 20
+            task.advance(100, total)
+    assert [line.split()[1] for line in file.getvalue().splitlines()[:2]] == ["200/1000", "400/500"]
+
+
 def test_an_error_closes_its_bar() -> None:
     progress = ScreenProgress(Console(file=io.StringIO(), force_terminal=True))
     with pytest.raises(ValueError, match="x"), progress.task("a", 1, "photos"):

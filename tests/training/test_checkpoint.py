@@ -28,7 +28,7 @@ def test_a_state_survives(run: Run, optimizer: str) -> None:
     own_optimizer = make_optimizer(network, recipe)
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     own_optimizer.step()
-    plan = Plan(steps=40, batches=6).changed(9, 30)
+    plan = Plan(steps=40, batches=6).changed(9, 30, 2)
     rows = [{"epoch": 1, "val_top1": None}]
     state_of_training = TrainState(epoch=1, batch=3, step=9, plan=plan, loss=1.5, rows=rows, best={"epoch": 1})
     ema = EMA(network, 0.9)
@@ -67,9 +67,9 @@ def test_another_recipe_or_a_broken_file_is_refused(run: Run) -> None:
     with pytest.raises(RunError, match=r"was changed after it began \(epochs, learning_rate\): change it back"):
         load_state(run, recipe.model_copy(update={"epochs": 3, "learning_rate": 1.0}), parts)
     state = torch.load(run.state, weights_only=True)
-    for version in (2, 4):
+    for version in (3, 5):
         torch.save(state | {"format": version}, run.state)
-        with pytest.raises(RunError, match=rf"state.pt has format {version}, and this bnlab reads format 3"):
+        with pytest.raises(RunError, match=rf"state.pt has format {version}, and this bnlab reads format 4"):
             load_state(run, recipe, parts)
     run.state.write_bytes(run.state.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"state.pt cannot be read .*: begin a new run"):

@@ -122,7 +122,7 @@ def test_the_learning_rate_goes_on_and_the_size_stays(schedule: Any) -> None:
         at_once.learning_rate(recipe, step) for step in range(30)
     ]
     assert {plan.size(recipe, epoch) for epoch in range(4, 10)} == {128}
-    assert [epoch for epoch in range(4, 10) if plan.validates(recipe, epoch)] == list(range(4, 10))
+    assert [epoch for epoch in range(4, 10) if plan.validates(epoch)] == list(range(4, 10))
     assert longer(recipe, longer(recipe, epochs=10), epochs=11).plan.steps == 33
 
 

@@ -1,5 +1,6 @@
 """Each row: options, what else decides, and the keys that are named."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ({"patience": 8}, PLAN, []),  # of nine validations before the last epoch, the last one can end the training
     ({"patience": 9}, PLAN, ["patience"]),
     ({"patience": 0}, PLAN, []),
-    ({"patience": 1, "validate_every": 5}, PLAN, ["patience"]),
+    ({"patience": 1, "validate_every": 5}, {"plan": replace(PLAN["plan"], every=5)}, ["patience"]),
     ({"patience": 3, "validate_every": 3}, PLAN, []),
     ({"patience": 99}, {}, []),
 ]  # fmt: skip

@@ -29,7 +29,6 @@ from bnlab.data.dataset import open_evaluation_data
 from bnlab.errors import DataError, DivergedError, Interrupted, PhotoError, RunError, StorageError, UsageError
 from bnlab.files import read_csv, read_json
 from bnlab.progress import NullProgress, Task
-from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training import build, loop, run, time_budget, validate
 from bnlab.training.build import TrainingContext
@@ -262,39 +261,60 @@ def test_epochs_without_validation_and_an_incomplete_last_epoch(data: Path) -> N
     assert [row["val_top1"] == "" for row in metrics(result.run)] == [True, False, True, False, False]
 
 
-def test_a_time_is_kept_and_its_plan_can_be_repeated(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which a step takes 0.2 s, a validation 0.3 s, and nothing else any time."""
-    now = 1000.0
+def test_a_time_is_kept_and_its_training_can_be_killed_and_repeated(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a step takes 0.2 s, later 0.4 s, an evaluation and the report 0.15 s, and nothing else."""
+    now, begun, real_step = 1000.0, itertools.count(1), loop.train_step
 
     class Clock:
         @staticmethod
         def monotonic() -> float:
             return now
 
-    def taking(seconds: float, real: Callable[..., Any]) -> Callable[..., Any]:
+    def taking(seconds: Callable[[], float], real: Callable[..., Any]) -> Callable[..., Any]:
         def work(*arguments: Any, **options: Any) -> Any:
             nonlocal now
-            now += seconds
+            now += seconds()
             return real(*arguments, **options)
 
         return work
 
+    def step(*arguments: Any) -> Any:
+        if arguments[3] == 10 and next(begun) == 1:
+            raise Death
+        return real_step(*arguments)
+
+    progress = NullProgress()
     with monkeypatch.context() as patch:
         for module in (run, loop, time_budget, validate):
             patch.setattr(module, "time", Clock)
-        step = taking(0.2, loop.train_step)
         for module in (loop, time_budget):
-            patch.setattr(module, "train_step", step)
-        patch.setattr(validate, "evaluate", taking(0.15, validate.evaluate))  # by both kinds of statistics
-        timed = trained_on(data, "timed", time="6s", progress=(progress := NullProgress()))
-    assert 4.5 < now - 1000 <= 6
+            patch.setattr(module, "train_step", taking(lambda: 0.2 if now < 1003.5 else 0.4, step))
+        for module in (run, validate):
+            patch.setattr(module, "evaluate", taking(lambda: 0.15, module.evaluate))
+        report = taking(lambda: 0.15, lambda result: result.run.report.touch())
+        arguments = {"root": data.parent / "runs", "progress": progress, "report": report}
+        settings = load_settings("default", OPTIONS | {"time": "8s"})
+        with pytest.raises(Death):
+            run.train(data, settings, name="timed", strict=False, **arguments)
+        planned = yaml.safe_load((data.parent / "runs" / "timed" / "recipe.yaml").read_text())["plan"]
+        assert not (data.parent / "runs" / "timed" / "report.html").exists()
+        timed = run.resume("timed", changes={}, **arguments)
+    assert 0.95 * 8 <= now - 1000 - 0.4 <= 8  # the step that was lost does not count
     assert progress.warnings[0].startswith("epochs has no effect")
-    assert len(progress.warnings) == 1
+    assert progress.warnings[1].startswith("slower than planned")
+    assert timed.run.report.exists()
     recipe = yaml.safe_load(timed.run.recipe.read_text())
-    assert timed.rows[-1]["step"] == recipe["steps"]
-    assert read_classifier(timed.run.last)[1].recipe["steps"] == recipe["steps"]
-    again = trained_on(data, "again", steps=recipe["steps"], validate_every=recipe["validate_every"])
+    assert recipe["time"] is None
+    assert recipe["plan"][: len(planned)] == planned
+    assert len(recipe["plan"]) > len(planned) > 1
+    assert recipe["plan"][-1][1] == recipe["steps"] == timed.rows[-1]["step"]
+    assert [list(change) for change in read_classifier(timed.run.last)[1].recipe["plan"]] == recipe["plan"]
+    arguments = {"root": data.parent / "runs", "progress": NullProgress()}
+    again = run.train(data, load_settings(timed.run.recipe), name="again", strict=False, **arguments)
     assert weights(again.run) == weights(timed.run)
+    assert metrics(again.run) == metrics(timed.run)
 
 
 def test_a_time_too_short_for_a_step_is_refused(data: Path) -> None:
@@ -308,13 +328,13 @@ def test_a_plan_that_changes_within_an_epoch_is_kept_and_resumed(
 ) -> None:
     """Of 9 steps, 3 in an epoch: the training ends at the step of its last plan, at its lowest rate."""
 
-    def planned(self: TimeBudget, context: TrainingContext, *_: object) -> tuple[Recipe, StepTimes]:
-        plan = {"steps": 9, "validate_every": 1}
-        return context.recipe.model_copy(update=plan), StepTimes(steps={32: 1.0}, validation=0.0, last=0.0)
+    def planned(self: TimeBudget, context: TrainingContext, *_: object) -> tuple[Plan, StepTimes]:
+        times = StepTimes(steps={32: 1.0}, validation=0.0, last=0.0)
+        return Plan(steps=1, batches=context.loader.batches).changed(0, 9, 1), times
 
     def replanned(self: TimeBudget, state: TrainState, *_: object) -> Plan:
         steps = changes.get(state.step, state.plan.steps)
-        return state.plan if steps == state.plan.steps else state.plan.changed(state.step, steps)
+        return state.plan if steps == state.plan.steps else state.plan.changed(state.step, steps, 1)
 
     monkeypatch.setattr(TimeBudget, "planned", planned)
     monkeypatch.setattr(TimeBudget, "replanned", replanned)
@@ -460,28 +480,6 @@ def test_photos_that_change_before_the_first_step_stop_a_training(data: Path, mo
     with pytest.raises(DataError, match=r"1 photo changed while they were read \(.*disc000\.png\)"):
         trained_on(data)
     assert not (data.parent / "runs").exists()
-
-
-def test_tensorboard_keeps_every_epoch_through_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    real, epochs = loop.record_validation, itertools.count(1)
-
-    def interrupted(*arguments: Any) -> object:
-        if next(epochs) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after epoch 2, and saved"):
-        patch.setattr(loop, "record_validation", interrupted)
-        trained_on(data, epochs=3)
-    for _ in range(2):  # the second time it is complete
-        resumed(data.parent)
-    events = EventAccumulator(str(data.parent / "runs" / "run" / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("val/top1")] == [3, 6, 9]
-    tags = {"train/loss", "val/loss", "running/top1", "learning/rate", "norm/dead_share", "norm_dead/conv1.bn"}
-    assert tags <= set(events.Tags()["scalars"])
 
 
 def test_refused_photos_are_listed_and_an_early_kill_leaves_the_name_free(data: Path) -> None:
@@ -650,5 +648,5 @@ def test_a_run_of_another_version_is_refused_before_its_recipe_is_read(data: Pat
     run = trained_on(data, epochs=1).run
     torch.save(torch.load(run.state, weights_only=True) | {"format": 2}, run.state)
     run.recipe.write_text("grow_from: 0.5\n")
-    with pytest.raises(RunError, match=r"run/state.pt has format 2, and this bnlab reads format 3"):
+    with pytest.raises(RunError, match=r"run/state.pt has format 2, and this bnlab reads format 4"):
         resumed(data.parent, "run")

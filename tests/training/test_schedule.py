@@ -53,11 +53,10 @@ def test_a_plan_follows_the_recipe() -> None:
 def test_a_plan_that_was_shortened_goes_on_where_it_was_and_ends_at_1(steps: int, at: int, left: int) -> None:
     at = min(at, steps - 1)
     plan = Plan(steps=steps, batches=10)
-    shorter = plan.changed(at, at + left)
+    shorter = plan.changed(at, at + left, 1)
     assert shorter.progress(at) == plan.progress(at)
-    assert shorter.wanted == steps
     assert shorter.progress(at + left) == pytest.approx(1)
-    again = shorter.changed(at + left // 2, at + left // 2 + 1)
+    again = shorter.changed(at + left // 2, at + left // 2 + 1, 2)
     assert again.progress(at + left // 2) == pytest.approx(shorter.progress(at + left // 2))
     assert again.progress(again.steps) == pytest.approx(1)
 
@@ -80,8 +79,12 @@ def test_sizes_grow_to_the_last() -> None:
 
 def test_validations_are_about_ten_or_as_often_as_set_and_at_the_end() -> None:
     def validate(epochs: int, **changes: object) -> list[int]:
-        recipe, plan = Recipe.model_validate(changes), Plan(steps=epochs * 5 - 2, batches=5)
-        return [epoch + 1 for epoch in range(epochs) if plan.validates(recipe, epoch)]
+        plan = Plan.of(Recipe.model_validate(changes | {"steps": epochs * 5 - 2}), 5)
+        found = [epoch + 1 for epoch in range(epochs) if plan.validates(epoch)]
+        assert [plan.validations(epoch) for epoch in range(epochs)] == [
+            sum(number > epoch for number in found) for epoch in range(epochs)
+        ]
+        return found
 
     assert validate(8) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert validate(45) == [5, 10, 15, 20, 25, 30, 35, 40, 45]

@@ -53,6 +53,7 @@ def split(
 @takes(TrainOptions, recipe_options=TRAIN_KEYS)
 def train(
     *,
+    context: typer.Context,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the latest run, or the one named by --name, where it stopped.")
     ] = False,
@@ -76,12 +77,12 @@ def train(
     options = TrainOptions(**given, recipe_keys=keys)
     if resume:
         _check_resume(options, find_lr=find_lr)
-        result = command.resume(options, ScreenProgress())
+        result = command.resume(options, ScreenProgress(), context.obj)
     elif find_lr:
         _find_lr(options, as_json=as_json)
         return
     else:
-        result = command.run(options, ScreenProgress())
+        result = command.run(options, ScreenProgress(), context.obj)
     low, high = result.evaluation.top1_interval
     best = f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
     best += f"in {plural(result.epochs, 'epoch')}, {result.seconds:.0f} s"

@@ -87,8 +87,8 @@ class _Task:
         self.progress, self.task = progress, task
         self.last_line = 0.0
 
-    def advance(self, count: int = 1, **values: float) -> None:
-        self.progress.bars.update(self.task.id, advance=count, values=values)
+    def advance(self, count: int = 1, total: int | None = None, **values: float) -> None:
+        self.progress.bars.update(self.task.id, advance=count, total=total, values=values)
         seconds = self.task.elapsed or 0.0
         if self.progress.bars.disable and seconds - self.last_line >= _LINE_SECONDS:
             self.last_line = seconds

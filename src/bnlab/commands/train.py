@@ -12,7 +12,7 @@ from bnlab.machine import versions
 from bnlab.no_effect import Rule
 from bnlab.options import TrainOptions
 from bnlab.progress import Progress
-from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
+from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS
 from bnlab.report import figures
 from bnlab.report.page import write_run_page
 from bnlab.runs import check_free, new_run
@@ -62,34 +62,38 @@ class FindLrResult:
         }
 
 
-def run(options: TrainOptions, progress: Progress) -> TrainingResult:
-    """Train a new run and write its report."""
-    result = training_run.train(
+def run(options: TrainOptions, progress: Progress, began: float | None = None) -> TrainingResult:
+    """Train a new run and write its report. A time budget counts from `began`, a time.monotonic() (default: now)."""
+    return training_run.train(
         _given_data(options),
         load_settings(options.recipe, options.recipe_keys),
         root=options.runs,
         name=options.name,
         strict=options.strict,
         progress=progress,
+        report=_write_page,
+        began=began,
     )
-    _write_page(result)
-    return result
 
 
-def resume(options: TrainOptions, progress: Progress) -> TrainingResult:
-    """Continue the run of that name, or the latest, and write its report.
+def resume(options: TrainOptions, progress: Progress, began: float | None = None) -> TrainingResult:
+    """Continue the run of that name, or the latest, and write its report. `began` is as for `run`.
 
     Raises:
         UsageError: a key of the recipe is given that a resume does not change.
     """
-    fixed = [key for key in options.recipe_keys if key not in MACHINE_KEYS | PLAN_KEYS]
+    fixed = [key for key in options.recipe_keys if key not in MACHINE_KEYS | LENGTH_KEYS]
     if fixed:
         raise UsageError("a resume uses the recipe of the run", f"leave out --{fixed[0].replace('_', '-')}")
-    result = training_run.resume(
-        options.name, root=options.runs, changes=options.recipe_keys, progress=progress, data=options.data
+    return training_run.resume(
+        options.name,
+        root=options.runs,
+        changes=options.recipe_keys,
+        progress=progress,
+        data=options.data,
+        report=_write_page,
+        began=began,
     )
-    _write_page(result)
-    return result
 
 
 def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:

@@ -179,7 +179,7 @@ def train(
             loop.fit(context, state, callbacks, progress=NullProgress())
         except DivergedError:
             diverged = True
-            for step in _remaining_validations(state.plan, recipe, state.step):
+            for step in _remaining_validations(state.plan, state.step):
                 probe.write("accuracy", baseline_row(step, dataset))
             probe.results["accuracy"][-1]["diverged_at"] = state.step
     return TrainedNetwork(context=context, results=probe.results, diverged=diverged)
@@ -260,8 +260,8 @@ def _shared_cache(split: Path, photos: str, preprocessing: str, number: int) -> 
     return Cache(number, _CACHE_BYTES)
 
 
-def _remaining_validations(plan: Plan, recipe: Recipe, after: int) -> list[int]:
+def _remaining_validations(plan: Plan, after: int) -> list[int]:
     """The steps after `after` at which a training would be validated."""
-    epochs = [epoch for epoch in range(plan.epochs) if plan.validates(recipe, epoch)]
+    epochs = [epoch for epoch in range(plan.epochs) if plan.validates(epoch)]
     ends = [min(plan.steps, (epoch + 1) * plan.batches) for epoch in epochs]
     return [step for step in ends if step > after] or [plan.steps]

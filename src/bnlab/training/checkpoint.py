@@ -12,14 +12,14 @@ import torch
 from bnlab.errors import BnlabError, OutOfMemoryError, RunError, printable, quoted
 from bnlab.files import file_sha256, write_atomic
 from bnlab.machine import is_out_of_memory
-from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS, Recipe
+from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS, Recipe
 from bnlab.runs import Run
 from bnlab.training.build import Stateful
 from bnlab.training.extend import extend
 from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.state import TrainState
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def save_state(run: Run, state: TrainState, recipe: Recipe, parts: Mapping[str, Stateful]) -> None:
@@ -64,7 +64,7 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful], *, longe
         recipe_before = Recipe.model_validate(document["recipe"])  # so that keys added since have their defaults
         before, now = _settings_of_results(recipe_before), _settings_of_results(recipe)
         changed = sorted(key for key, value in now.items() if before[key] != value)
-        if set(changed) - PLAN_KEYS:
+        if set(changed) - LENGTH_KEYS:
             raise RunError(
                 f"the recipe of {printable(path.parent)} was changed after it began ({', '.join(changed)})",
                 "change it back, or begin a new run with --init",

@@ -23,6 +23,8 @@ def extend(run: Run, state: TrainState, before: Recipe, recipe: Recipe) -> None:
             f"{name} was trained for a given time, and its schedule ends with that",
             f"{_new_run(run)} --time {before.time:.0f}s",
         )
+    if before.plan:
+        raise RunError(f"{name} repeats a training for a given time, whose schedule ends with it", _new_run(run))
     if recipe.steps and recipe.steps == before.steps and recipe.epochs != before.epochs:
         raise RunError(f"{name} counts steps, not epochs", "pass --set steps=NUMBER")
     if wanted.steps <= state.step:
@@ -41,7 +43,7 @@ def extend(run: Run, state: TrainState, before: Recipe, recipe: Recipe) -> None:
     if not state.batch and state.step < state.epoch * plan.batches:  # the last epoch ended early; its row stays
         state.epoch -= 1
         state.batch = state.step - state.epoch * plan.batches
-    state.plan = plan.changed(state.step, wanted.steps)
+    state.plan = plan.changed(state.step, wanted.steps, wanted.every)
 
 
 def _new_run(run: Run) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -24,6 +23,7 @@ from bnlab.recipe import Recipe
 from bnlab.training.build import TrainingContext
 from bnlab.training.mixup import Targets, mix
 from bnlab.training.optimizer import clip_gradients, set_learning_rate
+from bnlab.training.schedule import Plan
 from bnlab.training.state import (
     LossNotFiniteError,
     MetricAccumulator,
@@ -46,11 +46,13 @@ class Callbacks:
     validate: Callable[[], ValidationResult]
     """evaluates the network on val as it is now"""
     save: Callable[[TrainState], None]
-    """saves a checkpoint; it may first replace the plan of the state by a shorter one"""
+    """saves a checkpoint"""
     epoch_done: Callable[[TrainState, Row, ValidationResult | None, bool], None]
     """called after each epoch with its metrics, its validation if it had one, and whether it is the best so far"""
     around_step: Callable[[int], AbstractContextManager[object]] = nullcontext
     """entered with the step's number before each step, left after it"""
+    replanned: Callable[[TrainState], Plan] = lambda state: state.plan
+    """called before each step; gives the plan from that step on, which has this step at least"""
 
 
 def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, progress: Progress) -> None:
@@ -68,7 +70,8 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
     saved = started = time.monotonic()
     offset, num_photos = state.total_seconds, len(loader.paths)
     metrics = MetricAccumulator(state, read_every=1 if context.device == "cpu" else _READ_EVERY)
-    total, done = round(state.plan.steps / loader.batches * num_photos), state.epoch * num_photos + state.num_images
+    photos_per_step = num_photos / loader.batches
+    total, done = round(state.plan.steps * photos_per_step), state.epoch * num_photos + state.num_images
     with (
         accumulate(context.network, recipe.accumulate),  # the running statistics move as with one batch a step
         stop_requests() as stop,
@@ -78,20 +81,16 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
         while state.epoch < state.plan.epochs and not out_of_patience(state, recipe):
             context.network.train()
             began = time.monotonic()
-            if not state.batch:  # a plan that changes within an epoch does not change its size
-                state.size = state.plan.size(recipe, state.epoch)
-            batches = loader.epoch(state.epoch, state.size, state.batch)
-            for pixels, labels in takewhile(lambda _: state.step < state.plan.steps, batches):
+            for pixels, labels in _planned_batches(context, state, callbacks.replanned):
                 set_learning_rate(context.optimizer, state.plan.learning_rate(recipe, state.step))
                 with callbacks.around_step(state.step):
                     metrics.add(*train_step(context, pixels, labels, state.step), len(labels))
 
                 now = time.monotonic()
                 state.seconds += now - began  # includes the wait for photos
-                state.training_seconds += now - began
-                state.planned_seconds += state.step_times.steps.get(state.size, 0.0)
                 state.total_seconds = offset + now - started
-                task.advance(len(labels), epoch=state.epoch + 1, loss=state.loss / max(state.num_images, 1))
+                total, loss = round(state.plan.steps * photos_per_step), state.loss / max(state.num_images, 1)
+                task.advance(len(labels), total=total, epoch=state.epoch + 1, loss=loss)
                 if stop.is_set() or now - saved >= recipe.checkpoint_seconds:
                     metrics.read()
                     callbacks.save(state)
@@ -101,8 +100,9 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
                 began = time.monotonic()
 
             metrics.read()
+            state.seconds += time.monotonic() - began  # a GPU has finished its steps now
             row = metrics_row(state, recipe)
-            validation = callbacks.validate() if state.plan.validates(recipe, state.epoch) else None
+            validation = callbacks.validate() if state.plan.validates(state.epoch) else None
             is_best = validation is not None and record_validation(state, row, validation)
             state.total_seconds = row["seconds"] = offset + time.monotonic() - started
             state.rows.append(row)
@@ -112,6 +112,24 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
             saved = time.monotonic()
             if stop.is_set():
                 raise Interrupted(f"interrupted after epoch {state.epoch}")
+
+
+def _planned_batches(
+    context: TrainingContext, state: TrainState, replanned: Callable[[TrainState], Plan]
+) -> Iterator[tuple[Pixels, NDArray[Any]]]:
+    """The batches of the rest of the epoch, as far as the plan goes. Before each, the plan may change.
+
+    If the plan then wants larger photos in this epoch, because it ends earlier, the following batches have them.
+    """
+    batches: Iterator[tuple[Pixels, NDArray[Any]]] = iter(())
+    opened = 0  # the size of their photos
+    while state.step < state.plan.steps and state.batch < context.loader.batches:
+        state.plan = replanned(state)
+        size = state.plan.size(context.recipe, state.epoch)
+        state.size = max(size, state.size) if state.batch else size
+        if state.size != opened:
+            batches, opened = context.loader.epoch(state.epoch, state.size, state.batch), state.size
+        yield next(batches)
 
 
 def train_step(context: TrainingContext, pixels: Pixels, labels: NDArray[Any], step: int) -> tuple[Tensor, Tensor]:

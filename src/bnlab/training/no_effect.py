@@ -39,7 +39,7 @@ def _one_size(situation: Situation) -> bool:
 
 def _can_stop(recipe: Recipe, plan: Plan) -> bool:
     """Whether a validation before the last epoch can come `patience` epochs after the first one."""
-    validated = [epoch for epoch in range(plan.epochs - 1) if plan.validates(recipe, epoch)]
+    validated = [epoch for epoch in range(plan.epochs - 1) if plan.validates(epoch)]
     return bool(validated) and validated[-1] - validated[0] >= recipe.patience
 
 

@@ -1,7 +1,7 @@
 """Trains a new run or resumes one: its files, its checkpoints and its messages."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,24 +22,22 @@ from bnlab.data.verify import check_unchanged
 from bnlab.errors import Interrupted, PhotoError, plural, printable, quoted
 from bnlab.files import file_sha256, read_json, remove_drafts, storage_errors, write_atomic, write_csv, write_json
 from bnlab.health.bn_monitor import BNMonitor
-from bnlab.health.findings import Finding, Health
+from bnlab.health.findings import Finding
 from bnlab.machine import choose_device, environment, versions
 from bnlab.nets.freeze import Frozen
 from bnlab.progress import NullProgress, Progress
-from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
+from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS, PLAN_KEYS
 from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 from bnlab.training import build, loop
 from bnlab.training.checkpoint import load_state, read_state, save_state
+from bnlab.training.events import event_writer, scalars
 from bnlab.training.finetune import load_pretrained, read_history, write_history
 from bnlab.training.memory_advice import batch_errors
 from bnlab.training.no_effect import Situation, without_effect
 from bnlab.training.schedule import Plan
-from bnlab.training.state import Row, TrainState, out_of_patience
+from bnlab.training.state import Row, TrainState, describe, metrics_row, out_of_patience, record_validation
 from bnlab.training.time_budget import TimeBudget
 from bnlab.training.validate import ValidationResult, Validator
-
-_SCALARS = ("train_loss", "train_top1", "val_loss", "val_top1", "running_top1", "learning_rate", "images_per_second")
-_LAYER_SCALARS = ("mean_off", "variance_off", "effective_batch", "dead", "gamma_near_zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +68,27 @@ class TrainingResult:
         }
 
 
+Report = Callable[[TrainingResult], None]
+
+
 def train(
-    data: Path, settings: Settings, *, root: Path, name: str | None, strict: bool, progress: Progress
+    data: Path,
+    settings: Settings,
+    *,
+    root: Path,
+    name: str | None,
+    strict: bool,
+    progress: Progress,
+    report: Report = lambda result: None,
+    began: float | None = None,
 ) -> TrainingResult:
-    """Train a new run on DATA.
+    """Train a new run on DATA, and `report` its result. A time budget counts from `began`, a time.monotonic().
 
     Raises:
         BnlabError: DATA, the recipe or the name cannot be used; the training diverged; the disk or memory is full.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     check_free(root, name)
     prepared = build.prepare(data, settings, strict=strict, progress=progress)
     dataset = prepared.dataset
@@ -94,14 +103,21 @@ def train(
         if prepared.settings.recipe.init is not None:
             write_history(run, prepared.history)  # a resume may no longer find the file in `init`
         write_atomic(run.recipe, to_yaml(prepared.settings))
-        session = _Session(run, prepared, progress, began)
+        session = _Session(run, prepared, progress, report, began)
         with session.running() as callbacks:
             loop.fit(session.context, session.state, callbacks, progress=progress)
-        return session.result()
+        return session.reported()
 
 
 def resume(
-    name: str | None, *, root: Path, changes: Mapping[str, Any], progress: Progress, data: Path | None = None
+    name: str | None,
+    *,
+    root: Path,
+    changes: Mapping[str, Any],
+    progress: Progress,
+    data: Path | None = None,
+    report: Report = lambda result: None,
+    began: float | None = None,
 ) -> TrainingResult:
     """Resume a run, the latest one unless named. It ends in the weights that an uninterrupted training has.
 
@@ -113,13 +129,15 @@ def resume(
             does not go on.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     run = find_run(root, name)
     with run.locked():
-        if run.state.exists():
-            read_state(run)  # before the recipe, whose keys may have other names in a run of another version
+        # Before the recipe, whose keys may have other names in a run of another version.
+        asked = read_state(run)["recipe"] if run.state.exists() else {}
         written = read_recipe_file(run.recipe)
         settings = with_changes(written, changes, YOURS)
+        if asked.get("time"):  # recipe.yaml has the steps that it came to
+            settings = with_changes(settings, {key: asked[key] for key in PLAN_KEYS}, "time")
         recipe, device = settings.recipe, choose_device(settings.recipe.device)
         dataset = open_recorded_data(
             run.split,
@@ -142,8 +160,8 @@ def resume(
         prepared = build.PreparedTraining(
             settings=settings, device=device, dataset=dataset, network=network, frozen=frozen, history=history
         )
-        longer = changes.keys() & PLAN_KEYS
-        session = _Session(run, prepared, progress, began, longer=bool(longer))
+        longer = changes.keys() & LENGTH_KEYS
+        session = _Session(run, prepared, progress, report, began, longer=bool(longer))
         remove_drafts(run.folder)
         if data is not None or not (run.folder / DATA_JSON).exists():
             dataset.place.record(run.folder)
@@ -153,7 +171,7 @@ def resume(
             write_atomic(run.recipe, with_lines_of(run.recipe.read_text("utf-8"), settings, longer))
         with session.running() as callbacks:
             loop.fit(session.context, session.state, callbacks, progress=progress)
-        return session.result()
+        return session.reported()
 
 
 class _Session:
@@ -163,21 +181,50 @@ class _Session:
     """
 
     def __init__(
-        self, run: Run, prepared: build.PreparedTraining, progress: Progress, began: float, *, longer: bool = False
+        self,
+        run: Run,
+        prepared: build.PreparedTraining,
+        progress: Progress,
+        report: Report,
+        began: float,
+        *,
+        longer: bool = False,
     ) -> None:
         recipe, dataset = prepared.settings.recipe, prepared.dataset
+        self.report = report
         train_cache, sample_cache, val_cache = build.make_caches(run.folder, recipe, dataset)
         self.run, self.prepared, self.progress, self.began = run, prepared, progress, began
         self.context = build.build_context(recipe, prepared.network, dataset, prepared.device, train_cache)
         val = dataset.in_split("val")
         self.seen = replace(prepared.history.seen.count(val), val=0)
         self.validator = Validator(self.context, val, sample_cache=sample_cache, val_cache=val_cache)
-        self.state = load_state(run, recipe, self.context.parts(), longer=longer)
-        self.budget = TimeBudget(began - self.state.total_seconds, recipe.time) if recipe.time else None
+        self.state, device = load_state(run, recipe, self.context.parts(), longer=longer), prepared.device
+        self.budget = TimeBudget(began - self.state.total_seconds, recipe.time, device) if recipe.time else None
         every = max(8, min(64, self.context.loader.batches))  # at least one window an epoch
         self.monitor = BNMonitor(self.context.network if recipe.bn_monitor else nn.Identity(), window=8, every=every)
         self.warned: set[str] = set()  # checks that the user was warned of
+        self.recorded: Plan | None = None  # the plan in recipe.yaml
         self.stale: Finding | None = None  # BN102 in the latest validation, which is warned of at the end
+
+    def reported(self) -> TrainingResult:
+        """Evaluate the best classifier, and report the result."""
+        best = Classifier.load(self.run.best, self.context.device)
+        workers, cache = self.context.recipe.workers, self.validator.val_cache
+        evaluation = evaluate(
+            best,
+            self.validator.photos,
+            "val",
+            workers=workers,
+            progress=NullProgress(),
+            cache=cache,
+            reader=self.context.loader.reader,
+        )
+        result = self.result(evaluation, self.state)
+        self.report(result)
+        if self.budget:
+            again = f"bnlab train DATA --recipe {quoted(self.run.recipe)}"
+            self.progress.note(f"to repeat this training with the same steps: {again}")
+        return result
 
     @contextmanager
     def running(self) -> Iterator[loop.Callbacks]:
@@ -187,40 +234,62 @@ class _Session:
             if not self.run.state.exists():
                 self._begin()
             self.card = _card(self.run, self.context, self.prepared.history)
-            with _event_writer(self.run, self.state.step) as self.events:
+            with event_writer(self.run, self.state.step) as self.events:
                 yield loop.Callbacks(
-                    validate=self.validate, save=self.save, epoch_done=self.epoch_done, around_step=self.monitor.step
+                    validate=self.validate,
+                    save=self.save,
+                    epoch_done=self.epoch_done,
+                    around_step=self.monitor.step,
+                    replanned=self.replanned,
                 )
             if self.stale:
                 self.progress.warn(str(self.stale))
 
     def _begin(self) -> None:
         build.init_on_first_batch(self.context)
+        self.state.plan = Plan.of(self.context.recipe, self.context.loader.batches)
         if self.budget:
             validate = partial(self.validator, self.context.network, NullProgress())
-            recipe, self.state.step_times = self.budget.planned(self.context, validate, self.progress)
-            planned = {"steps": recipe.steps, "validate_every": recipe.validate_every}
-            write_atomic(self.run.recipe, to_yaml(with_changes(self.prepared.settings, planned, "time")))
-            self.context = replace(self.context, recipe=recipe)
+            self.state.plan, self.state.step_times = self.budget.planned(
+                self.context, validate, self._rehearse_report, self.progress
+            )
             self.state.total_seconds = time.monotonic() - self.began
-        self.state.plan = Plan.of(self.context.recipe, self.context.loader.batches)
         self.save(self.state)  # before any classifier is written, so that every run that has one can be resumed
 
+    def _rehearse_report(self, validation: ValidationResult) -> None:
+        """Write the report of one epoch and remove it, to measure how long that takes."""
+        state = TrainState(plan=Plan(steps=1, batches=1), step=1, num_images=1)
+        state.rows.append(metrics_row(state, self.context.recipe))
+        record_validation(state, state.rows[0], validation)
+        self.report(self.result(validation.evaluation, state))
+        self.run.report.unlink(missing_ok=True)
+
     def validate(self) -> ValidationResult:
-        ema = self.context.ema
-        return self.validator(ema.network if ema else self.context.network, self.progress)
+        ema, began = self.context.ema, time.monotonic()
+        validation = self.validator(ema.network if ema else self.context.network, self.progress)
+        if self.budget:
+            self.budget.validated(self.state, time.monotonic() - began)
+        return validation
+
+    def replanned(self, state: TrainState) -> Plan:
+        recipe = self.context.recipe
+        if self.budget:
+            return self.budget.replanned(state, recipe, self.progress)
+        return state.plan.repeated(recipe, state.step)
 
     def save(self, state: TrainState) -> None:
-        if self.budget:
-            state.plan = self.budget.replanned(state, self.context.recipe, self.progress)
         save_state(self.run, state, self.context.recipe, self.context.parts())
+        if self.budget and state.plan != self.recorded:
+            write_atomic(self.run.recipe, to_yaml(with_changes(self.prepared.settings, _steps_made(state), "time")))
+            self.recorded = state.plan
 
     def epoch_done(self, state: TrainState, row: Row, validation: ValidationResult | None, is_best: bool) -> None:
         run = self.run
         if validation:
             metrics = {"split": "val", "n": len(self.validator.photos), "top1": row["val_top1"]}
             metrics["seen_in_training"] = self.seen.known("train")
-            card = replace(self.card, metrics=metrics | {"loss": row["val_loss"], "epoch": row["epoch"]})
+            recipe = {**self.card.recipe, **(_steps_made(state) if self.budget else {})}
+            card = replace(self.card, recipe=recipe, metrics=metrics | {"loss": row["val_loss"], "epoch": row["epoch"]})
             if is_best:
                 save_classifier(run.best, self.validator.network, card)
             save_classifier(run.last, self.validator.network, card)
@@ -231,10 +300,10 @@ class _Session:
         write_csv(run.metrics, row, (r.values() for r in state.rows))
         write_csv(run.health, *health.table())
         with storage_errors(run.events):
-            for tag, value in _scalars(row, health).items():
+            for tag, value in scalars(row, health).items():
                 self.events.add_scalar(tag, value, row["step"])
             self.events.flush()
-        self.progress.note(_describe(row, state.plan.epochs, is_best))
+        self.progress.note(describe(row, state.plan.epochs, is_best))
         self.context.loader.reader.report(self.progress)
         for finding in health.findings():
             if finding.code == "BN102":  # statistics always lag while the learning rate is high
@@ -260,23 +329,24 @@ class _Session:
         if recipe.patience and state.epoch and state.patience_from == state.epoch:
             self.progress.note(f"patience had ended this run, and counts anew from epoch {state.epoch}")
 
-    def result(self) -> TrainingResult:
-        state = self.state
+    def result(self, evaluation: Evaluation, state: TrainState) -> TrainingResult:
         assert state.best is not None  # at least one epoch has ended
-        best, workers = Classifier.load(self.run.best, self.context.device), self.context.recipe.workers
-        reader = self.context.loader.reader
         return TrainingResult(
             run=self.run,
             epochs=state.epoch,
             val_top1=float(state.best["val_top1"] or 0.0),
             seconds=state.total_seconds,
-            evaluation=evaluate(
-                best, self.validator.photos, "val", workers=workers, progress=NullProgress(), reader=reader
-            ),
+            evaluation=evaluation,
             rows=state.rows,
             frozen=self.prepared.frozen,
             seen=self.seen,
         )
+
+
+def _steps_made(state: TrainState) -> dict[str, Any]:
+    """The keys of a recipe that repeats a training with a time budget, without one."""
+    plan = state.plan
+    return {"time": None, "steps": plan.steps, "validate_every": plan.every, "plan": plan.changes}
 
 
 def _card(run: Run, context: build.TrainingContext, history: History) -> Card:
@@ -311,39 +381,3 @@ def _how_to_go_on(run: Run) -> Iterator[None]:
             raise
         what = f"{stop}, and saved" if isinstance(stop, Interrupted) else "interrupted after the last checkpoint"
         raise Interrupted(f"{what}; resume with: {command}") from None
-
-
-def _describe(row: Row, epochs: int, is_best: bool) -> str:
-    val = ""
-    if row["val_top1"] is not None:
-        val = f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  "
-        if row["running_top1"] is not None:
-            val += f"by running statistics {row['running_top1']:.1%} "
-            val += f"(recalibration {row['recalibration_seconds']:.1f} s)  "
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  {val}{row['images_per_second']:.0f} images/s"
-        + ("  best so far" if is_best else "")
-    )
-
-
-def _scalars(row: Row, health: Health) -> dict[str, float]:
-    totals = {key: row[key] for key in _SCALARS} | health.scalars()
-    values = {key.replace("_", "/", 1): value for key, value in totals.items()}
-    for layer in health.layers:
-        values |= {f"norm_{key}/{layer.name}": getattr(layer, key) for key in _LAYER_SCALARS}
-    return {tag: value for tag, value in values.items() if value is not None}
-
-
-@contextmanager
-def _event_writer(run: Run, step: int) -> Iterator[Any]:
-    """TensorBoard's writer, which hides the events after `step` that a killed process left."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with storage_errors(run.events):
-        writer = SummaryWriter(run.events, purge_step=step + 1 if step else None)
-    try:
-        yield writer
-    finally:
-        with storage_errors(run.events):
-            writer.close()

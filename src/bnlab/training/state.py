@@ -37,9 +37,7 @@ class TrainState:
     plan: Plan = field(default_factory=lambda: Plan(steps=0, batches=1))
     """how many steps the training has; 0 until it begins"""
     step_times: StepTimes = field(default_factory=lambda: StepTimes(steps={}, validation=0.0, last=0.0))
-    """the speeds from which a training with a time budget was planned"""
-    training_seconds: float = 0.0  # time spent on training steps in all epochs
-    planned_seconds: float = 0.0  # time that these steps take according to `step_times`
+    """the speeds from which a training with a time budget is planned"""
     total_seconds: float = 0.0  # time spent on everything so far, validation included
     rows: list[Row] = field(default_factory=list)  # metrics of the finished epochs
     best: Row | None = None  # the row of the best epoch
@@ -130,3 +128,18 @@ def out_of_patience(state: TrainState, recipe: Recipe) -> bool:
 def validated_epochs(state: TrainState) -> list[int]:
     """The epochs after which the network was validated, counted from 1."""
     return [int(row["epoch"] or 0) for row in state.rows if row["val_top1"] is not None]
+
+
+def describe(row: Row, epochs: int, is_best: bool) -> str:
+    """The metrics of an epoch as a line of text."""
+    val = ""
+    if row["val_top1"] is not None:
+        val = f"val {row['val_top1']:.1%} (loss {row['val_loss']:.3f})  "
+        if row["running_top1"] is not None:
+            val += f"by running statistics {row['running_top1']:.1%} "
+            val += f"(recalibration {row['recalibration_seconds']:.1f} s)  "
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"loss {row['train_loss']:.3f}  train {row['train_top1']:.1%}  {val}{row['images_per_second']:.0f} images/s"
+        + ("  best so far" if is_best else "")
+    )

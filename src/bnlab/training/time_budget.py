@@ -1,10 +1,19 @@
-"""A wall-clock budget for a training: how many steps fit into it, from the speed measured on this machine."""
+"""A wall-clock budget for a training: how many steps fit into it, from the speed measured on this machine.
 
-import statistics
+A first plan follows from a few steps and validations. During the training, `TimeBudget.replanned` compares the time
+that the rest of the plan takes at the recent speed with the time left, and makes the plan shorter or longer if they
+differ.
+"""
+
+import math
 import time
 from bisect import bisect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain, islice, pairwise
+from statistics import median
+
+import torch
 
 from bnlab.errors import UsageError
 from bnlab.progress import Progress
@@ -13,94 +22,193 @@ from bnlab.training.build import TrainingContext, scratch_copy
 from bnlab.training.loop import train_step
 from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.state import TrainState
+from bnlab.training.validate import ValidationResult
 
 # Fractions are of the budget.
-_MARGIN = 0.03  # fraction that is left unplanned
-_VALIDATION = 0.06  # largest fraction spent on validation
-_TRIALS = 6  # measured steps at each size
-_MIN_STEPS, _MIN_FRACTION = 20, 0.02  # least steps and fraction between two changes of the plan
-_TOLERANCE = 1.04  # the plan is changed if the remaining steps take longer or shorter than the time left by this factor
-_UNSETTLED = 0.2  # fraction at the beginning in which the plan stays: photos are read for the first time
+_AIM, _LATEST = 0.975, 0.99  # when the training is to end; long steps may end it before or after _AIM, up to _LATEST
+_VALIDATION = 0.06  # largest fraction spent on validation, unless the recipe says how often to validate
+_UNUSED = 0.01  # the validation before the last one is left out if more time would remain unused because of it
+_PRIOR = 0.05  # weight of the measurement before the training, in the average that the training goes on with
+_TRIALS = 4  # measured steps at each size
+# Fractions of the time left.
+_TOLERANCE = 0.04  # a plan that ends early or late by less is kept
+_PAUSE = 0.02  # between two comparisons
+_MEMORY = 0.5  # over which the speed is averaged
+_OUTLIER = 4.0  # a single stretch that is slower than the average by this factor counts as slower by no more than it
+_ANNOUNCED = 1.25  # a change of the steps by this factor is reported
+_ONLY_LAST = 1_000_000  # epochs between validations, if only the last one is validated
 
 
 class TimeBudget:
     """Ends a training within `seconds` of `began`, a time.monotonic()."""
 
-    def __init__(self, began: float, seconds: float) -> None:
-        self.seconds, self.end = seconds, began + seconds
-        self._last = (0, 0.0, 0.0)  # steps, seconds of training, and planned seconds at the last measurement
-        self._slowness: float | None = None  # measured then
+    def __init__(self, began: float, seconds: float, device: str) -> None:
+        self.began, self.seconds, self.device = began, seconds, device
+        self._measured = (_PRIOR * seconds, _PRIOR * seconds)  # recent seconds of steps, and those planned for them
+        self._ratio = 1.0  # of these, in the latest stretch
+        self._last_validation = 0.0  # seconds of the latest validation, on a machine as fast as when it was measured
+        self._last_step = -1  # the step before which `replanned` was called last
+        self._reads = range(0)  # steps whose photos are read for the first time
+        self._mark = self._next = 0.0  # when the current stretch began, and when it may end
+        self._work = self._validating = 0.0  # planned seconds of the steps in this stretch; seconds of its validations
+        self._announced = 0  # steps
 
     def planned(
-        self, context: TrainingContext, validate: Callable[[], object], progress: Progress
-    ) -> tuple[Recipe, StepTimes]:
-        """The recipe with the steps that fit and how often to validate, and the times from which this was planned.
+        self,
+        context: TrainingContext,
+        validate: Callable[[], ValidationResult],
+        report: Callable[[ValidationResult], object],
+        progress: Progress,
+    ) -> tuple[Plan, StepTimes]:
+        """The plan that fits into the budget, and the times from which it follows.
 
-        A copy of the network makes a few steps at each size. The network is validated twice: the first validation also
-        reads the photos.
+        A copy of the network makes a few steps. The network is validated and reported on twice: the first time also
+        reads the photos and imports what draws.
 
         Raises:
             UsageError: not even one step fits.
         """
         recipe, batches = context.recipe, context.loader.batches
-        first, validation = _durations(validate() for _ in range(2))
-        step_times = StepTimes(steps=_seconds_of_steps(context), validation=validation, last=first + 1.0)
-        left = (self.end - time.monotonic() - step_times.last) * (1 - _MARGIN)
-        every, steps = recipe.validate_every, _steps_in(left - validation, recipe, batches, step_times)
-        if not every:  # as often as _VALIDATION allows, and ten times at most
-            epochs = max(1, -(-steps // batches))
-            every = -(-epochs // max(1, min(10, int(_VALIDATION * left / validation))))
-            steps = _steps_in(left - validation * -(-epochs // every), recipe, batches, step_times)
-        if steps < 1:
+        validate()
+        began, result, ended = time.monotonic(), validate(), time.monotonic()
+        validation = ended - began
+        evaluation = (validation - result.seconds) / (2 if result.running else 1)
+        _, reporting = _durations(report(result) for _ in range(2))
+        steps, reading = _seconds_of_steps(context)
+        times = StepTimes(steps=steps, reading=reading, validation=validation, last=evaluation + reporting)
+        self._reads = range(_TRIALS, batches)
+        left = self._left(times, recipe)
+        plan = self._fitting(Plan(steps=1, batches=batches), recipe, times, left)
+        one, before = times.of_step(recipe.size), time.monotonic() - self.began
+        if times.seconds(plan, recipe) > self.seconds - before:
             raise UsageError(
-                f"not one step fits into {recipe.time:.0f} s: one takes {max(step_times.steps.values()):.2f} s, and "
-                f"what goes before and after {(recipe.time or 0) - left:.0f} s",
+                f"not one step fits into {self.seconds:.0f} s: one takes {one:.2f} s, and what goes before and after "
+                f"{before + times.validation + times.last:.0f} s",
                 "give more --time, or a smaller --size",
             )
-        mean = step_times.seconds(Plan(steps=steps, batches=batches), recipe) / steps
-        recipe = recipe.model_copy(update={"steps": steps, "validate_every": every})
+        self._announced = plan.steps
         progress.note(
-            f"{steps} steps ({steps / batches:.1f} epochs) fit into the time: one takes {mean:.3f} s on average, a "
-            f"validation {validation:.1f} s; to repeat this training: --set steps={steps} --set validate_every={every}"
+            f"{plan.steps} steps ({plan.steps / batches:.1f} epochs) fit into the time at this speed: one takes "
+            f"{one:.3f} s at {recipe.size} px, a validation {validation:.1f} s"
         )
-        return recipe, step_times
+        return plan, times
 
     def replanned(self, state: TrainState, recipe: Recipe, progress: Progress) -> Plan:
-        """The plan, shortened if it would end late at the recent speed, and lengthened again if that has passed.
+        """The plan from this step on, which ends on time at the recent speed; it has this step at least.
 
-        It is never longer than the first plan, so that an undisturbed machine repeats the same training.
+        It updates the speed in `state.step_times`.
         """
-        plan, step_times = state.plan, state.step_times
-        step, seconds, planned_then = self._last
-        if state.step - step < _MIN_STEPS or state.training_seconds - seconds < _MIN_FRACTION * self.seconds:
+        now, plan = time.monotonic(), state.plan
+        if self._last_step < 0:
+            self._begin(state, now)
+        elif state.step > self._last_step:
+            times = state.step_times
+            self._work += times.of_step(state.size) + (times.reading if state.step - 1 in self._reads else 0.0)
+        self._last_step = state.step
+        if now < self._next:
             return plan
-        self._last = (state.step, state.training_seconds, state.planned_seconds)
-        left = self.end - time.monotonic() - step_times.last
-        planned = state.planned_seconds - planned_then
-        if not planned or left > (1 - _UNSETTLED) * self.seconds or state.step >= plan.steps:
+        _synchronise(self.device)
+        now = time.monotonic()
+        if self._work:
+            slowness = self._slowness(now - self._mark - self._validating, self.began + self.seconds - now)
+            state.step_times = replace(state.step_times, slowness=slowness)
+            self._mark, self._work, self._validating = now, 0.0, 0.0
+        self._next = now + _PAUSE * max(0.0, self.began + self.seconds - now)
+        times = state.step_times
+        left = self.began + _AIM * self.seconds - now
+        off = left - self._needed(plan, recipe, times, state)
+        if abs(off) <= max(_TOLERANCE * left, times.slowness * times.of_step(recipe.size) / 2):
             return plan
-        slowness = (state.training_seconds - seconds) / planned
-        slowness, self._slowness = (slowness + (self._slowness or slowness)) / 2, slowness
-        validations = sum(plan.validates(recipe, epoch) for epoch in range(state.epoch, plan.epochs))
-        left = max(0.0, left - step_times.validation * validations * max(1.0, slowness))
-        running = state.size if state.batch else 0
-        needed = slowness * step_times.seconds(plan, recipe, state.epoch, state.step, running)
-        stretch = left / needed  # times the remaining steps
-        if 1 / _TOLERANCE <= stretch <= _TOLERANCE:
+        changed = self._fitting(plan, recipe, times, self._left(times, recipe), state)
+        if (changed.steps, changed.every) == (plan.steps, plan.every):
             return plan
-        steps = min(plan.wanted or plan.steps, state.step + max(1, int((plan.steps - state.step) * stretch)))
-        if steps == plan.steps:
-            return plan
-        faster = "faster again" if steps > plan.steps else "slower than planned"
-        progress.warn(f"{faster}: {steps} steps in place of {plan.steps}, to end on time")
-        return plan.changed(state.step, steps)
+        self._report(plan, changed, recipe, progress)
+        return changed
 
+    def validated(self, state: TrainState, seconds: float) -> None:
+        """Learn from a validation of the training, which took so long."""
+        self._validating += seconds
+        times = state.step_times
+        found = seconds / times.slowness
+        counted = min(found, _OUTLIER * max(times.validation, self._last_validation))
+        self._last_validation = found
+        usual = 0.3 * times.validation + 0.7 * counted
+        # What comes last is mostly an evaluation, too, and was measured at the same time.
+        state.step_times = replace(times, validation=usual, last=times.last * usual / max(times.validation, 1e-9))
 
-def _steps_in(seconds: float, recipe: Recipe, batches: int, step_times: StepTimes) -> int:
-    """The largest number of steps that take at most so long."""
-    most = int(max(seconds, 0.0) / min(step_times.steps.values()))
-    plans = range(1, most + 1)
-    return bisect(plans, seconds, key=lambda steps: step_times.seconds(Plan(steps=steps, batches=batches), recipe))
+    def _begin(self, state: TrainState, now: float) -> None:
+        planned = _PRIOR * self.seconds
+        self._measured = (planned * state.step_times.slowness, planned)
+        self._ratio = state.step_times.slowness
+        if not self._reads:
+            self._reads = range(state.step, state.step + state.plan.batches)
+        self._announced = self._announced or state.plan.steps
+        self._mark = self._next = now
+
+    def _slowness(self, seconds: float, left: float) -> float:
+        """The recent seconds over those planned, after a stretch of steps that took `seconds`.
+
+        The average reaches back in proportion to the time left: all of a load that comes and goes matters to a long
+        rest of the training, and only the load of now to its end. One stretch alone, however slow, does not mean that
+        the machine is slow: it may have been suspended.
+        """
+        before, planned = self._measured
+        usual, ratio = before / planned, seconds / self._work
+        counted = min(ratio, _OUTLIER * max(usual, self._ratio)) * self._work
+        self._ratio = ratio
+        kept = math.exp(-counted / max(_MEMORY * left, counted))
+        self._measured = (kept * before + counted, kept * planned + self._work)
+        return self._measured[0] / self._measured[1]
+
+    def _left(self, times: StepTimes, recipe: Recipe) -> float:
+        """Seconds that a plan may take, so that its end is as near to the aim as whole steps allow."""
+        step = times.slowness * times.of_step(recipe.size)
+        return self.began + min(_AIM * self.seconds + step / 2, _LATEST * self.seconds) - time.monotonic()
+
+    def _needed(self, plan: Plan, recipe: Recipe, times: StepTimes, state: TrainState | None) -> float:
+        if state is None:
+            return times.seconds(plan, recipe, reads=self._reads)
+        size = state.size if state.batch else 0
+        return times.seconds(plan, recipe, epoch=state.epoch, step=state.step, size=size, reads=self._reads)
+
+    def _fitting(
+        self, plan: Plan, recipe: Recipe, times: StepTimes, left: float, state: TrainState | None = None
+    ) -> Plan:
+        """The plan with as many steps as take at most so long, and at least one more."""
+        step = state.step if state else 0
+
+        def fitting(every: int) -> Plan:
+            most = step + 2 + int(max(left, 0.0) / (times.slowness * min(times.steps.values())))
+            steps = bisect(
+                range(step + 2, most),
+                left,
+                key=lambda steps: self._needed(plan.changed(step, steps, every), recipe, times, state),
+            )
+            return plan.changed(step, step + 1 + steps, every)
+
+        only_last = fitting(_ONLY_LAST)
+        every = recipe.validate_every
+        if not every:  # as often as _VALIDATION allows, and ten times at most
+            number = int(_VALIDATION * self.seconds / max(times.slowness * times.validation, 1e-9))
+            every = -(-only_last.epochs // max(1, min(10, number)))
+        epoch = state.epoch if state else 0
+        for fewer in (every, every + 1, every + 2):
+            found = fitting(fewer)
+            unused = left - self._needed(found, recipe, times, state)
+            if unused <= _UNUSED * self.seconds or (fewer == every and found.validations(epoch) > 2):
+                return found
+        return only_last
+
+    def _report(self, plan: Plan, changed: Plan, recipe: Recipe, progress: Progress) -> None:
+        if changed.every > recipe.validate_every == plan.every:
+            progress.warn(f"a validation is left out: validate_every {plan.every} no longer fits into the time")
+        if changed.steps * _ANNOUNCED <= self._announced:
+            progress.warn(f"slower than planned: {changed.steps} steps in place of {self._announced}, to end on time")
+        elif changed.steps >= self._announced * _ANNOUNCED:
+            progress.note(f"faster than planned: {changed.steps} steps in place of {self._announced}, to use the time")
+        else:
+            return
+        self._announced = changed.steps
 
 
 def _durations(works: Iterable[object]) -> list[float]:
@@ -109,14 +217,30 @@ def _durations(works: Iterable[object]) -> list[float]:
     return [end - start for start, end in pairwise(ends)]
 
 
-def _seconds_of_steps(context: TrainingContext) -> dict[int, float]:
-    """Seconds of a step, by size, for each size that the training will have, measured on a copy."""
+def _seconds_of_steps(context: TrainingContext) -> tuple[dict[int, float], float]:
+    """Seconds of a step at the first and the last size, measured on a copy; and how much longer one takes that reads.
+
+    All use the first batches of the training, which reading brings into its cache. If the cache is too small for them,
+    every step reads.
+    """
     recipe, plan = context.recipe, Plan(steps=1000, batches=1)
     scratch = scratch_copy(context)
-    seconds = {}
-    for size in sorted({plan.size(recipe, epoch) for epoch in range(1000)}):
+
+    def measured(size: int) -> float:
         batches = chain.from_iterable(context.loader.epoch(0, size) for _ in range(_TRIALS))
-        steps = (train_step(scratch, *batch, 0) for batch in islice(batches, _TRIALS))
-        times = _durations(steps)  # with the wait for photos
-        seconds[size] = statistics.median(times[1:])  # the first step also allocates its memory
-    return seconds
+        # The loss is read, because a GPU has not made a step when train_step returns.
+        losses = (train_step(scratch, *batch, 0)[0].item() for batch in islice(batches, _TRIALS))
+        return median(_durations(losses)[1:])  # with the wait for photos; the first step also allocates its memory
+
+    first, last = plan.size(recipe, 0), recipe.size
+    reading = measured(first)
+    seconds = {size: measured(size) for size in sorted({first, last})}
+    return seconds, max(0.0, reading - seconds[first])
+
+
+def _synchronise(device: str) -> None:
+    """Wait for the work that is queued on a GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
