@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from os import PathLike, fspath
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -12,7 +13,7 @@ Colour = tuple[float, float, float]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def seconds_of(text: object) -> object:
+def seconds_of(text: float | str) -> object:
     """A time span in seconds, from text such as "20m", "1h30m" or "90s"; a number is returned unchanged.
 
     Raises:
@@ -25,6 +26,11 @@ def seconds_of(text: object) -> object:
     if found is None or not any(found.groups()):
         raise ValueError("it must be a time span such as 20m, 1h30m or 90s")
     return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
+
+
+def path_text(path: str | PathLike[str]) -> object:
+    """A path as text; what is not a path is returned unchanged."""
+    return fspath(path) if isinstance(path, PathLike) else path
 
 
 class Recipe(BaseModel):
@@ -152,7 +158,7 @@ class Recipe(BaseModel):
     """Fraction of the photos held out for validation if DATA is not split yet."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed from which all randomness follows."""
-    init: str | None = None
+    init: Annotated[str, BeforeValidator(path_text)] | None = None
     """Classifier file to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: Fraction = 1.0
     """Factor on the learning rate of all but the last layer and auxiliary classifiers (0.1 with `init`, unless set)."""

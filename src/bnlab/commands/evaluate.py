@@ -1,33 +1,35 @@
 """`bnlab evaluate`: measure a classifier, or an ensemble, on photos whose classes are known."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bnlab.classifier.ensemble import Ensemble, open_classifiers
 from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import Card
-from bnlab.classifier.predict import Classifier, Ensemble
+from bnlab.classifier.predict import Classifier
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photos import Photo, Photos
-from bnlab.data.scan import report_refused
+from bnlab.data.scan import Result, report_refused
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import printable
 from bnlab.files import file_sha256, write_atomic, write_csv, write_json
 from bnlab.machine import versions
 from bnlab.options import EvaluateOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.report import figures
 from bnlab.report.page import mistakes_png, render
 from bnlab.runs import Run, check_free, new_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
+class EvaluateResult(Result):
     evaluation: Evaluation
     options: EvaluateOptions
-    folder: Path
+    folder: Path | None = None
+    """where the files are, if they were written"""
     seen: int | None
     """number of the photos that the classifier, or a member of the ensemble, was trained on; None if unknown"""
 
@@ -38,18 +40,25 @@ class EvaluateResult:
             "seen_in_training": self.seen,
             **alone,
             "data": str(self.options.data),
-            "folder": str(self.folder),
+            "folder": self.folder and str(self.folder),
             "versions": versions(),
         }
 
 
-def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
-    """Evaluate, and write evaluation.json, predictions.csv, report.html and the figures to a new run folder."""
+def run(
+    options: EvaluateOptions, progress: Progress, *, ensemble: Ensemble | None = None, write: bool = True
+) -> EvaluateResult:
+    """Evaluate, and `write` evaluation.json, predictions.csv, report.html and the figures to a new run folder.
+
+    `ensemble` is what `options.classifiers` names, if it is loaded already.
+    """
+    progress = LoggedProgress(progress)
     check_free(options.runs, options.name)
     split, photos = open_evaluation_data(options.data, options.split)
-    members = [Classifier.load(path, options.device) for path in options.classifiers]
+    ensemble = ensemble or open_classifiers(options.classifiers, options.device)
+    members = ensemble.members
     evaluation = evaluate(
-        members[0] if len(members) == 1 else Ensemble(members, [str(path) for path in options.classifiers]),
+        members[0] if len(members) == 1 else ensemble,
         photos,
         split,
         batch_size=options.batch_size,
@@ -62,8 +71,21 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
     if seen:
         what = "it was" if len(members) == 1 else "its members were"
         progress.warn(f"{seen} of {evaluation.n} photos are among those {what} trained on: evaluate on others")
+    result = EvaluateResult(
+        evaluation=evaluation,
+        options=options,
+        seen=seen,
+        warnings=tuple(progress.warnings),
+        refused=evaluation.refused,
+    )
+    return _with_files(result, members) if write else result
+
+
+def _with_files(result: EvaluateResult, members: Sequence[Classifier]) -> EvaluateResult:
+    """Write the files to a new run folder."""
+    options, evaluation = result.options, result.evaluation
     folder = new_run(options.runs, options.name, stem="evaluate").folder
-    result = EvaluateResult(evaluation=evaluation, options=options, folder=folder, seen=seen)
+    result = replace(result, folder=folder)
     write_json(folder / "evaluation.json", result.to_json())
     write_csv(
         folder / "predictions.csv",
@@ -78,7 +100,7 @@ def run(options: EvaluateOptions, progress: Progress) -> EvaluateResult:
     trained = ", ".join(
         dict.fromkeys(f"{member.card.network}, {member.card.preprocessing.size} px" for member in members)
     )
-    title = f"{names} on {split} of {printable(options.data)}"
+    title = f"{names} on {evaluation.split} of {printable(options.data)}"
     page = render("evaluation.html", title=title, evaluation=evaluation, classifier=trained)
     write_atomic(folder / "report.html", page)
     return result

@@ -1,17 +1,18 @@
 """`bnlab predict`: classify photos."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.classifier.predict import Classifier, Prediction
+from bnlab.classifier.ensemble import Ensemble, open_classifiers
+from bnlab.classifier.predict import Prediction
 from bnlab.data.preprocess import open_photo
-from bnlab.data.scan import Refusal, photos_below, report_refused
+from bnlab.data.scan import Refusal, Result, photos_below, report_refused
 from bnlab.errors import DataError, PhotoError, UsageError, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
 from bnlab.options import PredictOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.report import figures
 from bnlab.runs import new_run
 
@@ -19,32 +20,49 @@ MOST_SHOWN = 60  # photos in one picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictResult:
-    """The predictions in the order of the photos, and the picture of them if one was requested."""
+class PredictResult(Result):
+    """The predictions in the order of the photos, as a list has them: `for prediction in result`, `result[0]`."""
 
     predictions: list[Prediction]
-    picture: Path | None
+    picture: Path | None = None
+    """a picture of the photos, if one was requested"""
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.predictions)
+
+    def __getitem__(self, index: int) -> Prediction:
+        return self.predictions[index]
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(prediction) for prediction in self.predictions]
 
 
-def run(options: PredictOptions, progress: Progress) -> PredictResult:
+def run(options: PredictOptions, progress: Progress, *, ensemble: Ensemble | None = None) -> PredictResult:
+    """Classify photos; `ensemble` is what `options.classifier` names, if it is loaded already."""
+    progress = LoggedProgress(progress)
     paths = list(_expanded(options.photos))
     if options.csv:
         with storage_errors(options.csv):
             if options.csv.exists():
                 raise UsageError(f"{printable(options.csv)} exists already", "pass a new file to --csv")
             options.csv.parent.mkdir(parents=True, exist_ok=True)
-    classifier = Classifier.load(options.classifier, options.device)
-    predictions = classifier.predict(paths, top=options.top, batch_size=options.batch_size, progress=progress)
-    refused = [Refusal(p.path, p.error) for p in predictions if p.error]
+    ensemble = ensemble or open_classifiers(options.classifier, options.device)
+    predictions = ensemble.predict(paths, top=options.top, batch_size=options.batch_size, progress=progress)
+    refused = tuple(Refusal(p.path, p.error) for p in predictions if p.error)
     report_refused(refused, strict=options.strict, progress=progress)
-    if len(refused) == len(predictions):
+    if refused and len(refused) == len(predictions):
         raise PhotoError(refused[0].path, refused[0].reason)
     if options.csv:
         _write_csv(options.csv, predictions)
-    return PredictResult(predictions=predictions, picture=_picture(options, predictions) if options.show else None)
+    return PredictResult(
+        predictions=predictions,
+        picture=_picture(options, predictions) if options.show else None,
+        warnings=tuple(progress.warnings),
+        refused=refused,
+    )
 
 
 def _expanded(photos: Iterable[Path]) -> Iterable[str]:
@@ -62,7 +80,7 @@ def _expanded(photos: Iterable[Path]) -> Iterable[str]:
 
 def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     """One row a photo, the best class first; every row has every column."""
-    places = max(len(prediction.top) for prediction in predictions)
+    places = max((len(prediction.top) for prediction in predictions), default=0)
     columns = ["path", "label", "probability", "error"]
     columns += [f"{what}{i}" for i in range(2, places + 1) for what in ("label", "probability")]
     rows = []

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.data.duplicates import Group
-from bnlab.data.scan import report_refused
+from bnlab.data.scan import Result, report_refused
 from bnlab.data.split import Split, split_folder, write_split
 from bnlab.data.split_csv import report_missing_classes
 from bnlab.options import SplitOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitResult:
+class SplitResult(Result):
     """The split, its folder, and whether this call wrote it (or it was there already)."""
 
     split: Split
@@ -40,10 +40,13 @@ class SplitResult:
 
 def run(options: SplitOptions, progress: Progress) -> SplitResult:
     """Split the photos, and write the split unless it is there already."""
+    progress = LoggedProgress(progress)
     split = split_folder(options.photos, val=options.val, test=options.test, seed=options.seed, progress=progress)
     report_refused(split.refused, strict=options.strict, progress=progress)
     for name, fraction in (("val", options.val), ("test", options.test)):
         if fraction:
             report_missing_classes(split.photos, name, progress)
     written = write_split(split, options.into, options.how, progress)
-    return SplitResult(split=split, into=options.into, written=written)
+    return SplitResult(
+        split=split, into=options.into, written=written, warnings=tuple(progress.warnings), refused=tuple(split.refused)
+    )

@@ -1,15 +1,16 @@
 """`bnlab train`: train a classifier, resume a training, or (with --find-lr) try learning rates and suggest one."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bnlab.config import load_settings
+from bnlab.data.scan import Result
 from bnlab.errors import UsageError, printable
 from bnlab.files import write_atomic, write_csv
 from bnlab.machine import versions
 from bnlab.options import TrainOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.report import figures
 from bnlab.report.page import write_run_page
 from bnlab.runs import check_free, new_run
@@ -19,12 +20,14 @@ from bnlab.training.run import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindLrResult:
+class FindLrResult(Result):
     test: LrRangeTest
     suggestion: Suggestion
     data: Path
-    figure: Path
-    table: Path
+    figure: Path | None = None
+    """find-lr.png, if it was written"""
+    table: Path | None = None
+    """find-lr.csv, if it was written"""
 
     def to_json(self) -> dict[str, Any]:
         test, rates = self.test, self.test.curve.rates
@@ -36,13 +39,16 @@ class FindLrResult:
             "steps": len(rates),
             **{key: getattr(test.recipe, key) for key in ("network", "size", "batch_size", "seed")},
             **{key: getattr(test, key) for key in ("device", "classes", "photos")},
-            **{key: str(getattr(self, key)) for key in ("data", "figure", "table")},
+            "data": str(self.data),
+            "figure": self.figure and str(self.figure),
+            "table": self.table and str(self.table),
             "versions": versions(),
         }
 
 
 def run(options: TrainOptions, progress: Progress) -> TrainingResult:
     """Train a new run and write its report."""
+    progress = LoggedProgress(progress)
     result = training_run.train(
         _given_data(options),
         load_settings(options.recipe, options.recipe_keys),
@@ -52,25 +58,35 @@ def run(options: TrainOptions, progress: Progress) -> TrainingResult:
         progress=progress,
     )
     write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
-    return result
+    return replace(result, warnings=tuple(progress.warnings))
 
 
 def resume(options: TrainOptions, progress: Progress) -> TrainingResult:
     """Continue the run of that name, or the latest, and write its report."""
+    progress = LoggedProgress(progress)
     result = training_run.resume(options.name, root=options.runs, changes=options.recipe_keys, progress=progress)
     write_run_page(result.run, result.evaluation, result.rows, str(result.frozen))
-    return result
+    return replace(result, warnings=tuple(progress.warnings))
 
 
-def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
-    """Try learning rates on a network that is not kept; write find-lr.png and find-lr.csv to a new run folder."""
+def find_lr(options: TrainOptions, progress: Progress, *, write: bool = True) -> FindLrResult:
+    """Try learning rates on a network that is not kept; `write` find-lr.png and find-lr.csv to a new run folder."""
+    progress = LoggedProgress(progress)
     data = _given_data(options)
     check_free(options.runs, options.name)
     settings = load_settings(options.recipe, options.recipe_keys)
     if "learning_rate" in settings.own:
         progress.warn("learning_rate has no effect: --find-lr tries learning rates from low to high")
     test = lr_range_test(data, settings, strict=options.strict, progress=progress)
-    curve, found = test.curve, suggest(test.curve)
+    result = FindLrResult(
+        test=test, suggestion=suggest(test.curve), data=data, warnings=tuple(progress.warnings), refused=test.refused
+    )
+    return _with_files(result, options) if write else result
+
+
+def _with_files(result: FindLrResult, options: TrainOptions) -> FindLrResult:
+    """Write the plot and the table to a new run folder."""
+    curve, found = result.test.curve, result.suggestion
     folder = new_run(options.runs, options.name, stem="find-lr").folder
     figure, table = folder / "find-lr.png", folder / "find-lr.csv"
     rows = zip(curve.rates, curve.losses, curve.smoothed, strict=True)
@@ -86,10 +102,10 @@ def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
         "a tenth of it": found.tenth_of_minimum,
         "diverged": curve.diverged_at,
     }
-    recipe = test.recipe
-    heading = f"{recipe.network}, {recipe.size} px, batches of {recipe.batch_size}, {printable(data.name)}"
+    recipe = result.test.recipe
+    heading = f"{recipe.network}, {recipe.size} px, batches of {recipe.batch_size}, {printable(result.data.name)}"
     write_atomic(figure, figures.lr_range_test_png(curve.rates, curve.losses, curve.smoothed, marks, heading))
-    return FindLrResult(test=test, suggestion=found, data=data, figure=figure, table=table)
+    return replace(result, figure=figure, table=table)
 
 
 def _given_data(options: TrainOptions) -> Path:

@@ -32,6 +32,16 @@ class Refusal:
     label: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Base of the results of commands: what went wrong without an error."""
+
+    warnings: tuple[str, ...] = ()
+    """all that was warned of, in order; the logger `bnlab` has it too"""
+    refused: tuple[Refusal, ...] = ()
+    """the photos that could not be used, and were left out"""
+
+
 def scan(folder: Path) -> list[Photo]:
     """The photo files of a folder of classes, ordered by class and path.
 

@@ -15,7 +15,7 @@ from bnlab.data import duplicates
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import find_idx_files, write_binary_digits, write_digits
 from bnlab.data.photos import Photo
-from bnlab.data.scan import report_refused, scan
+from bnlab.data.scan import Refusal, report_refused, scan
 from bnlab.data.split import assign_split
 from bnlab.data.split_csv import SPLITS, write_split_csv
 from bnlab.errors import DataError, plural, printable
@@ -42,6 +42,7 @@ class StudySplits:
     folder: Path  # Where the split.csv of each seed is written.
     photos: Sequence[_StudyPhoto]
     found: int  # How many photos DATA has. A quick study uses some of them.
+    refused: Sequence[Refusal] = ()
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -105,14 +106,18 @@ def open_study_splits(
     else:
         name, kind, found = printable(data.name or data), "photos", list(open_evaluation_data(data, "all")[1])
     used = _some(found) if quick and data else found  # the bundled digits are few enough
-    photos = _examined(used, folder, progress) if kind == "photos" else [_with_content(photo) for photo in used]
+    refused: list[Refusal] = []
+    if kind == "photos":
+        photos, refused = _examined(used, folder, progress)
+    else:
+        photos = [_with_content(photo) for photo in used]
     number, classes = len(photos), len({photo.label for photo in photos})
     if classes < 2 or number < min_photos:
         raise DataError(
             f"{name} has {plural(number, 'usable photo')} of {classes} class{'es' * (classes != 1)}",
             f"this study needs {min_photos} photos of 2 classes or more",
         )
-    return StudySplits(name, kind, folder, photos, len(found))
+    return StudySplits(name, kind, folder, photos, len(found), refused)
 
 
 def _some(found: Sequence[Photo]) -> list[Photo]:
@@ -134,14 +139,17 @@ def _with_content(photo: Photo) -> _StudyPhoto:
     return _StudyPhoto(photo.path, photo.label, photo.split, sha256, sha256)
 
 
-def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[_StudyPhoto]:
-    """Usable photos, with duplicates in one group. They are read once, and again only when a file has changed."""
+def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> tuple[list[_StudyPhoto], list[Refusal]]:
+    """Usable photos, with duplicates in one group, and the others.
+
+    They are read once, and again only when a file has changed.
+    """
     columns = [field.name for field in fields(_StudyPhoto)]
     stats = [(photo.path, photo.label, photo.split, Path(photo.path).stat()) for photo in found]
     state = columns, [(*row[:3], row[3].st_size, row[3].st_mtime_ns) for row in stats]
     kept = folder / f"examined-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.csv"
     if kept.exists():
-        return [_StudyPhoto(**row) for row in read_csv(kept)]
+        return [_StudyPhoto(**row) for row in read_csv(kept)], []
     usable, refused = duplicates.read_fingerprints(found, progress)
     report_refused(refused, strict=False, progress=progress)
     fingerprints = [fingerprint for _, fingerprint in usable]
@@ -152,7 +160,7 @@ def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[
     ]
     if not refused:  # refused photos are reported each time
         write_csv(kept, columns, map(astuple, photos))
-    return photos
+    return photos, refused
 
 
 def _assign_split(photo: _StudyPhoto, given: Collection[str], seed: int) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,19 @@ from bnlab.classifier.file import Card, save_classifier
 from bnlab.classifier.predict import Classifier
 from bnlab.config import YOURS, Settings, read_recipe_file, to_yaml, with_changes
 from bnlab.data.dataset import open_recorded_data
+from bnlab.data.scan import Refusal, Result
 from bnlab.data.split_csv import write_split_csv
 from bnlab.errors import Interrupted, PhotoError, printable, quoted
-from bnlab.files import file_sha256, read_json, remove_drafts, storage_errors, write_atomic, write_csv, write_json
+from bnlab.files import (
+    file_sha256,
+    read_csv,
+    read_json,
+    remove_drafts,
+    storage_errors,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 from bnlab.health.bn_monitor import BNMonitor
 from bnlab.health.findings import Finding, Health
 from bnlab.machine import choose_device, environment, versions
@@ -39,7 +49,7 @@ _LAYER_SCALARS = ("mean_off", "variance_off", "effective_batch", "dead", "gamma_
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingResult:
+class TrainingResult(Result):
     run: Run
     epochs: int
     """number of epochs trained, over all resumes"""
@@ -52,6 +62,8 @@ class TrainingResult:
     rows: list[Row]
     """metrics, one row an epoch"""
     frozen: Frozen
+    classifier: Classifier = field(repr=False)
+    """that of the best epoch"""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab train --json`."""
@@ -223,6 +235,7 @@ class _Session:
     def result(self) -> TrainingResult:
         state = self.state
         assert state.best is not None  # at least one epoch has ended
+        refused = read_csv(self.run.refused) if self.run.refused.exists() else ()  # a resume has refused none itself
         best, workers = Classifier.load(self.run.best, self.context.device), self.context.recipe.workers
         return TrainingResult(
             run=self.run,
@@ -232,6 +245,8 @@ class _Session:
             evaluation=evaluate(best, self.validator.photos, "val", workers=workers, progress=NullProgress()),
             rows=state.rows,
             frozen=self.prepared.frozen,
+            classifier=best,
+            refused=tuple(Refusal(row["path"], row["reason"], row["class"]) for row in refused),
         )
 
 
