@@ -176,7 +176,7 @@ def evaluate(
     >>> from bnlab import evaluate
     >>> result = evaluate("runs/train/best.safetensors", "data")
     >>> result.evaluation.split, result.evaluation.n, 0 <= result.evaluation.top1 <= 1
-    ('val', 9, True)
+    ('val', 12, True)
     >>> result.evaluation.confusion.shape
     (3, 3)
 
@@ -278,11 +278,12 @@ def study(study: str, *, progress: Progress | None = None, **options: Unpack[key
     """Measure whether a claim about batch normalisation holds here, and write a page to runs/.
 
     >>> from bnlab import study
-    >>> result = study("placement", seeds=3, steps=1, processes=0)
+    >>> result = study("whitening", seeds=2, steps=1, batch_size=8, width=0.25)
     >>> print(result.reports[0].conclusion.verdict)
     not shown
 
     Args:
+        study: Name of a study, or "all" (docs/studies.md lists them).
 
     Returns:
         StudyResult: for each study its verdict, evidence and tables.

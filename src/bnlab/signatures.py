@@ -34,13 +34,14 @@ def takes(options: type[Options], keys: type) -> Callable[[F], F]:
         function.__signature__ = signature.replace(parameters=listed)  # type: ignore[attr-defined]
 
         begin, _, rest = (inspect.getdoc(function) or "").partition("Args:\n")
-        written, _, end = rest.partition("\n\n")
+        written, _, end = f"\n{rest}".partition("\n\n")
         filled = TextWrapper(110, initial_indent=" " * 4, subsequent_indent=" " * 8).fill
-        lines = {block.split(":")[0].strip(): block for block in re.split(r"\n(?=    \w)", written)}
+        blocks = re.split(r"\n(?=    \w)", written)[1:]
+        lines = {block.split(":")[0].strip(): block for block in blocks}
         lines |= {"progress": filled(f"progress: {_PROGRESS}")}
         for name in (parameter.name for parameter in listed):
             lines[name] = lines.pop(name, None) or filled(f"{name}: {meaning(_model(options, name), name)}")
-        function.__doc__ = begin + "\n".join(["Args:", *filter(None, lines.values())]) + "\n\n" + end
+        function.__doc__ = begin + "\n".join(["Args:", *lines.values()]) + "\n\n" + end
         return function
 
     return decorate
@@ -51,7 +52,7 @@ def _model(options: type[Options], name: str) -> type[Options] | type[Recipe]:
 
 
 def as_fields(options: type[Options], given: Mapping[str, object]) -> dict[str, Any]:
-    """The given arguments as fields of `options`. If these have `recipe_keys`, other arguments are keys of the recipe."""
+    """The given arguments as fields of `options`; if it has `recipe_keys`, the others are keys of the recipe."""
     if "recipe_keys" not in options.model_fields:
         return dict(given)
     fields = {name: value for name, value in given.items() if name in options.model_fields and name != "recipe_keys"}

@@ -25,9 +25,10 @@ class Ensemble:
 
     They have the same classes, in any order; each takes a photo at its own size, with its own preprocessing.
 
-    >>> ensemble = Ensemble([Classifier.load("a.safetensors"), Classifier.load("b.safetensors")])
-    >>> ensemble.predict(["tulip.jpg"])[0].label
-    'tulip'
+    >>> from bnlab import Classifier, Ensemble
+    >>> ensemble = Ensemble([Classifier.load("runs/train"), Classifier.load("flowers.safetensors")])
+    >>> len(ensemble.predict(["tulip.jpg"])[0].top)
+    3
     """
 
     def __init__(self, members: Sequence[Classifier], names: Sequence[str] = ()) -> None:

@@ -60,9 +60,17 @@ class Prediction:
 class Classifier:
     """A trained network with all that inference needs.
 
+    >>> from bnlab import Classifier
     >>> classifier = Classifier.load("runs/train/best.safetensors")
-    >>> classifier.predict(["tulip.jpg"])[0].label
-    'tulip'
+    >>> classifier.classes
+    ('daisy', 'rose', 'tulip')
+    >>> best = classifier.predict(["tulip.jpg"])[0].top[0]
+    >>> best.label in classifier.classes, best.probability > 1 / 3
+    (True, True)
+    >>> import numpy as np
+    >>> classifier.predict_proba(np.zeros((2, 480, 640, 3), np.uint8)).shape
+    (2, 3)
+    >>> classifier.save("flowers.safetensors")
     """
 
     def __init__(self, network: TableNetwork, card: Card, *, path: AnyPath | None = None) -> None:
