@@ -10,7 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bnlab"
 LAYERS = (
     {
-        "ground": ("errors", "progress", "files", "recipe", "config", "runs", "machine", "options", "recipes"),
+        "ground": (
+            "errors",
+            "progress",
+            "files",
+            "recipe",
+            "config",
+            "runs",
+            "machine",
+            "options",
+            "recipes",
+            "keywords",
+            "signatures",
+        ),
         "norm": ("norm",),
     },
     {"nets": ("nets",), "data": ("data",)},
@@ -92,7 +104,7 @@ def test_norm_is_of_use_without_the_rest() -> None:
 def test_light_packages_import_no_torch() -> None:
     modules = "errors files recipe config runs machine progress data.preprocess data.scan data.duplicates data.split"
     modules += " data.dataset"
-    names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.cli", "bnlab.commands.split"]
+    names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.api", "bnlab.cli", "bnlab.commands.split"]
     script = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

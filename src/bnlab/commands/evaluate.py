@@ -57,6 +57,8 @@ def run(
     split, photos = open_evaluation_data(options.data, options.split)
     ensemble = ensemble or open_classifiers(options.classifiers, options.device)
     members = ensemble.members
+    files = [member.path or Path(name) for member, name in zip(members, ensemble.names, strict=True)]
+    options = options.model_copy(update={"classifiers": files})  # the file of a run, where its folder was given
     evaluation = evaluate(
         members[0] if len(members) == 1 else ensemble,
         photos,
