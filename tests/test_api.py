@@ -109,6 +109,7 @@ def test_evaluating_and_predicting_write_what_is_asked_for_only(
     assert result[0] == classifier.predict([result[0].path], top=1)[0]
     assert [refusal.path for refusal in result.refused] == ["bad.jpg"]
     assert "bad.jpg" in result.warnings[0]
+    assert len(bnlab.predict(classifier, data / "val" / "ring")) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"bad.jpg"}
     assert bnlab.evaluate(file, data, name="a").folder == Path("runs/a")
     assert {path.name for path in Path("runs").iterdir()} == {"a"}

@@ -42,6 +42,7 @@ def test_signature_and_help_are_those_of_the_options_and_the_recipe(function: ob
         if not field.is_required() and name not in ("data", "recipe_keys"):
             assert signature.parameters[name].default == field.default
     if recipe_key:
+        assert "Annotated" not in str(signature)
         assert signature.parameters[recipe_key].default == Recipe.model_fields[recipe_key].default
     for section in ("\n\nArgs:\n    ", "\n\nReturns:\n", "\n\nRaises:\n", "\n>>> from bnlab import"):
         assert section in str(text), section

@@ -198,7 +198,7 @@ def evaluate(
     from bnlab.commands import evaluate as command
 
     ensemble = open_classifiers(classifier, options.get("device", "auto"))
-    files = [Path(name) for name in ensemble.names]
+    files = [Path(member) for member in ensemble.names]
     given = EvaluateOptions(classifiers=files, data=Path(data), name=name, **as_fields(EvaluateOptions, options))
     return command.run(given, progress or NullProgress(), ensemble=ensemble, write=name is not None)
 
@@ -206,7 +206,7 @@ def evaluate(
 @takes(PredictOptions, keywords.Predict)
 def predict(
     classifier: "AnyClassifier",
-    photos: Sequence[AnyPath],
+    photos: AnyPath | Sequence[AnyPath],
     *,
     progress: Progress | None = None,
     **options: Unpack[keywords.Predict],
@@ -234,10 +234,8 @@ def predict(
     from bnlab.classifier.ensemble import open_classifiers
     from bnlab.commands import predict as command
 
-    if isinstance(photos, (str, PathLike)):
-        photos = [photos]
     ensemble = open_classifiers(classifier, options.get("device", "auto"))
-    files = [Path(photo) for photo in photos]
+    files = [Path(photo) for photo in ([photos] if isinstance(photos, (str, PathLike)) else photos)]
     given = PredictOptions(classifier=Path(ensemble.names[0]), photos=files, **as_fields(PredictOptions, options))
     return command.run(given, progress or NullProgress(), ensemble=ensemble)
 

@@ -29,8 +29,8 @@ def takes(options: type[Options], keys: type) -> Callable[[F], F]:
         listed = [parameter for name, parameter in signature.parameters.items() if name != "options"]
         for name in dict.fromkeys((*options.fields(), *Recipe.model_fields)):
             if name in keys.__annotations__:
-                field, keyword = _model(options, name).model_fields[name], inspect.Parameter.KEYWORD_ONLY
-                listed.append(inspect.Parameter(name, keyword, default=field.default, annotation=field.annotation))
+                default, kind = _model(options, name).model_fields[name].default, inspect.Parameter.KEYWORD_ONLY
+                listed.append(inspect.Parameter(name, kind, default=default, annotation=keys.__annotations__[name]))
         function.__signature__ = signature.replace(parameters=listed)  # type: ignore[attr-defined]
 
         begin, _, rest = (inspect.getdoc(function) or "").partition("Args:\n")
