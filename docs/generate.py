@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
+import generate_api
+
 from bnlab.config import load_settings
 from bnlab.lab.experiment import SETTABLE
 from bnlab.lab.splits import QUICK_PHOTOS
@@ -27,6 +29,8 @@ def pages() -> dict[Path, str]:
     """Each generated page and its text."""
     return {
         HERE / "commands.md": _commands(),
+        HERE / "api.md": generate_api.api(),
+        generate_api.KEYWORDS: generate_api.keywords(),
         HERE / "recipes.md": _recipes(),
         HERE / "studies.md": _studies(),
         HERE / "results" / "README.md": _results(),

@@ -1,31 +1,19 @@
-"""The functions of the package: signatures and help from the options, and what they refuse."""
+"""The functions of the package: what they give, write, warn of and refuse."""
 
-import inspect
+import logging
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import bnlab
-from bnlab.errors import DataError, RecipeError, UsageError
-from bnlab.options import ImportOptions, SplitOptions, TrainOptions
+from bnlab.errors import ClassifierError, DataError, PhotoError, RecipeError, UsageError
 from bnlab.progress import NullProgress
-
-
-@pytest.mark.parametrize(
-    ("function", "options"),
-    [(bnlab.split, SplitOptions), (bnlab.train, TrainOptions), (bnlab.import_weights, ImportOptions)],
-)
-def test_signature_and_help_are_those_of_the_options(function: object, options: type[SplitOptions]) -> None:
-    signature, text = inspect.signature(function), inspect.getdoc(function)  # type: ignore[arg-type]
-    for name, field in options.model_fields.items():
-        if name == "recipe_keys":
-            assert signature.parameters["options"].kind is inspect.Parameter.VAR_KEYWORD
-            continue
-        assert f"\n    {name}: " in str(text)
-        if not field.is_required() and name != "data":
-            assert signature.parameters[name].default == field.default
-    positional = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    assert positional == {"split": ["photos", "into"], "train": ["data"]}.get(function.__name__, ["file", "output"])
+from tests.conftest import write_photos
 
 
 def test_split_splits(photos: Path, tmp_path: Path) -> None:
@@ -50,16 +38,6 @@ def test_a_split_names_its_duplicates_and_what_is_refused(photos: Path, tmp_path
     assert len(result.photos) == 37
 
 
-def test_unknown_keywords_get_the_nearest_name(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no key 'vall': did you mean 'val'"):
-        bnlab.split(photos, tmp_path / "data", vall=0.2)
-    with pytest.raises(RecipeError, match=r"no key 'epoch'.*did you mean 'epochs'"):
-        bnlab.train(photos, epoch=3)
-    with pytest.raises(RecipeError, match="no key 'recipe_keys'"):
-        bnlab.train(photos, recipe_keys={"epochs": 3})
-    assert not (tmp_path / "data").exists()
-
-
 def test_values_out_of_range_are_refused(photos: Path) -> None:
     with pytest.raises(RecipeError, match="epochs is 0"):
         bnlab.train(photos, epochs=0)
@@ -67,8 +45,120 @@ def test_values_out_of_range_are_refused(photos: Path) -> None:
         bnlab.train("nowhere", runs=photos / "runs")
 
 
-def test_warnings_reach_the_progress_that_is_passed(photos: Path, tmp_path: Path) -> None:
+def test_warnings_reach_logging_the_progress_and_the_result(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     progress = NullProgress()
     (photos / "disc" / "bad.jpg").write_text("text")
-    bnlab.split(photos, tmp_path / "data", val=0.3, progress=progress)
-    assert any("bad.jpg" in warning for warning in progress.warnings)
+    (photos / "disc" / "notes.txt").write_text("text")
+    with caplog.at_level(logging.INFO, logger="bnlab"):
+        result = bnlab.split(photos, tmp_path / "data", val=0.3, progress=progress)
+    assert [warning for warning in result.warnings if "bad.jpg" in warning]
+    assert list(result.warnings) == progress.warnings
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == list(result.warnings)
+    assert any("other file" in r.getMessage() for r in caplog.records if r.levelname == "INFO")
+    assert {r.name for r in caplog.records} == {"bnlab"}
+    ((refusal),) = result.refused
+    assert (Path(refusal.path).name, refusal.label) == ("bad.jpg", "disc")
+    assert "Pillow" in refusal.reason
+    assert capsys.readouterr().out == ""
+
+
+def test_warnings_are_printed_once_unless_logging_is_configured(photos: Path, tmp_path: Path) -> None:
+    """By a library call, and by the command line."""
+    (photos / "disc" / "bad.jpg").write_text("text")
+    library = f"import bnlab; bnlab.split({str(photos)!r}, {str(tmp_path / 'a')!r}, val=0.3)"
+    command = "import logging, sys; from bnlab.__main__ import main; logging.basicConfig(); "
+    command += f"main(['split', {str(photos)!r}, '--into', {str(tmp_path / 'b')!r}, '--val', '0.3'])"
+    for script in (library, command):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stderr.count("bad.jpg") == 1, done.stderr
+
+
+def test_a_training_has_its_classifier_and_its_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "data"
+    write_photos(data / "train", each=4)
+    write_photos(data / "val", each=2, first=100)
+    shutil.copy(data / "train" / "disc" / "disc000.png", data / "val" / "disc" / "copy.png")
+    (data / "train" / "ring" / "bad.jpg").write_text("text")
+    few = {"network": "bn_mlp", "size": 32, "width": 0.25, "batch_size": 4, "workers": 0, "bn_monitor": False}
+    result = bnlab.train(data, runs=tmp_path / "runs", epochs=1, **few)
+    assert any("identical to the byte" in warning for warning in result.warnings)
+    assert [(Path(r.path).name, r.label) for r in result.refused] == [("bad.jpg", "ring")]
+    best = bnlab.Classifier.load(result.run.best, "cpu").network.state_dict()
+    assert all(torch.equal(best[key], value) for key, value in result.classifier.network.state_dict().items())
+    assert len(caplog.records) == len(result.warnings)
+    again = bnlab.resume(runs=tmp_path / "runs", workers=0)
+    assert again.refused == result.refused
+    assert again.val_top1 == result.val_top1
+
+    seen = bnlab.evaluate(result.classifier, data, batch_size=4)
+    assert seen.seen == 1
+    assert any("trained on" in warning for warning in seen.warnings)
+    assert seen.folder is None
+    assert seen.to_json()["folder"] is None
+    found = bnlab.find_lr(data, runs=tmp_path / "runs", **few)
+    assert (found.figure, found.table, found.to_json()["figure"]) == (None, None, None)
+    assert [Path(refusal.path).name for refusal in found.refused] == ["bad.jpg"]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"train"}
+
+
+def test_evaluating_and_predicting_write_what_is_asked_for_only(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, file = trained.parents[1] / "data", trained / "best.safetensors"
+    classifier = bnlab.Classifier.load(file)
+    by_file = bnlab.evaluate(file, data)
+    for given in (str(file), trained, classifier, [file], bnlab.Ensemble([classifier])):
+        found = bnlab.evaluate(given, data, split="val")
+        assert (found.evaluation.probabilities == by_file.evaluation.probabilities).all()
+        assert (found.seen, found.warnings, found.refused) == (0, (), ())
+    two = bnlab.evaluate([file, classifier], data)
+    assert [member.classifier for member in two.evaluation.members] == [str(file)] * 2
+    np.testing.assert_allclose(two.evaluation.probabilities, by_file.evaluation.probabilities, atol=1e-6)
+    (tmp_path / "bad.jpg").write_text("text")
+    result = bnlab.predict(classifier, [data / "val" / "ring", "bad.jpg"], top=1)
+    assert len(result) == 5
+    assert [prediction.error is None for prediction in result] == [True] * 4 + [False]
+    assert result[0] == classifier.predict([result[0].path], top=1)[0]
+    assert [refusal.path for refusal in result.refused] == ["bad.jpg"]
+    assert "bad.jpg" in result.warnings[0]
+    assert len(bnlab.predict(classifier, data / "val" / "ring")) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.jpg"}
+    assert bnlab.evaluate(file, data, name="a").folder == Path("runs/a")
+    assert {path.name for path in Path("runs").iterdir()} == {"a"}
+
+
+def test_what_cannot_be_evaluated_or_predicted(trained: Path, tmp_path: Path) -> None:
+    file = trained / "best.safetensors"
+    (tmp_path / "bad.jpg").write_text("text")
+    with pytest.raises(PhotoError):
+        bnlab.predict(file, [tmp_path / "bad.jpg"])
+    with pytest.raises(DataError, match="no photo"):
+        bnlab.predict(file, [tmp_path / "none.jpg"])
+    with pytest.raises(ClassifierError, match="no classifier file"):
+        bnlab.evaluate(tmp_path / "none.safetensors", tmp_path)
+    with pytest.raises(UsageError, match="crops is 5"):
+        bnlab.evaluate(file, tmp_path, crops=5)  # type: ignore[arg-type]
+    assert list(bnlab.predict(file, [])) == []
+
+
+def test_paths_are_text_or_path_objects(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        bnlab.train(tmp_path / "none", init=trained / "best.safetensors", runs=tmp_path)
+    (tmp_path / "mine.yaml").write_text("epochs: 0")
+    with pytest.raises(RecipeError, match="epochs is 0"):
+        bnlab.train(tmp_path, recipe=tmp_path / "mine.yaml")
+
+
+def test_the_package_lists_its_names_and_loads_no_torch() -> None:
+    script = (
+        "import sys, bnlab; bnlab.split, bnlab.UsageError; assert 'torch' not in sys.modules; from bnlab import *; "
+    )
+    script += "assert {*bnlab.__all__} <= {*dir(bnlab)} & {*globals()}; print(train.__name__, Classifier.__name__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "train Classifier\n"
+    assert {name for name in vars(bnlab.errors) if name.endswith("Error")} <= {*bnlab.__all__}
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        bnlab.tarin  # type: ignore[attr-defined]  # noqa: B018

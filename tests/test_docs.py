@@ -1,15 +1,20 @@
 """The words outside the code are true: generated pages are current, and what the README promises is there."""
 
+import doctest
+import logging
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import bnlab
 from bnlab.config import recipe_names
+from tests.conftest import write_photos
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -54,6 +59,30 @@ def test_the_code_of_a_page_runs(
     assert len(printed) == len(promised) == lines
     for line, words in zip(printed, promised, strict=True):
         assert re.fullmatch(re.escape(words).replace(r"\.\.\.", "[0-9.]+"), line), line
+
+
+@pytest.fixture
+def flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder in which the examples of docs/api.md run."""
+    monkeypatch.chdir(tmp_path)
+    for drawn, name in {"disc": "daisy", "ring": "rose", "stripes": "tulip"}.items():
+        (write_photos(tmp_path / "flowers", classes=(drawn,)) / drawn).rename(tmp_path / "flowers" / name)
+    shutil.copy(tmp_path / "flowers/tulip/stripes000.png", "tulip.jpg")
+    level = logging.getLogger("bnlab").level
+    yield
+    logging.getLogger("bnlab").setLevel(level)
+
+
+@pytest.mark.parametrize("with_study", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_examples_of_the_api_run(flowers: None, with_study: bool) -> None:
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    if not with_study:  # the shortest takes a minute
+        begin, _, rest = text.partition("### `study`")
+        text = begin + rest[rest.index("### `tune_allocator`") :]
+    found = doctest.DocTestParser().get_doctest(text, {}, "api.md", None, 0)
+    assert len(found.examples) > 25
+    output: list[str] = []
+    assert doctest.DocTestRunner(verbose=False).run(found, out=output.append).failed == 0, "".join(output)
 
 
 def test_links_lead_somewhere() -> None:

@@ -12,7 +12,7 @@ LAYERS = (
     {
         "ground": (
             *("errors", "progress", "files", "recipe", "config", "no_effect", "runs", "machine", "options"),
-            *("recipes", "streams"),
+            *("recipes", "streams", "keywords", "signatures"),
         ),
         "norm": ("norm",),
     },
@@ -95,7 +95,7 @@ def test_norm_is_of_use_without_the_rest() -> None:
 def test_light_packages_import_no_torch() -> None:
     modules = "errors files recipe config runs machine progress data.preprocess data.scan data.duplicates data.split"
     modules += " data.dataset"
-    names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.cli", "bnlab.commands.split"]
+    names = [f"bnlab.{name}" for name in modules.split()] + ["bnlab", "bnlab.api", "bnlab.cli", "bnlab.commands.split"]
     script = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from bnlab.errors import OutOfMemoryError, UsageError
-from bnlab.machine import choose_device, environment, fast_precision, free_memory, memory_errors, usable_cores, versions
+from bnlab.machine import (
+    choose_device,
+    environment,
+    exact_kernels,
+    fast_precision,
+    free_memory,
+    memory_errors,
+    usable_cores,
+    versions,
+)
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +134,15 @@ def test_failed_work_releases_its_memory_before_the_remedy_is_measured() -> None
         memory_errors(64, 96, lambda: "gone" if seen[0]() is None else "still there"),
     ):
         step()
+
+
+def test_the_last_thread_restores_the_kernels() -> None:
+    cudnn = torch.backends.cudnn
+    before = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
+    first, second = exact_kernels(), exact_kernels()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (False, True, False)
+    second.__exit__(None, None, None)
+    assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before != (False, True, False)

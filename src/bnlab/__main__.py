@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 import bnlab
 from bnlab.cli import app
-from bnlab.cli.console import err
+from bnlab.cli.console import err, only_the_screen
 from bnlab.errors import BnlabError, printable
 from bnlab.machine import tune_allocator
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Typer's own main() would turn Interrupted into a bare status and lose its message.
         words = sys.argv[1:] if arguments is None else arguments
-        with typer.main.get_command(app).make_context("bnlab", words, obj=began) as context:
+        with only_the_screen(), typer.main.get_command(app).make_context("bnlab", words, obj=began) as context:
             context.command.invoke(context)
         return 0
     except typer.Exit as stop:

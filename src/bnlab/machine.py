@@ -5,9 +5,10 @@ import importlib.metadata
 import os
 import platform
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2_000_000_000), "M_MMAP_MAX": (-4, 0)}
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # makes torch ask for pages of 2 MiB
 
 _tuned: dict[str, str] = {}  # the settings in effect
+
+_exact_threads: list[int] = []  # threads in a block of `exact_kernels`
+_exact_flags = ExitStack()
+_exact_lock = threading.Lock()
 
 
 def tune_allocator() -> Mapping[str, str]:
@@ -122,6 +127,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Use cuDNN's kernels that repeat, in full float32.
+
+    The flags are those of the process: the first of the threads that are in such a block sets them, and the last
+    restores them.
+    """
+    import torch
+
+    with _exact_lock:
+        if not _exact_threads:
+            cudnn = torch.backends.cudnn
+            _exact_flags.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+        _exact_threads.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        with _exact_lock:
+            _exact_threads.pop()
+            if not _exact_threads:
+                _exact_flags.close()
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from bnlab.config import explain, parse_assignments
 from bnlab.errors import UsageError
-from bnlab.recipe import MAX_MEGAPIXELS, Device, Fraction, PixelRange
+from bnlab.recipe import MAX_MEGAPIXELS, Device, Fraction, PixelRange, path_text
 from bnlab.runs import RUNS
 
 API_ONLY = "a field that the command line does not offer, or takes in another way"
@@ -97,7 +97,7 @@ class TrainOptions(_Strict, _Runs):
     data: Annotated[Path | None, typer.Argument(metavar="DATA")] = None
     """Photos to train on: a split folder, a split.csv, or a folder of classes; with --resume, only needed if they were
     moved."""
-    recipe: str = "default"
+    recipe: Annotated[str, BeforeValidator(path_text)] = "default"
     """Settings of the training: a YAML file, or one of the names default, classic, digits, and the paper's inception,
     bn-baseline, bn-x5, bn-x30 and bn-x5-sigmoid."""
     recipe_keys: RecipeKeys = {}

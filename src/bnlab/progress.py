@@ -1,7 +1,14 @@
-"""How long work reports its progress. The command line draws it; a library call is silent unless given a Progress."""
+"""How long work reports its progress, and what it warns of.
 
+The command line draws both. From Python, nothing draws progress unless a Progress is passed; what is warned of goes to
+the logger `bnlab` as well (warnings as WARNING, notes as INFO), and into the `warnings` of a command's result.
+"""
+
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
+
+LOG = logging.getLogger("bnlab")
 
 
 class Task(Protocol):
@@ -44,3 +51,26 @@ class NullProgress:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+
+class LoggedProgress(NullProgress):
+    """Forwards everything to `progress` (default: nothing), logs notes and warnings, and keeps the warnings.
+
+    A command begins with one, so that each warning is logged once. Threads may share it.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        super().__init__()
+        self.progress = progress or NullProgress()
+
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
+        return self.progress.task(title, total, unit, done)
+
+    def note(self, text: str) -> None:
+        LOG.info("%s", text)
+        self.progress.note(text)
+
+    def warn(self, text: str) -> None:
+        super().warn(text)
+        LOG.warning("%s", text)
+        self.progress.warn(text)

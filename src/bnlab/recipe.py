@@ -2,6 +2,7 @@
 
 import math
 import re
+from os import PathLike, fspath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -16,7 +17,7 @@ _TIME_SPAN = "it must be a time span such as 20m, 1h30m or 90s: hours, minutes, 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def seconds_of(text: object) -> object:
+def seconds_of(text: float | str) -> object:
     """A time span in seconds, from text such as "20m", "1h30m", "90s" or "90"; a number is returned unchanged.
 
     Raises:
@@ -69,6 +70,11 @@ def _in_order(plan: object) -> object:
     except (TypeError, ValueError):
         raise ValueError("it must be as bnlab wrote it: rising [step, steps, validate_every], from step 0 on") from None
     return plan
+
+
+def path_text(path: str | PathLike[str]) -> object:
+    """A path as text; what is not a path is returned unchanged."""
+    return fspath(path) if isinstance(path, PathLike) else path
 
 
 class Recipe(BaseModel):
@@ -211,7 +217,7 @@ class Recipe(BaseModel):
     """Seed of that split. `seed` does not change it, so that trainings with several seeds hold out the same photos."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed from which all other randomness follows."""
-    init: str | None = None
+    init: Annotated[str, BeforeValidator(path_text)] | None = None
     """Classifier file to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: Fraction = 1.0
     """Factor on the learning rate of all but the last layer and auxiliary classifiers (0.1 with `init`, unless set)."""

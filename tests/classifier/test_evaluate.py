@@ -7,12 +7,12 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 
 from bnlab import Classifier
+from bnlab.classifier.ensemble import Ensemble
 from bnlab.classifier.evaluate import Evaluation, Member, evaluate
-from bnlab.classifier.predict import Ensemble
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.split_csv import Photo
 from bnlab.errors import ClassifierError, DataError, DivergedError
-from tests.classifier.test_predict import changed, permuted
+from tests.classifier.test_ensemble import changed, permuted
 
 
 def answers(targets: list[int], probabilities: list[list[float]], classes: str = "abc") -> Evaluation:

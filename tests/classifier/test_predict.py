@@ -1,7 +1,9 @@
 import copy
+import pickle
 import shutil
-from collections import Counter
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bnlab import Classifier, norm
-from bnlab.classifier import predict
-from bnlab.classifier.predict import Ensemble, Probabilities, classify, mean_of
+from bnlab import Classifier, nets, norm
+from bnlab.classifier.predict import classify
 from bnlab.data.cache import Cache
-from bnlab.data.photo_file import PhotoReader, open_photo
+from bnlab.data.photo_file import open_photo
 from bnlab.data.preprocess import preprocess, tta_crops
-from bnlab.errors import ClassifierError, UsageError
+from bnlab.errors import ClassifierError, StorageError, UsageError
 from bnlab.progress import NullProgress, Task
-
-
-@pytest.fixture
-def classifier(trained: Path) -> Classifier:
-    return Classifier.load(trained / "best.safetensors")
 
 
 def paths_of(trained: Path) -> list[str]:
@@ -122,27 +118,235 @@ def test_the_network_gets_each_crop_once_in_batches(classifier: Classifier, trai
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def weights_in_place(classifier: Classifier) -> None:
+    with torch.no_grad():
+        classifier.network.fc.bias[0] += 5
+
+
+def weights_past_autograd(classifier: Classifier) -> None:
+    classifier.network.fc.bias.data[0] += 5  # which moves no version counter
+
+
+def loaded_state(classifier: Classifier) -> None:
+    state = classifier.network.state_dict()
+    classifier.network.load_state_dict({k: v + 0.5 * v.abs() if v.is_floating_point() else v for k, v in state.items()})
+
+
+def another_network(classifier: Classifier) -> None:
+    classifier.network = copy.deepcopy(classifier.network)
+    weights_in_place(classifier)
+
+
+def running_statistics(classifier: Classifier) -> None:
+    classifier.network.get_submodule("conv1.bn").running_mean += 1
+
+
+def statistics_of_the_batch(classifier: Classifier) -> None:
+    for layer in classifier.network.modules():
+        if isinstance(layer, norm.BatchNorm2d):
+            layer.statistics = "batch"
+
+
+def a_layer(classifier: Classifier) -> None:
+    classifier.network.fc = torch.nn.Linear(classifier.network.fc.in_features, 3)
+
+
 @pytest.mark.parametrize(
-    ("photos", "crops", "folded"), [(9, 10, False), (10, 10, True), (99, 1, False), (100, 1, True)]
+    "change",
+    [
+        weights_in_place,
+        weights_past_autograd,
+        loaded_state,
+        another_network,
+        running_statistics,
+        statistics_of_the_batch,
+        a_layer,
+    ],
 )
-def test_batch_normalisation_is_folded_for_a_hundred_images(
-    classifier: Classifier, trained: Path, monkeypatch: pytest.MonkeyPatch, photos: int, crops: Any, folded: bool
+def test_a_changed_network_gives_other_answers(
+    classifier: Classifier, trained: Path, change: Callable[[Classifier], None]
 ) -> None:
-    paths = (paths_of(trained) * 3)[:photos]
-    (plain,), _ = classify([classifier], paths[:5], crops=crops)
-    models: list[torch.nn.Module] = []
-    monkeypatch.setattr(predict, "fold", lambda network: models.append(network) or norm.fold(network))
-    (found,), _ = classify([classifier], paths, crops=crops)
-    assert models == [classifier.network] * folded
-    np.testing.assert_allclose(found[:5], plain, atol=1e-5)
+    """For as many photos as were once answered by a folded copy of the network."""
+    paths = paths_of(trained)[::4] * 12
+    assert len(paths) >= 100
+    before = classifier.predict(paths, batch_size=64)
+    assert classifier.predict(paths, batch_size=64) == before
+    change(classifier)
+    after = classifier.predict(paths, batch_size=64)
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    fresh = Classifier(copy.deepcopy(classifier.network), classifier.card)
+    assert fresh.predict(paths, batch_size=64) == after
 
 
-def test_changed_weights_change_the_answers(classifier: Classifier, trained: Path) -> None:
-    paths = paths_of(trained) * 3
-    (before,), _ = classify([classifier], paths)
-    classifier.network.fc.bias.data[0] += 5
-    (after,), _ = classify([classifier], paths)
-    assert (after[:, 0] > before[:, 0]).all()
+def test_threads_get_the_answers_of_one_thread(classifier: Classifier, trained: Path) -> None:
+    """Eight at once, each with its share of a hundred photos or more: two classifiers, one in training mode."""
+    paths = paths_of(trained)[::4] * 12
+    other = Classifier(copy.deepcopy(classifier.network), classifier.card)
+    expected = classifier.predict(paths)
+    pixels = np.stack([np.asarray(open_photo(path)) for path in paths[:9]])
+    probabilities = classifier.predict_proba(pixels)
+    other.network.train()
+    other.network.get_submodule("conv1").eval()
+    start = threading.Barrier(8)
+
+    def predicted(i: int) -> bool:
+        mine = other if i % 2 else classifier
+        start.wait()
+        if i < 4:
+            return mine.predict(paths) == expected
+        return all((mine.predict_proba(pixels) == probabilities).all() for _ in range(4))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(predicted, range(8)))
+    assert other.network.training
+    assert not other.network.get_submodule("conv1").training
+    assert not classifier.network.training
+
+
+def test_other_modules_run_while_a_hundred_photos_are_classified(classifier: Classifier, trained: Path) -> None:
+    """torch.fx, by which batch normalisation could be folded, makes them fail while it traces."""
+    model, stop = torch.nn.Sequential(torch.nn.Linear(2, 2)), threading.Event()
+
+    def run() -> int:
+        calls = 0
+        while not stop.is_set():
+            model(torch.zeros(1, 2))
+            calls += 1
+        return calls
+
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(run)
+        classifier.predict(paths_of(trained)[::4] * 12)
+        stop.set()
+        assert calls.result() > 0
+
+
+def test_a_network_in_training_mode_is_not_touched(classifier: Classifier, trained: Path) -> None:
+    """Its hooks are called all the same, and its weights are not copied."""
+    seen: list[torch.nn.Module] = []
+    pixels = np.zeros((2, 40, 40, 3), np.uint8)
+    expected = classifier.predict_proba(pixels)
+    network = classifier.network.train()
+    network.fc.register_forward_hook(lambda module, *_: seen.append(module))
+    assert (classifier.predict_proba(pixels) == expected).all()
+    assert len(seen) == 1
+    assert seen[0] is not network.fc
+    assert seen[0].weight is network.fc.weight
+    assert all(module.training for module in network.modules())
+
+
+# Photos in memory.
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_arrays_and_tensors_get_the_answers_of_photos(classifier: Classifier, trained: Path, number: int) -> None:
+    paths = paths_of(trained)[:number]
+    pixels = np.array([np.asarray(open_photo(path)) for path in paths], np.uint8).reshape(number, 40, 40, 3)
+    (expected,), _ = classify([classifier], paths, batch_size=2)
+    for batch in (pixels, torch.from_numpy(pixels), np.asfortranarray(pixels)):
+        found = classifier.predict_proba(batch, batch_size=2)
+        assert found.shape == (number, 3)
+        assert found.dtype == np.float32
+        assert (found == expected).all()
+
+
+def test_photos_in_memory_have_any_size(classifier: Classifier) -> None:
+    found = classifier.predict_proba(np.zeros((2, 17, 90, 3), np.uint8))
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fragments"),
+    [
+        (np.zeros((32, 32, 3), np.uint8), ["32 x 32 x 3", "photo[None]"]),
+        (np.zeros((2, 3, 32, 32), np.uint8), ["2 x 3 x 32 x 32", "permute(0, 2, 3, 1)"]),
+        (np.zeros((2, 32, 32, 1), np.uint8), ["2 x 32 x 32 x 1", "N x H x W x 3"]),
+        (np.zeros((2, 0, 32, 3), np.uint8), ["2 x 0 x 32 x 3"]),
+        (np.uint8(3), ["uint8", "array or a tensor"]),
+        (np.zeros((2, 32, 32, 3)), ["float64", "uint8"]),
+        (torch.zeros(2, 32, 32, 3), ["torch.float32", "uint8"]),
+        ([[1]], ["list", "array or tensor"]),
+    ],
+)
+def test_other_batches_are_refused(classifier: Classifier, batch: Any, fragments: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        classifier.predict_proba(batch)
+    for fragment in fragments:
+        assert fragment in str(error.value)
+
+
+def test_photos_in_memory_need_sound_weights_and_numbers(classifier: Classifier) -> None:
+    pixels = np.zeros((1, 32, 32, 3), np.uint8)
+    with pytest.raises(UsageError, match="batch_size 0"):
+        classifier.predict_proba(pixels, batch_size=0)
+    classifier.network.fc.bias.data.fill_(float("nan"))
+    with pytest.raises(ClassifierError, match="not finite"):
+        classifier.predict_proba(pixels)
+
+
+# Files, copies and text.
+
+
+def test_saving_keeps_the_present_weights_to_the_bit(classifier: Classifier, trained: Path, tmp_path: Path) -> None:
+    weights_in_place(classifier)
+    path = tmp_path / "new" / "a.safetensors"
+    classifier.save(path)
+    again = Classifier.load(path)
+    assert again.card == classifier.card
+    state = classifier.network.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.network.state_dict().items())
+    assert again.predict(paths_of(trained)[:3]) == classifier.predict(paths_of(trained)[:3])
+    again.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_nothing_is_overwritten(classifier: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_text("mine")
+    with pytest.raises(UsageError, match=r"a\.safetensors exists already: pass a new file"):
+        classifier.save(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_text() == "mine"
+    with pytest.raises(UsageError, match=r"does not end in \.safetensors"):
+        classifier.save(tmp_path / "a.pt")
+    with pytest.raises(StorageError):
+        classifier.save(tmp_path / "a.safetensors" / "b.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_network_that_no_card_describes_is_not_saved(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.network.fc = torch.nn.Linear(classifier.network.fc.in_features, 4)
+    with pytest.raises(UsageError, match=r"fc.weight .*shape \[4, .* for 3 classes"):
+        classifier.save(tmp_path / "a.safetensors")
+    classifier.network = torch.nn.Linear(2, 2)  # type: ignore[assignment]
+    with pytest.raises(UsageError, match="a Linear of your own cannot be saved"):
+        classifier.save(tmp_path / "a.safetensors")
+
+
+def test_another_network_is_saved_as_what_it_is(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.network = nets.build("bn_mlp", classes=3).eval()
+    classifier.save(tmp_path / "a.safetensors")
+    again = Classifier.load(tmp_path / "a.safetensors")
+    assert again.card.network == "bn_mlp"
+    pixels = np.full((1, 32, 32, 3), 7, np.uint8)
+    assert (again.predict_proba(pixels) == classifier.predict_proba(pixels)).all()
+
+
+def test_the_folder_of_a_run_is_its_best_classifier(classifier: Classifier, trained: Path) -> None:
+    again = Classifier.load(trained)
+    assert again.path == classifier.path == trained / "best.safetensors"
+    with pytest.raises(ClassifierError, match="is a folder"):
+        Classifier.load(trained.parent)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copies_answer_alike(classifier: Classifier, trained: Path, duplicate: Callable[[Any], Any]) -> None:
+    assert duplicate(classifier).predict(paths_of(trained)[:2]) == classifier.predict(paths_of(trained)[:2])
+
+
+def test_its_text_says_what_it_is(classifier: Classifier, trained: Path) -> None:
+    shown = f"bn_small_inception, 3 classes, 32 px, on {classifier.device}"
+    assert repr(classifier) == f"<Classifier {shown}, from {trained / 'best.safetensors'}>"
+    classifier.network.to("meta")
+    assert repr(Classifier(classifier.network, classifier.card)) == f"<Classifier {shown[:-3]}meta>"
 
 
 def test_crops_can_be_cached(classifier: Classifier, trained: Path, tmp_path: Path) -> None:
@@ -229,13 +433,13 @@ def test_predict_reads_pictures_in_the_range_of_the_card(classifier: Classifier,
     Image.fromarray(values.astype(np.uint8)).save(tmp_path / "8.png")
     Image.fromarray(values).save(tmp_path / "16.png")
     progress = NullProgress()
-    unset = changed(classifier)
-    (dark,) = unset.predict(tmp_path / "16.png", progress=progress)
+    (dark,) = classifier.predict(tmp_path / "16.png", progress=progress)
     assert progress.warnings[0].endswith("train with --set pixel_range=255")
-    ranged = changed(classifier, pixel_range=(0.0, 255.0))
+    preprocessing = replace(classifier.card.preprocessing, pixel_range=(0.0, 255.0))
+    ranged = Classifier(classifier.network, replace(classifier.card, preprocessing=preprocessing))
     plain, deep = ranged.predict([tmp_path / "8.png", tmp_path / "16.png"])
     assert plain.top == deep.top != dark.top
-    both, _ = classify([unset, ranged], [str(tmp_path / "16.png")])
+    both, _ = classify([classifier, ranged], [str(tmp_path / "16.png")])
     assert (both[0] != both[1]).any()
 
 
@@ -264,122 +468,3 @@ def test_a_missing_device_is_refused(trained: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="PyTorch finds no cuda device here"):
         Classifier.load(trained / "best.safetensors", device="cuda")
-
-
-# Ensembles.
-
-
-def val_paths(trained: Path) -> list[str]:
-    return [str(p) for p in sorted((trained.parents[1] / "data" / "val").rglob("*.png"))]
-
-
-def changed(classifier: Classifier, seed: int = 1, **preprocessing: Any) -> Classifier:
-    """Another network: its last layer is not the same."""
-    network = copy.deepcopy(classifier.network)
-    with torch.no_grad():
-        noise = torch.randn(network.fc.weight.shape, generator=torch.Generator().manual_seed(seed))
-        network.fc.weight += 0.3 * noise
-    return Classifier(
-        network, replace(classifier.card, preprocessing=replace(classifier.card.preprocessing, **preprocessing))
-    )
-
-
-def permuted(classifier: Classifier, order: list[int]) -> Classifier:
-    """The same classifier with its classes in another order."""
-    network = copy.deepcopy(classifier.network)
-    with torch.no_grad():
-        network.fc.weight.copy_(network.fc.weight[order].clone())
-        network.fc.bias.copy_(network.fc.bias[order].clone())
-    return Classifier(network, replace(classifier.card, classes=tuple(classifier.classes[i] for i in order)))
-
-
-def answers(classifier: Classifier | Ensemble, paths: list[str], **options: Any) -> Probabilities:
-    ensemble = classifier if isinstance(classifier, Ensemble) else Ensemble([classifier])
-    return mean_of(ensemble.in_order(classify(ensemble.members, paths, **options)[0]))
-
-
-@pytest.mark.parametrize("crops", [1, 10])
-def test_classes_are_matched_by_name(classifier: Classifier, trained: Path, crops: int) -> None:
-    paths = val_paths(trained)[::4]
-    first, other = changed(classifier), permuted(classifier, [2, 0, 1])
-    assert other.classes == ("stripes", "disc", "ring")
-    expected = (answers(first, paths, crops=crops) + answers(classifier, paths, crops=crops)) / 2
-    ensemble = Ensemble([first, other])
-    assert ensemble.classes == ("disc", "ring", "stripes")
-    np.testing.assert_allclose(answers(ensemble, paths, crops=crops), expected, atol=1e-6)
-    turned = Ensemble([other, first])
-    assert turned.classes == other.classes
-    np.testing.assert_allclose(answers(turned, paths, crops=crops), expected[:, [2, 0, 1]], atol=1e-6)
-    assert abs(answers(first, paths) - answers(classifier, paths)).max() > 0.01
-
-
-def test_each_member_has_its_own_preprocessing(classifier: Classifier, trained: Path) -> None:
-    paths = val_paths(trained)[:3]
-    members = [
-        classifier,
-        changed(classifier, 1, size=40),
-        changed(classifier, 2, mean=(0.1, 0.2, 0.3)),
-        changed(classifier, 3, flip_tta=True),
-        changed(classifier, 4, crop_fraction=0.5),
-    ]
-    for crops in (1, 10):
-        apart = [answers(member, paths, crops=crops) for member in members]
-        each, errors = classify(members, paths, crops=crops)  # type: ignore[arg-type]
-        assert errors == [None] * len(paths)
-        for found, expected in zip(each, apart, strict=True):
-            assert (found == expected).all()
-        mean = np.mean(apart, axis=0)
-        np.testing.assert_allclose(answers(Ensemble(members), paths, crops=crops), mean, atol=1e-6)
-
-
-def test_photos_are_read_once_for_members_that_take_the_same_pixels(
-    classifier: Classifier, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths, read, real = val_paths(trained), Counter[str](), PhotoReader.open
-
-    def counted(reader: PhotoReader, path: str) -> Any:
-        read[path] += 1
-        return real(reader, path)
-
-    monkeypatch.setattr(PhotoReader, "open", counted)
-    whole = changed(classifier, crop_fraction=1.0)
-    members = [classifier, changed(classifier, mean=(0.1, 0.2, 0.3)), whole]
-    classify(members, paths, crops=10)
-    assert read == dict.fromkeys(paths, 1)
-    read.clear()
-    classify(members, paths)  # one crop depends on crop_fraction
-    assert read == dict.fromkeys(paths, 2)
-
-
-def test_broken_photos_are_reported_once(classifier: Classifier, trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_text("text")
-    paths = [str(tmp_path / "x.png"), *val_paths(trained)[:2]]
-    for crops in (1, 10):
-        each, errors = classify([classifier, changed(classifier, size=40)], paths, crops=crops)  # type: ignore[arg-type]
-        assert [error is None for error in errors] == [False, True, True]
-        found = mean_of(each)
-        assert np.isnan(found[0]).all()
-        np.testing.assert_allclose(found[1:].sum(1), 1, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        (("disc", "ring", "lily"), "a.safetensors has the class 'stripes' and b.safetensors has not"),
-        (("disc", "ring", "stripes", "li\nly"), r"b.safetensors has the class 'li\nly' and a.safetensors has not"),
-    ],
-)
-def test_different_classes_are_refused(classifier: Classifier, classes: tuple[str, ...], message: str) -> None:
-    other = Classifier(classifier.network, replace(classifier.card, classes=classes))
-    with pytest.raises(ClassifierError) as error:
-        Ensemble([classifier, other], ["a.safetensors", "b.safetensors"])
-    assert str(error.value).startswith(message)
-
-
-def test_members_need_names_and_one_preprocessing_a_cache(classifier: Classifier, trained: Path) -> None:
-    for members, names in (([], []), ([classifier], ["a", "b"])):
-        with pytest.raises(UsageError, match=f"{len(members)} classifiers with {len(names)} names is not valid"):
-            Ensemble(members, names)
-    assert Ensemble([classifier] * 2).names == ("classifier 1", "classifier 2")
-    with pytest.raises(UsageError, match="one preprocessing, and these classifiers have 2: leave the cache out"):
-        classify([classifier, changed(classifier, size=40)], val_paths(trained), cache=Cache(12, 10**6))

@@ -1,11 +1,13 @@
 import io
+import logging
 import time
 
 import pytest
 from rich.console import Console
 from rich.progress import Task as RichTask
 
-from bnlab.cli.console import ScreenProgress
+from bnlab.cli.console import ScreenProgress, only_the_screen
+from bnlab.progress import LOG
 
 
 def test_a_terminal_gets_bars_with_rate_and_end() -> None:
@@ -78,3 +80,15 @@ def test_notes_are_not_markup() -> None:
     progress.note("a [red]name[/red] that is longer than the line")
     progress.warn("[b]")
     assert file.getvalue() == "a [red]name[/red] that is longer than the line\nwarning: [b]\n"
+
+
+def test_logging_prints_nothing_next_to_the_screen(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = [*LOG.handlers]
+    with only_the_screen():
+        LOG.warning("a")
+    assert (caplog.records, capsys.readouterr().err) == ([], "")
+    assert (LOG.propagate, LOG.handlers) == (True, handlers)
+    logging.getLogger("bnlab").warning("b")
+    assert [record.getMessage() for record in caplog.records] == ["b"]

@@ -20,7 +20,7 @@ from bnlab.progress import NullProgress
 from bnlab.recipe import Recipe
 from bnlab.training.build import preprocessing_of
 from bnlab.training.finetune import inherit_from_init, load_pretrained, read_history
-from bnlab.training.run import TrainingResult
+from bnlab.training.session import TrainingResult
 from tests.conftest import Notes, write_photos
 
 OPTIONS: dict[str, Any] = {"size": 32, "batch_size": 12, "learning_rate": 0.02, "epochs": 1, "workers": 0}

@@ -30,10 +30,10 @@ from bnlab.errors import DataError, DivergedError, Interrupted, PhotoError, RunE
 from bnlab.files import read_csv, read_json
 from bnlab.progress import NullProgress, Task
 from bnlab.runs import Run
-from bnlab.training import build, loop, run, time_budget, validate
+from bnlab.training import build, loop, run, session, time_budget, validate
 from bnlab.training.build import TrainingContext
-from bnlab.training.run import TrainingResult
 from bnlab.training.schedule import Plan, StepTimes
+from bnlab.training.session import TrainingResult
 from bnlab.training.state import TrainState
 from bnlab.training.time_budget import TimeBudget
 from tests.conftest import QUICK, write_photos
@@ -287,11 +287,11 @@ def test_a_time_is_kept_and_its_training_can_be_killed_and_repeated(
 
     progress = NullProgress()
     with monkeypatch.context() as patch:
-        for module in (run, loop, time_budget, validate):
+        for module in (run, session, loop, time_budget, validate):
             patch.setattr(module, "time", Clock)
         for module in (loop, time_budget):
             patch.setattr(module, "train_step", taking(lambda: 0.2 if now < 1003.5 else 0.4, step))
-        for module in (run, validate):
+        for module in (session, validate):
             patch.setattr(module, "evaluate", taking(lambda: 0.15, module.evaluate))
         report = taking(lambda: 0.15, lambda result: result.run.report.touch())
         arguments = {"root": data.parent / "runs", "progress": progress, "report": report}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.classifier.predict import Classifier, Ensemble, Probabilities, classify, mean_of
+from bnlab.classifier.ensemble import Ensemble, mean_of
+from bnlab.classifier.predict import Classifier, Probabilities, classify
 from bnlab.data.cache import Cache
 from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo, Photos
@@ -214,7 +215,7 @@ def evaluate(
     )
     each = ensemble.in_order(answers)
     usable = np.array([error is None for error in errors], dtype=bool)
-    refused = tuple(Refusal(error.path, error.reason) for error in errors if error)
+    refused = tuple(Refusal(error.path, error.reason, photos[i].label) for i, error in enumerate(errors) if error)
     if not usable.any():
         why = f" (the first: {refused[0].reason})" if refused else ""
         raise DataError(f"not one of {len(paths)} photos could be used{why}", "replace them or give another folder")

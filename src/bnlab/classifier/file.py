@@ -2,8 +2,9 @@
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +95,18 @@ def _unreadable_card(name: str, error: Exception) -> ClassifierError:
     return ClassifierError(f"{name} has a card that cannot be read ({reason})", "train or copy it again")
 
 
+def check_new_file(path: Path, where: str = "save") -> None:
+    """Refuse a path to which no classifier file may be written; `where` is what the remedy tells to pass another to.
+
+    Raises:
+        UsageError: it does not end in .safetensors, or something has that name.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{printable(path)} does not end in .safetensors", f"pass such a name to {where}")
+    if os.path.lexists(path):
+        raise UsageError(f"{printable(path)} exists already", f"pass a new file to {where}")
+
+
 def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
     """Write the network's inference weights and the card: atomically, and the same bytes for the same classifier.
 
@@ -180,19 +193,39 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
     name = printable(path)
     network = _build(card, name)
     expected = network.state_dict()
-    for key in [*expected, *tensors]:
-        problem = None
-        if key not in tensors:
-            problem = f"{name} lacks the tensor {key} of {card.network}"
-        elif key not in expected:
-            problem = f"{name} has a tensor {printable(key)}, which {card.network} does not have"
-        elif tensors[key].shape != expected[key].shape:
-            shapes = f"{list(tensors[key].shape)}, and {card.network} needs {list(expected[key].shape)}"
-            problem = f"the tensor {key} of {name} has the shape {shapes}"
-        if problem:
-            raise ClassifierError(problem, "train or copy it again")
+    if problem := misfit(tensors, expected, card.network, name):
+        raise ClassifierError(problem, "train or copy it again")
     network.load_state_dict({key: tensors[key].to(expected[key].dtype) for key in expected}, assign=True)
     return network.eval(), card
+
+
+def describe(network: TableNetwork, card: Card) -> Card:
+    """The card with this network, whose weights fit it.
+
+    Raises:
+        UsageError: no card can describe the network, because its layers are not those that `build` makes.
+    """
+    remedy = "save its state_dict()"
+    if not isinstance(network, TableNetwork) or network.arguments["norm"] is None:
+        raise UsageError(f"a {type(network).__name__} of your own cannot be saved as a classifier file", remedy)
+    card = replace(card, network=network.name, arguments=network.arguments)
+    expected = _build(card, "the card").state_dict()
+    if problem := misfit(network.inference_state(), expected, card.network, "the classifier's network"):
+        raise UsageError(f"{problem} for {len(card.classes)} classes", remedy)
+    return card
+
+
+def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: str, name: str) -> str | None:
+    """What is wrong with the tensors of `name` for that network, if anything."""
+    for key in [*expected, *tensors]:
+        if key not in tensors:
+            return f"{name} lacks the tensor {key} of {network}"
+        if key not in expected:
+            return f"{name} has a tensor {printable(key)}, which {network} does not have"
+        if tensors[key].shape != expected[key].shape:
+            shapes = f"{list(tensors[key].shape)}, and {network} needs {list(expected[key].shape)}"
+            return f"the tensor {key} of {name} has the shape {shapes}"
+    return None
 
 
 def _build(card: Card, name: str) -> TableNetwork:

@@ -1,6 +1,12 @@
-"""Classifiers that answer, alone or together: which class does a photo show, and with what probability?"""
+"""Classifiers that answer: which class does a photo show, and with what probability?
 
-from collections.abc import Iterable, Sequence
+Threads may use one classifier at the same time. So a prediction changes nothing: neither modes nor weights, and it
+keeps nothing that follows from the weights, so that it always answers by the present ones. (Batch normalisation is not
+folded for the same reason: torch.fx, by which `norm.fold` finds its layers, makes modules fail in all other threads.)
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -9,23 +15,25 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from bnlab.classifier.file import Card, load_network
+from bnlab.classifier.file import Card, check_new_file, describe, load_network, save_classifier
 from bnlab.data.cache import Cache
 from bnlab.data.loader import preprocessed_batches
 from bnlab.data.photo_file import MemoryPhoto, PhotoReader
-from bnlab.data.photo_input import PhotoInput, photos_of
-from bnlab.data.preprocess import Crops, Pixels, images_per_photo, normalise
+from bnlab.data.photo_input import PhotoInput, check_batch, photos_of
+from bnlab.data.preprocess import Crops, Pixels, images_per_photo, normalise, preprocess
 from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
-from bnlab.machine import choose_device, memory_errors
+from bnlab.files import storage_errors
+from bnlab.machine import choose_device, exact_kernels, memory_errors
 from bnlab.nets.build import move_network
 from bnlab.nets.network import TableNetwork
-from bnlab.norm import fold
 from bnlab.progress import NullProgress, Progress
 from bnlab.recipe import MAX_MEGAPIXELS
+from bnlab.runs import Run
 
 Probabilities = NDArray[np.float32]
-_WORTH_FOLDING = 100  # images: folding takes as long as a few images do, and saves about a tenth of the time after
+AnyPath = str | PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +63,70 @@ class Prediction:
 class Classifier:
     """A trained network with all that inference needs.
 
+    >>> from bnlab import Classifier
     >>> classifier = Classifier.load("runs/train/best.safetensors")
-    >>> classifier.predict(["tulip.jpg"])[0].label
-    'tulip'
+    >>> classifier.classes
+    ('daisy', 'rose', 'tulip')
+    >>> best = classifier.predict(["tulip.jpg"])[0].top[0]
+    >>> best.label in classifier.classes, best.probability > 1 / 3
+    (True, True)
+    >>> import numpy as np
+    >>> classifier.predict_proba(np.zeros((2, 480, 640, 3), np.uint8)).shape
+    (2, 3)
+    >>> classifier.save("flowers.safetensors")
     """
 
-    def __init__(self, network: TableNetwork, card: Card, device: str = "cpu") -> None:
+    def __init__(self, network: TableNetwork, card: Card, *, path: AnyPath | None = None) -> None:
         self.network = network
         self.card = card
-        self.device = device
+        self.path = None if path is None else Path(path)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], device: str = "auto") -> "Classifier":
-        """Read a classifier file and move its network to a device ("auto", "cpu", "cuda" or "mps").
+    def load(cls, path: AnyPath, device: str = "auto") -> "Classifier":
+        """Read a classifier file.
+
+        Args:
+            path: The file, or the folder of a run, whose best.safetensors is read.
+            device: Device to move the network to (auto: the first of cuda, mps and cpu that is there).
 
         Raises:
             ClassifierError: the file is missing, truncated, a pickle or of another format, or does not fit its network.
             UsageError: there is no such device.
         """
-        network, card = load_network(Path(path))
-        chosen = choose_device(device)
-        return cls(move_network(network, chosen), card, chosen)
+        path = Path(path)
+        if Run(path).best.is_file():
+            path = Run(path).best
+        network, card = load_network(path)
+        return cls(move_network(network, choose_device(device)), card, path=path)
+
+    def save(self, path: AnyPath) -> None:
+        """Write a classifier file with the present weights; loading it gives the same float32 weights, bit for bit.
+
+        The metrics and the recipe in its card are those of the training, whatever was changed since.
+
+        Args:
+            path: New file; its name has to end in .safetensors.
+
+        Raises:
+            UsageError: the file exists or has another suffix, or the network is not one that a card can describe.
+            StorageError: the disk is full or cannot be written to; nothing unfinished is left behind.
+        """
+        path = Path(path)
+        check_new_file(path)
+        card = describe(self.network, self.card)
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        save_classifier(path, self.network, card)
+
+    def __repr__(self) -> str:
+        network, size = getattr(self.network, "name", type(self.network).__name__), self.card.preprocessing.size
+        shown = f"{network}, {len(self.classes)} classes, {size} px, on {self.device}"
+        return f"<Classifier {shown}{f', from {printable(self.path)}' if self.path else ''}>"
+
+    @property
+    def device(self) -> str:
+        """Where the network is now."""
+        return next((str(tensor.device) for tensor in self.network.parameters()), "cpu")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -109,93 +160,89 @@ class Classifier:
             UsageError: something in `photos` is not a photo, or a number is below 1.
             ClassifierError: the weights are broken, so that the probabilities are not finite.
         """
-        if top < 1 or batch_size < 1:
-            raise UsageError(f"top {top} with batch_size {batch_size} is not valid", "both must be at least 1")
-        reader = PhotoReader(max_megapixels=max_megapixels)
-        predictions = []
-        for some in photos_of(photos):
-            (probabilities,), errors = classify([self], some, batch_size=batch_size, progress=progress, reader=reader)
-            if not np.isfinite(probabilities[[error is None for error in errors]]).all():
-                raise ClassifierError("the classifier's probabilities are not finite", "train it again")
-            for photo, row, error in zip(some, probabilities, errors, strict=True):
-                name = photo.name if isinstance(photo, MemoryPhoto) else photo
-                if error:
-                    predictions.append(Prediction(name, None, None, (), error.reason))
-                else:
-                    best = np.argsort(-row, kind="stable")[:top]
-                    candidates = tuple(Candidate(self.classes[i], float(row[i])) for i in best)
-                    predictions.append(Prediction(name, candidates[0].label, candidates[0].probability, candidates))
-        reader.report(progress or NullProgress())
-        return predictions
+        return predict_photos(
+            [self],
+            lambda each: each[0],
+            photos,
+            top=top,
+            batch_size=batch_size,
+            max_megapixels=max_megapixels,
+            progress=progress,
+        )
 
-    @torch.inference_mode()
+    def predict_proba(self, batch: "NDArray[np.uint8] | torch.Tensor", *, batch_size: int = 32) -> Probabilities:
+        """The probabilities of the classes for photos that are in memory.
+
+        Each gets the preprocessing that `predict` gives to a photo with these pixels.
+
+        Args:
+            batch: uint8 array or tensor, N x H x W x 3 (RGB), of any N, H and W.
+            batch_size: Number of images that go through the network at a time.
+
+        Returns:
+            float32 array, N x classes; its columns are in the order of `classes`.
+
+        Raises:
+            UsageError: the batch has another shape or type, or `batch_size` is below 1.
+            ClassifierError: the weights are broken, so that the probabilities are not finite.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size} is not valid", "it must be at least 1")
+        photos = check_batch(batch)  # N x H x W x 3
+        answers = [np.empty((0, len(self.classes)), np.float32)]
+        for start in range(0, len(photos), batch_size):
+            images = [Image.fromarray(photo) for photo in photos[start : start + batch_size]]
+            with memory_errors(batch_size, self.card.preprocessing.size):
+                answers.append(self.probabilities(np.stack([preprocess(i, self.card.preprocessing) for i in images])))
+        return check_finite(np.concatenate(answers))  # N x classes
+
     def probabilities(self, pixels: Pixels, *, flip_tta: bool | None = None) -> Probabilities:
         """Softmax of the logits: uint8 N x size x size x 3 (from `preprocess`) to float32 N x classes.
 
         With `flip_tta` (default: as the card has it), the mean over each image and its mirror image.
         """
         flip_tta = self.card.preprocessing.flip_tta if flip_tta is None else flip_tta
-        network = self.network
-        training = network.training
-        network.eval()
-        try:
-            images = normalise(torch.from_numpy(pixels).to(self.device), self.card.preprocessing)  # N x 3 x H x W
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-                answers = network(images).float().softmax(1)  # N x classes
-                if flip_tta:
-                    answers = (answers + network(images.flip(3)).float().softmax(1)) / 2
-            return cast(Probabilities, answers.cpu().numpy())
-        finally:
-            network.train(training)
+        network = _in_evaluation(self.network)
+        images = normalise(torch.from_numpy(pixels).to(self.device), self.card.preprocessing)  # N x 3 x H x W
+        with exact_kernels(), torch.inference_mode():
+            answers = network(images).float().softmax(1)  # N x classes
+            if flip_tta:
+                answers = (answers + network(images.flip(3)).float().softmax(1)) / 2
+        return cast(Probabilities, answers.cpu().numpy())
 
 
-class Ensemble:
-    """Classifiers that answer as one: their probabilities are averaged (Ioffe & Szegedy 2015, sec. 4.2.3).
+def predict_photos(
+    classifiers: Sequence[Classifier],
+    combine: Callable[[list[Probabilities]], Probabilities],
+    photos: PhotoInput | Iterable[PhotoInput],
+    *,
+    top: int,
+    batch_size: int,
+    max_megapixels: float,
+    progress: Progress | None,
+) -> list[Prediction]:
+    """A prediction for each photo, as `Classifier.predict` describes it.
 
-    They have the same classes, in any order; each takes a photo at its own size, with its own preprocessing.
-
-    >>> ensemble = Ensemble([Classifier.load("a.safetensors"), Classifier.load("b.safetensors")])
-    >>> each, errors = classify(ensemble.members, ["tulip.jpg"], crops=144)
-    >>> probabilities = mean_of(ensemble.in_order(each))
+    `combine` makes one answer, N x classes in the order of the first classifier, of those of all classifiers.
     """
-
-    def __init__(self, members: Sequence[Classifier], names: Sequence[str] = ()) -> None:
-        """`names` is what results and messages call the members (default: classifier 1, classifier 2, ...).
-
-        Raises:
-            UsageError: there are no members, or not as many names.
-            ClassifierError: a member has a class that another has not.
-        """
-        self.members = tuple(members)
-        self.names = tuple(names) or tuple(f"classifier {i}" for i in range(1, len(members) + 1))
-        if not self.members or len(self.names) != len(self.members):
-            raise UsageError(
-                f"an ensemble of {len(self.members)} classifiers with {len(self.names)} names is not valid",
-                "pass at least one classifier, and a name for each",
-            )
-        first = self.names[0]
-        for name, member in zip(self.names, self.members, strict=True):
-            odd = set(self.classes) ^ set(member.classes)
-            for label in (*self.classes, *member.classes):
-                if label in odd:
-                    has, lacks = (first, name) if label in self.classes else (name, first)
-                    raise ClassifierError(
-                        f"{printable(has)} has the class '{printable(label)}' and {printable(lacks)} has not",
-                        "use classifiers of the same classes",
-                    )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the first member's order, which is the ensemble's."""
-        return self.members[0].classes
-
-    def in_order(self, each: Sequence[Probabilities]) -> list[Probabilities]:
-        """The members' probabilities with the columns in the ensemble's order of classes."""
-        columns = [{label: i for i, label in enumerate(member.classes)} for member in self.members]
-        return [
-            answers.take([column[label] for label in self.classes], axis=1)
-            for column, answers in zip(columns, each, strict=True)
-        ]
+    if top < 1 or batch_size < 1:
+        raise UsageError(f"top {top} with batch_size {batch_size} is not valid", "both must be at least 1")
+    classes, reader = classifiers[0].classes, PhotoReader(max_megapixels=max_megapixels)
+    predictions = []
+    for some in photos_of(photos):
+        each, errors = classify(classifiers, some, batch_size=batch_size, progress=progress, reader=reader)
+        probabilities = combine(each)
+        check_finite(probabilities[[error is None for error in errors]])
+        for photo, row, error in zip(some, probabilities, errors, strict=True):
+            name = photo.name if isinstance(photo, MemoryPhoto) else photo
+            if error:
+                predictions.append(Prediction(name, None, None, (), error.reason))
+            else:
+                best = np.argsort(-row, kind="stable")[:top]
+                candidates = tuple(Candidate(classes[i], float(row[i])) for i in best)
+                predictions.append(Prediction(name, candidates[0].label, candidates[0].probability, candidates))
+    reader.report(progress or NullProgress())
+    return predictions
 
 
 def classify(
@@ -230,9 +277,6 @@ def classify(
             f"a cache holds the pixels of one preprocessing, and these classifiers have {len(alike)}",
             "leave the cache out",
         )
-    # For this call alone: tensors' version counters miss writes through .data, and show neither modes nor hooks.
-    if len(photos) * crops >= _WORTH_FOLDING:
-        classifiers = [Classifier(cast(TableNetwork, fold(c.network).model), c.card, c.device) for c in classifiers]
     answers: list[Probabilities] = [np.full((len(photos), len(c.classes)), np.nan, np.float32) for c in classifiers]
     errors: list[PhotoError | None] = [None] * len(photos)
     for indices in alike.values():
@@ -260,13 +304,6 @@ def classify(
     return answers, errors
 
 
-def mean_of(each: Sequence[Probabilities]) -> Probabilities:
-    """The mean of N x classes probabilities, summed in float64; of one, itself."""
-    if len(each) == 1:
-        return each[0]
-    return np.asarray(np.mean(each, axis=0, dtype=np.float64), dtype=np.float32)
-
-
 def _mean_over_crops(classifier: Classifier, pixels: Pixels, crops: Crops, batch_size: int) -> Probabilities:
     """M x classes for M photos from the pixels of their M*K crops, `batch_size` crops at a time."""
     if crops == 1:
@@ -275,3 +312,19 @@ def _mean_over_crops(classifier: Classifier, pixels: Pixels, crops: Crops, batch
     answers = np.concatenate([classifier.probabilities(part, flip_tta=True) for part in parts])  # M*K x classes
     by_photo = answers.reshape(-1, images_per_photo(crops), answers.shape[1])  # M x K x classes
     return np.asarray(by_photo.mean(1, dtype=np.float64), dtype=np.float32)
+
+
+def check_finite(probabilities: Probabilities) -> Probabilities:
+    if not np.isfinite(probabilities).all():
+        raise ClassifierError("the classifier's probabilities are not finite", "train it again")
+    return probabilities
+
+
+def _in_evaluation(network: TableNetwork) -> TableNetwork:
+    """The network, or, where a part of it is in training mode, a copy in evaluation mode with its tensors and hooks."""
+    if not any(module.training for module in network.modules()):
+        return network
+    shared: list[object] = [*network.parameters(), *network.buffers()]
+    for module in network.modules():
+        shared += [hooks for name, hooks in vars(module).items() if name.endswith("_hooks")]
+    return copy.deepcopy(network, {id(each): each for each in shared}).eval()

@@ -103,7 +103,7 @@ def _find_lr(options: TrainOptions, *, as_json: bool) -> None:
 
     result = command.find_lr(options, ScreenProgress())
     suggested = result.suggestion.suggested
-    last = f"{printable(result.figure)} shows it. "
+    last = f"{printable(str(result.figure))} shows it. "
     if suggested is None:
         last += "It suggests none: see the curve, or keep the learning rate of the recipe."
     else:

@@ -1,6 +1,7 @@
 """The screen: results on stdout; progress bars, notes and warnings on stderr. Only the command line prints."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from bnlab.progress import Task
+from bnlab.progress import LOG, Task
 
 _QUIET_SECONDS = 2.0  # without a terminal, shorter work is not mentioned
 _LINE_SECONDS = 30.0  # and longer work gets a line this often
@@ -46,6 +47,19 @@ def show_result(as_json: bool, document: Any, shown: RenderableType, last: str) 
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed stdout; without this, Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def only_the_screen() -> Iterator[None]:
+    """Keep handlers of logging from printing what ScreenProgress prints already."""
+    handler, propagate = logging.NullHandler(), LOG.propagate
+    LOG.addHandler(handler)
+    LOG.propagate = False
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.propagate = propagate
 
 
 class ScreenProgress:

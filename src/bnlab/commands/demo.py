@@ -9,11 +9,12 @@ from bnlab.classifier.predict import Classifier, Prediction
 from bnlab.config import Settings, load_settings
 from bnlab.data.dataset import open_recorded_data
 from bnlab.data.digits import write_digits
+from bnlab.data.scan import Result
 from bnlab.data.split import split_folder, write_split
 from bnlab.errors import DivergedError, Interrupted
 from bnlab.files import read_csv, read_json, write_atomic
 from bnlab.options import DemoOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.report import figures
 from bnlab.report.page import render, write_run_page
 from bnlab.runs import Run, new_run
@@ -52,7 +53,7 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoResult:
+class DemoResult(Result):
     networks: dict[str, Trained]
     answers: list[Prediction]
     report: Path
@@ -64,6 +65,7 @@ class DemoResult:
 
 def run(options: DemoOptions, progress: Progress) -> DemoResult:
     """Write the digits, split them, train both networks, evaluate them, classify a few digits, and write the page."""
+    progress = LoggedProgress(progress)
     recipes = {name: load_settings("digits", {"network": n, "seed": options.seed}) for name, n in NETWORKS.items()}
     folder = new_run(options.runs, None, stem="demo").folder
     write_digits(folder / "photos")
@@ -93,7 +95,9 @@ def run(options: DemoOptions, progress: Progress) -> DemoResult:
         environment=read_json(winner.run.environment),
     )
     write_atomic(folder / "report.html", page)
-    return DemoResult(networks=networks, answers=answers, report=folder / "report.html")
+    return DemoResult(
+        networks=networks, answers=answers, report=folder / "report.html", warnings=tuple(progress.warnings)
+    )
 
 
 def _train(folder: Path, name: str, settings: Settings, progress: Progress) -> Trained:

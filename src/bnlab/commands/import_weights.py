@@ -1,16 +1,16 @@
 """`bnlab import`: turn weights from elsewhere into a classifier file. Code in them is never run."""
 
 import json
-import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.classifier.file import Card, save_classifier
+from bnlab.classifier.file import Card, check_new_file, save_classifier
 from bnlab.classifier.weights import read_weights
 from bnlab.config import Settings, load_settings, with_changes
 from bnlab.data.preprocess import Preprocessing
+from bnlab.data.scan import Result
 from bnlab.data.split_csv import as_label
 from bnlab.errors import ClassifierError, UsageError, did_you_mean, plural, printable
 from bnlab.files import storage_errors
@@ -19,7 +19,7 @@ from bnlab.nets.convert import Conversion, convert
 from bnlab.nets.registry import ARCHITECTURE_KEYS, has_row
 from bnlab.nets.tables import LocalResponse
 from bnlab.options import ImportOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.training.no_effect import Situation, without_effect
 
 PREPROCESSING_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
@@ -29,7 +29,7 @@ _MOST_NAMED = 20  # warnings about tensors that do not match
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportResult:
+class ImportResult(Result):
     options: ImportOptions
     card: Card
     conversion: Conversion
@@ -51,11 +51,9 @@ class ImportResult:
 
 def run(options: ImportOptions, progress: Progress) -> ImportResult:
     """Read the weights, recognise their network, and write the classifier file."""
+    progress = LoggedProgress(progress)
     name = printable(options.file)
-    if options.output.suffix != ".safetensors":
-        raise UsageError(f"{printable(options.output)} does not end in .safetensors", "pass such a name to --output")
-    if os.path.lexists(options.output):
-        raise UsageError(f"{printable(options.output)} exists already", "pass a new file to --output")
+    check_new_file(options.output, "--output")
     given = _read_recipe_keys(options)
     labels = _read_classes(options.classes) if options.classes else None
     conversion = convert(
@@ -88,7 +86,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     with storage_errors(options.output):
         options.output.parent.mkdir(parents=True, exist_ok=True)
     save_classifier(options.output, conversion.network, card)
-    return ImportResult(options=options, card=card, conversion=conversion)
+    return ImportResult(options=options, card=card, conversion=conversion, warnings=tuple(progress.warnings))
 
 
 def _read_recipe_keys(options: ImportOptions) -> Settings:

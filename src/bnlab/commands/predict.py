@@ -1,17 +1,20 @@
 """`bnlab predict`: classify photos."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from bnlab.classifier.predict import Classifier, Prediction
+from bnlab.classifier.ensemble import Ensemble, open_classifiers
+from bnlab.classifier.predict import Prediction
 from bnlab.data.photo_file import PhotoReader
-from bnlab.data.scan import Refusal, photos_below, report_refused, report_system_folders
+from bnlab.data.photo_input import PhotoInput, several
+from bnlab.data.scan import Refusal, Result, photos_below, report_refused, report_system_folders
 from bnlab.errors import DataError, PhotoError, UsageError, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
 from bnlab.options import PredictOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.report import figures
 from bnlab.runs import new_run
 
@@ -19,30 +22,54 @@ MOST_SHOWN = 60  # photos in one picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictResult:
-    """The predictions in the order of the photos, and the picture of them if one was requested."""
+class PredictResult(Result):
+    """The predictions in the order of the photos, as a list has them: `for prediction in result`, `result[0]`."""
 
     predictions: list[Prediction]
-    picture: Path | None
+    picture: Path | None = None
+    """a picture of the photos, if one was requested"""
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.predictions)
+
+    def __getitem__(self, index: int) -> Prediction:
+        return self.predictions[index]
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(prediction) for prediction in self.predictions]
 
 
-def run(options: PredictOptions, progress: Progress) -> PredictResult:
+def run(
+    options: PredictOptions,
+    progress: Progress,
+    *,
+    ensemble: Ensemble | None = None,
+    photos: PhotoInput | Iterable[PhotoInput] | None = None,
+) -> PredictResult:
+    """Classify `photos` (default: those of the options), which may be folders, too.
+
+    `ensemble` is what `options.classifier` names, if it is loaded already.
+    """
+    progress = LoggedProgress(progress)
     unreadable: list[Refusal] = []
-    paths = list(_expanded(options.photos, unreadable, progress))
+    given = options.photos if photos is None else several(photos)
+    expanded: Iterable[PhotoInput] = _expanded(given, unreadable, progress)
+    if isinstance(given, Sequence):
+        expanded = list(expanded)  # so that a path that does not exist is found before any work is done
     if options.csv:
         with storage_errors(options.csv):
             if options.csv.exists():
                 raise UsageError(f"{printable(options.csv)} exists already", "pass a new file to --csv")
             options.csv.parent.mkdir(parents=True, exist_ok=True)
-    classifier = Classifier.load(options.classifier, options.device)
-    number = len(classifier.classes)
+    ensemble = ensemble or open_classifiers(options.classifier, options.device)
+    number = len(ensemble.classes)
     if options.top > number and options.top != PredictOptions.model_fields["top"].default:
         progress.warn(f"top {options.top} has the effect of top {number}: the classifier has {number} classes")
-    predictions = classifier.predict(
-        paths,
+    predictions = ensemble.predict(
+        expanded,
         top=options.top,
         batch_size=options.batch_size,
         max_megapixels=options.max_megapixels,
@@ -50,20 +77,29 @@ def run(options: PredictOptions, progress: Progress) -> PredictResult:
     )
     refused = [Refusal(p.path, p.error) for p in predictions if p.error]
     report_refused([*unreadable, *refused], strict=options.strict, progress=progress)
-    if len(refused) == len(predictions):
+    if refused and len(refused) == len(predictions):
         raise PhotoError(refused[0].path, refused[0].reason)
     if options.csv:
         _write_csv(options.csv, predictions)
     picture = None
     if options.show:
-        reader = PhotoReader(classifier.card.preprocessing.pixel_range, options.max_megapixels)
+        reader = PhotoReader(ensemble.members[0].card.preprocessing.pixel_range, options.max_megapixels)
         picture = _picture(options, predictions, reader)
-    return PredictResult(predictions=predictions, picture=picture)
+    return PredictResult(
+        predictions=predictions,
+        picture=picture,
+        warnings=tuple(progress.warnings),
+        refused=(*unreadable, *refused),
+    )
 
 
-def _expanded(photos: Iterable[Path], unreadable: list[Refusal], progress: Progress) -> Iterable[str]:
+def _expanded(photos: Iterable[PhotoInput], unreadable: list[Refusal], progress: Progress) -> Iterator[PhotoInput]:
     """The photos, and those below folders. Folders that cannot be read are added to `unreadable`."""
-    for path in photos:
+    for photo in photos:
+        if not isinstance(photo, str | PathLike):
+            yield photo
+            continue
+        path = Path(photo)
         if path.is_dir():
             known = len(unreadable)
             below = list(photos_below(path, unreadable))
@@ -82,7 +118,7 @@ def _expanded(photos: Iterable[Path], unreadable: list[Refusal], progress: Progr
 
 def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     """One row a photo, the best class first; every row has every column."""
-    places = max(len(prediction.top) for prediction in predictions)
+    places = max((len(prediction.top) for prediction in predictions), default=0)
     columns = ["path", "label", "probability", "error"]
     columns += [f"{what}{i}" for i in range(2, places + 1) for what in ("label", "probability")]
     rows = []

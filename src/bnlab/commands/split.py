@@ -8,11 +8,11 @@ from typing import Any
 from bnlab.data.duplicates import Group
 from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo
-from bnlab.data.scan import Refusal, report_refused
+from bnlab.data.scan import Result, report_refused
 from bnlab.data.split import Split, split_folder, write_split
 from bnlab.data.split_csv import report_missing_classes
 from bnlab.options import SplitOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Duplicates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitResult:
+class SplitResult(Result):
     """The split, its folder, and whether this call wrote it (or it was there already)."""
 
     split: Split
@@ -52,11 +52,6 @@ class SplitResult:
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of photos by class and split, such as `counts["tulips"]["train"]`."""
         return self.split.counts()
-
-    @property
-    def refused(self) -> list[Refusal]:
-        """What cannot be used: photos and folders, each with `path`, `reason` and `label`."""
-        return self.split.refused
 
     @property
     def duplicates(self) -> list[Duplicates]:
@@ -84,6 +79,7 @@ class SplitResult:
 
 def run(options: SplitOptions, progress: Progress) -> SplitResult:
     """Split the photos, and write the split unless it is there already."""
+    progress = LoggedProgress(progress)
     reader = PhotoReader(pixel_range=options.pixel_range, max_megapixels=options.max_megapixels)
     split = split_folder(
         options.photos, val=options.val, test=options.test, seed=options.seed, progress=progress, reader=reader
@@ -94,4 +90,10 @@ def run(options: SplitOptions, progress: Progress) -> SplitResult:
         if fraction:
             report_missing_classes(split.photos, name, progress)
     written = write_split(split, options.into, options.how, progress)
-    return SplitResult(split=split, folder=options.into, written=written)
+    return SplitResult(
+        split=split,
+        folder=options.into,
+        written=written,
+        warnings=tuple(progress.warnings),
+        refused=tuple(split.refused),
+    )

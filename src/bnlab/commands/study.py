@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.config import load_settings
+from bnlab.data.scan import Result
 from bnlab.errors import UsageError
 from bnlab.files import read_json
 from bnlab.lab.experiment import Experiment, check_options
@@ -16,7 +17,7 @@ from bnlab.lab.splits import open_study_splits
 from bnlab.lab.study import STUDY_NAMES, find_study
 from bnlab.machine import choose_device, environment, usable_cores
 from bnlab.options import StudyOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.runs import check_free, new_run
 
 ALL = "all"
@@ -24,7 +25,7 @@ MEASURED = "measured"  # the folder in runs where measurements are kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyResult:
+class StudyResult(Result):
     reports: tuple[Report, ...]
     folder: Path
     is_all: bool
@@ -49,6 +50,7 @@ def listing() -> list[dict[str, str]]:
 
 def run(options: StudyOptions, progress: Progress) -> StudyResult:
     """Measure one study, or all; measurements that exist already are not repeated."""
+    progress = LoggedProgress(progress)
     is_all = options.study == ALL
     studies = [find_study(name) for name in (STUDY_NAMES if is_all else (options.study,))]
     if options.name == MEASURED:
@@ -98,7 +100,13 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
                 folder = _same_as_before(report, options) or new_run(options.runs, options.name, stem).folder
                 reports.append(write_report(report, folder, about))
     assert folder is not None
-    return StudyResult(reports=tuple(reports), folder=folder, is_all=is_all)
+    return StudyResult(
+        reports=tuple(reports),
+        folder=folder,
+        is_all=is_all,
+        warnings=tuple(progress.warnings),
+        refused=tuple(splits.refused),
+    )
 
 
 def _same_as_before(report: Report, options: StudyOptions) -> Path | None:

@@ -6,19 +6,20 @@ from typing import Any
 
 from bnlab import no_effect
 from bnlab.config import Settings, load_settings
+from bnlab.data.scan import Result
 from bnlab.errors import UsageError, printable
 from bnlab.files import write_atomic, write_csv
 from bnlab.machine import versions
 from bnlab.no_effect import Rule
 from bnlab.options import TrainOptions
-from bnlab.progress import Progress
+from bnlab.progress import LoggedProgress, Progress
 from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS
 from bnlab.report import figures
 from bnlab.report.page import write_run_page
 from bnlab.runs import check_free, new_run
 from bnlab.training import run as training_run
 from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, suggest
-from bnlab.training.run import TrainingResult
+from bnlab.training.session import TrainingResult
 
 FIND_LR_RULES: tuple[Rule[Settings], ...] = (
     Rule("learning_rate", "--find-lr tries learning rates from low to high", lambda _: True),
@@ -37,12 +38,14 @@ FIND_LR_RULES: tuple[Rule[Settings], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindLrResult:
+class FindLrResult(Result):
     test: LrRangeTest
     suggestion: Suggestion
     data: Path
-    figure: Path
-    table: Path
+    figure: Path | None = None
+    """find-lr.png, if it was written"""
+    table: Path | None = None
+    """find-lr.csv, if it was written"""
 
     def to_json(self) -> dict[str, Any]:
         test, rates = self.test, self.test.curve.rates
@@ -57,14 +60,17 @@ class FindLrResult:
                 for key in ("network", "size", "batch_size", "accumulate", "split_seed", "seed")
             },
             **{key: getattr(test, key) for key in ("device", "classes", "photos")},
-            **{key: str(getattr(self, key)) for key in ("data", "figure", "table")},
+            "data": str(self.data),
+            "figure": self.figure and str(self.figure),
+            "table": self.table and str(self.table),
             "versions": versions(),
         }
 
 
 def run(options: TrainOptions, progress: Progress, began: float | None = None) -> TrainingResult:
     """Train a new run and write its report. A time budget counts from `began`, a time.monotonic() (default: now)."""
-    return training_run.train(
+    progress = LoggedProgress(progress)
+    result = training_run.train(
         _given_data(options),
         load_settings(options.recipe, options.recipe_keys),
         root=options.runs,
@@ -74,6 +80,7 @@ def run(options: TrainOptions, progress: Progress, began: float | None = None) -
         report=_write_page,
         began=began,
     )
+    return replace(result, warnings=tuple(progress.warnings))
 
 
 def resume(options: TrainOptions, progress: Progress, began: float | None = None) -> TrainingResult:
@@ -82,10 +89,11 @@ def resume(options: TrainOptions, progress: Progress, began: float | None = None
     Raises:
         UsageError: a key of the recipe is given that a resume does not change.
     """
+    progress = LoggedProgress(progress)
     fixed = [key for key in options.recipe_keys if key not in MACHINE_KEYS | LENGTH_KEYS]
     if fixed:
         raise UsageError("a resume uses the recipe of the run", f"leave out --{fixed[0].replace('_', '-')}")
-    return training_run.resume(
+    result = training_run.resume(
         options.name,
         root=options.runs,
         changes=options.recipe_keys,
@@ -94,10 +102,12 @@ def resume(options: TrainOptions, progress: Progress, began: float | None = None
         report=_write_page,
         began=began,
     )
+    return replace(result, warnings=tuple(progress.warnings))
 
 
-def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
-    """Try learning rates on a network that is not kept; write find-lr.png and find-lr.csv to a new run folder."""
+def find_lr(options: TrainOptions, progress: Progress, *, write: bool = True) -> FindLrResult:
+    """Try learning rates on a network that is not kept; `write` find-lr.png and find-lr.csv to a new run folder."""
+    progress = LoggedProgress(progress)
     data = _given_data(options)
     check_free(options.runs, options.name)
     settings = load_settings(options.recipe, options.recipe_keys)
@@ -106,7 +116,15 @@ def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
         progress.warn(sentence)
     settings = replace(settings, origin={key: settings.origin[key] for key in settings.origin.keys() - unused})
     test = lr_range_test(data, settings, strict=options.strict, progress=progress)
-    curve, found = test.curve, suggest(test.curve)
+    result = FindLrResult(
+        test=test, suggestion=suggest(test.curve), data=data, warnings=tuple(progress.warnings), refused=test.refused
+    )
+    return _with_files(result, options) if write else result
+
+
+def _with_files(result: FindLrResult, options: TrainOptions) -> FindLrResult:
+    """Write the plot and the table to a new run folder."""
+    curve, found = result.test.curve, result.suggestion
     folder = new_run(options.runs, options.name, stem="find-lr").folder
     figure, table = folder / "find-lr.png", folder / "find-lr.csv"
     rows = zip(curve.rates, curve.losses, curve.smoothed, strict=True)
@@ -122,10 +140,10 @@ def find_lr(options: TrainOptions, progress: Progress) -> FindLrResult:
         "a tenth of it": found.tenth_of_minimum,
         "diverged": curve.diverged_at,
     }
-    recipe = test.recipe
-    heading = f"{recipe.network}, {recipe.size} px, batches of {recipe.batch_size}, {printable(data.name)}"
+    recipe = result.test.recipe
+    heading = f"{recipe.network}, {recipe.size} px, batches of {recipe.batch_size}, {printable(result.data.name)}"
     write_atomic(figure, figures.lr_range_test_png(curve.rates, curve.losses, curve.smoothed, marks, heading))
-    return FindLrResult(test=test, suggestion=found, data=data, figure=figure, table=table)
+    return replace(result, figure=figure, table=table)
 
 
 def _write_page(result: TrainingResult) -> None:

@@ -31,11 +31,7 @@ def photos_of(given: PhotoInput | Iterable[PhotoInput]) -> Iterator[list[str | M
     Raises:
         UsageError: something in it is not a photo; photos are counted from 1.
     """
-    if _is_photo(given):
-        yield [_as_photo(given, 1)]
-        return
-    if not isinstance(given, Iterable):
-        raise UsageError(f"predict takes photos, not {_kind(given)}", f"pass {_KINDS}, or a list of these")
+    given = several(given)
     photos = (_as_photo(photo, number) for number, photo in enumerate(given, start=1))
     if isinstance(given, Sequence | np.ndarray | torch.Tensor):
         yield list(photos)
@@ -50,12 +46,40 @@ def photos_of(given: PhotoInput | Iterable[PhotoInput]) -> Iterator[list[str | M
         yield batch
 
 
-def _is_photo(given: object) -> bool:
-    """Whether this is one photo. An array or a tensor with four dimensions is several."""
+def check_batch(batch: object) -> NDArray[np.uint8]:
+    """The batch of `predict_proba` as an array, N x H x W x 3.
+
+    Raises:
+        UsageError: it has another shape or type.
+    """
+    remedy = "pass a uint8 array or tensor of N x H x W x 3, red, green and blue from 0 to 255"
+    if not isinstance(batch, (np.ndarray, torch.Tensor)):
+        raise UsageError(f"predict_proba takes an array or a tensor, not a {type(batch).__name__}", remedy)
+    shape = tuple(batch.shape)
+    if len(shape) != 4 or shape[3] != 3 or (shape[0] and 0 in shape):
+        if len(shape) == 3 and shape[2] == 3:
+            remedy = "pass a batch of one: photo[None]"
+        elif len(shape) == 4 and shape[1] == 3:
+            remedy = "make the channels the last dimension: permute(0, 2, 3, 1), or transpose for an array"
+        raise UsageError(f"predict_proba got the shape {' x '.join(map(str, shape)) or '()'}", remedy)
+    if batch.dtype != (torch.uint8 if isinstance(batch, torch.Tensor) else np.uint8):
+        raise UsageError(f"predict_proba got {batch.dtype} values", remedy)
+    return batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else batch
+
+
+def several(given: PhotoInput | Iterable[PhotoInput]) -> Iterable[PhotoInput]:
+    """The argument as an iterable of photos; one photo alone gives a list.
+
+    Raises:
+        UsageError: it is neither.
+    """
     if isinstance(given, np.ndarray | torch.Tensor):
-        return given.ndim != 4
-    kinds = (str, PathLike, bytes, bytearray, memoryview, Image.Image)
-    return isinstance(given, kinds) or hasattr(given, "read")
+        return given if given.ndim == 4 else [given]  # several photos have four dimensions
+    if isinstance(given, str | PathLike | bytes | bytearray | memoryview | Image.Image) or hasattr(given, "read"):
+        return [cast(PhotoInput, given)]
+    if not isinstance(given, Iterable):
+        raise UsageError(f"predict takes photos, not {_kind(given)}", f"pass {_KINDS}, or a list of these")
+    return given
 
 
 def _as_photo(photo: object, number: int) -> str | MemoryPhoto:

@@ -42,6 +42,16 @@ class Refusal:
     is_folder: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Base of the results of commands: what went wrong without an error."""
+
+    warnings: tuple[str, ...] = ()
+    """all that was warned of, in order; the logger `bnlab` has it too"""
+    refused: tuple[Refusal, ...] = ()
+    """the photos that could not be used, and were left out"""
+
+
 @dataclass(frozen=True, slots=True)
 class _Listing:
     """What a folder holds, by name, sorted, without what is hidden."""

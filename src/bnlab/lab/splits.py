@@ -43,6 +43,7 @@ class StudySplits:
     folder: Path  # Where the split.csv of each seed is written.
     photos: Sequence[_StudyPhoto]
     found: int  # How many photos DATA has. A quick study uses some of them.
+    refused: Sequence[Refusal] = ()
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -108,6 +109,7 @@ def open_study_splits(
         DataError: DATA cannot be used, or has fewer than `min_photos` usable photos or two classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    refused: list[Refusal] = []
     if data is None:
         digits = folder / "digits"
         if not digits.is_dir():
@@ -117,19 +119,22 @@ def open_study_splits(
         name, kind = f"{printable(data.name)} (IDX, made binary)", "digits"
         found = write_binary_digits(files, folder, progress)
     else:
-        unreadable: list[Refusal] = []
         name, kind = printable(data.name or data), "photos"
-        found = list(open_evaluation_data(data, "all", unreadable, progress)[1])
-        report_refused(unreadable, strict=False, progress=progress)
+        found = list(open_evaluation_data(data, "all", refused, progress)[1])
+        report_refused(refused, strict=False, progress=progress)
     used = _some(found) if quick and data else found  # the bundled digits are few enough
-    photos = _examined(used, folder, progress) if kind == "photos" else [_with_content(photo) for photo in used]
+    if kind == "photos":
+        photos, broken = _examined(used, folder, progress)
+        refused += broken
+    else:
+        photos = [_with_content(photo) for photo in used]
     number, classes = len(photos), len({photo.label for photo in photos})
     if classes < 2 or number < min_photos:
         raise DataError(
             f"{name} has {plural(number, 'usable photo')} of {classes} class{'es' * (classes != 1)}",
             f"this study needs {min_photos} photos of 2 classes or more",
         )
-    return StudySplits(name, kind, folder, photos, len(found))
+    return StudySplits(name, kind, folder, photos, len(found), refused)
 
 
 def _some(found: Sequence[Photo]) -> list[Photo]:
@@ -155,14 +160,17 @@ def _with_content(photo: Photo) -> _StudyPhoto:
     return _StudyPhoto(photo.path, photo.label, photo.split, sha256, stamp, sha256)
 
 
-def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[_StudyPhoto]:
-    """Usable photos, with duplicates in one group. They are read once, and again only when a file has changed."""
+def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> tuple[list[_StudyPhoto], list[Refusal]]:
+    """Usable photos, with duplicates in one group, and the others.
+
+    They are read once, and again only when a file has changed.
+    """
     columns = ("path", "label", "split", "sha256", "group")
     stamps = {photo.path: _stamp(photo.path) for photo in found}
     state = columns, [(photo.path, photo.label, photo.split, *stamps[photo.path]) for photo in found]
     kept = folder / f"examined-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.csv"
     if kept.exists():
-        return [_StudyPhoto(**row, stamp=stamps[row["path"]]) for row in read_csv(kept)]
+        return [_StudyPhoto(**row, stamp=stamps[row["path"]]) for row in read_csv(kept)], []
     usable, refused = duplicates.read_fingerprints(found, progress)
     report_refused(refused, strict=False, progress=progress)
     fingerprints = [fingerprint for _, fingerprint in usable]
@@ -173,7 +181,7 @@ def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> list[
     ]
     if not refused:  # refused photos are reported each time
         write_csv(kept, columns, ([getattr(photo, column) for column in columns] for photo in photos))
-    return photos
+    return photos, refused
 
 
 def _stamp(path: str) -> Stamp:

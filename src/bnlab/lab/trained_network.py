@@ -104,7 +104,7 @@ class TrainedNetwork:
                 self.recalibrate(images)
             elif statistics == "batch":
                 use_batch_statistics(network)
-            classifier = Classifier(network, card_of(self.context), self.context.device)
+            classifier = Classifier(network, card_of(self.context))
             return evaluate(classifier, photos, split, batch_size=recipe.batch_size, workers=0)
 
     def recalibrate(self, images: int = 1024) -> None:

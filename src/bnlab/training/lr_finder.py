@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bnlab.config import Settings
 from bnlab.data.preprocess import Pixels
+from bnlab.data.scan import Refusal
 from bnlab.errors import DivergedError
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
@@ -59,6 +60,7 @@ class LrRangeTest:
     device: str
     classes: int
     photos: int  # number of training photos
+    refused: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,8 @@ def lr_range_test(data: Path, settings: Settings, *, strict: bool, progress: Pro
             "the loss was not finite before any step, so no learning rate is to blame",
             "check mean, std and the file of --init",
         )
-    return LrRangeTest(curve=curve, recipe=recipe, device=device, classes=classes, photos=photos)
+    refused = prepared.dataset.refused
+    return LrRangeTest(curve=curve, recipe=recipe, device=device, classes=classes, photos=photos, refused=refused)
 
 
 def _batches(context: TrainingContext) -> Generator[tuple[Pixels, NDArray[np.int64]], None, None]:

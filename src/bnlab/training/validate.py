@@ -66,7 +66,7 @@ class Validator:
         self.context, self.photos, self.evaluate_running = context, photos, evaluate_running
         self.sample_cache, self.val_cache = sample_cache, val_cache
         network = copy.deepcopy(context.network).requires_grad_(False)
-        self.classifier = Classifier(network, card_of(context), context.device)
+        self.classifier = Classifier(network, card_of(context))
 
     @property
     def network(self) -> TableNetwork:

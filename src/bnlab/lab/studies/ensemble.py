@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bnlab.classifier.predict import Classifier, Probabilities, mean_of
+from bnlab.classifier.ensemble import mean_of
+from bnlab.classifier.predict import Classifier, Probabilities
 from bnlab.data.photo_file import open_photo
 from bnlab.data.photos import Photos
 from bnlab.data.preprocess import Crops, tta_crops
@@ -62,7 +63,7 @@ def _probabilities(trained: TrainedNetwork, photos: Photos, crops: Crops, mirror
     if trained.diverged:
         return np.full((len(photos), len(trained.context.dataset.classes)), np.nan, dtype=np.float32)
     context, found = trained.context, []
-    classifier = Classifier(context.network, card_of(context), context.device)
+    classifier = Classifier(context.network, card_of(context))
     for path in photos.paths:
         pixels = tta_crops(open_photo(path), context.preprocessing, crops).copy()  # crops x size x size x 3
         found.append(classifier.probabilities(pixels, flip_tta=mirrored and crops > 1).mean(0))
