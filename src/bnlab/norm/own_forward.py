@@ -19,17 +19,7 @@ from bnlab.norm.model_utils import example_inputs, layer_name, runs_again
 
 _PARAMETERS = {
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    torch.batch_norm: (
-        "input",
-        "weight",
-        "bias",
-        "running_mean",
-        "running_var",
-        "training",
-        "momentum",
-        "eps",
-        "cudnn",
-    ),
+    torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
 }
 
 
@@ -42,33 +32,34 @@ class OwnForward(BatchNorm):
         batches, before = self.num_batches_tracked, None
         if batches is not None and self.training:
             before = batches.clone()
-        with _ReplacedCalls(self) as calls:
-            y = super().forward(*args, **kwargs)
-        batches = self.num_batches_tracked
-        if batches is not None and before is not None:
-            self._correct_count(batches, before, calls.updated)
-        return y
+        updates: list[bool | Tensor] = []
+        try:
+            with _ReplacedCalls(self, updates):
+                return super().forward(*args, **kwargs)
+        finally:  # a checkpoint ends a forward that it runs again by an exception
+            if self.num_batches_tracked is not None and before is not None:
+                self._correct_count(self.num_batches_tracked, before, updates)
 
-    def _correct_count(self, batches: Tensor, before: Tensor, updated: bool | Tensor | None) -> None:
+    def _correct_count(self, batches: Tensor, before: Tensor, updates: list[bool | Tensor]) -> None:
         """Correct what the forward has counted: it does not know which batches count (see `_count_batch`).
 
-        `updated` is None where the base class's forward has normalised, and counted.
+        There are no `updates` where the base class's forward has normalised, which counts itself.
         """
         if runs_again():
             batches.copy_(before)
-        elif updated is not None and self.statistics == "population":
+        elif updates and self.statistics == "population":
             batches.zero_()
-        elif isinstance(updated, Tensor):
-            batches.copy_(torch.where(updated, batches, before))
+        elif updates and isinstance(updates[0], Tensor):
+            batches.copy_(torch.where(updates[0], batches, before))
 
 
 class _ReplacedCalls(TorchFunctionMode):
     """Within this context, calls of batch_norm that a layer's forward makes are computed by the layer."""
 
-    def __init__(self, layer: OwnForward) -> None:
+    def __init__(self, layer: OwnForward, updates: list[bool | Tensor]) -> None:
         super().__init__()
         self.layer = layer
-        self.updated: bool | Tensor | None = None  # whether the running statistics were, by a call in training
+        self.updates = updates  # for each call in training, whether the running statistics were updated
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -82,7 +73,8 @@ class _ReplacedCalls(TorchFunctionMode):
         layer._check_channels(x)
         if given.get("training", False) or layer.statistics == "batch" or mean is None or var is None:
             y, updated = layer._by_batch(x, mean, var, *affine, given.get("momentum", 0.1), eps=eps)
-            self.updated = updated if layer.training else None
+            if layer.training:
+                self.updates.append(updated)
             return y
         if not layer.training:
             layer._uses_stored_statistics()  # refuses those that are outdated
