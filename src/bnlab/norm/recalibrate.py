@@ -134,8 +134,8 @@ def recalibrate(
     try:
         with evaluation_mode(network), torch.no_grad():
             measure = _measure_layer_by_layer if layer_by_layer else _measure_in_one_pass
-            for name, uses, found in measure(layers, runner):
-                found = [batch for batch in found if batch.count]
+            for name, uses, batches_found in measure(layers, runner):
+                found = [batch for batch in batches_found if batch.count]
                 if not found:
                     skipped[name] = "it gets empty batches alone"
                     continue
