@@ -91,7 +91,7 @@ def _frozen_class(kind: type[nn.Module]) -> type[nn.Module]:
 def own_class(layer: nn.Module) -> type[nn.Module]:
     """Return the layer's class; of a frozen layer of torch.nn's the one that it has otherwise."""
     kind = type(layer)
-    return kind.__bases__[2] if _Frozen in kind.__bases__ else kind
+    return kind.__bases__[1] if _Frozen in kind.__bases__ else kind
 
 
 def set_class(layer: nn.Module, kind: type[nn.Module]) -> None:

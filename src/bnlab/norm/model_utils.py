@@ -77,7 +77,7 @@ def make_class(name: str, bases: tuple[type, ...], like: type, made_by: tuple[An
     """Return the class that `made_by` makes, which seems to come from where the class `like` does; always the same."""
     if made_by not in _MADE:
         names = {"__module__": like.__module__, "__doc__": like.__doc__, "made_by": made_by}
-        _MADE[made_by] = type(name, (Made, *bases), names)
+        _MADE[made_by] = type(name, (*bases, Made), names)
     return _MADE[made_by]
 
 

@@ -35,22 +35,27 @@ class OwnForward(BatchNorm):
         updates: list[bool | Tensor] = []
         try:
             with _ReplacedCalls(self, updates):
-                return super().forward(*args, **kwargs)
-        finally:  # a checkpoint ends a forward that it runs again by an exception
-            if self.num_batches_tracked is not None and before is not None:
-                self._correct_count(self.num_batches_tracked, before, updates)
-
-    def _correct_count(self, batches: Tensor, before: Tensor, updates: list[bool | Tensor]) -> None:
-        """Correct what the forward has counted: it does not know which batches count (see `_count_batch`).
-
-        There are no `updates` where the base class's forward has normalised, which counts itself.
-        """
+                y = super().forward(*args, **kwargs)
+        except BaseException:  # a batch is refused, or a checkpoint ends a forward that it runs again
+            self._set_count(before)
+            raise
         if runs_again():
-            batches.copy_(before)
-        elif updates and self.statistics == "population":
+            self._set_count(before)
+        elif before is not None and updates:  # without, the base class's forward has normalised, and counted
+            self._correct_count(before, updates[0])
+        return y
+
+    def _correct_count(self, before: Tensor, updated: bool | Tensor) -> None:
+        """Correct what the forward has counted, which does not know which batches count (see `_count_batch`)."""
+        batches = self.num_batches_tracked
+        if batches is not None and self.statistics == "population":
             batches.zero_()
-        elif updates and isinstance(updates[0], Tensor):
-            batches.copy_(torch.where(updates[0], batches, before))
+        elif batches is not None and isinstance(updated, Tensor):
+            self._set_count(torch.where(updated, batches, before))
+
+    def _set_count(self, count: Tensor | None) -> None:
+        if self.num_batches_tracked is not None and count is not None:
+            self.num_batches_tracked.copy_(count)
 
 
 class _ReplacedCalls(TorchFunctionMode):
