@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnlab.errors import ShapeError
 from bnlab.nets import build, registry, tables
 
 TABLES = [(n, v) for n, network in registry.NETWORKS.items() for v in network.variants]
