@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from bnlab.norm import own_forward
 from bnlab.norm.freeze import own_class, set_class
 from bnlab.norm.ghost import GhostBatchNorm
-from bnlab.norm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, StatisticsMode, has_plain_forward
+from bnlab.norm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, StatisticsMode, is_plain_class
 from bnlab.norm.model_utils import class_from, make_class, recipe_of, unwrap
 from bnlab.norm.sync import Group, SyncBatchNorm
 
@@ -188,7 +188,7 @@ def _convert(layer: nn.Module, target: type[BatchNorm], attributes: dict[str, An
         raise CannotConvert("its parameters are parametrised")
     try:
         new = derived_class(kind, target)
-        reason = None if has_plain_forward(kind) else own_forward.why_not(layer, derived_class(kind, own_forward.Probe))
+        reason = None if is_plain_class(kind) else own_forward.why_not(layer, derived_class(kind, own_forward.Probe))
         if reason is None:
             set_class(layer, new)
     except TypeError as error:  # Python's rules of inheritance
@@ -208,7 +208,7 @@ def derived_class(kind: type[nn.Module], target: type[nn.Module]) -> type[nn.Mod
     over: type[nn.Module] = target
     if issubclass(kind, nn.SyncBatchNorm):  # it has a forward too, which has to come later
         over = type(target.__name__, (target, nn.SyncBatchNorm), {})
-    own = issubclass(target, BatchNorm) and not has_plain_forward(kind)
+    own = issubclass(target, BatchNorm) and not is_plain_class(kind)
     bases = (own_forward.OwnForward, kind, over) if own else (kind, over)
     renamed = issubclass(target, SyncBatchNorm) and not issubclass(kind, nn.SyncBatchNorm)
     return make_class("Sync" * renamed + kind.__name__, bases, kind, (derived_class, kind, target))

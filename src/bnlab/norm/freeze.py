@@ -121,14 +121,15 @@ def freeze(model: nn.Module, *, affine: bool = True) -> Freezing:
         ValueError: the model has lazy layers or is scripted; or it is within a DistributedDataParallel, which waits
             for the gradients of parameters that are no longer trained.
     """
-    if affine and isinstance(model, nn.parallel.DistributedDataParallel):
+    network = unwrap(model)
+    if affine and any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         raise ValueError(
             "DistributedDataParallel waits for the gradients of gamma and beta: freeze the model before it is wrapped, "
             "or pass affine=False"
         )
     frozen: list[str] = []
     kept: dict[str, str] = {}
-    for name, layer in unwrap(model).named_modules():
+    for name, layer in network.named_modules():
         if isinstance(layer, Freezable | _BatchNorm | _InstanceNorm) or "running_mean" in layer._buffers:
             reason = _why_not(layer)
             if reason is None:

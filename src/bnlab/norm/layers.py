@@ -272,14 +272,14 @@ def normalise_with_own_statistics(
     return (y if beta is None else y + beta.view(shape)).to(dtype)
 
 
-def has_plain_forward(kind: type[nn.Module]) -> bool:
+def is_plain_class(kind: type[nn.Module]) -> bool:
     """Whether a class's forward is batch normalisation and nothing else: a subclass may add an activation, say."""
     return kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
 
 
 def is_plain(layer: _BatchNorm) -> bool:
     """Whether a layer's forward is batch normalisation and nothing else."""
-    return has_plain_forward(type(layer)) and "forward" not in vars(layer)
+    return is_plain_class(type(layer)) and "forward" not in vars(layer)
 
 
 def batch_norm_layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:

@@ -69,10 +69,19 @@ class Renormalisation(BatchNorm):
         if input.ndim < 2:
             raise ValueError(f"expected N x C x ..., got a {input.ndim}D input")
 
-    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+    def _transform(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        *,
+        relu: bool,
+    ) -> tuple[Tensor, bool | Tensor]:
         batches = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
         if running is None:
-            return super()._transform(input, running, relu=relu)
+            return super()._transform(input, weight, bias, running, eps, relu=relu)
         found = moments.measure(input.detach())
         weight: Tensor = self.weight
         bias: Tensor = self.bias
