@@ -83,14 +83,13 @@ class Renormalisation(BatchNorm):
         if running is None:
             return super()._transform(input, weight, bias, running, eps, relu=relu)
         found = moments.measure(input.detach())
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
         if batches:
-            scale = torch.sqrt(running.var + self.eps)  # C
+            assert weight is not None and bias is not None
+            scale = torch.sqrt(running.var + eps)  # C
             mean, var = found.mean.to(scale), found.variance(unbiased=False).to(scale)  # C, C
-            r, d = torch.sqrt(var + self.eps) / scale, (mean - running.mean) / scale  # C, C
+            r, d = torch.sqrt(var + eps) / scale, (mean - running.mean) / scale  # C, C
             weight, bias = weight * r, bias + weight * d
-        y = kernels.by_batch(input, weight, bias, None, self.eps).y  # N x C x ...
+        y = kernels.by_batch(input, weight, bias, None, eps).y  # N x C x ...
         moved = kernels.update_running(running._replace(momentum=max(running.momentum, 1 / (1 + batches))), found)
         return F.relu(y, inplace=True) if relu else y, moved
 
