@@ -187,7 +187,7 @@ def _sync_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     plain = move_network(build("bn_googlenet", classes=5), "cpu")
-    networks = {"plain": plain, "sync": convert_sync(copy.deepcopy(plain))}
+    networks = {"plain": plain, "sync": convert_sync(copy.deepcopy(plain)).model}
     x, targets = torch.randn(16, 3, 128, 128).to(memory_format=LAST), torch.arange(16) % 5
     # Both processes must do the same number of steps, so that number is fixed rather than the time.
     found = _alternate({name: _training_step(net, x, targets) for name, net in networks.items()}, rounds=12)

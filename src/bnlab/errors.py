@@ -27,6 +27,10 @@ class UsageError(BnlabError):
     """An option or a setting is not valid."""
 
 
+class ShapeError(UsageError, ValueError):
+    """A layer or a network gets an input of a shape that it does not take."""
+
+
 class RecipeError(UsageError):
     """A recipe has an unknown key or a value out of range."""
 

@@ -6,19 +6,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnlab import norm
+from bnlab.errors import UsageError
 from bnlab.nets import tables
 from bnlab.nets.blocks import (
     AuxiliaryHead,
     BranchPool,
     FlattenPixels,
+    GlobalPool,
     Inception,
     MaxPool,
     adaptive_avg_pool,
     conv_norm_act,
+    linear_norm_act,
     max_pool,
 )
 
 PLAIN = partial(conv_norm_act, norm=None, activation=nn.Identity, placement="before", bias=False)
+DENSE = partial(linear_norm_act, norm=None, activation=nn.Identity, placement="before", bias=False)
 
 
 @pytest.mark.parametrize("placement", ["before", "after"])
@@ -139,3 +143,31 @@ def test_indices_are_recomputed_in_training_only() -> None:
     assert layer(x).grad_fn.name() == "_MaxPoolBackward"
     assert layer.eval()(x).grad_fn.name() == "MaxPool2DWithIndicesBackward0"
     assert torch.equal(layer(x), layer.train()(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "message"),
+    [
+        (PLAIN(3, 5, 3), (2, 4, 8, 8), r"ConvNormAct takes N x 3 x H x W, and got \[2, 4, 8, 8\]: reshape the batch"),
+        (PLAIN(3, 5, 3), (2, 3, 8), r"ConvNormAct takes N x 3 x H x W, and got \[2, 3, 8\]"),
+        (PLAIN(3, 5, 3), (2, 3, 8, 0), r"ConvNormAct takes maps of at least 1 x 1, and got \[2, 3, 8, 0\]: use larger"),
+        (PLAIN(3, 5, 3, multiplier=2), (2, 4, 8, 8), "takes N x 3 x H x W"),
+        (DENSE(3, 5), (2, 4), r"ConvNormAct takes N x 3, and got \[2, 4\]"),
+        (DENSE(3, 5), (2, 1, 3), r"ConvNormAct takes N x 3, and got \[2, 1, 3\]"),
+        (
+            Inception(5, tables.Inception("x", 1, 2, 3, 2, 4, 1, "avg"), PLAIN),
+            (1, 4, 8, 8),
+            "Inception takes N x 5 x H",
+        ),
+        (BranchPool("max", 2), (2, 3), r"BranchPool takes N x C x H x W, and got \[2, 3\]"),
+        (MaxPool(3, stride=2, ceil_mode=True), (1, 3, 1, 4), "MaxPool takes maps of at least 2 x 2"),
+        (FlattenPixels(2), (2, 3, 4), "FlattenPixels takes N x C x H x W"),
+        (GlobalPool(), (2, 3), "GlobalPool takes N x C x H x W"),
+        (AuxiliaryHead(5, 3, PLAIN), (2, 4, 8, 8), r"conv \(ConvNormAct\) takes N x 5 x H x W"),
+        (AuxiliaryHead(5, 3, PLAIN), (2, 5), r"pool \(HeadPool\) takes N x C x H x W"),
+    ],
+)
+def test_inputs_of_other_shapes_are_refused(block: nn.Module, shape: tuple[int, ...], message: str) -> None:
+    for kind in (ValueError, UsageError):
+        with pytest.raises(kind, match=message):
+            block(torch.zeros(shape))

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from bnlab.errors import UsageError
@@ -84,3 +85,9 @@ def test_the_report_says_what_is_frozen(name: str, part: Part, options: dict[str
 def test_a_network_without_a_stem() -> None:
     with pytest.raises(UsageError, match=r"mlp has no stem.*: use backbone or none"):
         freeze(build("mlp", classes=3), "stem", norms=False)
+
+
+def test_a_users_own_normalisation_is_frozen_too() -> None:
+    network = build("bn_small_inception", classes=3, norm=nn.BatchNorm2d, width=0.25)
+    frozen = freeze(network, "backbone", norms=False)
+    assert frozen.norms == 43 and trained(network) == {"fc"}

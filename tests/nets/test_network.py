@@ -1,8 +1,9 @@
+import pickle
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bnlab.errors import UsageError
@@ -196,3 +197,27 @@ def test_images_of_the_wrong_shape_are_refused(shape: tuple[int, ...], problem: 
         build("bn_googlenet", classes=3, width=0.25)(torch.zeros(shape))
     assert problem in error.value.problem
     assert remedy in error.value.remedy
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 32, 32, 3), (3, 32, 32), (2, 3, 4, 4)])
+def test_wrong_shapes_are_value_errors_too(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError):
+        build("bn_googlenet", classes=2, width=0.1)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["bn_googlenet", "bn_small_inception", "bn_mlp"])
+@pytest.mark.parametrize("training", [True, False])
+def test_fx_traces_the_networks(name: str, training: bool) -> None:
+    """As they are when traced; a network with heads has several outputs in training."""
+    heads = has_row(name, Auxiliary)
+    found = []
+    for trace in (False, True):
+        network: nn.Module = build(name, classes=3, auxiliary=heads, width=0.1).train(training)
+        if trace:
+            network = pickle.loads(pickle.dumps(fx.symbolic_trace(network)))
+        torch.manual_seed(0)
+        outputs = tuple_of(network(torch.randn(4, 3, 33, 40)))
+        assert len(outputs) == (3 if heads and training else 1)
+        found.append(dict(enumerate(outputs)) | dict(network.named_buffers()))
+    assert len(found[1]) > 5  # a graph has the layers that it calls
+    assert all(torch.equal(tensor, found[0][name]) for name, tensor in found[1].items())

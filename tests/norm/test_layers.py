@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.backend.test.case import node as onnx_cases
 from onnx.backend.test.case.node import batch_normalization
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from bnlab import norm
 from bnlab.norm import reference
@@ -183,13 +184,45 @@ def test_the_memory_format_is_kept(case: Case, relu: bool) -> None:
     assert x.grad.is_contiguous(memory_format=last)
 
 
-@LAYERS
-def test_empty_batches_are_refused_in_training_alone(n: int) -> None:
-    layer, x = getattr(norm, f"BatchNorm{n}d")(5), torch.zeros(0, 5, *[2] * n)
-    with pytest.raises(norm.TooFewValuesError, match=rf"^BatchNorm{n}d got an empty batch, \[0, 5, .*: .*eval\(\)"):
-        layer(x)
-    assert layer.running_mean.abs().sum() == layer.num_batches_tracked == 0
-    assert layer.eval()(x).shape == x.shape
+@cases(*OPTIONS)
+@RELU
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_batches_are_torchs(case: Case, relu: bool, training: bool) -> None:
+    """In training they are counted, and leave the statistics."""
+    full = values(0, *case.shape)
+    shapes = [(0, *case.shape[1:])] + [(*case.shape[:-1], 0)] * (len(case.shape) > 2)
+    for shape in shapes:
+        found = []
+        for layer in case.pair(torch.float32):
+            layer(full)
+            x = torch.zeros(shape, requires_grad=True)
+            layer.train(training)
+            y = layer(x, relu=relu) if isinstance(layer, norm.layers.BatchNorm) else layer(x)
+            y.sum().backward()
+            gradients = [p.grad for p in layer.parameters()]
+            found.append([y, x.grad, *gradients, *layer.buffers(), layer(full)])
+            assert y.shape == shape and not any(gradient.any() for gradient in gradients)
+        assert equal(*found)
+
+
+@pytest.mark.parametrize("kind", [norm.GhostBatchNorm2d, norm.SyncBatchNorm, norm.Whitening2d])
+@pytest.mark.parametrize("shape", [(0, 6, 2, 2), (70, 6, 0, 2)])
+def test_empty_batches_in_the_other_layers(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    layer = kind(6)
+    layer(torch.randn(4, 6, 2, 2))
+    before = state(layer)
+    x = torch.zeros(shape, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
+    assert [p.grad.tolist() for p in layer.parameters()] == [[0] * 6] * 2
+    assert same(state(layer), before | {"num_batches_tracked": torch.tensor(2)})
+    layer.eval()
+    assert layer(x).shape == shape
+    layer.statistics = "population"
+    layer.train()(x)
+    assert layer.num_batches_tracked == 0  # an optimiser step may follow, as after any batch
+    assert norm.NormActivation(kind(6), nn.ReLU())(x).shape == shape
 
 
 @LAYERS
@@ -368,12 +401,128 @@ class TestConventions:
                 kind(1)(x)
         assert kind(1).eval()(torch.zeros(1, 1)).item() == 0
 
-    def test_a_checkpoint_around_it_moves_the_statistics_twice(self, kind: type[nn.BatchNorm1d]) -> None:
-        layer = kind(1).double()
-        x = self.x.clone().requires_grad_()
-        torch.utils.checkpoint.checkpoint(nn.Sequential(layer, nn.Sigmoid()), x, use_reentrant=False).sum().backward()
-        assert layer.num_batches_tracked.item() == 2
-        assert layer.running_mean.item() == pytest.approx((1 - 0.9**2) * 2, rel=1e-12)
+
+CHECKPOINTED = {
+    "plain": partial(norm.BatchNorm2d, 6),
+    "average": partial(norm.BatchNorm2d, 6, momentum=None),
+    "population": partial(norm.BatchNorm2d, 6, statistics="population"),
+    "not tracked": partial(norm.BatchNorm2d, 6, track_running_stats=False),
+    "ghost": partial(norm.GhostBatchNorm2d, 6, ghost_size=3),
+    "sync": partial(norm.SyncBatchNorm, 6),
+    "whitening": partial(norm.Whitening2d, 6),
+    "relu": lambda: norm.NormActivation(norm.BatchNorm2d(6), nn.ReLU()),
+}
+
+
+def around(model: nn.Sequential, x: Tensor, *, reentrant: bool) -> Tensor:
+    return checkpoint(model, x, use_reentrant=reentrant)
+
+
+def nested(model: nn.Sequential, x: Tensor, *, reentrant: bool) -> Tensor:
+    def outer(x: Tensor) -> Tensor:
+        x = checkpoint(model[:2], x, use_reentrant=reentrant)
+        return checkpoint(model[2:], x, use_reentrant=not reentrant)
+
+    return checkpoint(outer, x, use_reentrant=reentrant)
+
+
+def in_parts(model: nn.Sequential, x: Tensor, *, reentrant: bool) -> Tensor:
+    return checkpoint_sequential(model, 2, x, use_reentrant=reentrant)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's own, where checkpoints are nested
+@pytest.mark.parametrize("kind", CHECKPOINTED)
+@pytest.mark.parametrize("way", [around, nested, in_parts])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_within_a_checkpoint_statistics_move_once(kind: str, way: Any, reentrant: bool) -> None:
+    found = []
+    for checkpoints in (False, True):
+        torch.manual_seed(0)
+        made = [CHECKPOINTED[kind]() for _ in range(2)]
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), made[0], nn.Conv2d(6, 6, 1), made[1], nn.Sigmoid())
+        for seed in range(2):
+            x = values(seed, 7, 3, 6, 6).requires_grad_()
+            y = way(model, x, reentrant=reentrant) if checkpoints else model(x)
+            y.square().sum().backward()
+        found.append([y, x.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+    assert equal(*found)
+
+
+def test_gradients_of_gradients_through_a_checkpoint() -> None:
+    found = []
+    for checkpoints in (False, True):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Conv2d(3, 6, 3), norm.BatchNorm2d(6), nn.Sigmoid()), batch().requires_grad_()
+        y = checkpoint(model, x, use_reentrant=False) if checkpoints else model(x)
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        found.append([dx, x.grad, model[1].weight.grad, *model.buffers()])
+    assert equal(*found) and model[1].num_batches_tracked == 1
+
+
+def test_statistics_measured_between_forward_and_backward_are_not_outdated_by_a_checkpoint() -> None:
+    layer, x = norm.BatchNorm2d(3, statistics="population"), batch().requires_grad_()
+    y = checkpoint(layer, x, use_reentrant=False)
+    norm.recalibrate(layer, [batch()])
+    y.square().sum().backward()
+    assert layer.num_batches_tracked == 1
+
+
+def test_a_convertible_layer_of_torchs_moves_twice_within_a_checkpoint() -> None:
+    model, x = nn.Sequential(nn.BatchNorm2d(3), nn.Sigmoid()), batch().requires_grad_()
+    for expected in (2, 3):
+        checkpoint(model, x, use_reentrant=False).sum().backward()
+        assert model[0].num_batches_tracked == expected
+        norm.convert(model)
+
+
+# torch.fx.
+
+TRACED = {
+    **CHECKPOINTED,
+    "population": lambda: norm.BatchNorm2d(6),
+    "sigmoid": lambda: norm.NormActivation(norm.BatchNorm2d(6), nn.Sigmoid(), "after"),
+}
+
+
+@pytest.mark.parametrize("kind", TRACED)
+@pytest.mark.parametrize("copied", [lambda m: m, lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+def test_fx_traces_them_as_one_call(kind: str, copied: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), TRACED[kind](), nn.Conv2d(6, 6, 1))
+    traced = copied(fx.symbolic_trace(copy.deepcopy(model)))
+    names = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert {"1", "1.norm"} & set(names)
+    for training in (True, False, True):
+        found = []
+        for each in (model, traced):
+            each.train(training)
+            x = batch().requires_grad_()
+            y = each(x)
+            each.zero_grad()
+            y.square().sum().backward()
+            found.append([y, x.grad, *(p.grad for p in each.parameters()), *each.buffers()])
+        assert equal(*found)
+    if kind == "not tracked":
+        return
+    norm.freeze(traced)
+    before = [buffer.clone() for buffer in traced.buffers()]
+    traced.train()(batch())
+    assert equal(traced.buffers(), before)
+
+
+def test_fx_runs_the_forward_of_a_subclass_once() -> None:
+    class Doubled(norm.BatchNorm2d):
+        def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
+            return super().forward(input, relu=relu) * 2
+
+    model = nn.Sequential(Doubled(3))
+    expected = copy.deepcopy(model)(batch())
+    seen: list[int] = []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    traced = fx.symbolic_trace(model)
+    assert not seen
+    assert torch.equal(traced(batch()), expected) and len(seen) == 1
 
 
 def test_refusals_name_the_layer() -> None:
@@ -382,13 +531,12 @@ def test_refusals_name_the_layer() -> None:
     messages = {
         (1, 3, 1, 1): r"^Expected more than 1 value per channel when training, got input size .*\[1, 3, 1, 1\].* at "
         r"features.0 \(BatchNorm2d\): .*larger images.*freeze\(\).*eval\(\)",
-        (4, 3, 0, 4): r"^features.0 \(BatchNorm2d\) got an empty batch, \[4, 3, 0, 4\]: .*eval\(\)",
         (4, 3): r"^expected 4D input \(got 2D input\) at features.0 \(BatchNorm2d\)$",
     }
     for shape, message in messages.items():
         with pytest.raises(ValueError if len(shape) == 2 else norm.TooFewValuesError, match=message):
             network(torch.zeros(shape))
-    with pytest.raises(RuntimeError, match=r"^features.0 \(BatchNorm2d\) is for 3 channels, and got 5: \[4, 5, 2, 2\]"):
+    with pytest.raises(ValueError, match=r"^features.0 \(BatchNorm2d\) is for 3 channels, and got 5: \[4, 5, 2, 2\]"):
         network(torch.zeros(4, 5, 2, 2))
     network.eval()
     for shape in ((1, 3, 1, 1), (0, 3, 4, 4)):

@@ -1,10 +1,21 @@
+import copy
+import pickle
 import warnings
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from bnlab.norm.model_utils import hooked, layer_name, unwrap_model
+from bnlab.norm.model_utils import (
+    FxLeaf,
+    class_from,
+    hooked,
+    layer_name,
+    make_class,
+    recipe_of,
+    unwrap,
+    unwrap_model,
+)
 
 
 def test_wrappers_are_unwrapped() -> None:
@@ -96,3 +107,46 @@ def test_a_layer_used_twice_has_its_first_name() -> None:
     network.add_module("b", layer)
     network.a.inner = layer
     assert network(X) == "a.inner (Layer)"
+
+
+class Leaf(FxLeaf):
+    def forward(self, x: Tensor, *, scale: int = 1) -> Tensor:
+        return x * scale if bool(x.sum() > 0) else x  # cannot be traced
+
+
+def test_leaves_are_recorded_as_one_call() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.leaf = Leaf()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.leaf(x, scale=3) + self.leaf(x=x)
+
+    traced = fx.symbolic_trace(Model())
+    assert traced(torch.ones(2)).tolist() == [4, 4]
+    assert [(node.target, node.kwargs.keys()) for node in traced.graph.nodes if node.op == "call_module"] == [
+        ("leaf", {"scale"}),
+        ("leaf", {"x"}),
+    ]
+
+
+def mixed(kind: type[nn.Module]) -> type[nn.Module]:
+    return make_class(f"Mixed{kind.__name__}", (kind,), kind, (mixed, kind))
+
+
+def test_made_classes_are_pickled_by_how_they_are_made() -> None:
+    once = mixed(nn.ReLU)
+    twice = mixed(once)
+    assert mixed(nn.ReLU) is once and twice.__name__ == "MixedMixedReLU" and twice.__module__ == nn.ReLU.__module__
+    for kind in (once, twice):
+        assert class_from(recipe_of(kind)) is kind
+        layer = kind()
+        for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer), copy.copy(layer)):
+            assert type(copied) is kind and vars(copied).keys() == vars(layer).keys()
+    assert recipe_of(nn.ReLU) is nn.ReLU is class_from(nn.ReLU)
+
+
+def test_meta_and_wrapped_models_are_unwrapped_without_values() -> None:
+    network = nn.Linear(2, 2, device="meta")
+    assert unwrap(nn.DataParallel(network)) is network

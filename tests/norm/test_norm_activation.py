@@ -45,3 +45,11 @@ def test_hooks_see_both_parts() -> None:
 def test_refusal() -> None:
     with pytest.raises(ValueError, match="'before' or 'after' the activation, not 'behind'"):
         NormActivation(BatchNorm2d(3), nn.ReLU(), "behind")
+
+
+def test_a_subclass_with_a_forward_gets_no_other_argument() -> None:
+    class Doubled(BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(input) * 2
+
+    torch.testing.assert_close(NormActivation(Doubled(3), nn.ReLU())(x()), nn.BatchNorm2d(3)(x()).relu() * 2)

@@ -389,7 +389,7 @@ def test_statistics_that_do_not_fit() -> None:
 
 def test_layers_made_by_conversion_normalise_afterwards_as_before() -> None:
     """They take attributes from their class, which recalibration must not leave on them."""
-    model, x = convert_sync(nn.Sequential(nn.BatchNorm2d(3))).double(), images()
+    model, x = convert_sync(nn.Sequential(nn.BatchNorm2d(3))).model.double(), images()
     recalibrate(model, [x])
     assert model[0].statistics == "running"
     assert model.eval()(x[:1]).mean().abs() > 0.1  # by the batch it would be 0
@@ -507,3 +507,30 @@ def test_pythons_generator_is_not_changed() -> None:
     random.seed(1)
     recalibrate(Pair(), images().split(8))
     assert random.random() == expected
+
+
+class Detector(nn.Module):
+    """Its head gets what its neck finds, which may be nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neck, self.head, self.other = BatchNorm2d(3), nn.BatchNorm2d(3), Whitening2d(3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.neck(x)  # N x 3 x H x W
+        return self.head(y[y.flatten(1).mean(1) > 0]), self.other(y[:0])
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_by_layer": True}, {"as_paper": True}], ids=str)
+def test_empty_batches_are_left_out(options: dict[str, bool]) -> None:
+    x = images().float()
+    one, other = Detector(), Detector()
+    batches = [x, x]
+    done = recalibrate(one, [x[:0], *batches, x[:, :, :0]], **options)
+    assert (done.images, done.batches) == (2 * len(x), 2)
+    assert list(done.layers) == ["neck", "head"] and done.skipped == {"other": "it gets empty batches alone"}
+    recalibrate(other, batches, **options)
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
+    assert all(b.isfinite().all() for b in one.buffers())
+    with pytest.raises(ValueError, match="no batch to measure"):
+        recalibrate(one, [x[:0]], **options)

@@ -13,17 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from bnlab.norm import (
-    BatchNorm1d,
-    BatchNorm2d,
-    GhostBatchNorm2d,
-    SyncBatchNorm,
-    TooFewValuesError,
-    convert_sync,
-    recalibrate,
-    revert_sync,
-)
+from bnlab.norm import BatchNorm2d, SyncBatchNorm, TooFewValuesError, convert_sync, freeze, recalibrate, revert_sync
+from tests.norm.subclasses import Activated, AnyShape, Direct, Doubled, Synchronised
 
 Found = dict[str, Any]
 
@@ -49,6 +42,7 @@ def learn(model: nn.Module, x: Tensor, total: int) -> Found:
     weights = torch.linspace(-1, 1, y.numel() // max(len(y), 1))
     loss = ((y.flatten(1) * weights).sum(1).square().sum() if len(y) else y.sum()) / total
     loss.backward()
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     return {
         "y": y.detach(),
         "dx": x.grad,
@@ -61,12 +55,64 @@ def both(rank: int, sizes: tuple[int, int], channels_last: bool = False) -> Foun
     x = batch(sum(sizes)).split(sizes)[rank]
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    return learn(convert_sync(network()), x, sum(sizes))
+    return learn(convert_sync(network()).model, x, sum(sizes))
+
+
+def subclasses() -> nn.Sequential:
+    """Layers with a forward of another library, one with an average of all batches."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), Activated(8, momentum=None), nn.Conv2d(8, 4, 3), Doubled(4), Synchronised(4)),
+        *(nn.Conv2d(4, 4, 1), Activated(4, track_running_stats=False), nn.Conv2d(4, 4, 1), Direct(4, affine=False)),
+        *(AnyShape(4), nn.Flatten(), nn.Linear(100, 2)),
+    )
+
+
+def both_of_subclasses(rank: int, sizes: tuple[int, int]) -> Found:
+    model = subclasses()
+    done = convert_sync(model)
+    assert len(done.converted) == 6 and not done.kept
+    return learn(model, batch(sum(sizes)).split(sizes)[rank], sum(sizes))
+
+
+def reverted(rank: int) -> Found:
+    """Of a layer that torch has synchronised, which refuses the CPU, each process by itself."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    revert_sync(model)
+    return learn(DistributedDataParallel(model), batch(16), 16)
+
+
+def all_empty(rank: int) -> Found:
+    return learn(convert_sync(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), Activated(4))).model, batch(0), 1)
+
+
+def checkpointed(rank: int) -> Found:
+    model = convert_sync(network()).model
+    inner = model[:5]
+
+    def forward(x: Tensor) -> Tensor:
+        return model[5:](checkpoint(inner, x, use_reentrant=False))
+
+    model.forward = forward  # type: ignore[method-assign]
+    return learn(model, batch().split(16)[rank], 32)
+
+
+def frozen_under_ddp(rank: int) -> Found:
+    model = network()
+    freeze(model)
+    parallel = DistributedDataParallel(model).train()
+    parallel(batch().split(16)[rank]).square().mean().backward()
+    refused = False
+    try:
+        freeze(parallel)
+    except ValueError:
+        refused = True
+    return {"refused": refused, "gradient": model[0].weight.grad, "statistics": dict(model.named_buffers())}
 
 
 def averaged(rank: int) -> Found:
     """As in training: with DistributedDataParallel, each process computes its mean loss."""
-    model = DistributedDataParallel(convert_sync(network()))
+    model = DistributedDataParallel(convert_sync(network()).model)
     y = model(batch().split(16)[rank])
     F.cross_entropy(y, torch.arange(32).split(16)[rank] % 2).backward()
     return {name: p.grad.clone() for name, p in model.module.named_parameters()}
@@ -111,13 +157,13 @@ def not_finite(rank: int) -> Found:
 
 
 def inference(rank: int) -> Tensor:
-    model = convert_sync(network()).eval()
+    model = convert_sync(network()).model.eval()
     return model(batch(4)) if rank == 0 else torch.zeros(0)  # the other process makes no call
 
 
 def measured(rank: int, by_layer: bool) -> Found:
     """The first process has three batches, the second one."""
-    model = DistributedDataParallel(convert_sync(network()))
+    model = DistributedDataParallel(convert_sync(network()).model)
     done = recalibrate(model, batch().split((8, 8, 8, 8))[slice(0, 3) if rank == 0 else slice(3, 4)],
                        layer_by_layer=by_layer)  # fmt: skip
     return {
@@ -152,6 +198,12 @@ SCENES: dict[str, Callable[[int], Any]] = {
     "channels last": lambda rank: both(rank, (16, 16), True),
     "uneven": lambda rank: both(rank, (27, 5)),
     "empty": lambda rank: both(rank, (32, 0)),
+    "subclasses": lambda rank: both_of_subclasses(rank, (16, 16)),
+    "subclasses, uneven": lambda rank: both_of_subclasses(rank, (32, 0)),
+    "reverted": reverted,
+    "all empty": all_empty,
+    "checkpointed": checkpointed,
+    "frozen": frozen_under_ddp,
     "averaged": averaged,
     "rectified": rectified,
     "coarse": coarse,
@@ -188,13 +240,19 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
 def assert_close(found: Tensor, expected: Tensor, what: str = "") -> None:
     error = (found - expected).abs().max() if expected.numel() else torch.zeros(())
     scale = expected.abs().max().clamp(min=1) if expected.numel() else 1
-    assert error / scale < 1e-6, f"{what}: {error}"
+    assert error / scale < 3e-6, f"{what}: {error}"
 
 
-@pytest.mark.parametrize("scene", ["even", "channels last", "uneven", "empty"])
-def test_two_processes_compute_what_one_does(scenes: tuple[Found, Found], scene: str) -> None:
+@pytest.mark.parametrize(
+    ("scene", "make"),
+    [
+        *((scene, network) for scene in ("even", "channels last", "uneven", "empty", "checkpointed")),
+        *((scene, subclasses) for scene in ("subclasses", "subclasses, uneven")),
+    ],
+)
+def test_two_processes_compute_what_one_does(scenes: tuple[Found, Found], scene: str, make: Any) -> None:
     first, second = (process[scene] for process in scenes)
-    one = learn(network(), batch(), 32)
+    one = learn(make(), batch(), 32)
     assert_close(torch.cat([first["y"], second["y"]]), one["y"], "outputs")
     assert_close(torch.cat([first["dx"], second["dx"]]), one["dx"], "input gradients")
     for name, gradient in one["gradients"].items():
@@ -210,6 +268,34 @@ def test_under_distributed_data_parallel(scenes: tuple[Found, Found]) -> None:
     for process in scenes:
         for name, parameter in model.named_parameters():
             assert_close(process["averaged"][name], parameter.grad, name)
+
+
+def test_layers_that_torch_has_synchronised_run_on_cpus_again(scenes: tuple[Found, Found]) -> None:
+    one = learn(network(), batch(16), 16)
+    for process in scenes:
+        assert_close(process["reverted"]["y"], one["y"])
+
+
+def test_batches_that_are_empty_in_all_processes(scenes: tuple[Found, Found]) -> None:
+    one = learn(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), Activated(4)), batch(0), 1)
+    for process in scenes:
+        found = process["all empty"]
+        assert found["y"].shape == one["y"].shape == (0, 4, 9, 9)
+        assert all(not gradient.any() for gradient in found["gradients"].values())
+        for name, value in one["statistics"].items():
+            assert torch.equal(found["statistics"][name], value)
+        assert found["statistics"]["1.num_batches_tracked"] == found["statistics"]["2.num_batches_tracked"] == 1
+
+
+def test_frozen_layers_under_distributed_data_parallel(scenes: tuple[Found, Found]) -> None:
+    one = network()
+    freeze(one)
+    one.train()(batch()).square().mean().backward()
+    for process in scenes:
+        assert process["frozen"]["refused"]  # DistributedDataParallel would wait for gamma and beta
+        assert_close(process["frozen"]["gradient"], one[0].weight.grad)
+        for name, buffer in one.named_buffers():
+            assert torch.equal(process["frozen"]["statistics"][name], buffer)
 
 
 def test_with_relu(scenes: tuple[Found, Found]) -> None:
@@ -274,63 +360,7 @@ def test_a_failure_in_one_process_fails_in_all(scenes: tuple[Found, Found]) -> N
 
 
 def test_alone_it_is_plain_batch_normalisation() -> None:
-    one, other = learn(network(), batch(), 32), learn(convert_sync(network()), batch(), 32)
+    one, other = learn(network(), batch(), 32), learn(convert_sync(network()).model, batch(), 32)
     assert torch.equal(one["y"], other["y"]) and torch.equal(one["dx"], other["dx"])
-    with pytest.raises(ValueError, match="empty batch"):
-        SyncBatchNorm(3)(torch.zeros(0, 3))
     with pytest.raises(ValueError, match=r"^expected at least 2D input \(got 1D input\) at SyncBatchNorm$"):
         SyncBatchNorm(3)(torch.zeros(3))
-
-
-def test_conversion_and_back() -> None:
-    model = nn.Sequential(
-        *(nn.BatchNorm2d(3, momentum=0.3), BatchNorm2d(3, statistics="population").freeze(), GhostBatchNorm2d(3)),
-        *(nn.Sequential(BatchNorm1d(3, affine=False)), nn.SyncBatchNorm(3), SyncBatchNorm(3)),
-    ).eval()
-    model[0].register_forward_hook(lambda *_: None)
-    model.shared = model[0]
-    kinds = [type(m) for m in model.modules()]
-    parameters, state = [*model.parameters()], dict(model.state_dict(keep_vars=True))
-    converted = convert_sync(model)
-    assert converted is model
-    assert [type(m).__name__ for m in model] == [
-        *("SyncBatchNorm", "SyncBatchNorm", "GhostBatchNorm2d", "Sequential", "SyncBatchNorm", "SyncBatchNorm"),
-        "SyncBatchNorm",
-    ]
-    assert model.shared is model[0] and model[0].momentum == 0.3 and len(model[0]._forward_hooks) == 1
-    assert model[1].frozen and model[1].statistics == "population" and not model[0].training
-    assert type(model[3][0]) is SyncBatchNorm
-    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
-    assert {k: id(v) for k, v in model.state_dict(keep_vars=True).items()} == {k: id(v) for k, v in state.items()}
-    assert [type(m) for m in revert_sync(convert_sync(model)).modules()] == kinds
-    alone = convert_sync(nn.BatchNorm2d(2))
-    assert type(alone) is SyncBatchNorm and alone.unfreeze().training
-    assert type(revert_sync(alone)) is nn.BatchNorm2d
-    assert not convert_sync(alone.eval()).unfreeze().training
-
-
-def test_conversion_keeps_groups_and_refuses_what_it_cannot_undo() -> None:
-    group = object()
-    synchronised = nn.SyncBatchNorm(2, process_group=group)
-    assert convert_sync(synchronised).process_group is group
-    other = SyncBatchNorm(2)
-    assert convert_sync(other, group).process_group is group
-    frozen = convert_sync(nn.BatchNorm2d(2)).freeze()
-    with pytest.raises(ValueError, match=r"^a frozen layer cannot become BatchNorm2d again: unfreeze\(\) it first$"):
-        revert_sync(frozen)
-    assert type(revert_sync(frozen.unfreeze())) is nn.BatchNorm2d
-
-
-class Derived(nn.BatchNorm2d):
-    pass
-
-
-class Activated(nn.BatchNorm2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).relu()
-
-
-def test_subclasses_are_converted_where_they_compute_nothing_else() -> None:
-    model = convert_sync(nn.Sequential(Derived(2), Activated(2)))
-    assert [type(layer) for layer in model] == [SyncBatchNorm, Activated]
-    assert [type(layer) for layer in revert_sync(model)] == [Derived, Activated]

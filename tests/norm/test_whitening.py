@@ -411,18 +411,11 @@ def test_inputs_that_are_refused(x: Tensor, message: str) -> None:
     assert network[0].num_batches_tracked == 0
 
 
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (torch.zeros(1, 6, 1, 1), r"^Expected more than 1 value per channel when training, .* at bn \(Whitening2d\)"),
-        (torch.zeros(0, 6, 2, 2), r"^bn \(Whitening2d\) got an empty batch, \[0, 6, 2, 2\]"),
-    ],
-)
-def test_batches_without_a_variance(x: Tensor, message: str) -> None:
+def test_a_batch_without_a_variance() -> None:
     network = nn.Sequential()
     network.add_module("bn", Whitening2d(6))
-    with pytest.raises(TooFewValuesError, match=message):
-        network(x)
+    with pytest.raises(TooFewValuesError, match=r"^Expected more than 1 value per channel .* at bn \(Whitening2d\)"):
+        network(torch.zeros(1, 6, 1, 1))
     assert network[0].num_batches_tracked == 0
 
 

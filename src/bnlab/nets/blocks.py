@@ -1,5 +1,7 @@
 """The blocks that the networks are made of.
 
+A block refuses an input of another shape than it takes with a ShapeError, which is a ValueError.
+
 Shapes: N images, C input channels, H x W the size of the map; H' = ceil(H / stride), and W' likewise.
 """
 
@@ -10,13 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.errors import UsageError
+from bnlab.errors import ShapeError, UsageError
 from bnlab.nets import tables
 from bnlab.nets.options import MakeActivation, MakeNorm
+from bnlab.norm.model_utils import FxLeaf, layer_name
 from bnlab.norm.norm_activation import Placement, norm_activation
 
 MakeLayer = Callable[..., "ConvNormAct"]
 """`conv_norm_act` or `linear_norm_act`, with all arguments given but the shapes."""
+
+
+def check_images(layer: nn.Module, x: object, channels: int | None = None, *, smallest_side: int = 1) -> None:
+    """Raise ShapeError unless x is N x C x H x W, of these channels (None: any), and H and W suffice.
+
+    torch.fx's proxies, which have no shape yet, pass.
+    """
+    if not isinstance(x, Tensor):
+        return
+    if x.ndim != 4 or x.shape[1] != (x.shape[1] if channels is None else channels):
+        wanted = f"N x {'C' if channels is None else channels} x H x W"
+        raise ShapeError(f"{layer_name(layer)} takes {wanted}, and got {list(x.shape)}", "reshape the batch")
+    if min(x.shape[2:]) < smallest_side:
+        side = f"at least {smallest_side} x {smallest_side}"
+        raise ShapeError(f"{layer_name(layer)} takes maps of {side}, and got {list(x.shape)}", "use larger images")
 
 
 class ConvNormAct(nn.Module):
@@ -63,8 +81,17 @@ class ConvNormAct(nn.Module):
         return self.get_submodule(self.layer_name)
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
         x = self.layer(x)  # N x channels x H' x W', or N x channels
         return norm_activation(x, self.bn, self.activation, self.placement)
+
+    def _check(self, x: object) -> None:
+        first = self.layer[0] if isinstance(self.layer, nn.Sequential) else self.layer
+        if isinstance(first, nn.Conv2d):
+            check_images(self, x, first.in_channels)
+        elif isinstance(first, nn.Linear) and isinstance(x, Tensor) and (x.ndim, x.shape[-1]) != (2, first.in_features):
+            wanted = f"N x {first.in_features}"
+            raise ShapeError(f"{layer_name(self)} takes {wanted}, and got {list(x.shape)}", "reshape the batch")
 
 
 def conv_norm_act(
@@ -111,14 +138,16 @@ class Inception(nn.Module):
         projection = [conv(inputs, row.pool, 1)] if row.pool else []
         self.branch4 = nn.Sequential(BranchPool(row.pooling, row.stride), *projection)
         self.channels, self.stride = row.one + row.three + row.five + (row.pool or inputs), row.stride
+        self.in_channels = inputs
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x, self.in_channels)
         maps = [] if self.branch1 is None else [self.branch1(x)]  # N x one x H' x W'
         maps += [self.branch2(x), self.branch3(x), self.branch4(x)]
         return torch.cat(maps, dim=1)  # N x channels x H' x W'
 
 
-class BranchPool(nn.Module):
+class BranchPool(FxLeaf):
     """3 x 3 pooling within an Inception block; N x C x H x W in, N x C x H' x W' out. The average includes the padding.
 
     With stride 2 its windows are those of TensorFlow's padding "same", so that its output is as large as that of the
@@ -131,6 +160,7 @@ class BranchPool(nn.Module):
         self.kind, self.stride = kind, stride
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x)
         if self.kind == "avg":
             return F.avg_pool2d(x, 3, self.stride, padding=1)  # N x C x H x W
         padding = (1, 1) if self.stride == 1 else (x.shape[2] % 2, x.shape[3] % 2)
@@ -140,10 +170,12 @@ class BranchPool(nn.Module):
         return f"{self.kind}, stride={self.stride}"
 
 
-class MaxPool(nn.MaxPool2d):
+class MaxPool(FxLeaf, nn.MaxPool2d):
     """`nn.MaxPool2d` without stored indices (see `max_pool`). N x C x H x W in, N x C x H' x W' out."""
 
     def forward(self, input: Tensor) -> Tensor:
+        assert isinstance(self.kernel_size, int) and isinstance(self.padding, int)
+        check_images(self, input, smallest_side=max(1, self.kernel_size - 1 - 2 * self.padding))
         window = (self.kernel_size, self.stride, self.padding)
         return max_pool(input, *window, ceil_mode=self.ceil_mode, training=self.training)  # N x C x H' x W'
 
@@ -174,7 +206,7 @@ def max_pool(x: Tensor, kernel: Any, stride: Any, padding: Any, *, ceil_mode: bo
     return cast(Tensor, _MaxPool.apply(x, kernel, stride, padding, 1, ceil_mode))  # type: ignore[no-untyped-call]
 
 
-class FlattenPixels(nn.Module):
+class FlattenPixels(FxLeaf):
     """The image averaged to side x side pixels, as one vector; N x C x H x W in, N x (C * side * side) out."""
 
     def __init__(self, side: int) -> None:
@@ -182,6 +214,7 @@ class FlattenPixels(nn.Module):
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x)
         return adaptive_avg_pool(x, self.side).flatten(1)  # N x C*side*side
 
 
@@ -189,7 +222,18 @@ class GlobalPool(nn.Module):
     """The mean of each map; N x C x H x W in, N x C out."""
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x)
         return x.mean((2, 3))  # N x C
+
+
+class HeadPool(FxLeaf):
+    """Average pooling before an auxiliary head; N x C x H x W in, for any H and W, N x C x 4 x 4 out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x)
+        if x.shape[-2:] == (14, 14):  # for these maps GoogLeNet has windows of 5 x 5 with stride 3
+            return F.avg_pool2d(x, 5, stride=3)  # N x C x 4 x 4
+        return adaptive_avg_pool(x, 4)  # N x C x 4 x 4
 
 
 class AuxiliaryHead(nn.Module):
@@ -201,18 +245,16 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, inputs: int, classes: int, conv: MakeLayer) -> None:
         super().__init__()
+        self.pool = HeadPool()
         self.conv = conv(inputs, 128, 1)
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
         self.fc2 = nn.Linear(1024, classes)
+        self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        googlenets_own = x.shape[-2:] == (14, 14)  # for these maps GoogLeNet has windows of 5 x 5 with stride 3
-        x = F.avg_pool2d(x, 5, stride=3) if googlenets_own else adaptive_avg_pool(x, 4)  # N x C x 4 x 4
-        x = self.conv(x).flatten(1)  # N x 2048
-        x = F.dropout(x, 0.5, self.training)
-        x = F.relu(self.fc1(x), inplace=True)  # N x 1024
-        x = F.dropout(x, 0.5, self.training)
-        return cast(Tensor, self.fc2(x))  # N x classes
+        x = self.conv(self.pool(x)).flatten(1)  # N x 2048
+        x = F.relu(self.fc1(self.dropout(x)), inplace=True)  # N x 1024
+        return cast(Tensor, self.fc2(self.dropout(x)))  # N x classes
 
 
 def adaptive_avg_pool(x: Tensor, side: int) -> Tensor:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
-from torch import nn
-
 from bnlab.errors import UsageError, plural
 from bnlab.nets.blocks import Inception
 from bnlab.nets.network import TableNetwork
-from bnlab.norm.layers import StatisticsMode
+from bnlab.norm.freeze import Freezable
+from bnlab.norm.freeze import freeze as freeze_norms
 
 Part = Literal["none", "stem", "backbone"]
 
@@ -56,17 +55,12 @@ def freeze(network: TableNetwork, part: Part, *, norms: bool) -> Frozen:
         if name in layers:
             layer.requires_grad_(False)
         if name in layers or norms:
-            for norm in _norms(layer):
-                norm.freeze()
+            freeze_norms(layer)
     state = network.inference_state()
     needed = [p for name, p in network.named_parameters() if name in state]
     return Frozen(
         layers=tuple(name for name in layers if list(rows[name].parameters())),
         parameters=sum(p.numel() for p in needed if not p.requires_grad),
         of=sum(p.numel() for p in needed),
-        norms=sum(norm.frozen for norm in _norms(network)),
+        norms=sum(isinstance(module, Freezable) and module.frozen for module in network.modules()),
     )
-
-
-def _norms(module: nn.Module) -> list[StatisticsMode]:
-    return [m for m in module.modules() if isinstance(m, StatisticsMode)]

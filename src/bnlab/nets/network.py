@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
+from bnlab.errors import ShapeError
 from bnlab.nets import blocks, tables
 from bnlab.nets.blocks import MakeLayer
 from bnlab.nets.tables import Table
@@ -20,7 +20,7 @@ class TableNetwork(nn.Module):
     `build` sets `name`, the network's name in the registry, and `arguments`, those of `build` that inference needs.
 
     Raises:
-        UsageError: the input is not N x C x H x W, has other channels, or is too small.
+        ShapeError: the input is not N x C x H x W, has other channels, or is too small.
     """
 
     name: str = "the network"
@@ -98,13 +98,13 @@ class TableNetwork(nn.Module):
             shape, remedy = " x ".join(map(str, x.shape)), "reshape the batch"
             if x.ndim == 4 and x.shape[3] == self.in_channels:
                 remedy = "make the channels the second dimension: x.permute(0, 3, 1, 2)"
-            raise UsageError(f"{self.name} takes images of N x {self.in_channels} x H x W, not {shape}", remedy)
+            raise ShapeError(f"{self.name} takes images of N x {self.in_channels} x H x W, not {shape}", remedy)
         self.check_size(*x.shape[2:])
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise UsageError if images of that size, in pixels, are so small that a layer would have no output."""
+        """Raise ShapeError if images of that size, in pixels, are so small that a layer would have no output."""
         if min(height, width) < self.smallest_side:
-            raise UsageError(
+            raise ShapeError(
                 f"{self.name} cannot process images of {height} x {width} pixels",
                 f"use at least {self.smallest_side} x {self.smallest_side}",
             )

@@ -2,20 +2,24 @@
 
 from bnlab.norm import reference
 from bnlab.norm.accumulate import accumulate
+from bnlab.norm.convert import Conversion, convert, convert_sync, revert, revert_sync
 from bnlab.norm.fold import Folding, fold
+from bnlab.norm.freeze import Freezing, freeze, unfreeze
 from bnlab.norm.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, TooFewValuesError
 from bnlab.norm.norm_activation import NormActivation
 from bnlab.norm.recalibrate import MeasuredLayer, NotFiniteError, Recalibration, recalibrate
 from bnlab.norm.save_memory import save_memory
-from bnlab.norm.sync import SyncBatchNorm, convert_sync, revert_sync
+from bnlab.norm.sync import SyncBatchNorm
 from bnlab.norm.whitening import Whitening1d, Whitening2d
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conversion",
     "Folding",
+    "Freezing",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "MeasuredLayer",
@@ -27,10 +31,14 @@ __all__ = [
     "Whitening1d",
     "Whitening2d",
     "accumulate",
+    "convert",
     "convert_sync",
     "fold",
+    "freeze",
     "recalibrate",
     "reference",
+    "revert",
     "revert_sync",
     "save_memory",
+    "unfreeze",
 ]

@@ -41,10 +41,19 @@ class GhostBatchNorm(BatchNorm):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
 
-    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+    def _transform(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        *,
+        relu: bool,
+    ) -> tuple[Tensor, bool | Tensor]:
         parts = -(-len(input) // self.ghost_size)
-        if parts == 1:
-            return super()._transform(input, running, relu=relu)
+        if parts == 1 or not input.numel():
+            return super()._transform(input, weight, bias, running, eps, relu=relu)
         size, larger = divmod(len(input), parts)
         # Not tensor_split, whose backward makes a tensor of the whole batch for each part, and loses channels_last
         ghosts = torch.split(input, [size + 1] * larger + [size] * (parts - larger))
@@ -53,7 +62,7 @@ class GhostBatchNorm(BatchNorm):
                 f"Expected more than 1 value per channel when training, got parts of size {ghosts[-1].size()} at "
                 f"{layer_name(self)}: use a larger ghost_size"
             )
-        normalised = [kernels.by_batch(ghost, self.weight, self.bias, None, self.eps).y for ghost in ghosts]
+        normalised = [kernels.by_batch(ghost, weight, bias, None, eps).y for ghost in ghosts]
         y = torch.cat(normalised)  # N x C x ...
         updated = False if running is None else kernels.update_running(running, moments.measure(input))
         return F.relu(y, inplace=True) if relu else y, updated

@@ -44,7 +44,7 @@ class Normalised(NamedTuple):
 
 def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float) -> Normalised:
     """Normalise by the batch's own statistics, and update the running ones unless the result is not finite."""
-    can_read = _can_read_values(x)
+    can_read = _can_read_values(x) and x.numel() > 0  # the kernel does not set the statistics of an empty batch
     normalised, new = _native(x, None, weight, bias, running, eps)
     if can_read and _is_far(normalised.mean, normalised.invstd):
         shift = x.detach().mean([d for d in range(x.ndim) if d != 1])  # C

@@ -13,7 +13,7 @@ Shapes: N examples, C = num_features channels, then any number of positions.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,20 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import kernels
+from bnlab.norm.freeze import Freezable
 from bnlab.norm.kernels import Running
-from bnlab.norm.model_utils import layer_name
+from bnlab.norm.model_utils import FxLeaf, layer_name, runs_again
 from bnlab.norm.save_memory import batch_norm_relu
 
 Statistics = Literal["running", "population", "batch"]
 
 
 class TooFewValuesError(ValueError):
-    """A training batch has one value for each channel, or none, so that it has no variance to normalise by."""
+    """A training batch has one value for each channel, so that it has no variance to normalise by."""
 
 
-class StatisticsMode(nn.Module):
-    """Base of the layers that keep statistics: it chooses those that a forward normalises by, and freezes them.
+class StatisticsMode(FxLeaf, Freezable):
+    """Base of the layers that keep statistics: it chooses those that a forward normalises by.
 
     A subclass has buffers `running_...` and `num_batches_tracked`, which are None where statistics are not tracked.
 
@@ -49,9 +50,6 @@ class StatisticsMode(nn.Module):
     track_running_stats: bool
     num_batches_tracked: Tensor | None
     _statistics: Statistics = "running"
-    frozen: bool = False
-    _requested_mode: bool = True  # by the last train() or eval()
-    _stopped_parameters: tuple[str, ...] = ()  # names of those whose training freeze() stopped
 
     @property
     def statistics(self) -> Statistics:
@@ -64,38 +62,6 @@ class StatisticsMode(nn.Module):
         if which == "population" and not self.track_running_stats:
             raise ValueError("population statistics need a layer with track_running_stats=True to hold them")
         self._statistics = which
-
-    def freeze(self, *, affine: bool = True) -> Self:
-        """Normalise by the stored statistics from now on, in training too, and stop moving them.
-
-        Unlike `eval()` this survives a later `train()`. With `affine`, gamma and beta are no longer trained either
-        (until a later `requires_grad_(True)` on the model).
-
-        Raises:
-            ValueError: the layer keeps no statistics to freeze.
-        """
-        if not self.track_running_stats or getattr(self, "running_mean", None) is None:
-            raise ValueError(f"{layer_name(self)} keeps no running statistics to freeze: use track_running_stats=True")
-        if affine:
-            for name, parameter in self.named_parameters(recurse=False):
-                if parameter.requires_grad:
-                    self._stopped_parameters = (*self._stopped_parameters, name)
-                    parameter.requires_grad_(False)
-        if not self.frozen:
-            self._requested_mode, self.frozen = self.training, True
-        return self.train(self._requested_mode)
-
-    def unfreeze(self) -> Self:
-        """Undo `freeze`: the layer has the mode that it would have without it, and trains what it trained before."""
-        for name in self._stopped_parameters:
-            getattr(self, name).requires_grad_(True)
-        self._stopped_parameters, self.frozen = (), False
-        return self.train(self._requested_mode)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode as torch.nn does, but a frozen layer stays in evaluation."""
-        self._requested_mode = mode
-        return super().train(mode and not self.frozen)
 
     def _in_training(self) -> bool:
         """Whether this forward normalises by the batch and updates what is stored."""
@@ -132,14 +98,8 @@ class StatisticsMode(nn.Module):
             batches.add_(1 if updated is True else updated)
 
     def _check_batch_size(self, input: Tensor) -> None:
-        """Refuse a batch that has no variance, because it is empty or has one value for each channel."""
-        values = input.numel() // self.num_features
-        if values == 0:
-            raise TooFewValuesError(
-                f"{layer_name(self)} got an empty batch, {list(input.shape)}: "
-                "statistics need values; leave the batch out, or call eval() for inference"
-            )
-        if values == 1:
+        """Refuse a batch that has no variance, because it has one value for each channel."""
+        if input.numel() == self.num_features:
             raise TooFewValuesError(  # the message begins as torch's own
                 f"Expected more than 1 value per channel when training, got input size {input.size()} "
                 f"at {layer_name(self)}: use batches of two or more, larger images, or freeze() the layer; "
@@ -154,10 +114,9 @@ class BatchNorm(StatisticsMode, _BatchNorm):
     example's own statistics inference mixes into the stored ones (see `normalise_with_own_statistics`).
 
     Raises:
-        TooFewValuesError: a training batch is empty or has a single value for each channel.
-        ValueError: inference lacks population statistics; the input has the wrong number of dimensions; eps is 0 or
-            less. Messages name the layer.
-        RuntimeError: the input has another number of channels.
+        TooFewValuesError: a training batch has a single value for each channel.
+        ValueError: inference lacks population statistics; the input has the wrong number of dimensions or channels;
+            eps is 0 or less. Messages name the layer.
     """
 
     example_weight: float = 0.0
@@ -185,32 +144,51 @@ class BatchNorm(StatisticsMode, _BatchNorm):
     def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
         """Normalise a batch, N x C x ..., to the same shape.
 
+        An empty batch has an empty result; it leaves the running statistics and is counted, as in torch.nn. Where
+        backward runs the forward again, as within `torch.utils.checkpoint`, nothing moves or is counted twice.
         With `relu`, ReLU follows, and backward needs one tensor of that size instead of two (see `save_memory.py`).
         """
         self._check_shape(input)
         mean, var = self.running_mean, self.running_var
         if mean is None or var is None or not self._uses_stored_statistics():
-            if input.numel() < 2 * self.num_features:
-                self._check_batch_size(input)
-            if self.eps <= 0:
-                raise ValueError(
-                    f"batch_norm eps must be positive during training, but got {self.eps} at {layer_name(self)}"
-                )
-            training, running = self._in_training(), None
-            if training and mean is not None and var is not None and self._updates_running():
-                running = Running(mean, var, self._weight_of_new_batch())
-            y, updated = self._transform(input, running, relu=relu)  # N x C x ...
-            if training:
+            y, updated = self._by_batch(input, mean, var, self.weight, self.bias, eps=self.eps, relu=relu)
+            if self._in_training() and not runs_again():
                 self._count_batch(updated)
-            return y
+            return y  # N x C x ...
         if self.eps < 0:
             raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps} at {layer_name(self)}")
-        stored = mean, var, self.weight, self.bias, self.eps
-        if self.example_weight:
-            y = normalise_with_own_statistics(input, *stored, self.example_weight)
-        else:
-            y = kernels.by_statistics(input, *stored)  # N x C x ...
+        y = self._by_stored(input, mean, var, self.weight, self.bias, self.eps)  # N x C x ...
         return F.relu(y, inplace=True) if relu else y
+
+    def _by_stored(
+        self, input: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        if self.example_weight:
+            return normalise_with_own_statistics(input, mean, var, weight, bias, eps, self.example_weight)
+        return kernels.by_statistics(input, mean, var, weight, bias, eps)
+
+    def _by_batch(
+        self,
+        input: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        momentum: float | None = None,
+        *,
+        eps: float,
+        relu: bool = False,
+    ) -> tuple[Tensor, bool | Tensor]:
+        """Normalise by the batch and, in training, move the running mean and variance; return as `_transform` does."""
+        self._check_batch_size(input)
+        if eps <= 0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps} at {layer_name(self)}")
+        running = None
+        if mean is not None and var is not None and self._in_training() and self._updates_running():
+            if runs_again():  # the kernel gets copies, not None, because checkpoints compare what autograd keeps
+                mean, var = mean.clone(), var.clone()
+            running = Running(mean, var, self._weight_of_new_batch() if momentum is None else momentum)
+        return self._transform(input, weight, bias, running, eps, relu=relu)
 
     def _check_shape(self, input: Tensor) -> None:
         try:
@@ -219,8 +197,11 @@ class BatchNorm(StatisticsMode, _BatchNorm):
             if type(error) is not ValueError:  # a tracer's own
                 raise
             raise ValueError(f"{error} at {layer_name(self)}") from None
-        if input.size(1) != self.num_features:
-            raise RuntimeError(  # torch raises this class for it
+        self._check_channels(input)
+
+    def _check_channels(self, input: Tensor) -> None:
+        if input.shape[1] != self.num_features:
+            raise ValueError(
                 f"{layer_name(self)} is for {self.num_features} channels, and got {input.shape[1]}: {list(input.shape)}"
             )
 
@@ -229,14 +210,23 @@ class BatchNorm(StatisticsMode, _BatchNorm):
         more += [f"example_weight={self.example_weight}"] * bool(self.example_weight)
         return ", ".join([super().extra_repr(), *more, *["frozen"] * self.frozen])  # type: ignore[no-untyped-call]
 
-    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+    def _transform(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        *,
+        relu: bool,
+    ) -> tuple[Tensor, bool | Tensor]:
         """Normalise by the batch and update the running statistics; subclasses override this step.
 
         Returns the normalised batch, N x C x ..., and whether the running statistics were updated.
         """
         if relu:
-            return batch_norm_relu(input, self.weight, self.bias, running, self.eps)
-        normalised = kernels.by_batch(input, self.weight, self.bias, running, self.eps)
+            return batch_norm_relu(input, weight, bias, running, eps)
+        normalised = kernels.by_batch(input, weight, bias, running, eps)
         return normalised.y, normalised.updated
 
 
@@ -282,10 +272,14 @@ def normalise_with_own_statistics(
     return (y if beta is None else y + beta.view(shape)).to(dtype)
 
 
+def is_plain_class(kind: type[nn.Module]) -> bool:
+    """Whether a class's forward is batch normalisation and nothing else: a subclass may add an activation, say."""
+    return kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
+
+
 def is_plain(layer: _BatchNorm) -> bool:
-    """Whether its forward is batch normalisation and nothing else: a subclass may have added an activation, say."""
-    known = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
-    return type(layer).forward in known and "forward" not in vars(layer)
+    """Whether a layer's forward is batch normalisation and nothing else."""
+    return is_plain_class(type(layer)) and "forward" not in vars(layer)
 
 
 def batch_norm_layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:

@@ -1,18 +1,32 @@
-"""What the functions of norm need to know of a model: the model inside a wrapper, a layer's name, hooks."""
+"""What norm needs to know of a model: what a wrapper holds, a layer's name, hooks, classes; what torch.fx sees."""
 
 import inspect
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 
-def unwrap_model(model: nn.Module) -> nn.Module:
+class FxLeaf(nn.Module):
+    """A layer that torch.fx records as one call, as it does with torch.nn's layers, instead of tracing its forward."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        proxy = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, fx.Proxy)), None)
+        if proxy is not None and isinstance(tracer := proxy.tracer, fx.Tracer):
+            path = tracer.path_of_module(self)
+            if not tracer.is_leaf_module(self, path):
+                return tracer.create_proxy("call_module", path, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
     """Return the model itself, or what a DistributedDataParallel, a DataParallel or torch.compile wraps.
 
     Raises:
         TypeError: the argument is not a module.
-        ValueError: its tensors do not exist yet or hold no values, or it is a scripted model, which hides its layers.
+        ValueError: its tensors do not exist yet, or it is a scripted model, which hides its layers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the first argument must be the model, an nn.Module, not {type(model).__name__}")
@@ -23,10 +37,20 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         network = inner
     if isinstance(network, torch.jit.ScriptModule):
         raise ValueError("a scripted model does not show its layers: pass the model that it was made of")
-    tensors = [*network.parameters(), *network.buffers()]
-    if any(is_lazy(tensor) for tensor in tensors):
+    if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         raise ValueError("the model has lazy layers without tensors yet: run it once on a batch")
-    if any(tensor.is_meta for tensor in tensors):
+    return network
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return what `unwrap` returns, whose tensors hold values.
+
+    Raises:
+        TypeError: the argument is not a module.
+        ValueError: its tensors do not exist yet or hold no values, or it is a scripted model, which hides its layers.
+    """
+    network = unwrap(model)
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise ValueError("the model is on the meta device, where tensors hold no values: move it and load its weights")
     return network
 
@@ -34,6 +58,62 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 def hooked(module: nn.Module) -> bool:
     """Whether a forward or backward hook is registered on the module."""
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+class Made(nn.Module):
+    """Mixed into classes that `make_class` made, so that their layers can be pickled and copied."""
+
+    made_by: ClassVar[tuple[Any, ...]]  # a function, and the arguments from which it makes the class
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state: tuple[Any, ...] = super().__reduce_ex__(protocol)[2:]  # type: ignore[assignment]
+        return _new, (recipe_of(type(self)),), *state
+
+
+_MADE: dict[tuple[Any, ...], type[nn.Module]] = {}
+
+
+def make_class(name: str, bases: tuple[type, ...], like: type, made_by: tuple[Any, ...]) -> type[nn.Module]:
+    """Return the class that `made_by` makes, which seems to come from where the class `like` does; always the same."""
+    if made_by not in _MADE:
+        names = {"__module__": like.__module__, "__doc__": like.__doc__, "made_by": made_by}
+        _MADE[made_by] = type(name, (*bases, Made), names)
+    return _MADE[made_by]
+
+
+def recipe_of(kind: type) -> Any:
+    """Return what pickle can store of a class: the class, or how to make it."""
+    if "made_by" not in vars(kind):
+        return kind
+    function, *arguments = vars(kind)["made_by"]
+    return function, *(recipe_of(argument) for argument in arguments)
+
+
+def class_from(recipe: Any) -> type[nn.Module]:
+    """Return the class of which `recipe_of` returned the recipe."""
+    if isinstance(recipe, type):
+        return recipe
+    function, *arguments = recipe
+    made: type[nn.Module] = function(*(class_from(argument) for argument in arguments))
+    return made
+
+
+def _new(recipe: Any) -> nn.Module:
+    kind = class_from(recipe)
+    return kind.__new__(kind)
+
+
+def runs_again() -> bool:
+    """Whether backward runs this forward, as torch.utils.checkpoint does to compute again what it did not keep."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def example_inputs(layer: nn.Module) -> Iterator[Tensor]:
+    """Yield batches that a normalisation layer may take: 4 x C x 3 x 3, then other numbers of positions."""
+    like = next((t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    for positions in ((3, 3), (), (3,), (3, 3, 3)):
+        yield torch.randn(4, int(layer.num_features), *positions, generator=generator).to(like)  # type: ignore[arg-type]
 
 
 def layer_name(layer: nn.Module) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
 
-from bnlab.norm.layers import BatchNorm
+from bnlab.norm.layers import BatchNorm, is_plain
 from bnlab.norm.model_utils import hooked
 
 Placement = Literal["before", "after"]
@@ -39,6 +39,7 @@ def norm_activation(x: Tensor, norm: nn.Module, activation: nn.Module, placement
     """Normalise and activate, N x C x ..., in the order of `placement`; BN and then ReLU are one call."""
     if placement == "after":
         return cast(Tensor, norm(activation(x)))
-    if isinstance(norm, BatchNorm) and type(activation) is nn.ReLU and not hooked(norm) and not hooked(activation):
+    plain = isinstance(norm, BatchNorm) and is_plain(norm) and type(activation) is nn.ReLU
+    if plain and not hooked(norm) and not hooked(activation):
         return cast(Tensor, norm(x, relu=True))  # one tensor for backward, not two
     return cast(Tensor, activation(norm(x)))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import moments
+from bnlab.norm.freeze import Freezable
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.layers import BatchNorm, StatisticsMode, TooFewValuesError
 from bnlab.norm.model_utils import unwrap_model
@@ -94,7 +95,7 @@ def recalibrate(
     They replace the layers' running statistics, and `num_batches_tracked` becomes the number of batches. Nothing is
     changed before all is measured, so that an error or an interruption leaves the model unchanged. Training flags,
     momenta, hooks and torch's generators are restored in any case. Dropout is off meanwhile. Frozen layers are
-    skipped: bnlab's after `freeze()`, torch.nn's where they are in evaluation while other layers are in training.
+    skipped: those after `freeze()`, torch.nn's where they are in evaluation while other layers are in training.
 
     Across processes (torch.distributed), each process measures its own batches, as many as it has, and all get the
     same statistics: those of all batches together. Every process of the group has to call this function.
@@ -133,7 +134,11 @@ def recalibrate(
     try:
         with evaluation_mode(network), torch.no_grad():
             measure = _measure_layer_by_layer if layer_by_layer else _measure_in_one_pass
-            for name, uses, found in measure(layers, runner):
+            for name, uses, batches_found in measure(layers, runner):
+                found = [batch for batch in batches_found if batch.count]
+                if not found:
+                    skipped[name] = "it gets empty batches alone"
+                    continue
                 new = _average_as_paper(name, found) if as_paper else moments.merge(found)
                 done[name] = _store(name, layers[name], new, len(runner.batch_sizes), uses)
     except BaseException:
@@ -143,7 +148,7 @@ def recalibrate(
         raise
     finally:
         runner.rewind()
-    skipped |= {name: "no forward reaches it" for name in layers if name not in done}
+    skipped |= {name: "no forward reaches it" for name in layers if name not in done and name not in skipped}
     sizes = runner.batch_sizes
     return Recalibration(images=sum(sizes), batches=len(sizes), passes=runner.passes, layers=done, skipped=skipped)
 
@@ -157,7 +162,7 @@ def _choose_layers(network: nn.Module) -> tuple[dict[str, Layer], dict[str, str]
     for name, layer in found.items():
         if layer.running_mean is None or not layer.track_running_stats:
             skipped[name] = "it keeps no running statistics"
-        elif isinstance(layer, StatisticsMode) and layer.frozen:
+        elif isinstance(layer, Freezable) and layer.frozen:
             skipped[name] = "it is frozen"
         elif isinstance(layer, StatisticsMode) and layer.statistics == "batch":
             skipped[name] = "its inference is by the batch"
@@ -276,6 +281,8 @@ class BatchRunner:
                     stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
                 for batch in self.batches:
                     images = _images_of(batch)
+                    if not images.numel():
+                        continue
                     calls.clear()
                     with suppress(StopForward):
                         self._call(batch, images)

@@ -1,8 +1,7 @@
 """Batch normalisation followed by ReLU that keeps one tensor for backward instead of two.
 
 Without this, backward keeps the normalisation's input x and the rectified output y. But y is a cheap function of x and
-the batch's statistics, so backward recomputes it, to the same bits. The statistics are not recomputed, so that the
-running statistics move once (`torch.utils.checkpoint`, which recomputes the complete layer, moves them twice).
+the batch's statistics, so backward recomputes it, to the same bits. The statistics are not recomputed.
 
 `batch_norm_relu` alone keeps no y for itself, but the layer that reads y, such as the next convolution, still does.
 Within `save_memory()` that layer does not keep y either.
@@ -63,11 +62,12 @@ def batch_norm_relu(
     """Normalise a batch by its own statistics and apply ReLU; return y and whether the running statistics moved.
 
     Two tensors are kept where recomputing is not possible or not ours to decide: in pure half precision (parameters
-    too), where the statistics are too coarse to recompute y from them, when compiling, and under torch.func.
+    too), where the statistics are too coarse to recompute y from them, when compiling, and under torch.func. Of an
+    empty batch there is nothing to keep.
     """
     coarse = (weight if weight is not None else x).dtype in (torch.float16, torch.bfloat16)
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if coarse or transformed or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+    if coarse or transformed or not x.numel() or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         normalised = kernels.by_batch(x, weight, bias, running, eps)
         return normalised.y.relu_(), normalised.updated
     y, updated = _BatchNormReLU.apply(x, weight, bias, running, eps)  # type: ignore[no-untyped-call]

@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm import kernels, moments
-from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.kernels import Running
-from bnlab.norm.layers import BatchNorm, TooFewValuesError, batch_norm_layers, is_plain
+from bnlab.norm.layers import BatchNorm, TooFewValuesError
 from bnlab.norm.model_utils import layer_name
 from bnlab.norm.moments import Moments
 
@@ -36,11 +34,10 @@ class SyncBatchNorm(BatchNorm):
     them have to call the layer, and its backward, equally often.
 
     Raises:
-        TooFewValuesError: all processes together have one value for each channel, or none.
+        TooFewValuesError: all processes together have one value for each channel.
     """
 
     process_group: Group = None
-    _converted_from: type[_BatchNorm] | None = None  # by `convert_sync`
 
     def __init__(self, num_features: int, *args: Any, process_group: Group = None, **more: Any) -> None:
         super().__init__(num_features, *args, **more)
@@ -58,17 +55,26 @@ class SyncBatchNorm(BatchNorm):
         if not self._synchronised():
             super()._check_batch_size(input)
 
-    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
-        if not self._synchronised():
-            return super()._transform(input, running, relu=relu)
-        everyone = _merge_processes(moments.measure(input), self.process_group)
-        if everyone.count < 2:
+    def _transform(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        *,
+        relu: bool,
+    ) -> tuple[Tensor, bool | Tensor]:
+        everyone = _merge_processes(moments.measure(input), self.process_group) if self._synchronised() else None
+        if everyone is None or not everyone.count:
+            return super()._transform(input, weight, bias, running, eps, relu=relu)
+        if everyone.count == 1:
             raise TooFewValuesError(
-                f"Expected more than 1 value per channel when training, got {everyone.count} in all processes at "
+                f"Expected more than 1 value per channel when training, got 1 in all processes at "
                 f"{layer_name(self)}: use batches of two or more, larger images, or freeze() the layer"
             )
         y = _SyncBatchNormFunction.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, everyone, self.eps, self.process_group
+            input, weight, bias, everyone, eps, self.process_group
         )  # N x C x ...
         updated = False if running is None else kernels.update_running(running, everyone)
         return F.relu(y, inplace=True) if relu else y, updated
@@ -105,40 +111,6 @@ class _SyncBatchNormFunction(torch.autograd.Function):
         dx = (dy - sum_dy.view(shape)).addcmul_(centred, (-invstd * sum_dy_x_hat).view(shape)).mul_(scale.view(shape))
         _, wants_dgamma, wants_dbeta, *_ = ctx.needs_input_grad
         return dx.to(x.dtype), dgamma if wants_dgamma else None, dbeta if wants_dbeta else None, None, None, None
-
-
-def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
-    """Turn every BatchNorm1d, 2d, 3d and SyncBatchNorm of the model, torch.nn's and bnlab's, into a `SyncBatchNorm`.
-
-    The model is changed in place: layers, parameters, buffers and hooks remain the same objects, so that an optimiser
-    still holds them. Ghost batch normalisation and subclasses that override forward are not converted. Convert
-    before wrapping the model in DistributedDataParallel. Returns the model.
-    """
-    for _, layer in batch_norm_layers(model):
-        if isinstance(layer, SyncBatchNorm):
-            layer.process_group = process_group or layer.process_group
-        elif is_plain(layer) and not isinstance(layer, GhostBatchNorm):
-            group = process_group or getattr(layer, "process_group", None)
-            mode = layer._requested_mode if isinstance(layer, BatchNorm) else layer.training
-            kind, layer.__class__ = type(layer), SyncBatchNorm
-            vars(layer).update(_converted_from=kind, process_group=group, _requested_mode=mode)
-    return model
-
-
-def revert_sync(model: nn.Module) -> nn.Module:
-    """Undo `convert_sync`. A layer that was constructed as a SyncBatchNorm, rather than converted, stays one.
-
-    Raises:
-        ValueError: a converted layer of torch.nn's was frozen meanwhile, which torch.nn's layers do not support.
-    """
-    for _, layer in batch_norm_layers(model):
-        if isinstance(layer, SyncBatchNorm) and layer._converted_from is not None:
-            if layer.frozen and not issubclass(layer._converted_from, BatchNorm):
-                raise ValueError(
-                    f"a frozen layer cannot become {layer._converted_from.__name__} again: unfreeze() it first"
-                )
-            layer.__class__ = layer._converted_from  # type: ignore[assignment]
-    return model
 
 
 def _merge_processes(own: Moments, group: Group) -> Moments:

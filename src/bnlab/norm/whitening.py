@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from bnlab.norm import moments
 from bnlab.norm.layers import Statistics, StatisticsMode
-from bnlab.norm.model_utils import layer_name
+from bnlab.norm.model_utils import layer_name, runs_again
 from bnlab.norm.moments import Moments
 
 
@@ -87,7 +87,7 @@ class Whitening(StatisticsMode):
     inputs in half precision too.
 
     Raises:
-        TooFewValuesError: a training batch is empty or has a single value for each channel.
+        TooFewValuesError: a training batch has a single value for each channel.
         ValueError: `groups` does not divide C; the input has the wrong shape or is not of floating point; eps is 0 in
             training; inference lacks population statistics.
     """
@@ -147,7 +147,7 @@ class Whitening(StatisticsMode):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Whiten a batch, N x C x ..., to the same shape."""
+        """Whiten a batch, N x C x ..., to the same shape; empty batches and checkpoints are as in `BatchNorm`."""
         self._check_shape(input)
         by_stored = self.running_mean is not None and self._uses_stored_statistics()
         if not by_stored:
@@ -177,11 +177,16 @@ class Whitening(StatisticsMode):
 
     def _by_batch(self, values: Tensor) -> Tensor:
         """Whiten by the batch's own statistics, and update the running ones; groups x D x m."""
+        trains = self._in_training() and not runs_again()
+        if not values.shape[2]:  # an empty batch
+            if trains:
+                self._count_batch(self._updates_running())
+            return self._transform(values, torch.eye(values.shape[1]).to(values).expand(self.groups, -1, -1), None)
         shift = values.detach().mean(2, keepdim=True)  # groups x D x 1; values near 0 keep differences from cancelling
         values, count = values - shift, values.shape[2]
         mean = values.mean(2, keepdim=True)  # groups x D x 1; what rounding left
         covariance = values @ values.mT / count - mean @ mean.mT  # groups x D x D
-        if self._in_training():
+        if trains:
             self._count_batch(self._update_running((shift + mean.detach()).flatten(), covariance.detach(), count))
         return self._transform(values, self._root_of(covariance), mean)
 

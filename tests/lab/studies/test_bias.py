@@ -220,6 +220,8 @@ def test_maps_are_centred_over_photos_and_positions() -> None:
     y = DetachedMean(2, WITHIN)(x)
     torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(2))
     assert y.shape == x.shape
+    with pytest.raises(ValueError, match=r"DetachedMean takes N x 3 x \.\.\., and got \[2, 2, 2, 2\]"):
+        DetachedMean(3, WITHIN)(x)
 
 
 @pytest.mark.parametrize("alone", [True, False])

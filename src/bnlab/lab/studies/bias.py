@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.errors import plural
+from bnlab.errors import ShapeError, plural
 from bnlab.lab.clauses import points_clause, ratio_clause
 from bnlab.lab.experiment import PLAIN_DESCENT, WITH_BN, Experiment
 from bnlab.lab.measurements import JobContext
@@ -142,6 +142,8 @@ class DetachedMean(nn.Module):
         self.arm = arm
 
     def forward(self, u: Tensor) -> Tensor:
+        if u.ndim < 2 or u.shape[1] != len(self.bias):
+            raise ShapeError(f"DetachedMean takes N x {len(self.bias)} x ..., and got {list(u.shape)}", "reshape it")
         x = u + self.bias.view(-1, *[1] * (u.ndim - 2))  # N x C x ...
         others = [d for d in range(x.ndim) if d != 1]
         mean = x.mean(others, keepdim=True)  # 1 x C x ...

@@ -74,10 +74,19 @@ class NoisyBatchNorm(BatchNorm):
         if input.ndim < 2:
             raise ValueError(f"expected N x C x ..., got a {input.ndim}D input")
 
-    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+    def _transform(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        *,
+        relu: bool,
+    ) -> tuple[Tensor, bool | Tensor]:
         if not self.training:
-            return super()._transform(input, running, relu=relu)
-        y, moved = super()._transform(input, running, relu=False)
+            return super()._transform(input, weight, bias, running, eps, relu=relu)
+        y, moved = super()._transform(input, weight, bias, running, eps, relu=False)
         draw = torch.Generator(y.device).manual_seed(2 * int(torch.randint(2**31, ())) + self.other)
         channels = (1, -1) + (1,) * (input.ndim - 2)
         mu = y.new_empty(self.num_features).uniform_(-SHIFT, SHIFT, generator=draw).view(channels)  # 1 x C x 1 ...

@@ -69,19 +69,27 @@ class Renormalisation(BatchNorm):
         if input.ndim < 2:
             raise ValueError(f"expected N x C x ..., got a {input.ndim}D input")
 
-    def _transform(self, input: Tensor, running: Running | None, *, relu: bool) -> tuple[Tensor, bool | Tensor]:
+    def _transform(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        *,
+        relu: bool,
+    ) -> tuple[Tensor, bool | Tensor]:
         batches = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
         if running is None:
-            return super()._transform(input, running, relu=relu)
+            return super()._transform(input, weight, bias, running, eps, relu=relu)
         found = moments.measure(input.detach())
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
         if batches:
-            scale = torch.sqrt(running.var + self.eps)  # C
+            assert weight is not None and bias is not None
+            scale = torch.sqrt(running.var + eps)  # C
             mean, var = found.mean.to(scale), found.variance(unbiased=False).to(scale)  # C, C
-            r, d = torch.sqrt(var + self.eps) / scale, (mean - running.mean) / scale  # C, C
+            r, d = torch.sqrt(var + eps) / scale, (mean - running.mean) / scale  # C, C
             weight, bias = weight * r, bias + weight * d
-        y = kernels.by_batch(input, weight, bias, None, self.eps).y  # N x C x ...
+        y = kernels.by_batch(input, weight, bias, None, eps).y  # N x C x ...
         moved = kernels.update_running(running._replace(momentum=max(running.momentum, 1 / (1 + batches))), found)
         return F.relu(y, inplace=True) if relu else y, moved
 
