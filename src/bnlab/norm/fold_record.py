@@ -1,0 +1,104 @@
+"""Record what a model does with an example, as a graph: the calls of its layers, and the operations between them.
+
+It shows what no trace does: the outcome of control flow, for inputs like the example. Values are known by the memory
+that they are in, so that a view counts as a use of what it views.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bnlab.norm.fold_trace import Region, is_leaf
+from bnlab.norm.model_utils import hooked
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, region: Region, scratch: nn.Module) -> None:
+        super().__init__()
+        self.region, self.graph = region, fx.Graph()
+        self.made: dict[int, fx.Node] = {}  # what last wrote the memory
+        self.within = 0  # how many recorded modules are running
+        tensors = [*scratch.named_parameters(), *scratch.named_buffers()]
+        self.parameters = {_memory(tensor): name for name, tensor in tensors}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.within:
+            node = self.graph.call_function(func, *self.nodes((tuple(args), kwargs or {})))
+            self.region.read.update(
+                self.parameters[_memory(part)]
+                for part in tree_leaves((args, kwargs))
+                if isinstance(part, Tensor) and _memory(part) in self.parameters
+            )
+            self.note(result, node)
+            if func._schema.is_mutable:
+                self.note(args, node)
+        return result
+
+    def note(self, values: Any, node: fx.Node) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor):
+                self.made[_memory(value)] = node
+
+    def nodes(self, values: Any) -> Any:
+        """Return the values with nodes for tensors; of what is not an argument for a graph, its text."""
+
+        def node_of(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return self.made.get(_memory(value), "a tensor")
+            return value if isinstance(value, (int, float, bool, type(None), str)) else str(value)
+
+        return tree_map(node_of, values)
+
+    def watch(self, module: nn.Module, name: str) -> None:
+        """Record the calls of a layer, and what hooks on any module read."""
+        has_hooks = hooked(module)
+
+        def before(*_: Any) -> None:
+            self.within += is_leaf(module)
+
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if has_hooks:
+                self.region.hooked_nodes.update(
+                    node for node in tree_leaves(self.nodes((args, kwargs, output))) if isinstance(node, fx.Node)
+                )
+            if not is_leaf(module):
+                return
+            self.within -= 1
+            if not self.within:
+                args, kwargs = self.nodes((tuple(args), kwargs))
+                self.note(output, self.graph.create_node("call_module", name, args, kwargs))
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after, with_kwargs=True)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+@torch.no_grad()
+def record(model: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> Region:
+    """Return the graph of `run(model)`, which gives the model these inputs."""
+    region = Region({module: name for name, module in model.named_modules()}, model, shared=set())
+    scratch = copy.deepcopy(model)  # since forward may change attributes
+    recorder = _Recorder(region, scratch)
+    for tensor in tree_leaves(inputs):
+        if isinstance(tensor, Tensor):
+            recorder.note(tensor, recorder.graph.placeholder("input"))
+    for name, module in scratch.named_modules():
+        recorder.watch(module, name)
+    with recorder:
+        output = run(scratch)
+    recorder.graph.output(recorder.nodes(tree_leaves(output)))
+    kept = tree_leaves([list(vars(module).values()) for module in scratch.modules()])
+    region.stored.update(
+        recorder.made[_memory(value)] for value in kept if isinstance(value, Tensor) and _memory(value) in recorder.made
+    )
+    region.graphs.append(recorder.graph)
+    return region
