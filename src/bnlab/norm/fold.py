@@ -124,7 +124,8 @@ class _Plan:
 def _fold(network: nn.Module, example: tuple[Any, ...] | None, refused: dict[str, str]) -> Folding:
     copied = copy.deepcopy(network).eval()
     regions, untraced = trace_regions(copied)
-    recorded = None if example is None else record(copied, lambda scratch: run(scratch, example), example)
+    whole = any(region.module is copied for region in regions)
+    recorded = None if example is None or whole else record(copied, run, example)
     names = {module: name for name, module in copied.named_modules()}
     plans: list[_Plan] = []
     folded: dict[str, tuple[str, ...]] = {}
@@ -158,12 +159,14 @@ def _fold(network: nn.Module, example: tuple[Any, ...] | None, refused: dict[str
 
 def _become(module: nn.Module, new: nn.Module) -> None:
     """Change a module into another, because the model may refer to it under several names or in a plain list."""
-    kept = {key: value for key, value in vars(module).items() if key not in vars(new) and key[0] != "_"}
     if not isinstance(new, Folded):
         new._modules = module._modules | new._modules
-    if not is_norm(module):  # whose parameters and buffers other parts may read
+    hooks = {}
+    if not is_norm(module):  # the owner of a function, whose parameters and buffers other parts may read
         new._parameters, new._buffers = module._parameters | new._parameters, module._buffers | new._buffers
-    module.__class__, module.__dict__ = type(new.eval()), vars(new) | kept  # type: ignore[assignment]
+        hooks = {key: value for key, value in vars(module).items() if key.endswith("_hooks")}
+    kept = {key: value for key, value in vars(module).items() if key not in vars(new) and key[0] != "_"}
+    module.__class__, module.__dict__ = type(new.eval()), vars(new) | kept | hooks  # type: ignore[assignment]
 
 
 # Which layers a batch normalisation can be folded into.
@@ -186,8 +189,10 @@ def _plan_layer(
             raise
         calls = [node for node in recorded.nodes() if recorded.called(node) is norm]
         if not calls:
+            raise CannotFold("inference never reaches it") from None
+        plan = _plan_calls(name, norm, recorded)
+        if plan.after:
             raise
-    plan = _plan_calls(name, norm, recorded)
     for layer in [norm, *plan.layers]:  # the parts that could be traced show what other inputs do
         for region in regions:
             for node in region.nodes():

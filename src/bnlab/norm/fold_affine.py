@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.norm.fold_flow import CannotFold, readers
-from bnlab.norm.fold_trace import BATCH_NORM, FOLDABLE, has_plain_forward, own_graphs
+from bnlab.norm.fold_trace import BATCH_NORM, FOLDABLE, first_sentence, has_plain_forward, own_graphs
 from bnlab.norm.fold_weights import Affine, exact
 
 _ARITHMETIC: dict[Any, str] = {
@@ -59,8 +59,7 @@ def operations(module: nn.Module, dims: int, channels: int, which: int | None = 
     try:
         graphs = own_graphs(module)
     except Exception as error:  # of any type: it ran the model's own code on proxies
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise CannotFold(f"{kind} overrides forward, which cannot be traced: {lines[0]}") from None
+        raise CannotFold(f"{kind} overrides forward, which cannot be traced: {first_sentence(error)}") from None
     if len(graphs) > 1:
         raise CannotFold(f"{kind} overrides forward, which branches on its input")
     graph = graphs[0]
@@ -173,12 +172,32 @@ def _stored_values(graph: fx.Graph, module: nn.Module) -> dict[fx.Node, Any]:
     def same(one: Any, other: Any) -> bool:
         return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
 
+    if any(_changes_stored(node) for node in graph.nodes):
+        return {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             first, again = evaluate(), evaluate()
         except Exception:  # of any type: it ran the model's own code
             return {}
     return {node: value for node, value in first.items() if same(value, again[node])}  # not what it draws
+
+
+class Remainder(fx.GraphModule):
+    """What a module does besides batch normalisation."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Remainder":
+        new: Remainder = super().__deepcopy__(memo)  # of what the graph uses
+        for name, value in vars(self).items():
+            if name not in vars(new):
+                setattr(new, name, copy.deepcopy(value, memo))
+        return new
+
+
+def _changes_stored(node: fx.Node) -> bool:
+    """Whether the node writes into a stored tensor, or a view of one."""
+    name = str(getattr(node.target, "__name__", node.target))
+    in_place = name.endswith("_") and not name.endswith("__") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    return in_place and bool(node.args) and isinstance(node.args[0], fx.Node) and _only_stored(node.args[0])
 
 
 def without(module: nn.Module, found: Operations, replacement: nn.Module) -> nn.Module:
@@ -197,23 +216,23 @@ def without(module: nn.Module, found: Operations, replacement: nn.Module) -> nn.
             node
             for node in graph.nodes
             if not node.users
-            and (node is found.output or node.op == "get_attr" or node.target in (*_CHECKS, *BATCH_NORM, "size", "dim")
-                 or node.target in _ARITHMETIC or _only_stored(node))
+            and (node is found.output or node.target in (*_CHECKS, *BATCH_NORM, *_ARITHMETIC, "size", "dim")
+                 or _only_stored(node))
         ]  # fmt: skip
         for node in unused:
             graph.erase_node(node)
-    if graph.output_node().args == (new,) and {n.op for n in graph.nodes} <= {"placeholder", "call_module", "output"} and (
-        len(graph.nodes) == 3
-    ):
+    if graph.output_node().args == (new,) and len(graph.nodes) == 3:  # the input, the replacement and the output
         return replacement
-    return fx.GraphModule(module, graph, class_name=type(module).__name__)
+    graph._tracer_cls = None  # so that pickle uses torch's own
+    return Remainder(module, graph, class_name=type(module).__name__)
 
 
 def _only_stored(node: fx.Node) -> bool:
     """Whether the node is computed of stored tensors alone, like the reshaped statistics of a frozen layer."""
-    return node.op in ("call_function", "call_method") and all(
-        part.op == "get_attr" or _only_stored(part) for part in node.all_input_nodes
-    ) and bool(node.all_input_nodes)
+    if node.op == "get_attr":
+        return True
+    inputs = node.all_input_nodes
+    return node.op in ("call_function", "call_method") and bool(inputs) and all(map(_only_stored, inputs))
 
 
 def scales_with_parameters(layer: nn.Module) -> bool:

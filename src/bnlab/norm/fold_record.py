@@ -57,17 +57,17 @@ class _Recorder(TorchDispatchMode):
 
     def watch(self, module: nn.Module, name: str) -> None:
         """Record the calls of a layer, and what hooks on any module read."""
-        has_hooks = hooked(module)
+        has_hooks, leaf = hooked(module), is_leaf(module)
 
         def before(*_: Any) -> None:
-            self.within += is_leaf(module)
+            self.within += leaf
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if has_hooks:
                 self.region.hooked_nodes.update(
                     node for node in tree_leaves(self.nodes((args, kwargs, output))) if isinstance(node, fx.Node)
                 )
-            if not is_leaf(module):
+            if not leaf:
                 return
             self.within -= 1
             if not self.within:
@@ -83,10 +83,34 @@ def _memory(tensor: Tensor) -> int:
 
 
 @torch.no_grad()
-def record(model: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> Region:
-    """Return the graph of `run(model)`, which gives the model these inputs."""
+def record(model: nn.Module, run: Callable[[nn.Module, tuple[Any, ...]], Any], example: tuple[Any, ...]) -> Region:
+    """Return the graphs of `run(model, example)`, and of other batch and image sizes that the model can take.
+
+    Control flow on a shape may do something else for them.
+    """
     region = Region({module: name for name, module in model.named_modules()}, model, shared=set())
-    scratch = copy.deepcopy(model)  # since forward may change attributes
+    _record(region, run, example)
+    for other in (lambda x: x[:1], lambda x: torch.cat([x, x]), _smaller):
+        known = len(region.graphs), set(region.read)
+        try:
+            _record(region, run, tree_map(lambda x, change=other: change(x) if _is_batch(x) else x, example))
+        except Exception:  # of any type: it ran the model's own code, which may not take this size
+            del region.graphs[known[0] :]
+            region.read.intersection_update(known[1])
+    return region
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1
+
+
+def _smaller(x: Tensor) -> Tensor:
+    return x[..., : -(-x.shape[-2] // 2), : -(-x.shape[-1] // 2)] if x.ndim > 3 else x
+
+
+def _record(region: Region, run: Callable[[nn.Module, tuple[Any, ...]], Any], example: tuple[Any, ...]) -> None:
+    scratch = copy.deepcopy(region.module)  # since forward may change attributes
+    inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, example)
     recorder = _Recorder(region, scratch)
     for tensor in tree_leaves(inputs):
         if isinstance(tensor, Tensor):
@@ -94,11 +118,10 @@ def record(model: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> Re
     for name, module in scratch.named_modules():
         recorder.watch(module, name)
     with recorder:
-        output = run(scratch)
+        output = run(scratch, inputs)
     recorder.graph.output(recorder.nodes(tree_leaves(output)))
     kept = tree_leaves([list(vars(module).values()) for module in scratch.modules()])
     region.stored.update(
         recorder.made[_memory(value)] for value in kept if isinstance(value, Tensor) and _memory(value) in recorder.made
     )
     region.graphs.append(recorder.graph)
-    return region

@@ -82,10 +82,11 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
 
     def explore(module: nn.Module, reason: str, called: set[nn.Module]) -> None:
         if module in seen or not any(is_norm(m) or isinstance(m, tuple(FOLDABLE)) for m in module.modules()):
-            return
+            return  # F.batch_norm needs a layer before it
         seen.add(module)
         if is_norm(module):
             untraced[module] = reason
+        if is_leaf(module):
             return
         # A container of layers may be run layer by layer, unless a trace showed that it is called.
         if module in called or type(module).forward not in (nn.Module.forward, nn.Sequential.forward):
@@ -94,8 +95,7 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
             try:
                 _trace(region)
             except Exception as error:  # of any type: it ran the model's own code on proxies
-                lines = str(error).splitlines() or [type(error).__name__]
-                reason = f"{region.name} cannot be traced without an example: {lines[0]}"
+                reason = f"{region.name} cannot be traced without an example: {first_sentence(error)}"
             else:
                 regions.append(region)
                 return
@@ -107,25 +107,36 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
     return regions, untraced
 
 
+def first_sentence(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether it is batch normalisation, as a layer of torch.nn's or as a module that keeps statistics in tensors."""
     if isinstance(module, _BatchNorm):
         return True
-    kept = (getattr(module, "running_mean", None), getattr(module, "running_var", None))
-    return all(isinstance(tensor, Tensor) for tensor in kept) and not isinstance(module, _InstanceNorm)
+    kept = vars(module) | module._parameters | module._buffers  # a trace notes what is read as an attribute
+    statistics = (kept.get("running_mean"), kept.get("running_var"))
+    return all(isinstance(tensor, Tensor) for tensor in statistics) and not isinstance(module, _InstanceNorm)
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a graph shows its call, not what it does: it is batch normalisation, or may take its scale and shift."""
-    return is_norm(module) or has_plain_forward(module) or (
-        isinstance(module, tuple(FOLDABLE)) and not any(module.children())
-    )
+    if is_norm(module) or has_plain_forward(module):
+        return True
+    if not isinstance(module, tuple(FOLDABLE)) or any(module.children()):
+        return False
+    try:
+        own_graphs(module)  # it uses no tensors but its own
+    except Exception:  # of any type: it ran the model's own code on proxies
+        return False
+    return True
 
 
 # Tracing one module.
 
 
-class _Value(Proxy):
+class TracedValue(Proxy):
     """A traced value that rounding leaves a traced value."""
 
     def __ceil__(self) -> Any:
@@ -146,7 +157,7 @@ class _BranchingTracer(fx.Tracer):
         self.decided, self.taken = decided, list[bool]()
 
     def proxy(self, node: fx.Node) -> Proxy:
-        return _Value(node, self)
+        return TracedValue(node, self)
 
     def to_bool(self, obj: Proxy) -> bool:
         if len(self.taken) == _MAX_TESTS:
