@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from bnlab.norm import fold
 
-NAMES = """
-resnet18 resnext26ts densenet121 mobilenetv2_050 mobilenetv3_small_050 efficientnet_lite0 efficientnet_b0 mnasnet_small
-regnetx_002 repvgg_a0 ghostnet_050 inception_v3 xception41 dla34 vovnet39a dpn48b vgg11_bn cspresnet50 skresnet18
-resnest14d levit_128s fastvit_t8 rexnet_100 mixnet_s convnext_atto resnetv2_50 nf_resnet26
-""".split()
+NAMES = (
+    "resnet18 resnext26ts densenet121 mobilenetv2_050 mobilenetv3_small_050 efficientnet_lite0 efficientnet_b0 "
+    "mnasnet_small regnetx_002 repvgg_a0 ghostnet_050 inception_v3 xception41 dla34 vovnet39a dpn48b vgg11_bn "
+    "cspresnet50 skresnet18 resnest14d levit_128s fastvit_t8 rexnet_100 mixnet_s convnext_atto resnetv2_50 nf_resnet26"
+)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
@@ -77,11 +77,13 @@ def measure(name: str, with_example: bool) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=NAMES)
+    parser.add_argument("networks", nargs="*", default=NAMES.split())
     parser.add_argument("--without-example", action="store_true", help="fold by what can be traced alone")
     options = parser.parse_args()
     print(f"timm {timm.__version__}, torch {torch.__version__}; differences in standard deviations of the outputs\n")
-    print("| network | layers | folded | folded to plain | folded to float64 | plain to float64 | all in float64 | time |")
+    print(
+        "| network | layers | folded | folded to plain | folded to float64 | plain to float64 | all in float64 | time |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     layers = folded = 0
     for name in options.networks:

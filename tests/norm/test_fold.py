@@ -401,8 +401,11 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "conv (Doubled) before it overrides forward",
     ),
     "different shapes": (
-        lambda: pair(lambda n, x: n.bn(torch.cat([n.conv(x), n.conv2(x).transpose(1, 2)], 1)),
-                     conv2=nn.Linear(5, 3), bn=nn.BatchNorm2d(6)),
+        lambda: pair(
+            lambda n, x: n.bn(torch.cat([n.conv(x), n.conv2(x).transpose(1, 2)], 1)),
+            conv2=nn.Linear(5, 3),
+            bn=nn.BatchNorm2d(6),
+        ),
         "a concatenation of different shapes comes before it",
     ),
     "active dropout": (lambda: pair(lambda n, x: n.bn(F.dropout(n.conv(x)))), CHAIN.format("dropout()")),
@@ -464,7 +467,9 @@ def test_functions_of_what_is_not_stored_are_kept() -> None:
     model = pair(lambda n, x: F.batch_norm(n.other(n.bn(n.conv(x))), torch.zeros(3), torch.ones(3)),
                  other=nn.Conv2d(3, 3, 1))  # fmt: skip
     name = "F.batch_norm (batch_norm in the model)"
-    assert fold(model).kept == {name: "it is a function whose parameters and statistics are not all stored in the model"}
+    assert fold(model).kept == {
+        name: "it is a function whose parameters and statistics are not all stored in the model"
+    }
 
 
 class Functional(nn.Module):
@@ -479,6 +484,21 @@ class Functional(nn.Module):
         x = self.conv(x)
         x = F.relu(F.batch_norm(x, self.mean, self.var, self.gamma, self.beta, eps=1e-3))
         return torch.batch_norm(self.conv2(x), None, self.beta, self.mean, self.var, False, 0.1, 1e-5, False)
+
+
+def test_a_module_that_convolves_and_keeps_statistics_folds() -> None:
+    class ConvNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.register_buffer("running_mean", torch.randn(3))
+            self.register_buffer("running_var", torch.rand(3) + 0.1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(input=self.conv(x), running_mean=self.running_mean, running_var=self.running_var).relu()
+
+    name = "F.batch_norm (batch_norm in the model)"
+    assert_folds(nn.Sequential(ConvNorm()).double(), images(), {name: ("0.conv",)})
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -550,7 +570,7 @@ class Loop(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         for _ in range(x.shape[2]):
-            x = x + 0  # noqa: PLW2901
+            x = x + 0
         return self.bn(self.conv2(x)) if hasattr(self, "conv2") else self.bn(x)
 
 

@@ -208,7 +208,7 @@ def test_layers_that_do_something_else_are_kept(name: str) -> None:
 
 
 def test_what_is_left_has_the_names_and_attributes_of_the_layer() -> None:
-    model, folding, x = folded(NormAct(3, nn.Hardswish()))
+    _, folding, x = folded(NormAct(3, nn.Hardswish()))
     left = folding.model[1]
     assert isinstance(left, Remainder) and type(left.act) is nn.Hardswish and left.num_features == 3
     assert isinstance(left.batch_norm, Folded) and not list(left.parameters())

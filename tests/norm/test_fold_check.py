@@ -146,7 +146,9 @@ def test_how_much_worse_rounding_may_be() -> None:
     ((double, (argument,)),) = asked
     assert double.layer.weight.dtype == argument.dtype == torch.float64
     for error in (0.1, math.nan):
-        with pytest.raises(ValueError, match=r"^in float16 .* is off by .*, and the model's by 0\.00.*: fold the model in float32"):
+        with pytest.raises(
+            ValueError, match=r"^in float16 .* is off by .*, and the model's by 0\.00.*: fold the model in float32"
+        ):
             check(error)
     with pytest.raises(ValueError, match="in float32"):
         check(0.005, torch.float32)
@@ -159,7 +161,9 @@ def test_the_measure() -> None:
     assert _off(right, right) == 0
     assert _off(torch.tensor([1.0, 2.0, 3.0, math.nan]), right) == math.inf
     assert _off(torch.tensor([1.0, 2.0, math.nan, math.inf]), right) == math.inf
-    assert _off(torch.tensor([1.0, 2.0, math.nan, math.inf]), right, where=torch.tensor([1, 2, math.nan, 1.0])) == math.inf
+    assert (
+        _off(torch.tensor([1.0, 2.0, math.nan, math.inf]), right, where=torch.tensor([1, 2, math.nan, 1.0])) == math.inf
+    )
     assert _off(right[:3] + 0.5, right[:3]) == pytest.approx(0.5 / math.sqrt(2 / 3))
     assert _off(torch.full((3,), 5.5), torch.full((3,), 5.0)) == pytest.approx(0.1)  # constant outputs: of their size
     assert _off(torch.zeros(3), torch.zeros(3)) == 0

@@ -59,8 +59,8 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Any], str | None]] = {
     "alone": (lambda n, x: n.bn(n.conv(x)), None),
     "shape": (lambda n, x: n.bn(h := n.conv(x)) * h.shape[0] * h.dim(), None),
     "image by image": (lambda n, x: torch.cat([n.bn(n.conv(one)) for one in x.split(1)]), None),
-    "concatenation": (lambda n, x: n.bn(torch.cat([n.conv(x)[:, :0] + 1, n.conv(x)], 1)), "add() comes before it, not a "
-                      "convolution or linear layer"),
+    "concatenation": (lambda n, x: n.bn(torch.cat([n.conv(x)[:, :0] + 1, n.conv(x)], 1)), "add() comes before it, not "
+                      "a convolution or linear layer"),
     "read again": (lambda n, x: n.bn(h := n.conv(x)) + h, USED),
     "a view": (lambda n, x: n.bn(h := n.conv(x)) + h.view(-1)[0], USED),
     "a number": (lambda n, x: n.bn(h := n.conv(x)) + float(h[0, 0, 0, 0]), USED),

@@ -54,7 +54,7 @@ def test_what_does_not_fit_changes_nothing(fold) -> None:
         with pytest.raises(CannotFold, match=reason):
             fold([layer], bad, {layer: "layer"})
     half = nn.Linear(3, 3).half()
-    with pytest.raises(CannotFold, match="the weights of layer would not be finite in torch.float16"):
+    with pytest.raises(CannotFold, match="the weights of layer would not be finite"):
         fold([half], Affine(*(1e6 * value for value in affine(3))), {half: "layer"})
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
 

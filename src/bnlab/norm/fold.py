@@ -4,12 +4,12 @@ With stored statistics batch normalisation is a linear function of each channel,
 
     scale = gamma / sqrt(var + eps)        W -> W * scale        b -> (b - mean) * scale + beta
 
-(arXiv 1502.03167, Alg. 2, step 11, applied to the weights), computed in float64. A graph shows which layer comes before:
-torch.fx traces it (`fold_trace.py`), or it is recorded while an `example` is run (`fold_record.py`). A layer after a
-concatenation is folded slice by slice into each of the layers before it (`fold_flow.py`). Where no layer comes before, a
-layer right after takes the scale and shift, if it does not pad. Of a module that normalises and then does more, an
-activation say, the rest is left (`fold_affine.py`). Where anything else may read the values between the two layers, or
-where there is no graph, the layer is kept, and the reason is given.
+(arXiv 1502.03167, Alg. 2, step 11, applied to the weights), computed in float64. A graph shows which layer comes
+before: torch.fx traces it (`fold_trace.py`), or it is recorded while an `example` is run (`fold_record.py`). A layer
+after a concatenation is folded slice by slice into each of the layers before it (`fold_flow.py`). Where no layer comes
+before, a layer right after takes the scale and shift, if it does not pad with zeros. Of a module that normalises and
+then does more, an activation say, the rest is left (`fold_affine.py`). Where anything else may read the values between
+the two layers, or where there is no graph, the layer is kept, and the reason is given.
 
 A graph does not show everything. `fold` assumes the following, or checks it with an `example`: the model is run
 through `forward`; its branches do not depend on attributes that change, or on the type of a value; it does not compute
@@ -22,9 +22,9 @@ Shapes: N examples, C channels, then any number of positions.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -131,16 +131,16 @@ def _fold(network: nn.Module, example: tuple[Any, ...] | None, refused: dict[str
     folded: dict[str, tuple[str, ...]] = {}
     kept: dict[str, str] = {}
     candidates: list[tuple[str, Callable[[], _Plan]]] = [
-        (name, lambda name=name, norm=norm: _plan_layer(name, norm, regions, untraced, recorded))
+        (name, partial(_plan_layer, name, norm, regions, untraced, recorded))
         for name, norm in copied.named_modules()
         if is_norm(norm)
     ]
     candidates += [candidate for region in regions for candidate in _functions(region)]
-    for name, plan in candidates:
+    for name, make_plan in candidates:
         try:
             if name in refused:
                 raise CannotFold(refused[name])
-            plans.append(plan())
+            plans.append(make_plan())
         except CannotFold as reason:
             kept[name] = str(reason)
     for plan in plans:  # only now, with the plan complete, do layers change
@@ -166,7 +166,7 @@ def _become(module: nn.Module, new: nn.Module) -> None:
         new._parameters, new._buffers = module._parameters | new._parameters, module._buffers | new._buffers
         hooks = {key: value for key, value in vars(module).items() if key.endswith("_hooks")}
     kept = {key: value for key, value in vars(module).items() if key not in vars(new) and key[0] != "_"}
-    module.__class__, module.__dict__ = type(new.eval()), vars(new) | kept | hooks  # type: ignore[assignment]
+    module.__class__, module.__dict__ = type(new.eval()), vars(new) | kept | hooks
 
 
 # Which layers a batch normalisation can be folded into.
@@ -208,23 +208,23 @@ def _plan_calls(name: str, norm: nn.Module, region: Region) -> _Plan:
         raise CannotFold("inference never reaches it")
     if region.reads(calls[0]):
         raise CannotFold("its parameters or statistics are also used elsewhere")
-    plain = isinstance(norm, _BatchNorm) and is_plain(norm)
-    if not plain and any(len(call.args) != 1 or call.kwargs for call in calls):
+    plain = norm if isinstance(norm, _BatchNorm) and is_plain(norm) else None
+    if plain is None and any(len(call.args) != 1 or call.kwargs for call in calls):
         raise CannotFold(f"{type(norm).__name__} overrides forward, and is called with other arguments than its input")
     try:
         layers, dims = _layers_before(calls, region)
     except CannotFold as before:
-        if not plain or any(len(call.args) + len(call.kwargs) != 1 for call in calls):
+        if plain is None or any(len(call.args) + len(call.kwargs) != 1 for call in calls):
             raise
         try:
             layer, dims = _layer_after(calls, region)
         except CannotFold:
             raise before from None
-        return _Plan(name, norm, [layer], affine_of(norm), dims, after=True)
-    if plain:
+        return _Plan(name, norm, [layer], affine_of(plain), dims, after=True)
+    if plain is not None:
         if nn.Linear in map(type, layers) and dims == 2 and isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm3d)):
             raise CannotFold("it is for images, in which the features of a linear layer are not the channels")
-        return _Plan(name, norm, layers, affine_of(norm), dims)
+        return _Plan(name, norm, layers, affine_of(plain), dims)
     found = operations(norm, dims, widths(layers))
     return _Plan(name, norm, layers, found.affine, dims, left=lambda: found)
 
@@ -249,18 +249,19 @@ def _functions(region: Region) -> list[tuple[str, Callable[[], _Plan]]]:
         if module in region.shared or any(len(nodes) != len(calls) for nodes in in_graphs):
             raise CannotFold("it is called several times, or not for every input")
         layers, dims = _layers_before([nodes[which] for nodes in in_graphs], region)
-        of_call = lambda: operations(module, dims, widths(layers), which)  # noqa: E731
+        of_call = partial(operations, module, dims, widths(layers), which)
         return _Plan(name, module, layers, of_call().affine, dims, left=of_call)
 
     for path, in_graphs in owned.items():  # from the last on, so that those before it keep their numbers
-        for which, node in reversed(list(enumerate(max(in_graphs, key=len)))):
+        most = max(in_graphs, key=lambda nodes: len(nodes))  # noqa: PLW0108  # mypy does not take len for a key
+        for which, node in reversed(list(enumerate(most))):
             name = f"F.batch_norm ({node.name} in {region.name})"
-            found.append((name, lambda name=name, path=path, which=which: plan(name, path, which)))
+            found.append((name, partial(plan, name, path, which)))
     return found
 
 
 def _layers_before(calls: list[fx.Node], region: Region) -> tuple[list[nn.Module], int]:
-    """Return the layers whose outputs the calls normalise, in the order of their channels, and the values' dimensions."""
+    """Return the layers whose outputs the calls normalise, in the order of their channels, and the dimensions."""
     found = [sources(input_of(call), region) for call in calls]
     layers = [[region.called(node) for node in one.calls] for one in found]
     if any(others != layers[0] for others in layers) or len({one[1:] for one in found}) > 1:
@@ -281,7 +282,9 @@ def _layer_after(calls: list[fx.Node], region: Region) -> tuple[nn.Module, int]:
     elsewhere = any(region.called(node) is layer and node not in nodes for node in region.nodes())
     if layer is None or elsewhere or not has_plain_forward(layer) or any(region.called(n) is not layer for n in nodes):
         raise CannotFold("the layer after it is also called elsewhere")
-    return layer, 2 if isinstance(layer, nn.Linear) else layer.weight.ndim  # type: ignore[operator]
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return layer, weight.ndim  # 2 of a linear layer
 
 
 def _check_norm(norm: nn.Module) -> None:

@@ -69,7 +69,8 @@ def operations(module: nn.Module, dims: int, channels: int, which: int | None = 
             raise CannotFold(f"{kind} overrides forward, with {len(inputs)} arguments")
         value = inputs[0]
     else:
-        value = [node for node in graph.nodes if node.target in BATCH_NORM][which].args[0]
+        value = [node for node in graph.nodes if node.target in BATCH_NORM][which]
+        value = batch_norm_arguments(value)["input"]
     start, stored = value, _stored_values(graph, module)
     zeros = torch.zeros(channels, dtype=torch.float64)
     affine = Affine(zeros + 1, zeros, zeros)
@@ -98,7 +99,9 @@ def _step(node: fx.Node, value: fx.Node, before: Affine, stored: dict[fx.Node, A
     channels = len(before.scale)
     if node.target in BATCH_NORM:
         given = batch_norm_arguments(node)
-        mean, var, weight, bias, eps = (number(given[n]) for n in ("running_mean", "running_var", "weight", "bias", "eps"))
+        mean, var, weight, bias, eps = (
+            number(given[n]) for n in ("running_mean", "running_var", "weight", "bias", "eps")
+        )
         missing = any(number(of) is None and of is not None for of in given.values() if of is not value)
         tensors = [tensor for tensor in (mean, var, weight, bias) if tensor is not None]
         if given["training"] is not False or mean is None or var is None or missing or given["input"] is not value:
@@ -185,8 +188,8 @@ def _stored_values(graph: fx.Graph, module: nn.Module) -> dict[fx.Node, Any]:
 class Remainder(fx.GraphModule):
     """What a module does besides batch normalisation."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Remainder":
-        new: Remainder = super().__deepcopy__(memo)  # of what the graph uses
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        new = super().__deepcopy__(memo)  # of what the graph uses
         for name, value in vars(self).items():
             if name not in vars(new):
                 setattr(new, name, copy.deepcopy(value, memo))
@@ -196,7 +199,13 @@ class Remainder(fx.GraphModule):
 def _changes_stored(node: fx.Node) -> bool:
     """Whether the node writes into a stored tensor, or a view of one."""
     name = str(getattr(node.target, "__name__", node.target))
-    in_place = name.endswith("_") and not name.endswith("__") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in (
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "setitem",
+    )
     return in_place and bool(node.args) and isinstance(node.args[0], fx.Node) and _only_stored(node.args[0])
 
 
@@ -210,16 +219,9 @@ def without(module: nn.Module, found: Operations, replacement: nn.Module) -> nn.
     with graph.inserting_before(found.output):
         new = graph.call_module(name, (found.input,))
     found.output.replace_all_uses_with(new)
-    unused = True
-    while unused:
-        unused = [
-            node
-            for node in graph.nodes
-            if not node.users
-            and (node is found.output or node.target in (*_CHECKS, *BATCH_NORM, *_ARITHMETIC, "size", "dim")
-                 or _only_stored(node))
-        ]  # fmt: skip
-        for node in unused:
+    pure = (*_CHECKS, *BATCH_NORM, *_ARITHMETIC, "size", "dim")
+    for node in reversed(list(graph.nodes)):  # what only the operations and the checks of their input used
+        if not node.users and (node is found.output or node.target in pure or _only_stored(node)):
             graph.erase_node(node)
     if graph.output_node().args == (new,) and len(graph.nodes) == 3:  # the input, the replacement and the output
         return replacement

@@ -20,14 +20,14 @@ _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, 
 _IDENTITIES = ("contiguous", "clone", "detach", "float", torch.clone, torch.detach)
 # What reads of a tensor its shape or type, not its values: attributes, methods, and methods of another tensor.
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device", "requires_grad", "layout", "is_cuda")
-_METHODS = ("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "get_device",
-            "new_zeros", "new_ones", "new_empty", "new_full")  # fmt: skip
+_METHODS = ("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point",
+            "get_device", "new_zeros", "new_ones", "new_empty", "new_full")  # fmt: skip
 _OTHERS_METHODS = ("reshape_as", "view_as", "expand_as", "type_as")
 _FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.numel)
 _MOVES: dict[Any, str] = {
     **{name: name for name in ("flatten", "reshape", "view", "permute", "transpose")},
     **{getattr(torch, name): name for name in ("flatten", "reshape", "permute", "transpose")},
-    **{other: "transpose" for other in ("swapaxes", "swapdims", torch.swapaxes, torch.swapdims)},
+    **dict.fromkeys(("swapaxes", "swapdims", torch.swapaxes, torch.swapdims), "transpose"),
 }
 
 
@@ -55,7 +55,7 @@ def sources(value: Any, region: Region) -> Source:
         raise CannotFold("a constant comes before it, not a convolution or linear layer")
     what = region.describe(value)
     module = region.called(value)
-    if isinstance(module, tuple(FOLDABLE)):
+    if module is not None and isinstance(module, tuple(FOLDABLE)):
         check_layer(module, value, region, "before")
         found = Source([value], *((-1, None) if isinstance(module, nn.Linear) else (1, _output_dims(module))))
     elif is_identity(value, module):
@@ -142,7 +142,7 @@ def is_identity(node: fx.Node, module: nn.Module | None) -> bool:
     return node.target in _DROPOUTS and training is False
 
 
-def _is_mean(module: nn.Module | None) -> bool:
+def _is_mean(module: Any) -> bool:
     """Whether it takes plain means over positions, which a scale and shift of each channel may precede or follow."""
     if type(module) in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
         padded = module.padding not in (0, (0,), (0, 0), (0, 0, 0)) and module.count_include_pad
@@ -215,5 +215,3 @@ def layer_after(call: fx.Node, region: Region) -> fx.Node:
 
 def _numbers(padding: Any) -> tuple[Any, ...]:
     return (padding,) if isinstance(padding, (int, str)) else tuple(padding)
-
-

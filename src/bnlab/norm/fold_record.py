@@ -17,9 +17,9 @@ from bnlab.norm.fold_trace import Region, is_leaf
 from bnlab.norm.model_utils import hooked
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, region: Region, scratch: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.region, self.graph = region, fx.Graph()
         self.made: dict[int, fx.Node] = {}  # what last wrote the memory
         self.within = 0  # how many recorded modules are running

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,9 @@ class Region:
             return f"{self.names[module]} ({type(module).__name__})"
         if node.op == "placeholder":
             return f"the input of {self.name}"
-        name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]  # an ATen operator's has an overload
+        name = str(getattr(node.target, "__name__", node.target)).partition(".")[
+            0
+        ]  # an ATen operator's has an overload
         return f"{name}{'()' * (node.op != 'get_attr')}"
 
 
@@ -115,9 +118,11 @@ def is_norm(module: nn.Module) -> bool:
     """Whether it is batch normalisation, as a layer of torch.nn's or as a module that keeps statistics in tensors."""
     if isinstance(module, _BatchNorm):
         return True
+    if any(isinstance(inner, (_InstanceNorm, *FOLDABLE)) for inner in module.modules()):
+        return False
     kept = vars(module) | module._parameters | module._buffers  # a trace notes what is read as an attribute
     statistics = (kept.get("running_mean"), kept.get("running_var"))
-    return all(isinstance(tensor, Tensor) for tensor in statistics) and not isinstance(module, _InstanceNorm)
+    return all(isinstance(tensor, Tensor) for tensor in statistics)
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -193,7 +198,11 @@ def _raised_by_forward(error: Exception) -> bool:
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if last is None or isinstance(error, TraceError) or last.tb_frame.f_globals.get("__name__", "").startswith("torch.fx"):
+    if (
+        last is None
+        or isinstance(error, TraceError)
+        or last.tb_frame.f_globals.get("__name__", "").startswith("torch.fx")
+    ):
         return False
     return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]].startswith("RAISE")
 
@@ -219,7 +228,7 @@ def _trace(region: Region) -> None:
         return graph
 
     for optional in _ways_to_call(module):
-        region.graphs.extend(_each_way(lambda decided, o=optional: _Tracer(region, o, decided), trace))
+        region.graphs.extend(_each_way(partial(_Tracer, region, optional), trace))
         if len(region.graphs) > _MAX_GRAPHS:
             raise TraceError(f"its forward has more than {_MAX_GRAPHS} ways to run")
 
