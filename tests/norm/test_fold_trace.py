@@ -147,6 +147,20 @@ class Refusing(Branching):
         raise ValueError("never")
 
 
+class Helped(Branching):
+    """A function of another file refuses a proxy, which it would not do to a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) if x.shape[0] > 1 else self.conv(torch.testing.assert_close(x, 0.0))
+
+
+class Unsuitable(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 1 and not isinstance(x, Tensor):
+            raise TypeError("not a tensor")
+        return self.bn(self.conv(x))
+
+
 class Broken(Branching):
     """A trace of one way fails: that it is a way shows nothing about the others."""
 
@@ -160,11 +174,12 @@ class Broken(Branching):
         (Endless(), "its forward has more than 16 truth tests"),
         (Many(), "its forward has more than 32 ways to run"),
         (Refusing(), "never"),
+        (Unsuitable(), "not a tensor"),
         (Broken(), "Proxy object cannot be iterated"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_too_many_ways_or_none(model: nn.Module, reason: str) -> None:
+def test_what_cannot_be_traced(model: nn.Module, reason: str) -> None:
     regions, untraced = trace_regions(model)
     assert not regions
     assert untraced == {model.bn: f"the model cannot be traced without an example: {reason}"}
@@ -175,6 +190,11 @@ class Frozen(nn.Module):
         super().__init__()
         self.register_buffer("running_mean", torch.zeros(3))
         self.running_var = torch.ones(3)
+
+
+def test_an_error_of_another_file_is_no_refusal_of_the_model() -> None:
+    regions, untraced = trace_regions(Helped())
+    assert not regions and len(untraced) == 1
 
 
 def test_what_is_batch_normalisation() -> None:

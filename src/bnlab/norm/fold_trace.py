@@ -182,7 +182,7 @@ def _each_way(tracer: Callable[[tuple[bool, ...]], Any], trace: Callable[[Any], 
         try:
             found.append(trace(one))
         except Exception as error:
-            if not _raised_by_forward(error):
+            if not _raised_by_forward(error, one.root):
                 raise
             refusals.append(error)
         pending += [(*one.taken[:i], False) for i in range(len(decided), len(one.taken))]
@@ -193,18 +193,17 @@ def _each_way(tracer: Callable[[tuple[bool, ...]], Any], trace: Callable[[Any], 
     return found
 
 
-def _raised_by_forward(error: Exception) -> bool:
-    """Whether a `raise` or `assert` of the model raised it, not an operation that proxies do not have."""
+def _raised_by_forward(error: Exception, root: Any) -> bool:
+    """Whether a `raise` or `assert` in a file with a class of the model raised it, not what proxies cannot do."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if (
-        last is None
-        or isinstance(error, TraceError)
-        or last.tb_frame.f_globals.get("__name__", "").startswith("torch.fx")
-    ):
+    if last is None or isinstance(error, (TraceError, TypeError)):
         return False
-    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]].startswith("RAISE")
+    file = last.tb_frame.f_globals.get("__name__", "")
+    known = {kind.__module__ for module in root.modules() for kind in type(module).__mro__}
+    own = file in known and (not file.startswith("torch.") or file == _BatchNorm.__module__)
+    return own and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]].startswith("RAISE")
 
 
 # The graphs of a region.
