@@ -16,7 +16,8 @@ from bnlab.norm import BatchNorm1d, BatchNorm2d, GhostBatchNorm2d
 from bnlab.norm.fold import Folded, fold
 from bnlab.norm.layers import batch_norm_layers
 
-CONTROL_FLOW = "cannot be traced: symbolically traced variables cannot be used as inputs to control flow"
+UNTRACED = "cannot be traced without an example"
+CONTROL_FLOW = f"{UNTRACED}: 'TracedValue' object cannot be interpreted as an integer"
 
 
 class Net(nn.Module):
@@ -227,7 +228,7 @@ def test_every_way_of_calling_counts() -> None:
 def test_parts_of_a_model_that_cannot_be_traced_fold() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         x = net.called(x)
-        if x.sum() > 0:
+        for _ in range(x.shape[0]):
             x = x + 1
         for layer in net.stepped:
             x = layer(x)
@@ -242,7 +243,7 @@ def test_parts_of_a_model_that_cannot_be_traced_fold() -> None:
 
 def test_layers_that_parts_have_in_common_are_kept() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
-        return net.second(net.first(x)) if x.sum() > 0 else net.third(x)
+        return [net.second(net.first(x)) for _ in range(x.shape[0])] + [net.third(x)]
 
     first, second, third = Block(), Block(), Block()
     second.conv, third.bn = first.conv, first.bn
@@ -264,7 +265,17 @@ def hooked_pair(part: str) -> Net:
 
 class Own(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
-        return F.relu(super().forward(input))
+        return super().forward(F.relu(input))
+
+
+class Scaled(nn.BatchNorm2d):
+    def forward(self, input: Tensor, factor: int = 1) -> Tensor:
+        return super().forward(input) * factor
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
 
 
 class OwnConv(torch.ao.nn.qat.Conv2d):
@@ -300,7 +311,10 @@ CHAIN = "{} comes before it, not a convolution or linear layer"
 CONV = "conv (Conv2d)"
 BATCH = "it normalises by the batch's own statistics"
 REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "its own forward": (lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=Own(3)), "Own overrides forward"),
+    "its own forward": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=Own(3)),
+        "Own overrides forward, and its forward does not begin with batch normalisation by stored statistics",
+    ),
     "batch statistics": (lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=BatchNorm2d(3, statistics="batch")), BATCH),
     "no statistics": (
         lambda: pair(lambda n, x: n.bn(n.conv(x)), bn=nn.BatchNorm2d(3, track_running_stats=False)),
@@ -374,6 +388,26 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "addition": (lambda: pair(lambda n, x: n.bn(n.conv(x) + x)), CHAIN.format("add()")),
     "input": (lambda: pair(lambda n, x: n.bn(x)), CHAIN.format("the input of the model")),
     "constant": (lambda: pair(lambda n, x: x + n.bn(2.0)), CHAIN.format("a constant")),
+    "branch on a shape": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)) if x.shape[0] > 1 else n.conv(x)),
+        f"{CONV} before it is also called elsewhere",
+    ),
+    "another argument": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x), 2), bn=Scaled(3)),
+        "Scaled overrides forward, and is called with other arguments than its input",
+    ),
+    "own forward of the layer": (
+        lambda: pair(lambda n, x: n.bn(n.conv(x)), conv=Doubled(3, 3, 1)),
+        "conv (Doubled) before it overrides forward",
+    ),
+    "different shapes": (
+        lambda: pair(
+            lambda n, x: n.bn(torch.cat([n.conv(x), n.conv2(x).transpose(1, 2)], 1)),
+            conv2=nn.Linear(5, 3),
+            bn=nn.BatchNorm2d(6),
+        ),
+        "a concatenation of different shapes comes before it",
+    ),
     "active dropout": (lambda: pair(lambda n, x: n.bn(F.dropout(n.conv(x)))), CHAIN.format("dropout()")),
     "part of a concatenation": (
         lambda: pair(lambda n, x: n.bn(torch.cat([n.conv(x), x], 1)), bn=nn.BatchNorm2d(6)),
@@ -391,11 +425,11 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm2d(3)),
         "it is for images, in which the features of a linear layer are not the channels",
     ),
-    "forward replaced": (lambda: replaced(Block()), "the model cannot be traced: its forward was replaced"),
-    "any arguments": (AnyArguments, "the model cannot be traced: its forward takes any number of arguments"),
+    "forward replaced": (lambda: replaced(Block()), f"the model {UNTRACED}: its forward was replaced"),
+    "any arguments": (AnyArguments, f"the model {UNTRACED}: its forward takes any number of arguments"),
     "five optional": (
         ManyArguments,
-        "the model cannot be traced: its forward has more than four optional arguments",
+        f"the model {UNTRACED}: its forward has more than four optional arguments",
     ),
     "model itself": (lambda: nn.Sequential(nn.BatchNorm2d(3))[0], "it is the model itself"),
 }
@@ -429,10 +463,72 @@ def test_layers_whose_weights_would_overflow_are_kept(part: str) -> None:
     assert torch.equal(folding.model[0].weight, model[0].weight) and folding.model[0].bias is None
 
 
-def test_functions_are_listed_too() -> None:
-    model = pair(lambda n, x: F.batch_norm(n.bn(n.conv(x)), torch.zeros(3), torch.ones(3)))
+def test_functions_of_what_is_not_stored_are_kept() -> None:
+    model = pair(lambda n, x: F.batch_norm(n.other(n.bn(n.conv(x))), torch.zeros(3), torch.ones(3)),
+                 other=nn.Conv2d(3, 3, 1))  # fmt: skip
     name = "F.batch_norm (batch_norm in the model)"
-    assert fold(model).kept == {name: "it is a function, which takes its parameters from elsewhere"}
+    assert fold(model).kept == {
+        name: "it is a function whose parameters and statistics are not all stored in the model"
+    }
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.conv2 = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.gamma, self.beta = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("var", torch.rand(4) + 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = F.relu(F.batch_norm(x, self.mean, self.var, self.gamma, self.beta, eps=1e-3))
+        return torch.batch_norm(self.conv2(x), None, self.beta, self.mean, self.var, False, 0.1, 1e-5, False)
+
+
+def test_a_module_that_convolves_and_keeps_statistics_folds() -> None:
+    class ConvNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.register_buffer("running_mean", torch.randn(3))
+            self.register_buffer("running_var", torch.rand(3) + 0.1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(input=self.conv(x), running_mean=self.running_mean, running_var=self.running_var).relu()
+
+    name = "F.batch_norm (batch_norm in the model)"
+    assert_folds(nn.Sequential(ConvNorm()).double(), images(), {name: ("0.conv",)})
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_functions_fold(inside: bool) -> None:
+    model: nn.Module = Functional().double()
+    hooked: list[str] = []
+    model.register_forward_hook(lambda *_: hooked.append("owner"))
+    if inside:
+        model = nn.Sequential(model, nn.Flatten())
+    folding = fold(model)
+    assert sorted(folding.folded.values()) == [("0.conv",), ("0.conv2",)] if inside else [("conv",), ("conv2",)]
+    assert not folding.kept
+    torch.testing.assert_close(folding.model(images()), model.eval()(images()), rtol=1e-9, atol=1e-9)
+    assert len(hooked) == 2
+    assert "torch.batch_norm" not in str(getattr(folding.model[0] if inside else folding.model, "code", "none"))
+
+
+def test_functions_in_training_or_of_a_forward_that_branches_are_kept() -> None:
+    class Branch(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return F.batch_norm(x, self.mean, self.var) if x.shape[0] > 1 else x
+
+    class Training(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(self.conv(x), self.mean, self.var, training=True)
+
+    for model in (Branch(), Training()):
+        folding = fold(model)
+        assert not folding.folded and len(folding.kept) == 1
 
 
 def test_an_example_reveals_what_no_graph_shows() -> None:
@@ -466,3 +562,76 @@ def test_a_folded_model_can_be_scripted() -> None:
 def test_the_network_within_a_wrapper_is_folded() -> None:
     folding = fold(nn.DataParallel(randomised(Block())))
     assert isinstance(folding.model, Block) and folding.folded == {"bn": ("conv",)}
+
+
+class Loop(Block):
+    """Its forward runs over the positions, which only an example shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        for _ in range(x.shape[2]):
+            x = x + 0
+        return self.bn(self.conv2(x)) if hasattr(self, "conv2") else self.bn(x)
+
+
+def test_an_example_shows_what_cannot_be_traced() -> None:
+    model = Loop()
+    model.conv2 = nn.Conv2d(3, 3, 1)
+    randomised(model.double())
+    assert fold(model).kept == {"bn": f"the model {CONTROL_FLOW}"}
+    folding = fold(model, images())
+    assert (folding.folded, folding.kept) == ({"bn": ("conv2",)}, {})
+    torch.testing.assert_close(folding.model(images()), model(images()), rtol=1e-9, atol=1e-9)
+
+
+def test_an_example_shows_what_lies_between_parts() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.bn(x))
+
+    class Stem(nn.Module):
+        def __init__(self, again: bool) -> None:
+            super().__init__()
+            self.conv, self.again = nn.Conv2d(3, 3, 1), again
+
+        def forward(self, x: Tensor, other: bool = False) -> Tensor:
+            x = self.conv(x)
+            return x * 2 if other and self.again else x
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        return torch.stack([net.head(net.stem(one[None])) for one in x])
+
+    model = randomised(Net(run, stem=Stem(False), head=Head()).double())
+    assert fold(model).kept == {"head.bn": "the input of head comes before it, not a convolution or linear layer"}
+    assert fold(model, images()).folded == {"head.bn": ("stem.conv",)}
+    model = randomised(Net(run, stem=Stem(True), head=Head()).double())
+    reason = "stem may use stem.conv (Conv2d) otherwise, for other inputs"
+    assert fold(model, images()).kept == {"head.bn": reason}
+
+
+def test_features_that_are_not_the_channels_are_kept_if_an_example_shows_them() -> None:
+    model = randomised(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)))
+    x = torch.randn(3, 6, 4)
+    folding = fold(model, x)
+    assert folding.folded == {"3": ("2",)}
+    assert folding.kept == {"1": "its input has 3 dimensions, in which its channels are not those of 0"}
+    torch.testing.assert_close(folding.model(x), model(x))
+
+
+def test_a_layer_before_a_convolution_or_linear_layer_folds_into_it() -> None:
+    model = nn.Sequential(
+        nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(54),
+        nn.Dropout(0.5), nn.Linear(54, 3),
+    ).double()  # fmt: skip
+    assert_folds(model, torch.randn(2, 4, 5, 5, dtype=torch.float64), {"0": ("1",), "4": ("6",)})
+    reflected = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+    both = nn.Sequential(nn.BatchNorm2d(4), reflected, nn.BatchNorm2d(4)).double()
+    assert_folds(both, torch.randn(2, 4, 5, 5, dtype=torch.float64), {"0": ("1",), "2": ("1",)})
+    assert_kept(
+        nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),  # zeros are not normalised
+        {"0": "the input of the model comes before it, not a convolution or linear layer"},
+    )

@@ -1,10 +1,17 @@
-"""Trace the graphs of a model, or of its parts where it cannot be traced as one, in which `fold` finds its layers."""
+"""Trace the graphs of a model, or of its parts where it cannot be traced as one, in which `fold` finds its layers.
+
+A truth test on a traced value (`if x.shape[0] > 1:`) is traced both ways, so that what all graphs show holds for every
+input. Ways that end in an error which forward raises itself do not count.
+"""
 
 import copy
+import dis
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnlab.norm.model_utils import hooked
 
@@ -23,6 +31,8 @@ FOLDABLE: dict[type[nn.Module], int] = {  # with the number of dimensions of the
     nn.Conv3d: 5,
     **dict(zip(TRANSPOSED, (3, 4, 5), strict=True)),
 }
+BATCH_NORM = (torch.nn.functional.batch_norm, torch.batch_norm)
+_MAX_TESTS, _MAX_GRAPHS = 16, 32  # of one forward; each graph takes a trace
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,10 @@ class Region:
             return f"{self.names[module]} ({type(module).__name__})"
         if node.op == "placeholder":
             return f"the input of {self.name}"
-        return f"{getattr(node.target, '__name__', node.target)}{'()' * (node.op != 'get_attr')}"
+        name = str(getattr(node.target, "__name__", node.target)).partition(".")[
+            0
+        ]  # an ATen operator's has an overload
+        return f"{name}{'()' * (node.op != 'get_attr')}"
 
 
 def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]:
@@ -71,11 +84,12 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
     seen: set[nn.Module] = set()
 
     def explore(module: nn.Module, reason: str, called: set[nn.Module]) -> None:
-        if module in seen or not _has_norms(module):
-            return
+        if module in seen or not any(is_norm(m) or isinstance(m, tuple(FOLDABLE)) for m in module.modules()):
+            return  # F.batch_norm needs a layer before it
         seen.add(module)
-        if isinstance(module, _BatchNorm):
+        if is_norm(module):
             untraced[module] = reason
+        if is_leaf(module):
             return
         # A container of layers may be run layer by layer, unless a trace showed that it is called.
         if module in called or type(module).forward not in (nn.Module.forward, nn.Sequential.forward):
@@ -86,8 +100,7 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
             except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # of any type: it ran the model's own code on proxies
-                lines = str(error).splitlines() or [type(error).__name__]
-                reason = f"{region.name} cannot be traced: {lines[0]}"
+                reason = f"{region.name} cannot be traced without an example: {first_sentence(error)}"
             else:
                 regions.append(region)
                 return
@@ -99,9 +112,103 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
     return regions, untraced
 
 
-def _has_norms(module: nn.Module) -> bool:
-    return any(isinstance(m, _BatchNorm) for m in module.modules())
+def first_sentence(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
 
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is batch normalisation, as a layer of torch.nn's or as a module that keeps statistics in tensors."""
+    if isinstance(module, _BatchNorm):
+        return True
+    if any(isinstance(inner, (_InstanceNorm, *FOLDABLE)) for inner in module.modules()):
+        return False
+    kept = vars(module) | module._parameters | module._buffers  # a trace notes what is read as an attribute
+    statistics = (kept.get("running_mean"), kept.get("running_var"))
+    return all(isinstance(tensor, Tensor) for tensor in statistics)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a graph shows its call, not what it does: it is batch normalisation, or may take its scale and shift."""
+    if is_norm(module) or has_plain_forward(module):
+        return True
+    if not isinstance(module, tuple(FOLDABLE)) or any(module.children()):
+        return False
+    try:
+        own_graphs(module)  # it uses no tensors but its own
+    except Exception:  # of any type: it ran the model's own code on proxies
+        return False
+    return True
+
+
+# Tracing one module.
+
+
+class TracedValue(Proxy):
+    """A traced value that rounding leaves a traced value."""
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, digits), {})
+
+
+class _BranchingTracer(fx.Tracer):
+    """Decides truth tests as `decided` says, and those after them with True."""
+
+    def __init__(self, decided: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.decided, self.taken = decided, list[bool]()
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        return TracedValue(node, self)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        if len(self.taken) == _MAX_TESTS:
+            raise TraceError(f"its forward has more than {_MAX_TESTS} truth tests")
+        self.taken.append(self.decided[len(self.taken)] if len(self.taken) < len(self.decided) else True)
+        return self.taken[-1]
+
+
+def _each_way(tracer: Callable[[tuple[bool, ...]], Any], trace: Callable[[Any], fx.Graph]) -> list[fx.Graph]:
+    """Trace once for each combination of outcomes of the truth tests."""
+    found: list[fx.Graph] = []
+    refusals: list[Exception] = []
+    pending: list[tuple[bool, ...]] = [()]
+    while pending:
+        decided = pending.pop()
+        one = tracer(decided)
+        try:
+            found.append(trace(one))
+        except Exception as error:
+            if not _raised_by_forward(error, one.root):
+                raise
+            refusals.append(error)
+        pending += [(*one.taken[:i], False) for i in range(len(decided), len(one.taken))]
+        if len(found) + len(pending) > _MAX_GRAPHS:
+            raise TraceError(f"its forward has more than {_MAX_GRAPHS} ways to run")
+    if not found:
+        raise refusals[0]
+    return found
+
+
+def _raised_by_forward(error: Exception, root: Any) -> bool:
+    """Whether a `raise` or `assert` in a file with a class of the model raised it, not what proxies cannot do."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or isinstance(error, (TraceError, TypeError)):
+        return False
+    file = last.tb_frame.f_globals.get("__name__", "")
+    known = {kind.__module__ for module in root.modules() for kind in type(module).__mro__}
+    own = file in known and (not file.startswith("torch.") or file == _BatchNorm.__module__)
+    return own and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]].startswith("RAISE")
+
+
+# The graphs of a region.
 
 _ANOTHER_VALUE = object()
 
@@ -111,14 +218,20 @@ def _trace(region: Region) -> None:
     module = region.module
     if "forward" in vars(module):
         raise TraceError("its forward was replaced")
-    for optional in _ways_to_call(module):
+
+    def trace(tracer: "_Tracer") -> fx.Graph:
         # Trace a copy, since forward may change attributes; the copy shares the parameters, which are large.
         scratch = copy.deepcopy(module, {id(p): p for p in module.parameters()})
-        tracer = _Tracer(region, optional)
-        region.graphs.append(tracer.trace(scratch))
+        graph = tracer.trace(scratch)
         region.stored.update(node for m in scratch.modules() for node in _nodes_in(list(vars(m).values())))
         tensors = [*scratch.named_parameters(remove_duplicate=False), *scratch.named_buffers(remove_duplicate=False)]
         region.read.update(name for name, tensor in tensors if any(tensor is other for other in tracer.read))
+        return graph
+
+    for optional in _ways_to_call(module):
+        region.graphs.extend(_each_way(partial(_Tracer, region, optional), trace))
+        if len(region.graphs) > _MAX_GRAPHS:
+            raise TraceError(f"its forward has more than {_MAX_GRAPHS} ways to run")
 
 
 def _ways_to_call(module: nn.Module) -> Iterator[dict[str, Any]]:
@@ -134,16 +247,16 @@ def _ways_to_call(module: nn.Module) -> Iterator[dict[str, Any]]:
         yield {p.name: value for p, value in zip(optional, chosen, strict=True)}
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, region: Region, optional: dict[str, Any]) -> None:
-        super().__init__()
+class _Tracer(_BranchingTracer):
+    def __init__(self, region: Region, optional: dict[str, Any], decided: tuple[bool, ...]) -> None:
+        super().__init__(decided)
         self.region, self.optional = region, optional
         self.read: list[Tensor] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _BatchNorm) or has_plain_forward(m):
-            return True
-        return super().is_leaf_module(m, module_qualified_name) and not _has_norms(m)
+        return is_leaf(m) or (
+            super().is_leaf_module(m, module_qualified_name) and not any(is_norm(inner) for inner in m.modules())
+        )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -180,6 +293,33 @@ def _nodes_in(values: list[Any]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     map_aggregate(values, lambda value: found.add(value.node) if isinstance(value, Proxy) else None)
     return found
+
+
+# The graph of one module's own forward, in which the modules that it calls are single nodes.
+
+
+class _OwnTracer(_BranchingTracer):
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def own_graphs(module: nn.Module) -> list[fx.Graph]:
+    """Trace a module's own forward, once for each way in which its truth tests turn out.
+
+    Raises:
+        Exception: of any type, when it cannot be traced.
+    """
+    if "forward" in vars(module):
+        raise TraceError("its forward was replaced")
+    shared = [*module.parameters(), *module.buffers(), *module.children()]
+
+    def trace(tracer: _OwnTracer) -> fx.Graph:
+        return tracer.trace(copy.deepcopy(module, {id(part): part for part in shared}))
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return _each_way(_OwnTracer, trace)
 
 
 def has_plain_forward(layer: nn.Module) -> bool:
