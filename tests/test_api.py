@@ -93,7 +93,7 @@ def test_a_training_has_its_classifier_and_its_warnings(tmp_path: Path, caplog: 
     assert again.val_top1 == result.val_top1
 
     seen = bnlab.evaluate(result.classifier, data, batch_size=4)
-    assert seen.seen == 1
+    assert (seen.seen.train, seen.seen.val, seen.seen.n) == (1, 6, 7)
     assert any("trained on" in warning for warning in seen.warnings)
     assert seen.folder is None
     assert seen.to_json()["folder"] is None
@@ -113,7 +113,7 @@ def test_evaluating_and_predicting_write_what_is_asked_for_only(
     for given in (str(file), trained, classifier, [file], bnlab.Ensemble([classifier])):
         found = bnlab.evaluate(given, data, split="val")
         assert (found.evaluation.probabilities == by_file.evaluation.probabilities).all()
-        assert (found.seen, found.warnings, found.refused) == (0, (), ())
+        assert (found.seen.train, found.seen.val, found.warnings, found.refused) == (0, 12, (), ())
     two = bnlab.evaluate([file, classifier], data)
     assert [member.classifier for member in two.evaluation.members] == [str(file)] * 2
     np.testing.assert_allclose(two.evaluation.probabilities, by_file.evaluation.probabilities, atol=1e-6)

@@ -18,6 +18,7 @@ from bnlab.errors import (
     PhotoError,
     RecipeError,
     RunError,
+    ShapeError,
     StorageError,
     UsageError,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "RecipeError",
     "Refusal",
     "RunError",
+    "ShapeError",
     "SplitResult",
     "StorageError",
     "StudyResult",

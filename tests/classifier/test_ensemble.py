@@ -146,8 +146,10 @@ def test_predictions_are_those_of_the_mean(classifier: Classifier, trained: Path
     pixels = np.stack([np.asarray(open_photo(path)) for path in paths[:-1]])
     assert (ensemble.predict_proba(pixels) == expected).all()
     assert ensemble.predict([]) == []
-    with pytest.raises(UsageError, match="list of paths"):
-        ensemble.predict("a.jpg")
+    assert [one.label for one in ensemble.predict(paths[0])] == [found[0].label]
+    assert [one.top for one in ensemble.predict(iter(pixels), top=2)] == [one.top for one in found]
+    with pytest.raises(UsageError, match="photo 1 is an object of type int"):
+        ensemble.predict([3])  # type: ignore[list-item]
 
 
 def test_what_is_opened_as_an_ensemble(classifier: Classifier, trained: Path) -> None:

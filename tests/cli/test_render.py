@@ -26,7 +26,7 @@ def lines_of(shown: RenderableType) -> list[list[str]]:
 def split_result(groups: list[Group]) -> SplitResult:
     photos = [Photo(f"{label}/{i}.jpg", label, split) for label in "ab" for i, split in enumerate(("train", "val"))]
     split = Split(folder=Path("x"), photos=photos, refused=[Refusal("a/bad.jpg", "it is empty")], groups=groups)
-    return SplitResult(split=split, folder=Path("out"), written=True)
+    return SplitResult(split=split, folder=Path("out"), written=True, refused=tuple(split.refused))
 
 
 def test_the_split_table_counts_photos_and_names_conflicts() -> None:
