@@ -10,6 +10,7 @@ step. This adds a record of this machine; before a change that is meant to alter
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def fingerprint() -> dict[str, Any]:
     return {key: here[key] for key in ("processor", "threads", "tuned")} | {
         "torch": torch.__version__, "capability": capability,
     }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def recorded_threads() -> Iterator[None]:
+    """Sums depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
