@@ -1,5 +1,6 @@
 """The functions of the package: what they give, write, warn of and refuse."""
 
+import io
 import logging
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import bnlab
 from bnlab.errors import ClassifierError, DataError, PhotoError, RecipeError, UsageError
@@ -101,6 +103,22 @@ def test_a_training_has_its_classifier_and_its_warnings(tmp_path: Path, caplog: 
     assert (found.figure, found.table, found.to_json()["figure"]) == (None, None, None)
     assert [Path(refusal.path).name for refusal in found.refused] == ["bad.jpg"]
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"train"}
+
+
+def test_photos_of_a_list_whose_end_is_missing_are_warned_of(tmp_path: Path) -> None:
+    """They were opened when the list was written, so that only the loader opens them."""
+    write_photos(tmp_path / "photos", each=6)
+    for i, folder in enumerate((tmp_path / "photos").iterdir()):
+        pixels = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "JPEG")
+        (folder / "truncated.jpg").write_bytes(content.getvalue()[:-20])
+    split = bnlab.split(tmp_path / "photos", into=tmp_path / "data", val=0.3)
+    few = {"network": "bn_mlp", "size": 32, "width": 0.25, "batch_size": 4, "workers": 0, "bn_monitor": False}
+    found = bnlab.find_lr(tmp_path / "data", **few)
+    trained = bnlab.train(tmp_path / "data", runs=tmp_path / "runs", epochs=1, **few)
+    for result in (split, found, trained):
+        assert any("the end of" in warning for warning in result.warnings)
 
 
 def test_evaluating_and_predicting_write_what_is_asked_for_only(

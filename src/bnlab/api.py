@@ -240,10 +240,11 @@ def predict(
     """
     from bnlab.classifier.ensemble import open_classifiers
     from bnlab.commands import predict as command
+    from bnlab.data.photo_input import several
 
     ensemble = open_classifiers(classifier, options.get("device", "auto"))
     given = PredictOptions(classifier=Path(ensemble.names[0]), photos=[], **as_fields(PredictOptions, options))
-    return command.run(given, progress or NullProgress(), ensemble=ensemble, photos=photos)
+    return command.run(given, progress or NullProgress(), ensemble=ensemble, photos=several(photos))
 
 
 @takes(ImportOptions, keywords.ImportWeights)

@@ -98,6 +98,12 @@ def test_photos_are_read_once_for_members_that_take_the_same_pixels(
     assert read == dict.fromkeys(paths, 2)
 
 
+def test_an_open_file_is_read_once_for_all_members(classifier: Classifier, trained: Path) -> None:
+    ensemble, path = Ensemble([classifier, changed(classifier, size=48)]), val_paths(trained)[0]
+    with open(path, "rb") as file:  # noqa: PTH123
+        assert ensemble.predict(file)[0].top == ensemble.predict(path)[0].top
+
+
 def test_broken_photos_are_reported_once(classifier: Classifier, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("text")
     paths = [str(tmp_path / "x.png"), *val_paths(trained)[:2]]

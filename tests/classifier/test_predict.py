@@ -38,6 +38,13 @@ def test_a_prediction_has_the_most_probable_classes(classifier: Classifier, trai
         assert p.error is None
 
 
+def test_warnings_reach_logging_without_a_progress(classifier: Classifier, caplog: pytest.LogCaptureFixture) -> None:
+    classifier.predict(Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)))
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("bnlab", "WARNING")
+    assert "the largest value is 200" in record.getMessage()
+
+
 def test_the_batch_size_does_not_change_the_answers(classifier: Classifier, trained: Path) -> None:
     paths = paths_of(trained)
     (one,), _ = classify([classifier], paths, batch_size=1)

@@ -1,6 +1,7 @@
 """`bnlab predict`: document, CSV file and picture, and classifiers that cannot answer."""
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bnlab import UsageError, predict
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -115,3 +117,17 @@ def test_a_jpeg_without_its_end_and_the_limit_of_pixels(bnlab: Command, data: Pa
     assert done.err.replace("\n", "").count("x.jpg is missing") == 1
     refused = bnlab("predict", trained / "best.safetensors", photo, "--max-megapixels", 0.001)
     assert (refused.status, "40 x 40 pixels" in refused.complaint) == (2, True)
+
+
+def test_a_picture_of_photos_in_memory(data: Path, trained: Path, tmp_path: Path) -> None:
+    path = data / "val/ring/ring100.png"
+    contents = [path.read_bytes(), io.BytesIO(path.read_bytes()), Image.open(path), b"no picture", str(path)]
+    result = predict(trained, iter(contents), show=True, runs=tmp_path / "shown")
+    assert [prediction.path for prediction in result] == [*(f"photo {i}" for i in range(1, 5)), str(path)]
+    assert result.picture is not None and result.picture.is_file()
+    assert [refusal.path for refusal in result.refused] == ["photo 4"]
+
+
+def test_none_is_not_a_photo(trained: Path) -> None:
+    with pytest.raises(UsageError, match="predict takes photos, not None"):
+        predict(trained, None)  # type: ignore[arg-type]

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bnlab.__main__ import main
 from bnlab.commands import study as command
 from bnlab.data.split_csv import read_split_csv
-from bnlab.errors import UsageError
+from bnlab.errors import DataError, UsageError
 from bnlab.files import read_csv
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.measurements import JobContext
@@ -194,6 +196,19 @@ def test_options_without_effect_are_named(data: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(command, "environment", lambda _: {})
     command.run(options(data, {"steps": 3, "epochs": 2}, processes=2), progress)
     assert [warning.split()[0] for warning in progress.warnings] == ["epochs", "processes"]
+
+
+def test_how_photos_are_opened_may_be_set(tmp_path: Path) -> None:
+    for label, low in (("a", 0), ("b", 900)):
+        (tmp_path / "deep" / label).mkdir(parents=True)
+        for i in range(50):
+            values = np.random.default_rng(i).integers(low, low + 100, (8, 8)).astype(np.float32)
+            Image.fromarray(values).save(tmp_path / "deep" / label / f"{i}.tif")
+    for keys in ({"pixel_range": 1000, "max_megapixels": 1e-6}, {}):  # no photo can be used
+        with pytest.raises(DataError, match="0 usable photos"):
+            command.run(options(tmp_path / "deep", keys), NullProgress())
+    result = command.run(options(tmp_path / "deep", {"pixel_range": 1000}), NullProgress())
+    assert (result.warnings, result.refused) == ((), ())
 
 
 def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> None:

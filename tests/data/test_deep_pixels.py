@@ -32,10 +32,14 @@ def read(content: bytes, pixel_range: Range | None = None, **options: Any) -> ND
 
 
 def check(content: bytes, values: NDArray[Any], pixel_range: Range | None = None, *, declared: bool = True) -> None:
-    reader = PhotoReader(pixel_range)
-    found = np.asarray(reader.open(MemoryPhoto("a picture", content)))
+    found = read(content, pixel_range)
     assert (found == (values if values.ndim == 3 else values[..., None])).all()
-    assert (reader.found.largest > 0) != declared
+    reader = PhotoReader()
+    try:
+        reader.open(MemoryPhoto("a picture", content))
+        assert (reader.found.largest > 0) != declared
+    except PixelRangeError:
+        assert not declared
 
 
 @ORDERS
@@ -155,6 +159,12 @@ def test_opacity_of_16_bits_is_not_scaled_by_the_range() -> None:
         check(png(values), shown, TWELVE, declared=False)
     check(tiff(values, "<", tags={338: (3, [2])}), shown, TWELVE, declared=False)
     check(tiff(values, ">", tags={338: (3, [0])}), expected(COLOURS), TWELVE, declared=False)  # not an opacity
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_significant_bits_of_an_opacity_are_not_those_of_the_colours(channels: int) -> None:
+    values = np.stack([RAMP] * channels + [np.full_like(RAMP, 65535)], axis=2)
+    check(png(values, (b"sBIT", bytes([12] * channels + [16]))), expected(RAMP))
 
 
 def test_a_transparent_colour_of_16_bits_becomes_white() -> None:

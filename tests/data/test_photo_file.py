@@ -3,6 +3,7 @@ import pickle
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,36 @@ def test_pictures_that_use_16_bits_or_have_a_range_are_not_reported() -> None:
     given = PhotoReader((0, 255))
     given.open(deep(200))
     given.report(progress)
+    general = PhotoReader()  # of classifiers, each of which opens photos in its own range
+    replace(general, pixel_range=(0, 255)).open(deep(200))
+    assert not general.report(progress)
     assert progress.warnings == []
+
+
+def test_a_file_in_memory_is_read_once_and_may_be_opened_again() -> None:
+    content = io.BytesIO()
+    halves().save(content, "PNG")
+    stream = io.BytesIO(b"before" + content.getvalue())
+    stream.seek(6)
+    photo = MemoryPhoto("a photo", stream)
+    assert PhotoReader().open(photo).tobytes() == PhotoReader().open(photo).tobytes() == halves().tobytes()
+
+
+def test_an_image_that_pillow_has_not_loaded_is_read_as_its_file_is(tmp_path: Path) -> None:
+    """Pillow would take the high byte of 12 bits, and refuse a JPEG whose last bytes are missing."""
+    grey = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    values = {"grey.png": grey, "colours.png": np.stack([grey] * 3, axis=2)}
+    for name, of_12_bits in values.items():
+        (tmp_path / name).write_bytes(png(of_12_bits, (b"sBIT", bytes([12] * (1 if of_12_bits.ndim == 2 else 3)))))
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(content, "JPEG")
+    (tmp_path / "truncated.jpg").write_bytes(content.getvalue()[:-40])
+    for name in (*values, "truncated.jpg"):
+        reader = PhotoReader()
+        with Image.open(tmp_path / name) as image:
+            for _ in range(2):
+                assert reader.open(MemoryPhoto(name, image)).tobytes() == open_photo(tmp_path / name).tobytes()
+        assert list(reader.found.truncated) == [name] * (name == "truncated.jpg")
 
 
 def test_check_range_decodes_only_pictures_that_may_have_none(tmp_path: Path) -> None:
@@ -219,7 +249,7 @@ def test_check_range_decodes_only_pictures_that_may_have_none(tmp_path: Path) ->
 
 
 def test_what_holds_a_reader_can_be_pickled() -> None:
-    reader = PhotoReader((0, 9))
+    reader = PhotoReader(max_megapixels=9)
     reader.open(deep(7))
     again = pickle.loads(pickle.dumps(reader))
-    assert (again.pixel_range, again.found.largest) == ((0, 9), 7)
+    assert (again.max_megapixels, again.found.largest) == (9, 7)

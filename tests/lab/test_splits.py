@@ -6,9 +6,12 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bnlab.data.dataset import open_recorded_data
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.split_csv import read_split_csv
 from bnlab.errors import DataError
 from bnlab.lab import splits as module
@@ -177,6 +180,29 @@ def test_photos_that_cannot_be_used_are_reported_each_time(photos: Path, tmp_pat
         assert len(splits) == 72
         for name in ("broken.jpg", "gone.jpg", f"ring/{locked}"):
             assert any(name in warning for warning in progress.warnings)
+
+
+def test_photos_are_opened_as_the_study_says_and_what_is_found_is_reported_each_time(tmp_path: Path) -> None:
+    for label, top in (("a", 200), ("b", 100)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(6):
+            values = np.random.default_rng(i).integers(0, top, (32, 32), dtype=np.uint16)
+            Image.fromarray(values).save(tmp_path / "data" / label / f"{i}.png")
+    Image.new("RGB", (200, 200)).save(tmp_path / "data" / "a" / "large.png")
+    dark, small = PhotoReader(max_megapixels=0.03), PhotoReader((0, 255), max_megapixels=0.03)
+    for reader, number in ((dark, 12), (dark, 12), (small, 12), (PhotoReader((0, 255)), 13)):
+        progress = NullProgress()
+        splits = open_study_splits(
+            tmp_path / "data",
+            quick=True,
+            min_photos=10,
+            folder=tmp_path / "s",
+            progress=progress,
+            reader=replace(reader, found=PhotoReader().found),
+        )
+        assert len(splits) == number
+        assert any("large.png" in warning for warning in progress.warnings) == (number == 12)
+        assert any("almost black" in warning for warning in progress.warnings) == (reader is dark)
 
 
 def test_names_that_are_not_utf_8(photos: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from bnlab.files import storage_errors
 from bnlab.machine import choose_device, exact_kernels, memory_errors
 from bnlab.nets.build import move_network
 from bnlab.nets.network import TableNetwork
-from bnlab.progress import NullProgress, Progress
+from bnlab.progress import LoggedProgress, NullProgress, Progress
 from bnlab.recipe import MAX_MEGAPIXELS
 from bnlab.runs import Run
 
@@ -228,6 +228,7 @@ def predict_photos(
     if top < 1 or batch_size < 1:
         raise UsageError(f"top {top} with batch_size {batch_size} is not valid", "both must be at least 1")
     classes, reader = classifiers[0].classes, PhotoReader(max_megapixels=max_megapixels)
+    progress = progress if isinstance(progress, LoggedProgress) else LoggedProgress(progress)
     predictions = []
     for some in photos_of(photos):
         each, errors = classify(classifiers, some, batch_size=batch_size, progress=progress, reader=reader)
@@ -238,10 +239,10 @@ def predict_photos(
             if error:
                 predictions.append(Prediction(name, None, None, (), error.reason))
             else:
-                best = np.argsort(-row, kind="stable")[:top]
-                candidates = tuple(Candidate(classes[i], float(row[i])) for i in best)
+                best = np.argsort(-row, kind="stable")
+                candidates = tuple(Candidate(classes[i], float(row[i])) for i in best[:top])
                 predictions.append(Prediction(name, candidates[0].label, candidates[0].probability, candidates))
-    reader.report(progress or NullProgress())
+    reader.report(progress)
     return predictions
 
 
@@ -260,8 +261,7 @@ def classify(
 
     The row of a photo with an error is NaN. A photo is read once for all classifiers that take the same pixels of it.
     `cache` is for these photos, this preprocessing and these crops alone. With 10 or 144 `crops` the probabilities are
-    the mean over each photo's crops and their mirror images, whatever the card has for `flip_tta`. `reader`
-    opens the photos, and gathers what its `report` tells of them.
+    the mean over the crops and their mirror images, whatever the card has for `flip_tta`. `reader` opens the photos.
 
     Raises:
         UsageError: an unknown number of crops, or a cache with classifiers that take different pixels.

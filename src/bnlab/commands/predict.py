@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bnlab.classifier.ensemble import Ensemble, open_classifiers
 from bnlab.classifier.predict import Prediction
-from bnlab.data.photo_file import PhotoReader
-from bnlab.data.photo_input import PhotoInput, several
+from bnlab.data.photo_file import MemoryPhoto, PhotoReader
+from bnlab.data.photo_input import PhotoInput, photos_of
 from bnlab.data.scan import Refusal, Result, photos_below, report_refused, report_system_folders
 from bnlab.errors import DataError, PhotoError, UsageError, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
@@ -47,7 +47,7 @@ def run(
     progress: Progress,
     *,
     ensemble: Ensemble | None = None,
-    photos: PhotoInput | Iterable[PhotoInput] | None = None,
+    photos: Iterable[PhotoInput] | None = None,
 ) -> PredictResult:
     """Classify `photos` (default: those of the options), which may be folders, too.
 
@@ -55,10 +55,14 @@ def run(
     """
     progress = LoggedProgress(progress)
     unreadable: list[Refusal] = []
-    given = options.photos if photos is None else several(photos)
+    given = options.photos if photos is None else photos
     expanded: Iterable[PhotoInput] = _expanded(given, unreadable, progress)
     if isinstance(given, Sequence):
         expanded = list(expanded)  # so that a path that does not exist is found before any work is done
+    opened: list[str | MemoryPhoto] = []
+    if options.show:  # they are opened again for the picture
+        opened = [photo for some in photos_of(expanded) for photo in some]
+        expanded = cast(list[PhotoInput], opened)
     if options.csv:
         with storage_errors(options.csv):
             if options.csv.exists():
@@ -84,7 +88,7 @@ def run(
     picture = None
     if options.show:
         reader = PhotoReader(ensemble.members[0].card.preprocessing.pixel_range, options.max_megapixels)
-        picture = _picture(options, predictions, reader)
+        picture = _picture(options, predictions, opened, reader)
     return PredictResult(
         predictions=predictions,
         picture=picture,
@@ -129,11 +133,14 @@ def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
     write_csv(path, columns, rows)
 
 
-def _picture(options: PredictOptions, predictions: list[Prediction], reader: PhotoReader) -> Path:
-    shown = [prediction for prediction in predictions if not prediction.error][:MOST_SHOWN]
+def _picture(
+    options: PredictOptions, predictions: list[Prediction], opened: Sequence[str | MemoryPhoto], reader: PhotoReader
+) -> Path:
+    usable = [pair for pair in zip(predictions, opened, strict=True) if not pair[0].error][:MOST_SHOWN]
+    shown = [prediction for prediction, _ in usable]
     images = []
-    for prediction in shown:
-        photo = reader.open(prediction.path)
+    for _, source in usable:
+        photo = reader.open(source)
         photo.thumbnail((1200, 1200) if len(shown) == 1 else (320, 320))  # photos of cameras are far larger
         images.append(photo)
     if len(shown) == 1:

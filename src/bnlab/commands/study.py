@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.config import load_settings
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.scan import Result
 from bnlab.errors import UsageError
 from bnlab.files import read_json
@@ -59,7 +60,8 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
         progress.warn("one seed gives no interval, so clauses over seeds get the verdict not shown: pass --seeds 3")
     for study in studies:
         check_options(study.name, options.recipe_keys, study.own_keys)
-    for sentence in load_settings("default", options.recipe_keys).without_effect():
+    settings = load_settings("default", options.recipe_keys)
+    for sentence in settings.without_effect():
         progress.warn(sentence)
     check_free(options.runs, options.name)
     device = choose_device(options.device)
@@ -75,6 +77,7 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
             min_photos=max(study.min_photos for study in studies),
             folder=options.runs / MEASURED / "photos",
             progress=progress,
+            reader=PhotoReader(settings.recipe.pixel_range, settings.recipe.max_megapixels),
         )
         for study in studies:
             experiment = Experiment(

@@ -22,6 +22,7 @@ from bnlab.recipe import Range
 
 ASSUMED: Range = (0, 65535)
 """the range of a picture that declares none"""
+_UNKNOWN = "and no pixel_range says which values are black and white"
 _REMEDY = "set pixel_range, or save it with 8 or 16 bits"
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _SAMPLE_RANGES = ((340, 341), (280, 281))  # SMinSampleValue and SMaxSampleValue, MinSampleValue and MaxSampleValue
@@ -65,9 +66,10 @@ class DeepPixels:
         scale = chosen or self.declared
         if scale is None:
             if values.dtype.kind == "f":
-                raise PixelRangeError(name, "its pixels are floating-point numbers of no known range", _REMEDY)
+                what = f"its pixels are floating-point numbers, {_UNKNOWN}"
+                raise PixelRangeError(name, what, _REMEDY)
             if values.min() < ASSUMED[0] or values.max() > ASSUMED[1]:
-                what = f"its pixels go from {values.min()} to {values.max()}, in no known range"
+                what = f"its pixels go from {values.min()} to {values.max()}, {_UNKNOWN}"
                 raise PixelRangeError(name, what, _REMEDY)
             scale = (0, max(1.0, self.largest)) if own_maximum else ASSUMED
         if values.dtype.kind == "u" and values.dtype.itemsize == 2:
@@ -154,14 +156,14 @@ def _declared_bits(image: ImageFile) -> int:
 
 
 def _significant_bits(file: Any) -> int:
-    """The largest number in the sBIT chunk of a PNG; 0 if it has none."""
+    """The largest number in the sBIT chunk of a PNG, but that of the opacity; 0 if it has none."""
     position = file.tell()
     file.seek(8)
     bits = 0
     while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
         length = int.from_bytes(header[:4], "big")
         if header[4:] == b"sBIT":
-            bits = max(file.read(length), default=0)
+            bits = max(file.read(length)[: 1 if length < 3 else 3], default=0)
             break
         file.seek(length + 4, 1)
     file.seek(position)

@@ -27,14 +27,21 @@ _loading = threading.Lock()  # of images that are the user's: two threads must n
 _gathering = threading.Lock()  # not of each object, so that what holds a reader can be pickled
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemoryPhoto:
     """A photo that is not named by a path: the content of a file, a file that is open, or an image."""
 
     name: str
     """what messages call it"""
     content: bytes | IO[bytes] | Image.Image
-    """a file is read from its position on, and stays open; an image is not changed"""
+    """a file is read from its position on, once, and stays open; an image is not changed"""
+
+    def read(self) -> bytes:
+        """The content of the file. It is kept: a photo may be opened again, and a stream cannot be read again."""
+        assert not isinstance(self.content, Image.Image)
+        if not isinstance(self.content, bytes):
+            self.content = self.content.read()
+        return self.content
 
 
 class _Found:
@@ -99,9 +106,11 @@ class PhotoReader:
                     return self._read(name, file, at_least, own_maximum=own_maximum)
             if isinstance(photo.content, Image.Image):
                 with _loading:
-                    photo.content.load()
-                return self._converted(name, photo.content, own_maximum=own_maximum)
-            content = photo.content if isinstance(photo.content, bytes) else photo.content.read()
+                    unread = _load_or_read(photo.content)
+                if unread is None:
+                    return self._converted(name, photo.content, own_maximum=own_maximum)
+                return self._read(name, io.BytesIO(unread), at_least, own_maximum=own_maximum)
+            content = photo.read()
             if not content:
                 raise PhotoError(name, "there is nothing to read (0 bytes)")
             return self._read(name, io.BytesIO(content), at_least, own_maximum=own_maximum)
@@ -118,10 +127,11 @@ class PhotoReader:
                 return
         self.open(path)
 
-    def report(self, progress: Progress, remedy: str = TRAIN_WITH_RANGE) -> None:
+    def report(self, progress: Progress, remedy: str = TRAIN_WITH_RANGE) -> bool:
         """Warn, once, of what was found: of photos whose end is missing, the first five by name, and of dark pictures.
 
-        `remedy` says how to set the pixel range; "{high}" in it stands for its upper end.
+        `remedy` says how to set the pixel range; "{high}" in it stands for its upper end. The result says whether there
+        was something to warn of.
         """
         found = self.found
         with _gathering:
@@ -133,13 +143,14 @@ class PhotoReader:
             progress.warn(f"the end of {printable(name)} is missing: used, for {part:.0%} of its pixels are there")
         if len(truncated) > 5:
             progress.warn(f"and {len(truncated) - 5} more photos whose end is missing")
-        if deep and not self.pixel_range:
+        if deep:
             high = next(high for high in _USUAL_MAXIMA if found.largest <= high)
             progress.warn(
                 f"{plural(deep, 'picture')} of more than 8 bits a channel {'declare' if deep > 1 else 'declares'} no "
                 f"range of values: 0 to 65535 is assumed, and the largest value is {found.largest:g}, so all of it is "
                 f"almost black; {remedy.format(high=high)}"
             )
+        return bool(truncated or deep)
 
     def _read(self, name: str, file: IO[bytes], at_least: int, *, own_maximum: bool) -> Image.Image:
         image = self._identified(name, file)
@@ -189,7 +200,7 @@ class PhotoReader:
     def _reduced(self, name: str, image: Image.Image, pixels: DeepPixels, *, own_maximum: bool) -> Image.Image:
         """The pixels of an image as upright RGB with 8 bits."""
         picture = pixels.to_8_bits(name, self.pixel_range, own_maximum=own_maximum)
-        if pixels.declared is None:
+        if pixels.declared is None and not self.pixel_range:
             self.found.add_deep(name, pixels.largest)
         turn = turn_of(image)
         return _to_rgb(picture if turn is None else picture.transpose(turn))
@@ -231,6 +242,26 @@ def _loaded(image: ImageFile, at_least: int) -> ImageFile:
         tiff.im = pillow.core.new(image.mode, tiff._tile_size)
     image.load()
     return image
+
+
+def _load_or_read(image: Image.Image) -> bytes | None:
+    """Load an image of the user's; or give its file, where Pillow would lose bits, or refuse a JPEG without its end."""
+    file = getattr(image, "fp", None)
+    if not isinstance(image, ImageFile) or not image.tile or file is None or image.tell():  # it is loaded, or a frame
+        image.load()
+        return None
+    if not is_deep(image):
+        try:
+            image.load()
+            return None
+        except OSError:
+            if image.format not in ("JPEG", "MPO"):
+                raise
+    position = file.tell()
+    file.seek(0)
+    content: bytes = file.read()
+    file.seek(position)
+    return content
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -84,6 +84,8 @@ def several(given: PhotoInput | Iterable[PhotoInput]) -> Iterable[PhotoInput]:
 
 def _as_photo(photo: object, number: int) -> str | MemoryPhoto:
     name = f"photo {number}"
+    if isinstance(photo, MemoryPhoto):
+        return photo
     if isinstance(photo, str | PathLike):
         path = fspath(photo)
         if not isinstance(path, str):

@@ -22,6 +22,7 @@ T = TypeVar("T")
 # What a user may set for every training: how much and on what, but nothing that arms differ in or that rules rest on.
 SETTABLE = (
     *("size", "resize", "crop_fraction", "crop_area", "crop_aspect", "pre_resize", "flip", "mean", "std"),
+    *("pixel_range", "max_megapixels"),
     *("width", "stem"),
     *("steps", "epochs", "batch_size", "validate_every", "checkpoint_seconds"),
 )

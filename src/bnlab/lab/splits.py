@@ -14,6 +14,7 @@ from pathlib import Path
 from bnlab.data import duplicates
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.digits import find_idx_files, write_binary_digits, write_digits
+from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import ERRORS, Photo, Stamp
 from bnlab.data.scan import Refusal, report_refused, scan
 from bnlab.data.split import assign_splits
@@ -99,11 +100,18 @@ class StudySplits:
 
 
 def open_study_splits(
-    data: Path | None, *, quick: bool, min_photos: int, folder: Path, progress: Progress
+    data: Path | None,
+    *,
+    quick: bool,
+    min_photos: int,
+    folder: Path,
+    progress: Progress,
+    reader: PhotoReader | None = None,
 ) -> StudySplits:
     """Open DATA (IDX files, a split folder, a split.csv or a folder of classes), or else scikit-learn's digits.
 
     With `quick`, only some of many photos are used, the same each time. Files are written to `folder`.
+    `reader` (default: one with the default settings) opens the photos.
 
     Raises:
         DataError: DATA cannot be used, or has fewer than `min_photos` usable photos or two classes.
@@ -124,7 +132,7 @@ def open_study_splits(
         report_refused(refused, strict=False, progress=progress)
     used = _some(found) if quick and data else found  # the bundled digits are few enough
     if kind == "photos":
-        photos, broken = _examined(used, folder, progress)
+        photos, broken = _examined(used, folder, progress, reader or PhotoReader())
         refused += broken
     else:
         photos = [_with_content(photo) for photo in used]
@@ -160,26 +168,30 @@ def _with_content(photo: Photo) -> _StudyPhoto:
     return _StudyPhoto(photo.path, photo.label, photo.split, sha256, stamp, sha256)
 
 
-def _examined(found: Sequence[Photo], folder: Path, progress: Progress) -> tuple[list[_StudyPhoto], list[Refusal]]:
+def _examined(
+    found: Sequence[Photo], folder: Path, progress: Progress, reader: PhotoReader
+) -> tuple[list[_StudyPhoto], list[Refusal]]:
     """Usable photos, with duplicates in one group, and the others.
 
     They are read once, and again only when a file has changed.
     """
     columns = ("path", "label", "split", "sha256", "group")
     stamps = {photo.path: _stamp(photo.path) for photo in found}
-    state = columns, [(photo.path, photo.label, photo.split, *stamps[photo.path]) for photo in found]
+    settings = reader.pixel_range, reader.max_megapixels
+    state = columns, settings, [(photo.path, photo.label, photo.split, *stamps[photo.path]) for photo in found]
     kept = folder / f"examined-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.csv"
     if kept.exists():
         return [_StudyPhoto(**row, stamp=stamps[row["path"]]) for row in read_csv(kept)], []
-    usable, refused = duplicates.read_fingerprints(found, progress)
+    usable, refused = duplicates.read_fingerprints(found, progress, reader)
     report_refused(refused, strict=False, progress=progress)
+    warned = reader.report(progress)
     fingerprints = [fingerprint for _, fingerprint in usable]
     groups = duplicates.group_keys(fingerprints, duplicates.find_groups(fingerprints))
     photos = [
         _StudyPhoto(photo.path, photo.label, photo.split, fingerprint.sha256, fingerprint.stamp, group)
         for (photo, fingerprint), group in zip(usable, groups, strict=True)
     ]
-    if not refused:  # refused photos are reported each time
+    if not refused and not warned:  # otherwise they are read, and warned of, each time
         write_csv(kept, columns, ([getattr(photo, column) for column in columns] for photo in photos))
     return photos, refused
 

@@ -103,6 +103,7 @@ def lr_range_test(data: Path, settings: Settings, *, strict: bool, progress: Pro
             return loss.item()
 
         curve = find_lr(step, progress=progress)
+    context.loader.reader.report(progress)
     if not curve.rates:
         raise DivergedError(
             "the loss was not finite before any step, so no learning rate is to blame",
