@@ -163,8 +163,21 @@ def test_another_length_replaces_the_steps_that_a_timed_training_came_to(tmp_pat
     file = tmp_path / "recipe.yaml"
     file.write_text("time: null\nsteps: 8\nvalidate_every: 2\nplan: [[0, 9, 1], [5, 8, 2]]\n")
     assert load_settings(file, {"workers": 1}).recipe.plan == ((0, 9, 1), (5, 8, 2))
-    for option in ({"time": "20m"}, {"epochs": 3}, {"steps": 100}, {"validate_every": 1}):
-        assert load_settings(file, option).recipe.plan == ()
+    for option, steps in (({"time": "20m"}, 0), ({"epochs": 3}, 0), ({"steps": 100}, 100), ({"validate_every": 1}, 8)):
+        settings = load_settings(file, option)
+        assert (settings.recipe.plan, settings.recipe.steps) == ((), steps)
+        assert settings.without_effect() == []
+
+
+def test_a_recipe_file_whose_steps_are_not_those_of_its_plan_is_refused(tmp_path: Path) -> None:
+    """Somebody changed one of them, and the other would decide."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text("steps: 100\nplan: [[0, 9, 1], [5, 8, 2]]\n")
+    assert (
+        refusal(file)
+        == f"recipe {file} has 100 steps, and a plan of 8: delete its line plan, or pass --set steps=NUMBER"
+    )
+    assert load_settings(file, {"steps": 20}).recipe.steps == 20
 
 
 def test_changes_are_validated() -> None:

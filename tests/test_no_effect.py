@@ -16,7 +16,7 @@ ALWAYS = {
     "freeze", "device", "workers", "pixel_range", "max_megapixels",
 }  # fmt: skip
 # Keys that a training always uses, but not --find-lr.
-IN_TRAININGS = {"time", "learning_rate", "ema", "flip_tta", "validate_every", "cache", "checkpoint_seconds", "resize"}
+IN_TRAININGS = {"time", "learning_rate", "ema", "flip_tta", "cache", "checkpoint_seconds", "resize"}
 
 
 def keys_of(*tables: tuple[Rule[Any], ...]) -> set[str]:
@@ -36,6 +36,8 @@ RECIPES: list[tuple[dict[str, Any], list[str]]] = [
     ({"epochs": 3, "steps": 9}, ["epochs"]),
     ({"epochs": 3, "steps": 9, "time": 60}, ["epochs", "steps"]),
     ({"epochs": 3, "steps": 0}, []),
+    ({"plan": [[0, 9, 1]], "epochs": 3, "validate_every": 2}, ["epochs", "validate_every"]),
+    ({"plan": [[0, 9, 1]], "time": 60, "validate_every": 2}, ["plan"]),
     ({"optimizer": "adam", "momentum": 0.8}, ["momentum"]),
     ({"optimizer": "adamw", "momentum": 0.8}, ["momentum"]),
     ({"schedule": "step", "warmup": 0.3, "step_every": 9}, ["warmup"]),

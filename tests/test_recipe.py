@@ -44,7 +44,8 @@ def test_a_number_without_unit_after_a_unit_is_ambiguous(text: str) -> None:
     "plan",
     [
         5, "x", [5], [[0, 9]], [[0, 9, 1, 1]], [[1, 9, 1]], [[0, 0, 1]], [[0, 9, 0]], [[0, 9, 1], [0, 8, 1]],
-        [[0, 9, 1], [9, 9, 1]], [[0, 9, 1], [5, 8, 1], [4, 8, 1]], [["a", "b", "c"]], [[0, 9.5, 1]], None,
+        [[0, 9, 1], [9, 9, 1]], [[0, 9, 1], [9, 12, 1]], [[0, 9, 1], [5, 8, 1], [4, 8, 1]],
+        [["a", "b", "c"]], [[0, 9.5, 1]], None,
     ],
 )  # fmt: skip
 def test_what_is_not_a_plan_is_refused(plan: object) -> None:

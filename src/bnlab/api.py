@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from bnlab import keywords
-from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.options import (
     EvaluateOptions,
     ImportOptions,
@@ -20,7 +19,6 @@ from bnlab.options import (
     TrainOptions,
 )
 from bnlab.progress import NullProgress, Progress
-from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS
 from bnlab.runs import RUNS
 from bnlab.signatures import as_fields, takes
 
@@ -132,10 +130,6 @@ def resume(
     """
     from bnlab.commands import train as command
 
-    for key in options:
-        if key not in MACHINE_KEYS | LENGTH_KEYS:
-            known = sorted(MACHINE_KEYS | LENGTH_KEYS)
-            raise UsageError(f"a resume cannot change '{printable(key)}'", did_you_mean(key, known))
     fields = TrainOptions(name=name, data=None if data is None else Path(data), runs=Path(runs), recipe_keys=options)
     return command.resume(fields, progress or NullProgress())
 

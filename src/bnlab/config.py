@@ -60,10 +60,16 @@ def load_settings(recipe: str | PathLike[str] = "default", options: Mapping[str,
     values = _read(recipe)
     options = dict(options or {})
     if options.keys() & {"epochs", "steps", "time", "validate_every"}:
-        values.pop("plan", None)  # of a training that was made; the user asks for another length
+        made = values.pop("plan", None)  # of a training that was made; the user asks for another one
+        if made and options.keys() & {"epochs", "time"}:
+            values.pop("steps", None)
     where = {key: f"recipe {printable(recipe)}" for key in values} | dict.fromkeys(options, "the options")
     origin = dict.fromkeys(values, Path(recipe).name) | dict.fromkeys(options, YOURS)
-    return Settings(recipe=_validated(values | options, where), origin=origin)
+    result = _validated(values | options, where)
+    if "plan" in values and result.plan and result.steps not in (0, end := result.plan[-1][1]):
+        what = f"recipe {printable(recipe)} has {result.steps} steps, and a plan of {end}"
+        raise RecipeError(what, "delete its line plan, or pass --set steps=NUMBER")
+    return Settings(recipe=result, origin=origin)
 
 
 def with_changes(settings: Settings, changes: Mapping[str, Any], origin: str) -> Settings:

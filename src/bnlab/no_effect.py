@@ -42,6 +42,11 @@ def turned_on(recipe: Recipe, own: Iterable[str]) -> list[str]:
 _SEEDS = ("seed", "split_seed")  # whose 0 is as good as another
 RECIPE_RULES: tuple[Rule[Recipe], ...] = (
     Rule("epochs steps plan", "time decides how long the training is", lambda r: r.time is not None),
+    Rule(
+        "epochs steps validate_every",
+        "plan decides how long the training is and when it validates",
+        lambda r: bool(r.plan) and r.time is None,
+    ),
     Rule("epochs", "steps decides how long the training is", lambda r: r.steps > 0),
     Rule("momentum", "it is for optimizer sgd", lambda r: r.optimizer != "sgd"),
     Rule("warmup", "it is for schedule one-cycle", lambda r: r.schedule != "one-cycle"),

@@ -61,12 +61,12 @@ PixelRange = Annotated[Range, BeforeValidator(_range_of), AfterValidator(_rising
 
 def _in_order(plan: object) -> object:
     """The value of the key `plan`, checked."""
-    last = -1
+    last, end = -1, 1
     try:
         for step, steps, every in plan:  # type: ignore[attr-defined]
-            if not last < step < steps or (last < 0 < step) or every < 1:
+            if not last < step < min(steps, end) or every < 1:
                 raise ValueError
-            last = step
+            last, end = step, steps
     except (TypeError, ValueError):
         raise ValueError("it must be as bnlab wrote it: rising [step, steps, validate_every], from step 0 on") from None
     return plan
@@ -256,5 +256,5 @@ MACHINE_KEYS = frozenset(
 )
 # Keys that a resume may also change, to train longer.
 LENGTH_KEYS = frozenset({"epochs", "steps"})
-# Keys that say how many steps a training has and when it validates.
-PLAN_KEYS = ("time", "steps", "validate_every", "plan")
+# Keys that a training with `time` sets in its recipe.yaml, so that it repeats the training without a clock.
+PLAN_KEYS = ("time", "steps", "plan")

@@ -79,7 +79,7 @@ def test_a_longer_training_has_the_bits_of_one_that_was_as_long_at_once(
     for number in (2, 3):
         with pytest.raises(RunError, match=r"runs/a has trained 3 epochs already: pass a larger number"):
             bnlab.resume("a", epochs=number)
-    with pytest.raises(UsageError, match="leave out --batch-size"):
+    with pytest.raises(UsageError, match="cannot change 'batch_size': leave batch_size out"):
         bnlab.resume("a", batch_size=4)
     assert before == {path: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
 
@@ -143,7 +143,9 @@ def test_the_size_of_an_unfinished_run_does_not_fall() -> None:
     [
         ({"epochs": 4}, {"epochs": 6}, r"one-cycle, .* 4 epochs: .*DATA --init runs/a/last.safetensors --epochs 2$"),
         ({"steps": 9}, {"steps": 12}, r"one-cycle, .* 9 steps: .*--init runs/a/last.safetensors --set steps=3$"),
-        ({"time": 90, "steps": 9}, {"steps": 12}, r"for a given time, .*--init runs/a/last.safetensors --time 90s$"),
+        ({"time": 90, "steps": 9}, {"steps": 12}, r"from a given time: .*--init runs/a/last.safetensors --time 90s$"),
+        ({"plan": [[0, 9, 1]]}, {"epochs": 4}, r"from a given time: .*DATA --init runs/a/last.safetensors$"),
+        ({"steps": 4}, {"steps": 0, "epochs": 2}, r"one-cycle, .* 4 steps: .*--epochs 1$"),
         ({"schedule": "constant", "steps": 9}, {"epochs": 9}, "counts steps, not epochs: pass --set steps=NUMBER"),
         ({"schedule": "constant", "steps": 10}, {"steps": 10}, "has trained 10 steps already: pass a larger"),
         ({"schedule": "constant", "epochs": 4}, {"steps": 11}, "has trained 12 steps already: pass a larger"),
@@ -154,6 +156,12 @@ def test_the_size_of_an_unfinished_run_does_not_fall() -> None:
 def test_what_cannot_go_on_is_refused_with_the_way(before: Any, changes: Any, message: str) -> None:
     with pytest.raises(RunError, match=message):
         longer(Recipe(**before), **changes)
+
+
+def test_an_unfinished_run_for_a_given_time_is_resumed_without_a_number() -> None:
+    recipe = Recipe(time=90, steps=9)
+    with pytest.raises(RunError, match=r"runs/a follow from a given time: leave epochs and steps out$"):
+        longer(recipe, finished(recipe, step=6), epochs=4)
 
 
 def test_the_number_that_was_planned_changes_nothing() -> None:

@@ -253,15 +253,22 @@ def test_a_time_is_kept_and_its_training_can_be_killed_and_repeated(
         settings = load_settings("default", OPTIONS | {"time": "8s"})
         with pytest.raises(Death):
             run.train(data, settings, name="timed", strict=False, **arguments)
-        planned = yaml.safe_load((data.parent / "runs" / "timed" / "recipe.yaml").read_text())["plan"]
+        file = data.parent / "runs" / "timed" / "recipe.yaml"
+        planned, lines = yaml.safe_load(file.read_text())["plan"], file.read_text().splitlines()
         assert not (data.parent / "runs" / "timed" / "report.html").exists()
         timed = run.resume("timed", changes={}, **arguments)
     assert 0.95 * 8 <= now - 1000 - 0.4 <= 8  # the step that was lost does not count
     assert progress.warnings[0].startswith("epochs has no effect")
     assert progress.warnings[1].startswith("slower than planned")
     assert timed.run.report.exists()
+    now_lines = timed.run.recipe.read_text().splitlines()
+    assert {line.partition(":")[0] for line in {*now_lines} - {*lines}} <= {"steps", "plan"}  # origins stay
+    assert "(yours)" in next(line for line in now_lines if line.startswith("width"))
     recipe = yaml.safe_load(timed.run.recipe.read_text())
-    assert recipe["time"] is None
+    assert (recipe["time"], recipe["validate_every"]) == (None, 0)
+    timed.run.recipe.write_text("\n".join(lines))  # killed after the last state.pt and before recipe.yaml
+    run.resume("timed", changes={"workers": 1}, **arguments)
+    assert timed.run.recipe.read_text().splitlines() == now_lines
     assert recipe["plan"][: len(planned)] == planned
     assert len(recipe["plan"]) > len(planned) > 1
     assert recipe["plan"][-1][1] == recipe["steps"] == timed.rows[-1]["step"]
@@ -326,6 +333,17 @@ def test_a_training_with_accumulated_batches_is_that_with_the_large_batch(data: 
     assert max(float((found[key] - expected[key]).abs().max()) for key in expected) < 1e-6
     assert parts.rows[-1]["train_loss"] == pytest.approx(large.rows[-1]["train_loss"])
     assert parts.rows[-1]["train_top1"] == large.rows[-1]["train_top1"]
+
+
+def test_the_statistics_move_as_far_where_a_step_has_fewer_batches_than_were_asked_for(data: Path) -> None:
+    """All 24 photos are one step, and of 100 batches 12 have two photos each: the first step moves as far as one."""
+    options = {"network": "bn_mlp", "epochs": 1, "batch_size": 24, "norm_momentum": 0.5, "bn_monitor": False}
+    moved = []
+    for name, accumulate in (("asked", 100), ("made", 12)):
+        result = trained_on(data, name, **options, accumulate=accumulate, recalibration_images=0)
+        state = torch.load(result.run.state, weights_only=True)["network"]
+        moved.append(next(tensor for key, tensor in state.items() if key.endswith("running_mean")))
+    assert torch.equal(*moved)
 
 
 def test_a_resumed_training_with_accumulated_batches_ends_in_the_same_weights(

@@ -61,6 +61,14 @@ def test_a_plan_that_was_shortened_goes_on_where_it_was_and_ends_at_1(steps: int
     assert again.progress(again.steps) == pytest.approx(1)
 
 
+def test_of_two_changes_before_the_same_step_the_last_holds() -> None:
+    """A busy machine changes the first plan before any step."""
+    plan = Plan(steps=1, batches=3).changed(0, 328, 11).changed(0, 302, 11).changed(1, 218, 8)
+    assert plan.changes == ((0, 302, 11), (1, 218, 8))
+    recipe = Recipe(plan=plan.changes)
+    assert Plan.of(recipe, 3).repeated(recipe, 1) == plan
+
+
 def test_sizes_grow_to_the_last() -> None:
     recipe = Recipe(start_size=0.5, size=128)
     plan = Plan(steps=100, batches=1)

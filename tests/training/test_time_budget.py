@@ -262,6 +262,13 @@ def test_a_validation_of_the_user_is_left_out_where_much_time_would_remain_unuse
     assert timed.used >= 0.95
 
 
+def test_a_validation_of_the_user_that_the_first_plan_leaves_out_is_warned_of(train: Callable[..., Outcome]) -> None:
+    """Also if the plan is never changed."""
+    timed = train(Machine(batches=30, validation=8.0, opening=3.0), 60.0, validate_every=1)
+    warnings = [warning for warning in timed.progress.warnings if "validation" in warning]
+    assert warnings == ["a validation is left out: validate_every 1 does not fit into the time"]
+
+
 def test_a_time_in_which_not_one_step_fits_is_refused(train: Callable[..., Outcome]) -> None:
     with pytest.raises(UsageError, match=r"not one step fits into 4 s: one takes 1\.00 s, .*: give more --time"):
         train(Machine(step=1.0), 4.0)

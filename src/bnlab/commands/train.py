@@ -7,13 +7,13 @@ from typing import Any
 from bnlab import no_effect
 from bnlab.config import Settings, load_settings
 from bnlab.data.scan import Result
-from bnlab.errors import UsageError, printable
+from bnlab.errors import UsageError, did_you_mean, printable
 from bnlab.files import write_atomic, write_csv
 from bnlab.machine import versions
 from bnlab.no_effect import Rule
 from bnlab.options import TrainOptions
 from bnlab.progress import LoggedProgress, Progress
-from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS
+from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS, Recipe
 from bnlab.report import figures
 from bnlab.report.page import write_run_page
 from bnlab.runs import check_free, new_run
@@ -24,7 +24,7 @@ from bnlab.training.session import TrainingResult
 FIND_LR_RULES: tuple[Rule[Settings], ...] = (
     Rule("learning_rate", "--find-lr tries learning rates from low to high", lambda _: True),
     Rule(
-        "epochs steps time schedule warmup step_every step_factor decay_factor decay_epochs start_size",
+        "epochs steps time plan schedule warmup step_every step_factor decay_factor decay_epochs start_size",
         "--find-lr has a schedule and a length that are fixed",
         lambda _: True,
     ),
@@ -90,9 +90,11 @@ def resume(options: TrainOptions, progress: Progress, began: float | None = None
         UsageError: a key of the recipe is given that a resume does not change.
     """
     progress = LoggedProgress(progress)
-    fixed = [key for key in options.recipe_keys if key not in MACHINE_KEYS | LENGTH_KEYS]
-    if fixed:
-        raise UsageError("a resume uses the recipe of the run", f"leave out --{fixed[0].replace('_', '-')}")
+    for key in options.recipe_keys:
+        if key not in MACHINE_KEYS | LENGTH_KEYS:
+            known = sorted(MACHINE_KEYS | LENGTH_KEYS)
+            remedy = f"leave {key} out" if key in Recipe.model_fields else did_you_mean(key, known)
+            raise UsageError(f"a resume cannot change '{printable(key)}'", remedy)
     result = training_run.resume(
         options.name,
         root=options.runs,

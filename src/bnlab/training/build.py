@@ -111,7 +111,7 @@ def prepare(data: Path, settings: Settings, *, strict: bool, progress: Progress)
         recipe=recipe,
         network=network,
         batch=-(-photos // (steps * recipe.accumulate)),
-        plan=None if recipe.time else Plan.of(recipe, steps),
+        plan=None if recipe.time or recipe.plan else Plan.of(recipe, steps),
         own_val=dataset.own_val,
     )
     for sentence in without_effect(settings, situation):

@@ -18,20 +18,22 @@ def extend(run: Run, state: TrainState, before: Recipe, recipe: Recipe) -> None:
     """
     name, plan = f"run {printable(run.folder)}", state.plan
     wanted = Plan.of(recipe, plan.batches)
-    if before.time is not None:
+    if before.time is not None or before.plan:
+        same = f" --time {before.time:.0f}s" if before.time else ""
+        has_ended = state.step == plan.steps or out_of_patience(state, recipe)
         raise RunError(
-            f"{name} was trained for a given time, and its schedule ends with that",
-            f"{_new_run(run)} --time {before.time:.0f}s",
+            f"the length and the schedule of {name} follow from a given time",
+            f"{_new_run(run)}{same}" if has_ended else "leave epochs and steps out",
         )
-    if before.plan:
-        raise RunError(f"{name} repeats a training for a given time, whose schedule ends with it", _new_run(run))
     if recipe.steps and recipe.steps == before.steps and recipe.epochs != before.epochs:
         raise RunError(f"{name} counts steps, not epochs", "pass --set steps=NUMBER")
     if wanted.steps <= state.step:
         done = f"{state.step} steps" if recipe.steps else f"{state.step / plan.batches:.4g} epochs"
         raise RunError(f"{name} has trained {done} already", "pass a larger number")
     if wanted.steps != plan.steps and recipe.schedule == "one-cycle":
-        more = f"--set steps={wanted.steps - state.step}" if recipe.steps else f"--epochs {recipe.epochs - state.epoch}"
+        more = f"--epochs {max(1, recipe.epochs - state.epoch)}"
+        if recipe.steps:
+            more = f"--set steps={wanted.steps - state.step}"
         raise RunError(
             f"{name} has the schedule one-cycle, whose learning rate ends at 0 after {_length(before, plan)}",
             f"{_new_run(run)} {more}",

@@ -1,5 +1,6 @@
 """The training loop: `fit` runs it and `train_step` is one optimiser step, with its loss."""
 
+import math
 import signal
 import threading
 import time
@@ -71,9 +72,10 @@ def fit(context: TrainingContext, state: TrainState, callbacks: Callbacks, *, pr
     offset, num_photos = state.total_seconds, len(loader.paths)
     metrics = MetricAccumulator(state, read_every=1 if context.device == "cpu" else _READ_EVERY)
     photos_per_step = num_photos / loader.batches
+    parts = sum(1 for _ in batches_of_step(math.ceil(photos_per_step), recipe))
     total, done = round(state.plan.steps * photos_per_step), state.epoch * num_photos + state.num_images
     with (
-        accumulate(context.network, recipe.accumulate),  # the running statistics move as with one batch a step
+        accumulate(context.network, parts),  # the running statistics move as with one batch a step
         stop_requests() as stop,
         progress.task("training", total, "images", done=done) as task,
         _divergence_remedy(state, context),

@@ -47,7 +47,7 @@ class Plan:
             self,
             steps=steps,
             every=every,
-            changes=(*self.changes, (step, steps, every)),
+            changes=(*(change for change in self.changes if change[0] < step), (step, steps, every)),
             since=step,
             progress_then=self.progress(step),
         )

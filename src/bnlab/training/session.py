@@ -14,7 +14,7 @@ from bnlab.classifier.evaluate import Evaluation, evaluate
 from bnlab.classifier.file import Card, save_classifier
 from bnlab.classifier.predict import Classifier
 from bnlab.classifier.seen import History, SeenCount, SeenPhotos, photos_by_split
-from bnlab.config import to_yaml, with_changes
+from bnlab.config import with_changes, with_lines_of
 from bnlab.data.scan import Refusal, Result
 from bnlab.errors import Interrupted, PhotoError, printable, quoted
 from bnlab.files import (
@@ -29,7 +29,7 @@ from bnlab.health.findings import Finding
 from bnlab.machine import versions
 from bnlab.nets.freeze import Frozen
 from bnlab.progress import NullProgress, Progress
-from bnlab.recipe import MACHINE_KEYS
+from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
 from bnlab.runs import RUNS, Run
 from bnlab.training import build, loop
 from bnlab.training.checkpoint import load_state, save_state
@@ -133,6 +133,7 @@ class Session:
         with loop.deterministic(self.context.device), _how_to_go_on(self.run), batch_errors(self.context):
             if not self.run.state.exists():
                 self._begin()
+            self._record_plan(self.state)  # a run may have been killed after state.pt and before recipe.yaml
             self.card = _card(self.run, self.context, self.prepared.history)
             with event_writer(self.run, self.state.step) as self.events:
                 yield loop.Callbacks(
@@ -179,8 +180,13 @@ class Session:
 
     def save(self, state: TrainState) -> None:
         save_state(self.run, state, self.context.recipe, self.context.parts())
+        self._record_plan(state)
+
+    def _record_plan(self, state: TrainState) -> None:
+        """Write the steps of a training with a time budget to its recipe.yaml, if that has others."""
         if self.budget and state.plan != self.recorded:
-            write_atomic(self.run.recipe, to_yaml(with_changes(self.prepared.settings, _steps_made(state), "time")))
+            settings = with_changes(self.prepared.settings, _steps_made(state), "time")
+            write_atomic(self.run.recipe, with_lines_of(self.run.recipe.read_text("utf-8"), settings, PLAN_KEYS))
             self.recorded = state.plan
 
     def epoch_done(self, state: TrainState, row: Row, validation: ValidationResult | None, is_best: bool) -> None:
@@ -247,9 +253,8 @@ class Session:
 
 
 def _steps_made(state: TrainState) -> dict[str, Any]:
-    """The keys of a recipe that repeats a training with a time budget, without one."""
-    plan = state.plan
-    return {"time": None, "steps": plan.steps, "validate_every": plan.every, "plan": plan.changes}
+    """The PLAN_KEYS of a recipe that repeats a training with a time budget, without one."""
+    return {"time": None, "steps": state.plan.steps, "plan": state.plan.changes}
 
 
 def _card(run: Run, context: build.TrainingContext, history: History) -> Card:

@@ -87,6 +87,9 @@ class TimeBudget:
                 "give more --time, or a smaller --size",
             )
         self._announced = plan.steps
+        wanted = recipe.validate_every
+        if wanted and replace(plan, every=wanted).validations(0) > plan.validations(0):
+            progress.warn(_left_out(wanted))
         progress.note(
             f"{plan.steps} steps ({plan.steps / batches:.1f} epochs) fit into the time at this speed: one takes "
             f"{one:.3f} s at {recipe.size} px, a validation {validation:.1f} s"
@@ -201,7 +204,7 @@ class TimeBudget:
 
     def _report(self, plan: Plan, changed: Plan, recipe: Recipe, progress: Progress) -> None:
         if changed.every > recipe.validate_every == plan.every:
-            progress.warn(f"a validation is left out: validate_every {plan.every} no longer fits into the time")
+            progress.warn(_left_out(plan.every))
         if changed.steps * _ANNOUNCED <= self._announced:
             progress.warn(f"slower than planned: {changed.steps} steps in place of {self._announced}, to end on time")
         elif changed.steps >= self._announced * _ANNOUNCED:
@@ -209,6 +212,10 @@ class TimeBudget:
         else:
             return
         self._announced = changed.steps
+
+
+def _left_out(every: int) -> str:
+    return f"a validation is left out: validate_every {every} does not fit into the time"
 
 
 def _durations(works: Iterable[object]) -> list[float]:
