@@ -20,9 +20,6 @@ class _Train(TypedDict, total=False):
     """Weight of each auxiliary classifier's loss; the main loss has weight 1."""
     dropout: float | None
     """Fraction of the features before the last layer that is dropped (unset: the network's own)."""
-    pixel_range: object | None
-    """Values that are black and white in pictures of more than 8 bits a channel or of floating-point numbers, such as
-    [0, 4095]; 4095 means the same (unset: as the file says, or [0, 65535])."""
     start_size: float
     """Fraction of `size`, but at least 32 px, that training begins with; images grow to `size` in steps of 16 px."""
     color_jitter: float
@@ -135,6 +132,9 @@ class _TrainAndImportWeightsAndStudy(TypedDict, total=False):
 
 
 class _TrainAndStudy(TypedDict, total=False):
+    pixel_range: object | None
+    """Values that are black and white in pictures of more than 8 bits a channel or of floating-point numbers, such as
+    [0, 4095]; 4095 means the same (unset: as the file says, or [0, 65535])."""
     pre_resize: float
     """Training crops from the photo shrunk to a short side of this many times `size`; caches keep that photo (0: crop
     from the original)."""
@@ -155,6 +155,8 @@ class _TrainAndResumeAndStudy(TypedDict, total=False):
     """Number of passes through the training photos."""
     steps: int
     """Number of optimiser steps, which replaces `epochs` (0: as many as the epochs have)."""
+    max_megapixels: float
+    """Largest photo that is read, in millions of pixels, because a small file may claim a huge picture (0: any)."""
     checkpoint_seconds: float
     """Seconds between two checkpoints inside an epoch, from which an interrupted training resumes."""
 
@@ -166,8 +168,6 @@ class _TrainAndResume(TypedDict, total=False):
     """Device to train on (auto: the first of cuda, mps and cpu that is there)."""
     workers: int
     """Number of threads that read photos (0: none, -1: as many as suit this machine); they never change a result."""
-    max_megapixels: float
-    """Largest photo that is read, in millions of pixels, because a small file may claim a huge picture (0: any)."""
     cache: Literal["auto", "ram", "disk", "none"]
     """Where decoded photos are kept (auto: in memory, or on disk if memory is too small); it never changes a result."""
     cache_gigabytes: float
