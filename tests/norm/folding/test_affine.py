@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.norm import BatchNorm2d
-from bnlab.norm.fold import Folded, Folding, fold
-from bnlab.norm.fold_affine import Remainder, affine_of, operations, scales_with_parameters
+from bnlab.norm.folding.affine import Remainder, affine_of, operations, scales_with_parameters
+from bnlab.norm.folding.fold import Folded, Folding, fold
 
 
 class NormAct(nn.BatchNorm2d):

@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.norm.fold_flow import CannotFold, readers
-from bnlab.norm.fold_trace import BATCH_NORM, FOLDABLE, first_sentence, has_plain_forward, own_graphs
-from bnlab.norm.fold_weights import Affine, exact
+from bnlab.norm.folding.branches import first_sentence, own_graphs
+from bnlab.norm.folding.flow import CannotFold, readers
+from bnlab.norm.folding.trace import BATCH_NORM, FOLDABLE, has_plain_forward
+from bnlab.norm.folding.weights import Affine, exact
 
 _ARITHMETIC: dict[Any, str] = {
     **dict.fromkeys((operator.mul, torch.mul, torch.multiply, "mul"), "mul"),

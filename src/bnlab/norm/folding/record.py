@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bnlab.norm.fold_trace import Region, is_leaf
+from bnlab.norm.folding.trace import Region, is_leaf
 from bnlab.norm.model_utils import hooked
 
 

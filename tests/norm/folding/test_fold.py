@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from bnlab.nets import build
 from bnlab.norm import BatchNorm1d, BatchNorm2d, GhostBatchNorm2d
-from bnlab.norm.fold import Folded, fold
+from bnlab.norm.folding.fold import Folded, fold
 from bnlab.norm.layers import batch_norm_layers
 
 UNTRACED = "cannot be traced without an example"

@@ -5,10 +5,10 @@ With stored statistics batch normalisation is a linear function of each channel,
     scale = gamma / sqrt(var + eps)        W -> W * scale        b -> (b - mean) * scale + beta
 
 (arXiv 1502.03167, Alg. 2, step 11, applied to the weights), computed in float64. A graph shows which layer comes
-before: torch.fx traces it (`fold_trace.py`), or it is recorded while an `example` is run (`fold_record.py`). A layer
-after a concatenation is folded slice by slice into each of the layers before it (`fold_flow.py`). Where no layer comes
+before: torch.fx traces it (`trace.py`), or it is recorded while an `example` is run (`record.py`). A layer
+after a concatenation is folded slice by slice into each of the layers before it (`flow.py`). Where no layer comes
 before, a layer right after takes the scale and shift, if it does not pad with zeros. Of a module that normalises and
-then does more, an activation say, the rest is left (`fold_affine.py`). Where anything else may read the values between
+then does more, an activation say, the rest is left (`affine.py`). Where anything else may read the values between
 the two layers, or where there is no graph, the layer is kept, and the reason is given.
 
 A graph does not show everything. `fold` assumes the following, or checks it with an `example`: the model is run
@@ -30,12 +30,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnlab.norm.fold_affine import Operations, affine_of, operations, scales_with_parameters, without
-from bnlab.norm.fold_check import check_outputs, run
-from bnlab.norm.fold_flow import CannotFold, input_of, layer_after, readers, sources
-from bnlab.norm.fold_record import record
-from bnlab.norm.fold_trace import BATCH_NORM, Region, has_plain_forward, is_norm, own_graphs, trace_regions
-from bnlab.norm.fold_weights import Affine, fold_into, fold_into_next, widths
+from bnlab.norm.folding.affine import Operations, affine_of, operations, scales_with_parameters, without
+from bnlab.norm.folding.branches import own_graphs
+from bnlab.norm.folding.check import check_outputs, run
+from bnlab.norm.folding.flow import CannotFold, input_of, layer_after, readers, sources
+from bnlab.norm.folding.record import record
+from bnlab.norm.folding.trace import BATCH_NORM, Region, has_plain_forward, is_norm, trace_regions
+from bnlab.norm.folding.weights import Affine, fold_into, fold_into_next, widths
 from bnlab.norm.layers import BatchNorm, is_plain
 from bnlab.norm.model_utils import hooked, unwrap_model
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnlab.norm.fold_trace import FOLDABLE, Region
+from bnlab.norm.folding.trace import FOLDABLE, Region
 from bnlab.norm.model_utils import hooked
 
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.ops.aten.cat.default)
