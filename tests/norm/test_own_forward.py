@@ -70,6 +70,7 @@ def test_they_are_traced_as_one_call(kind: type[nn.Module]) -> None:
     assert traced.get_submodule("1").num_batches_tracked == 1
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("kind", [Activated, Doubled])
 @pytest.mark.parametrize("change", [norm.convert, norm.convert_sync])

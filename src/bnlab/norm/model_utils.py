@@ -1,10 +1,12 @@
 """What norm needs to know of a model: what a wrapper holds, a layer's name, hooks, classes; what torch.fx sees."""
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
@@ -53,6 +55,22 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise ValueError("the model is on the meta device, where tensors hold no values: move it and load its weights")
     return network
+
+
+def copy_module(module: nn.Module, shared: Iterable[Any] = ()) -> Any:
+    """Return a deep copy that has what is `shared` in common with the module, and process groups.
+
+    Of tensors with a history, such as a weight that weight_norm or a pruning computes, it has the values: torch does
+    not copy those tensors.
+    """
+    memo: dict[int, Any] = {id(part): part for part in shared}
+    for owner in module.modules():
+        for value in (*vars(owner).values(), *owner._buffers.values()):
+            if isinstance(value, dist.ProcessGroup):  # which cannot be copied
+                memo[id(value)] = value
+            elif isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    return copy.deepcopy(module, memo)
 
 
 def hooked(module: nn.Module) -> bool:

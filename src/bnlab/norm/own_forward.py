@@ -4,7 +4,6 @@ Their forward runs as it is, but for its one call of `F.batch_norm` or `torch.ba
 forward, which bnlab's layer computes instead. `why_not` runs it on an example to see that there is such a call.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnlab.norm.freeze import Freezable
 from bnlab.norm.layers import BatchNorm
-from bnlab.norm.model_utils import example_inputs, layer_name, runs_again
+from bnlab.norm.model_utils import copy_module, example_inputs, layer_name, runs_again
 
 _PARAMETERS = {
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
@@ -56,6 +55,21 @@ class OwnForward(BatchNorm):
     def _set_count(self, count: Tensor | None) -> None:
         if self.num_batches_tracked is not None and count is not None:
             self.num_batches_tracked.copy_(count)
+
+
+def make_traceable(copied: nn.Module) -> None:
+    """Give a copy of a layer that normalises by stored statistics, and nothing else, a forward that fx can trace.
+
+    Of a converted layer this is the forward that it had before; F.batch_norm stands for bnlab's normalisation.
+    """
+    if isinstance(copied, OwnForward):
+        _, copied.__class__, _ = vars(type(copied))["made_by"]  # see convert.derived_class
+    if isinstance(copied, BatchNorm):
+
+        def by_stored(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+            return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+        vars(copied).update(_check_shape=lambda _: None, _by_stored=by_stored)
 
 
 class _ReplacedCalls(TorchFunctionMode):
@@ -129,7 +143,7 @@ def why_not(layer: nn.Module, probe: type[nn.Module]) -> str | None:
     kind, failure = type(layer).__name__, "it takes no batch"
     for x in example_inputs(layer):
         try:
-            copied: Any = copy.deepcopy(layer, {id(getattr(layer, "process_group", None)): None})
+            copied = copy_module(layer)
             if isinstance(copied, Freezable):
                 copied.unfreeze()
             copied.__class__ = probe

@@ -180,10 +180,6 @@ def test_layers_that_do_more_keep_the_rest(name: str, bias: bool) -> None:
 KEPT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "two arguments": (lambda: TwoArguments(3), "TwoArguments overrides forward, with 2 arguments"),
     "branches": (lambda: Branches(3), "Branches overrides forward, which branches on its input"),
-    "bnlab's": (
-        lambda: OwnBase(3),
-        "OwnBase overrides forward, which cannot be traced: Proxy object cannot be iterated",
-    ),
     "loops": (
         lambda: Loops(3),
         "Loops overrides forward, which cannot be traced: Proxy object cannot be iterated",

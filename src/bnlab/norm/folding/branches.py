@@ -4,7 +4,6 @@ A truth test on a traced value (`if x.shape[0] > 1:`) is traced both ways. Ways 
 raises itself do not count.
 """
 
-import copy
 import dis
 import math
 from collections.abc import Callable
@@ -14,6 +13,9 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnlab.norm.model_utils import copy_module
+from bnlab.norm.own_forward import make_traceable
 
 _MAX_TESTS, MAX_GRAPHS = 16, 32  # of one forward; each graph takes a trace
 
@@ -108,7 +110,9 @@ def own_graphs(module: nn.Module) -> list[fx.Graph]:
     shared = [*module.parameters(), *module.buffers(), *module.children()]
 
     def trace(tracer: _OwnTracer) -> fx.Graph:
-        return tracer.trace(copy.deepcopy(module, {id(part): part for part in shared}))
+        scratch = copy_module(module, shared)
+        make_traceable(scratch)
+        return tracer.trace(scratch)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return each_way(_OwnTracer, trace)

@@ -19,7 +19,6 @@ that forward; and what cannot be traced at all runs the same layers for other in
 Shapes: N examples, C channels, then any number of positions.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +37,7 @@ from bnlab.norm.folding.record import record
 from bnlab.norm.folding.trace import BATCH_NORM, Region, has_plain_forward, is_norm, trace_regions
 from bnlab.norm.folding.weights import Affine, fold_into, fold_into_next, widths
 from bnlab.norm.layers import BatchNorm, is_plain
-from bnlab.norm.model_utils import hooked, unwrap_model
+from bnlab.norm.model_utils import copy_module, hooked, unwrap_model
 
 _SHAPES = {2: "N x C", 3: "N x C x L", 4: "N x C x H x W", 5: "N x C x D x H x W"}
 
@@ -123,7 +122,7 @@ class _Plan:
 
 
 def _fold(network: nn.Module, example: tuple[Any, ...] | None, refused: dict[str, str]) -> Folding:
-    copied = copy.deepcopy(network).eval()
+    copied = copy_module(network).eval()
     regions, untraced = trace_regions(copied)
     whole = any(region.module is copied for region in regions)
     recorded = None if example is None or whole else record(copied, run, example)
@@ -162,11 +161,12 @@ def _become(module: nn.Module, new: nn.Module) -> None:
     """Change a module into another, because the model may refer to it under several names or in a plain list."""
     if not isinstance(new, Folded):
         new._modules = module._modules | new._modules
-    hooks = {}
+    hooks, left_out = {}, {"process_group"}  # of which there can be no copy
     if not is_norm(module):  # the owner of a function, whose parameters and buffers other parts may read
         new._parameters, new._buffers = module._parameters | new._parameters, module._buffers | new._buffers
         hooks = {key: value for key, value in vars(module).items() if key.endswith("_hooks")}
-    kept = {key: value for key, value in vars(module).items() if key not in vars(new) and key[0] != "_"}
+        left_out = set()
+    kept = {k: v for k, v in vars(module).items() if k not in vars(new).keys() | left_out and k[0] != "_"}
     module.__class__, module.__dict__ = type(new.eval()), vars(new) | kept | hooks
 
 

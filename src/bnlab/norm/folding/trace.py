@@ -3,7 +3,6 @@
 What all graphs of a part show holds for every input, since each way of its forward is traced (`branches.py`).
 """
 
-import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -17,9 +16,11 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from bnlab.norm.folding.branches import MAX_GRAPHS, BranchingTracer, each_way, first_sentence, own_graphs
-from bnlab.norm.model_utils import hooked
+from bnlab.norm.model_utils import copy_module, hooked
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 FOLDABLE: dict[type[nn.Module], int] = {  # with the number of dimensions of their outputs
@@ -146,8 +147,9 @@ def _trace(region: Region) -> None:
 
     def trace(tracer: "_Tracer") -> fx.Graph:
         # Trace a copy, since forward may change attributes; the copy shares the parameters, which are large.
-        scratch = copy.deepcopy(module, {id(p): p for p in module.parameters()})
-        graph = tracer.trace(scratch)
+        scratch = copy_module(module, module.parameters())
+        with _Reads(tracer.read):
+            graph = tracer.trace(scratch)
         region.stored.update(node for m in scratch.modules() for node in _nodes_in(list(vars(m).values())))
         tensors = [*scratch.named_parameters(remove_duplicate=False), *scratch.named_buffers(remove_duplicate=False)]
         region.read.update(name for name, tensor in tensors if any(tensor is other for other in tracer.read))
@@ -212,6 +214,19 @@ class _Tracer(BranchingTracer):
     def _note(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self.read.append(value)
+
+
+class _Reads(TorchFunctionMode):
+    """Notes the tensors that forward computes with, also those that it found in `parameters()`."""
+
+    def __init__(self, read: list[Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "__get__":  # such as `shape` or `dtype`
+            self.read += [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        return func(*args, **(kwargs or {}))
 
 
 def _nodes_in(values: list[Any]) -> set[fx.Node]:
