@@ -4,16 +4,17 @@ Their forward runs as it is, but for its one call of `F.batch_norm` or `torch.ba
 forward, which bnlab's layer computes instead. `why_not` runs it on an example to see that there is such a call.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bnlab.norm.freeze import Freezable
-from bnlab.norm.layers import BatchNorm
+from bnlab.norm.layers import BatchNorm, is_plain
 from bnlab.norm.model_utils import copy_module, example_inputs, layer_name, runs_again
 
 _PARAMETERS = {
@@ -157,3 +158,48 @@ def why_not(layer: nn.Module, probe: type[nn.Module]) -> str | None:
             return f"the forward of {kind} normalises by its batch {copied.calls} times, not once"
         return f"the forward of {kind} also uses the statistics in another way" if watch.found else None
     return f"the forward of {kind} cannot be tried out: {failure}"
+
+
+class _Inputs(TorchFunctionMode):
+    """Notes what is normalised by a layer's own statistics."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__()
+        self.layer, self.found = layer, list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _PARAMETERS:
+            given = dict(zip(_PARAMETERS[func], args, strict=False)) | kwargs
+            if given.get("running_mean") is self.layer.running_mean:
+                self.found.append(given["input"].clone())
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def normalised_inputs(layer: _BatchNorm, *args: Any, **kwargs: Any) -> list[Tensor]:
+    """Return what the layer normalises when its forward gets these arguments, for each time that it does."""
+    copied = copy_module(layer).eval()
+    if isinstance(copied, BatchNorm):
+        copied._statistics = "running"  # population statistics may be outdated
+    make_traceable(copied)
+    devices = {tensor.device for tensor in copied.buffers() if tensor.is_cuda}
+    inputs = _Inputs(copied)
+    with torch.random.fork_rng(devices=[*devices]), inputs:
+        copied.forward(*tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, args), **kwargs)  # without hooks
+    return inputs.found
+
+
+def normalises(layer: _BatchNorm) -> Literal["its input", "something else", "several times"]:
+    """Return what the layer's forward normalises, as an example shows it."""
+    for x in () if is_plain(layer) else example_inputs(layer):
+        try:
+            found = normalised_inputs(layer, x)
+        except Exception:  # of any type: it is not our code, and another number of dimensions may do
+            continue
+        if len(found) > 1:
+            return "several times"
+        if all(y.shape[:2] == x.shape[:2] and torch.equal(y.to(x).flatten(1), x.flatten(1)) for y in found):
+            return "its input"
+        return "something else"
+    return "its input" if is_plain(layer) else "something else"
