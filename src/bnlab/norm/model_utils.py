@@ -23,6 +23,14 @@ class FxLeaf(nn.Module):
         return super().__call__(*args, **kwargs)
 
 
+_GLOBAL_HOOKS = (
+    nn.modules.module._global_forward_hooks,
+    nn.modules.module._global_forward_pre_hooks,
+    nn.modules.module._global_backward_hooks,
+    nn.modules.module._global_backward_pre_hooks,
+)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model itself, or what a DistributedDataParallel, a DataParallel or torch.compile wraps.
 
@@ -74,8 +82,16 @@ def copy_module(module: nn.Module, shared: Iterable[Any] = ()) -> Any:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a forward or backward hook is registered on the module."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    """Whether a forward or backward hook is registered on the module, or on all modules."""
+    return any(
+        (
+            *_GLOBAL_HOOKS,
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
 
 
 class Made(nn.Module):

@@ -791,3 +791,23 @@ def test_parameters_that_forward_finds_by_itself() -> None:
             return super().forward(input.to(next(self.parameters()).device))
 
     assert fold(Placed(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()).folded
+
+
+def test_a_layer_that_overrides_call_is_kept() -> None:
+    class Called(nn.BatchNorm2d):
+        def __call__(self, input: Tensor) -> Tensor:
+            return super().__call__(input) * 2
+
+    folding = fold(nn.Sequential(nn.Conv2d(3, 4, 3), Called(4)).eval())
+    assert folding.kept == {"1": "Called overrides __call__"}
+
+
+def test_hooks_on_all_modules() -> None:
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, _, output: output * 2 if isinstance(module, nn.Conv2d) else None
+    )
+    try:
+        folding = fold(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    finally:
+        handle.remove()
+    assert folding.kept == {"1": "a hook is registered on it"}

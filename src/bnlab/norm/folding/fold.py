@@ -303,3 +303,5 @@ def _check_norm(norm: nn.Module) -> None:
         raise CannotFold("its parameters are parametrised")
     if hooked(norm):
         raise CannotFold("a hook is registered on it")
+    if type(norm).__call__ not in (nn.Module.__call__, BatchNorm.__call__):
+        raise CannotFold(f"{type(norm).__name__} overrides __call__")
