@@ -17,7 +17,7 @@ from bnlab.norm.freeze import Freezable
 from bnlab.norm.layers import BatchNorm, is_plain
 from bnlab.norm.model_utils import copy_module, example_inputs, layer_name, runs_again
 
-_PARAMETERS = {
+BATCH_NORM: dict[Any, tuple[str, ...]] = {  # the functions, with the names of their parameters
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
 }
@@ -83,9 +83,9 @@ class _ReplacedCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _PARAMETERS:
+        if func not in BATCH_NORM:
             return func(*args, **kwargs)
-        given = dict(zip(_PARAMETERS[func], args, strict=False)) | kwargs
+        given = dict(zip(BATCH_NORM[func], args, strict=False)) | kwargs
         layer, mean, var = self.layer, given.get("running_mean"), given.get("running_var")
         if not (mean is None or mean is layer.running_mean):  # those of another layer, within this one
             return func(*args, **kwargs)
@@ -169,8 +169,8 @@ class _Inputs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _PARAMETERS:
-            given = dict(zip(_PARAMETERS[func], args, strict=False)) | kwargs
+        if func in BATCH_NORM:
+            given = dict(zip(BATCH_NORM[func], args, strict=False)) | kwargs
             if given.get("running_mean") is self.layer.running_mean:
                 self.found.append(given["input"].clone())
         return func(*args, **kwargs)

@@ -34,10 +34,11 @@ from bnlab.norm.folding.branches import own_graphs
 from bnlab.norm.folding.check import check_outputs, run
 from bnlab.norm.folding.flow import CannotFold, input_of, layer_after, readers, sources
 from bnlab.norm.folding.record import record
-from bnlab.norm.folding.trace import BATCH_NORM, Region, has_plain_forward, is_norm, trace_regions
+from bnlab.norm.folding.trace import Region, has_plain_forward, is_norm, trace_regions
 from bnlab.norm.folding.weights import Affine, fold_into, fold_into_next, widths
 from bnlab.norm.layers import BatchNorm, is_plain
 from bnlab.norm.model_utils import copy_module, hooked, unwrap_model
+from bnlab.norm.own_forward import BATCH_NORM
 
 _SHAPES = {2: "N x C", 3: "N x C x L", 4: "N x C x H x W", 5: "N x C x D x H x W"}
 

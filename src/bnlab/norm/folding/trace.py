@@ -30,7 +30,6 @@ FOLDABLE: dict[type[nn.Module], int] = {  # with the number of dimensions of the
     nn.Conv3d: 5,
     **dict(zip(TRANSPOSED, (3, 4, 5), strict=True)),
 }
-BATCH_NORM = (torch.nn.functional.batch_norm, torch.batch_norm)
 
 
 @dataclass(frozen=True)
