@@ -83,7 +83,7 @@ def test_each_file_has_a_test_file_of_its_name() -> None:
 
 def test_norm_is_of_use_without_the_rest() -> None:
     """It imports torch and the standard library alone."""
-    for path in (PACKAGE / "norm").glob("*.py"):
+    for path in (PACKAGE / "norm").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

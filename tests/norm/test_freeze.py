@@ -154,6 +154,7 @@ def test_recalibration_skips_frozen_layers_and_folding_folds_them() -> None:
     assert norm.fold(model, images()).folded == {"1": ("0",)}
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated, norm.BatchNorm2d])
 def test_frozen_layers_compile(kind: Any) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from bnlab.norm.model_utils import (
     FxLeaf,
     class_from,
+    copy_module,
     hooked,
     layer_name,
     make_class,
@@ -23,6 +24,15 @@ def test_wrappers_are_unwrapped() -> None:
     assert unwrap_model(network) is network
     assert unwrap_model(nn.DataParallel(network)) is network
     assert unwrap_model(torch.compile(nn.DataParallel(network), backend="eager")) is network
+
+
+def test_a_copy_has_the_values_of_computed_tensors_and_what_is_shared() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    layer.computed = layer.weight * 2
+    copied = copy_module(layer, [layer.bias])
+    assert torch.equal(copied.computed, layer.computed) and copied.computed is not layer.computed
+    assert copied.bias is layer.bias
+    assert copied.parametrizations.weight.original0 is not layer.parametrizations.weight.original0
 
 
 def test_models_that_cannot_be_used() -> None:

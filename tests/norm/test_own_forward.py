@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import norm
-from tests.norm.subclasses import Activated, Direct, Doubled
+from bnlab.norm.folding.branches import own_graphs
+from bnlab.norm.own_forward import make_traceable, normalises
+from tests.norm.subclasses import Activated, Direct, Doubled, Failing, Twice
 
 KINDS = pytest.mark.parametrize("kind", [Activated, Doubled, Direct])
 
@@ -70,6 +73,7 @@ def test_they_are_traced_as_one_call(kind: type[nn.Module]) -> None:
     assert traced.get_submodule("1").num_batches_tracked == 1
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("kind", [Activated, Doubled])
 @pytest.mark.parametrize("change", [norm.convert, norm.convert_sync])
@@ -80,3 +84,29 @@ def test_they_compile_in_one_piece(kind: type[nn.Module], change: Any, training:
     y = torch.compile(model, backend="eager", fullgraph=True)(images())
     assert torch.equal(y, expected(images()))
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), expected.buffers(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        (nn.BatchNorm2d(5), "its input"),
+        (Activated(5), "its input"),
+        (norm.convert(Activated(5)).model, "its input"),
+        (Doubled(5), "something else"),
+        (norm.convert_sync(Doubled(5)).model, "something else"),
+        (Failing(5), "something else"),  # for all that can be known
+        (Twice(5), "several times"),
+    ],
+)
+def test_what_a_layer_normalises(layer: nn.Module, what: str) -> None:
+    assert normalises(layer) == what
+
+
+def test_a_converted_layer_is_traced_with_the_forward_that_it_had() -> None:
+    layer = norm.convert(Doubled(5).eval()).model
+    copied = copy.deepcopy(layer)
+    make_traceable(copied)
+    assert type(copied) is Doubled
+    (graph,) = own_graphs(layer)
+    assert [node.target for node in graph.nodes if node.op == "call_function"].count(F.batch_norm) == 1
+    assert torch.equal(copied(images()), layer(images()))

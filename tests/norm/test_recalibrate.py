@@ -4,6 +4,7 @@ import math
 import pickle
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from bnlab import norm
 from bnlab.norm import BatchNorm1d, BatchNorm2d, Whitening2d, convert_sync, recalibrate, reference
 from bnlab.norm.layers import batch_norm_layers
+from tests.norm import subclasses
 
 
 class Pair(nn.Module):
@@ -534,3 +536,44 @@ def test_empty_batches_are_left_out(options: dict[str, bool]) -> None:
     assert all(b.isfinite().all() for b in one.buffers())
     with pytest.raises(ValueError, match="no batch to measure"):
         recalibrate(one, [x[:0]], **options)
+
+
+class Masked(nn.BatchNorm2d):
+    def forward(self, input: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(input * mask)
+
+
+class WithMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = Masked(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x, torch.full_like(x, 3))
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+@pytest.mark.parametrize("change", [lambda model: model, norm.convert, norm.convert_sync])
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(subclasses.Doubled(5)), WithMask])
+def test_layers_that_normalise_something_else_than_their_input(make: Any, change: Any, by_layer: bool) -> None:
+    """Both of them three times that: what they normalise is measured."""
+    model, x = make().double(), torch.randn(12, 5, 4, 4, dtype=torch.float64) + 1
+    change(model)
+    done = recalibrate(model, x.split(4), layer_by_layer=by_layer)
+    (layer,) = (module for _, module in batch_norm_layers(model))
+    assert not done.skipped
+    assert torch.allclose(layer.running_mean, 3 * x.mean((0, 2, 3)))
+    assert torch.allclose(layer.running_var, 9 * x.transpose(0, 1).flatten(1).var(1))
+
+
+def test_population_statistics_of_a_converted_layer_can_be_outdated() -> None:
+    model, x = norm.convert(nn.Sequential(subclasses.Doubled(5))).model, torch.randn(12, 5, 4, 4)
+    model[0].statistics = "population"
+    recalibrate(model, [x])
+    assert torch.allclose(model.eval()(x).mean((0, 2, 3)), torch.zeros(5), atol=1e-5)
+
+
+def test_layers_that_normalise_several_times_are_skipped() -> None:
+    done = recalibrate(nn.Sequential(subclasses.Twice(5), nn.BatchNorm2d(5)), [torch.randn(4, 5, 2, 2)])
+    assert done.skipped == {"0": "the forward of Twice normalises several times, not once"}
+    assert [*done.layers] == ["1"]

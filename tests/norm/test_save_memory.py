@@ -400,6 +400,7 @@ def test_a_batch_that_is_not_finite_moves_nothing_and_has_gradients(monkeypatch:
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("relu", [False, True])
 def test_compiled(relu: bool) -> None:
     """In one graph; the compiler decides what to keep."""

@@ -446,6 +446,7 @@ def test_on_the_meta_device() -> None:
         assert layer.train(mode)(torch.empty(2, 6, 3, 3, device="meta")).shape == (2, 6, 3, 3)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("mode", [True, False])
 def test_it_compiles_in_one_piece(mode: bool) -> None:

@@ -3,7 +3,7 @@
 from bnlab.norm import reference
 from bnlab.norm.accumulate import accumulate
 from bnlab.norm.convert import Conversion, convert, convert_sync, revert, revert_sync
-from bnlab.norm.fold import Folding, fold
+from bnlab.norm.folding.fold import Folding, fold
 from bnlab.norm.freeze import Freezing, freeze, unfreeze
 from bnlab.norm.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, TooFewValuesError

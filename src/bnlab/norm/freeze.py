@@ -5,7 +5,6 @@ their subclasses have no such state. While one is frozen, its class is a subclas
 name, which keeps the layer in evaluation. The layer itself, its tensors and its hooks remain the same objects.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnlab.norm.model_utils import example_inputs, layer_name, make_class, unwrap
+from bnlab.norm.model_utils import copy_module, example_inputs, layer_name, make_class, unwrap
 
 
 class Freezable(nn.Module):
@@ -182,7 +181,7 @@ def _uses_batch_in_evaluation(layer: nn.Module) -> bool:
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     for x in example_inputs(layer):
         try:
-            copied: nn.Module = copy.deepcopy(layer).eval()
+            copied = copy_module(layer).eval()
             with torch.random.fork_rng(devices=[]):
                 whole, part = copied.forward(x), copied.forward(x[:2])  # without hooks
         except Exception:  # of any type: it is not our code, and another number of dimensions may do

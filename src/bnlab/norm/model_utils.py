@@ -1,10 +1,12 @@
 """What norm needs to know of a model: what a wrapper holds, a layer's name, hooks, classes; what torch.fx sees."""
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
@@ -19,6 +21,14 @@ class FxLeaf(nn.Module):
             if not tracer.is_leaf_module(self, path):
                 return tracer.create_proxy("call_module", path, args, kwargs)
         return super().__call__(*args, **kwargs)
+
+
+_GLOBAL_HOOKS = (
+    nn.modules.module._global_forward_hooks,
+    nn.modules.module._global_forward_pre_hooks,
+    nn.modules.module._global_backward_hooks,
+    nn.modules.module._global_backward_pre_hooks,
+)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -55,9 +65,33 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return network
 
 
+def copy_module(module: nn.Module, shared: Iterable[Any] = ()) -> Any:
+    """Return a deep copy that has what is `shared` in common with the module, and process groups.
+
+    Of tensors with a history, such as a weight that weight_norm or a pruning computes, it has the values: torch does
+    not copy those tensors.
+    """
+    memo: dict[int, Any] = {id(part): part for part in shared}
+    for owner in module.modules():
+        for value in (*vars(owner).values(), *owner._buffers.values()):
+            if isinstance(value, dist.ProcessGroup):  # which cannot be copied
+                memo[id(value)] = value
+            elif isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    return copy.deepcopy(module, memo)
+
+
 def hooked(module: nn.Module) -> bool:
-    """Whether a forward or backward hook is registered on the module."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    """Whether a forward or backward hook is registered on the module, or on all modules."""
+    return any(
+        (
+            *_GLOBAL_HOOKS,
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
 
 
 class Made(nn.Module):

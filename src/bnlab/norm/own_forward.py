@@ -4,20 +4,20 @@ Their forward runs as it is, but for its one call of `F.batch_norm` or `torch.ba
 forward, which bnlab's layer computes instead. `why_not` runs it on an example to see that there is such a call.
 """
 
-import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bnlab.norm.freeze import Freezable
-from bnlab.norm.layers import BatchNorm
-from bnlab.norm.model_utils import example_inputs, layer_name, runs_again
+from bnlab.norm.layers import BatchNorm, is_plain
+from bnlab.norm.model_utils import copy_module, example_inputs, layer_name, runs_again
 
-_PARAMETERS = {
+BATCH_NORM: dict[Any, tuple[str, ...]] = {  # the functions, with the names of their parameters
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
 }
@@ -58,6 +58,21 @@ class OwnForward(BatchNorm):
             self.num_batches_tracked.copy_(count)
 
 
+def make_traceable(copied: nn.Module) -> None:
+    """Give a copy of a layer that normalises by stored statistics, and nothing else, a forward that fx can trace.
+
+    Of a converted layer this is the forward that it had before; F.batch_norm stands for bnlab's normalisation.
+    """
+    if isinstance(copied, OwnForward):
+        _, copied.__class__, _ = vars(type(copied))["made_by"]  # see convert.derived_class
+    if isinstance(copied, BatchNorm):
+
+        def by_stored(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+            return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+        vars(copied).update(_check_shape=lambda _: None, _by_stored=by_stored)
+
+
 class _ReplacedCalls(TorchFunctionMode):
     """Within this context, calls of batch_norm that a layer's forward makes are computed by the layer."""
 
@@ -68,9 +83,9 @@ class _ReplacedCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _PARAMETERS:
+        if func not in BATCH_NORM:
             return func(*args, **kwargs)
-        given = dict(zip(_PARAMETERS[func], args, strict=False)) | kwargs
+        given = dict(zip(BATCH_NORM[func], args, strict=False)) | kwargs
         layer, mean, var = self.layer, given.get("running_mean"), given.get("running_var")
         if not (mean is None or mean is layer.running_mean):  # those of another layer, within this one
             return func(*args, **kwargs)
@@ -129,7 +144,7 @@ def why_not(layer: nn.Module, probe: type[nn.Module]) -> str | None:
     kind, failure = type(layer).__name__, "it takes no batch"
     for x in example_inputs(layer):
         try:
-            copied: Any = copy.deepcopy(layer, {id(getattr(layer, "process_group", None)): None})
+            copied = copy_module(layer)
             if isinstance(copied, Freezable):
                 copied.unfreeze()
             copied.__class__ = probe
@@ -143,3 +158,48 @@ def why_not(layer: nn.Module, probe: type[nn.Module]) -> str | None:
             return f"the forward of {kind} normalises by its batch {copied.calls} times, not once"
         return f"the forward of {kind} also uses the statistics in another way" if watch.found else None
     return f"the forward of {kind} cannot be tried out: {failure}"
+
+
+class _Inputs(TorchFunctionMode):
+    """Notes what is normalised by a layer's own statistics."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__()
+        self.layer, self.found = layer, list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in BATCH_NORM:
+            given = dict(zip(BATCH_NORM[func], args, strict=False)) | kwargs
+            if given.get("running_mean") is self.layer.running_mean:
+                self.found.append(given["input"].clone())
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def normalised_inputs(layer: _BatchNorm, *args: Any, **kwargs: Any) -> list[Tensor]:
+    """Return what the layer normalises when its forward gets these arguments, for each time that it does."""
+    copied = copy_module(layer).eval()
+    if isinstance(copied, BatchNorm):
+        copied._statistics = "running"  # population statistics may be outdated
+    make_traceable(copied)
+    devices = {tensor.device for tensor in copied.buffers() if tensor.is_cuda}
+    inputs = _Inputs(copied)
+    with torch.random.fork_rng(devices=[*devices]), inputs:
+        copied.forward(*tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, args), **kwargs)  # without hooks
+    return inputs.found
+
+
+def normalises(layer: _BatchNorm) -> Literal["its input", "something else", "several times"]:
+    """Return what the layer's forward normalises, as an example shows it."""
+    for x in () if is_plain(layer) else example_inputs(layer):
+        try:
+            found = normalised_inputs(layer, x)
+        except Exception:  # of any type: it is not our code, and another number of dimensions may do
+            continue
+        if len(found) > 1:
+            return "several times"
+        if all(y.shape[:2] == x.shape[:2] and torch.equal(y.to(x).flatten(1), x.flatten(1)) for y in found):
+            return "its input"
+        return "something else"
+    return "its input" if is_plain(layer) else "something else"

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.norm import moments
+from bnlab.norm import moments, own_forward
 from bnlab.norm.freeze import Freezable
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.layers import BatchNorm, StatisticsMode, TooFewValuesError
@@ -168,6 +168,8 @@ def _choose_layers(network: nn.Module) -> tuple[dict[str, Layer], dict[str, str]
             skipped[name] = "its inference is by the batch"
         elif not isinstance(layer, StatisticsMode) and some_train and not layer.training:
             skipped[name] = "it is frozen: in evaluation, where other layers are in training"
+        elif isinstance(layer, _BatchNorm) and own_forward.normalises(layer) == "several times":
+            skipped[name] = f"the forward of {type(layer).__name__} normalises several times, not once"
         else:
             layers[name] = layer
     return layers, skipped
@@ -253,11 +255,16 @@ class BatchRunner:
         # Most layers normalise a batch by exactly what is measured of it: they get that, and need not compute it again.
         replaced = set() if stop_after else {name for name in measured if _normalises_by_moments(layers[name])}
 
+        own = {name: layer for name in measured if isinstance(layer := layers[name], _BatchNorm)}
+        others = {name: layer for name, layer in own.items() if own_forward.normalises(layer) != "its input"}
+
         def before_forward(name: str, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name] += 1
             if name not in measured:
                 return
             x = args[0] if args else kwargs["input"]
+            if name in others and (inputs := own_forward.normalised_inputs(others[name], *args, **kwargs)):
+                x = inputs[0]
             batch = layer.measure(x) if isinstance(layer, Whitening) else moments.measure(x)
             found.moments[name].append(batch)
             if calls[name] == stop_after:

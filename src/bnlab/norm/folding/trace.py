@@ -1,14 +1,10 @@
 """Trace the graphs of a model, or of its parts where it cannot be traced as one, in which `fold` finds its layers.
 
-A truth test on a traced value (`if x.shape[0] > 1:`) is traced both ways, so that what all graphs show holds for every
-input. Ways that end in an error which forward raises itself do not count.
+What all graphs of a part show holds for every input, since each way of its forward is traced (`branches.py`).
 """
 
-import copy
-import dis
 import inspect
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +16,11 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from bnlab.norm.model_utils import hooked
+from bnlab.norm.folding.branches import MAX_GRAPHS, BranchingTracer, each_way, first_sentence, own_graphs
+from bnlab.norm.model_utils import copy_module, hooked
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 FOLDABLE: dict[type[nn.Module], int] = {  # with the number of dimensions of their outputs
@@ -31,8 +30,6 @@ FOLDABLE: dict[type[nn.Module], int] = {  # with the number of dimensions of the
     nn.Conv3d: 5,
     **dict(zip(TRANSPOSED, (3, 4, 5), strict=True)),
 }
-BATCH_NORM = (torch.nn.functional.batch_norm, torch.batch_norm)
-_MAX_TESTS, _MAX_GRAPHS = 16, 32  # of one forward; each graph takes a trace
 
 
 @dataclass(frozen=True)
@@ -112,10 +109,6 @@ def trace_regions(model: nn.Module) -> tuple[list[Region], dict[nn.Module, str]]
     return regions, untraced
 
 
-def first_sentence(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-
-
 def is_norm(module: nn.Module) -> bool:
     """Whether it is batch normalisation, as a layer of torch.nn's or as a module that keeps statistics in tensors."""
     if isinstance(module, _BatchNorm):
@@ -140,74 +133,6 @@ def is_leaf(module: nn.Module) -> bool:
     return True
 
 
-# Tracing one module.
-
-
-class TracedValue(Proxy):
-    """A traced value that rounding leaves a traced value."""
-
-    def __ceil__(self) -> Any:
-        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
-
-    def __floor__(self) -> Any:
-        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
-
-    def __round__(self, digits: int | None = None) -> Any:
-        return self.tracer.create_proxy("call_function", round, (self, digits), {})
-
-
-class _BranchingTracer(fx.Tracer):
-    """Decides truth tests as `decided` says, and those after them with True."""
-
-    def __init__(self, decided: tuple[bool, ...]) -> None:
-        super().__init__()
-        self.decided, self.taken = decided, list[bool]()
-
-    def proxy(self, node: fx.Node) -> Proxy:
-        return TracedValue(node, self)
-
-    def to_bool(self, obj: Proxy) -> bool:
-        if len(self.taken) == _MAX_TESTS:
-            raise TraceError(f"its forward has more than {_MAX_TESTS} truth tests")
-        self.taken.append(self.decided[len(self.taken)] if len(self.taken) < len(self.decided) else True)
-        return self.taken[-1]
-
-
-def _each_way(tracer: Callable[[tuple[bool, ...]], Any], trace: Callable[[Any], fx.Graph]) -> list[fx.Graph]:
-    """Trace once for each combination of outcomes of the truth tests."""
-    found: list[fx.Graph] = []
-    refusals: list[Exception] = []
-    pending: list[tuple[bool, ...]] = [()]
-    while pending:
-        decided = pending.pop()
-        one = tracer(decided)
-        try:
-            found.append(trace(one))
-        except Exception as error:
-            if not _raised_by_forward(error, one.root):
-                raise
-            refusals.append(error)
-        pending += [(*one.taken[:i], False) for i in range(len(decided), len(one.taken))]
-        if len(found) + len(pending) > _MAX_GRAPHS:
-            raise TraceError(f"its forward has more than {_MAX_GRAPHS} ways to run")
-    if not found:
-        raise refusals[0]
-    return found
-
-
-def _raised_by_forward(error: Exception, root: Any) -> bool:
-    """Whether a `raise` or `assert` in a file with a class of the model raised it, not what proxies cannot do."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or isinstance(error, (TraceError, TypeError)):
-        return False
-    file = last.tb_frame.f_globals.get("__name__", "")
-    known = {kind.__module__ for module in root.modules() for kind in type(module).__mro__}
-    own = file in known and (not file.startswith("torch.") or file == _BatchNorm.__module__)
-    return own and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]].startswith("RAISE")
-
-
 # The graphs of a region.
 
 _ANOTHER_VALUE = object()
@@ -221,17 +146,18 @@ def _trace(region: Region) -> None:
 
     def trace(tracer: "_Tracer") -> fx.Graph:
         # Trace a copy, since forward may change attributes; the copy shares the parameters, which are large.
-        scratch = copy.deepcopy(module, {id(p): p for p in module.parameters()})
-        graph = tracer.trace(scratch)
+        scratch = copy_module(module, module.parameters())
+        with _Reads(tracer.read):
+            graph = tracer.trace(scratch)
         region.stored.update(node for m in scratch.modules() for node in _nodes_in(list(vars(m).values())))
         tensors = [*scratch.named_parameters(remove_duplicate=False), *scratch.named_buffers(remove_duplicate=False)]
         region.read.update(name for name, tensor in tensors if any(tensor is other for other in tracer.read))
         return graph
 
     for optional in _ways_to_call(module):
-        region.graphs.extend(_each_way(partial(_Tracer, region, optional), trace))
-        if len(region.graphs) > _MAX_GRAPHS:
-            raise TraceError(f"its forward has more than {_MAX_GRAPHS} ways to run")
+        region.graphs.extend(each_way(partial(_Tracer, region, optional), trace))
+        if len(region.graphs) > MAX_GRAPHS:
+            raise TraceError(f"its forward has more than {MAX_GRAPHS} ways to run")
 
 
 def _ways_to_call(module: nn.Module) -> Iterator[dict[str, Any]]:
@@ -247,7 +173,7 @@ def _ways_to_call(module: nn.Module) -> Iterator[dict[str, Any]]:
         yield {p.name: value for p, value in zip(optional, chosen, strict=True)}
 
 
-class _Tracer(_BranchingTracer):
+class _Tracer(BranchingTracer):
     def __init__(self, region: Region, optional: dict[str, Any], decided: tuple[bool, ...]) -> None:
         super().__init__(decided)
         self.region, self.optional = region, optional
@@ -289,37 +215,23 @@ class _Tracer(_BranchingTracer):
             self.read.append(value)
 
 
+class _Reads(TorchFunctionMode):
+    """Notes the tensors that forward computes with, also those that it found in `parameters()`."""
+
+    def __init__(self, read: list[Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "__get__":  # such as `shape` or `dtype`
+            self.read += [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
 def _nodes_in(values: list[Any]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     map_aggregate(values, lambda value: found.add(value.node) if isinstance(value, Proxy) else None)
     return found
-
-
-# The graph of one module's own forward, in which the modules that it calls are single nodes.
-
-
-class _OwnTracer(_BranchingTracer):
-    proxy_buffer_attributes = True
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def own_graphs(module: nn.Module) -> list[fx.Graph]:
-    """Trace a module's own forward, once for each way in which its truth tests turn out.
-
-    Raises:
-        Exception: of any type, when it cannot be traced.
-    """
-    if "forward" in vars(module):
-        raise TraceError("its forward was replaced")
-    shared = [*module.parameters(), *module.buffers(), *module.children()]
-
-    def trace(tracer: _OwnTracer) -> fx.Graph:
-        return tracer.trace(copy.deepcopy(module, {id(part): part for part in shared}))
-
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return _each_way(_OwnTracer, trace)
 
 
 def has_plain_forward(layer: nn.Module) -> bool:

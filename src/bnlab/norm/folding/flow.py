@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnlab.norm.fold_trace import FOLDABLE, Region
+from bnlab.norm.folding.trace import FOLDABLE, Region, has_plain_forward
 from bnlab.norm.model_utils import hooked
 
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate, torch.ops.aten.cat.default)
@@ -191,7 +191,10 @@ def _move(node: fx.Node) -> Callable[[Source, int | None], Source | None] | None
 
 
 def layer_after(call: fx.Node, region: Region) -> fx.Node:
-    """Return the call of the layer that alone reads the output of `call`, and takes its scale and shift exactly."""
+    """Return the call of the layer that alone reads the output of `call`, and takes its scale and shift exactly.
+
+    It then reads the input of `call` instead, which nothing may change in place before that.
+    """
     value = call
     while True:
         after = readers(value)
@@ -210,6 +213,13 @@ def layer_after(call: fx.Node, region: Region) -> fx.Node:
     if module is None or not unpadded or not one_input:
         raise CannotFold("no unpadded convolution or linear layer follows it")
     check_layer(module, user, region, "after")
+    between = call.next
+    while between is not user:  # `x += 1` is traced as an addition
+        layer = region.called(between)
+        harmless = between.op in ("get_attr", "placeholder") or is_identity(between, layer)
+        if not (harmless or (layer is not None and has_plain_forward(layer) and not hooked(layer))):
+            raise CannotFold(f"{region.describe(between)} runs between it and the layer after it")
+        between = between.next
     return user
 
 

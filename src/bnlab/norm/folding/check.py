@@ -4,7 +4,6 @@ Folding changes how values are rounded, which in half precision is much. Where t
 against the model in float64: folding must not make the outputs much worse than rounding did before.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+
+from bnlab.norm.model_utils import copy_module
 
 _CLOSE = 1e-3  # of the outputs' standard deviation
 _WORSE = 4.0  # how many times the error of the model itself that of the folded one may be
@@ -46,7 +47,7 @@ def check_outputs(
     Raises:
         ValueError: the outputs differ.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy_module(model).eval()
     plain = _tensors(run(model, arguments))
     others: dict[str, int] = {}
 
@@ -127,7 +128,7 @@ def _in_higher_precision(
     device = next((tensor.device.type for tensor in model.parameters()), "cpu")
     for width in (torch.float64, torch.float32):
         try:
-            wide = copy.deepcopy(model).to(width)
+            wide = copy_module(model).to(width)
             with torch.autocast(device, enabled=False):
                 return wide, _tensors(run(wide, _as_type(arguments, width))), width
         except Exception:  # of any type: a model may ask for another type, or the device may lack this one

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnlab.norm.fold_flow import CannotFold
-from bnlab.norm.fold_trace import TRANSPOSED
+from bnlab.norm.folding.flow import CannotFold
+from bnlab.norm.folding.trace import TRANSPOSED
 
 
 class Affine(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.norm import BatchNorm2d
-from bnlab.norm.fold import Folded, Folding, fold
-from bnlab.norm.fold_affine import Remainder, affine_of, operations, scales_with_parameters
+from bnlab.norm.folding.affine import Remainder, affine_of, operations, scales_with_parameters
+from bnlab.norm.folding.fold import Folded, Folding, fold
 
 
 class NormAct(nn.BatchNorm2d):
@@ -180,10 +180,6 @@ def test_layers_that_do_more_keep_the_rest(name: str, bias: bool) -> None:
 KEPT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "two arguments": (lambda: TwoArguments(3), "TwoArguments overrides forward, with 2 arguments"),
     "branches": (lambda: Branches(3), "Branches overrides forward, which branches on its input"),
-    "bnlab's": (
-        lambda: OwnBase(3),
-        "OwnBase overrides forward, which cannot be traced: Proxy object cannot be iterated",
-    ),
     "loops": (
         lambda: Loops(3),
         "Loops overrides forward, which cannot be traced: Proxy object cannot be iterated",

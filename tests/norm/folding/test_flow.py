@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.norm.fold import fold
-from bnlab.norm.fold_flow import CannotFold, Source, layer_after, readers, sources
-from bnlab.norm.fold_trace import Region, trace_regions
+from bnlab.norm.folding.flow import CannotFold, Source, layer_after, readers, sources
+from bnlab.norm.folding.fold import fold
+from bnlab.norm.folding.trace import Region, trace_regions
 
 
 class Net(nn.Module):

@@ -1,6 +1,7 @@
 """Folding: the same outputs, and the right reason for each layer that is kept."""
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
+from bnlab import norm
 from bnlab.nets import build
 from bnlab.norm import BatchNorm1d, BatchNorm2d, GhostBatchNorm2d
-from bnlab.norm.fold import Folded, fold
+from bnlab.norm.folding.fold import Folded, fold
 from bnlab.norm.layers import batch_norm_layers
 
 UNTRACED = "cannot be traced without an example"
@@ -45,15 +47,15 @@ class Block(nn.Module):
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in evaluation, with random statistics and parameters as after a training."""
     torch.manual_seed(seed)
-    for _, norm in batch_norm_layers(model):
-        if norm.running_mean is not None:
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.02, 2)  # some small, so that eps matters
-            norm.num_batches_tracked.fill_(1)
-        norm.eps = 1e-2
-        if norm.affine:
-            nn.init.uniform_(norm.weight, -1.5, 1.5)
-            nn.init.normal_(norm.bias)
+    for _, bn in batch_norm_layers(model):
+        if bn.running_mean is not None:
+            bn.running_mean.normal_()
+            bn.running_var.uniform_(0.02, 2)  # some small, so that eps matters
+            bn.num_batches_tracked.fill_(1)
+        bn.eps = 1e-2
+        if bn.affine:
+            nn.init.uniform_(bn.weight, -1.5, 1.5)
+            nn.init.normal_(bn.bias)
     return model.eval()
 
 
@@ -80,8 +82,8 @@ def images() -> Tensor:
 
 def test_every_layer_of_a_network_folds_but_those_of_auxiliary_heads() -> None:
     network = randomised(build("bn_googlenet", classes=5, auxiliary=True))
-    for _, norm in batch_norm_layers(network):
-        norm.running_var.clamp_(min=0.5)
+    for _, bn in batch_norm_layers(network):
+        bn.running_var.clamp_(min=0.5)
     folding = fold(network)
     assert folding.kept == dict.fromkeys(["aux1.conv.bn", "aux2.conv.bn"], "inference never reaches it")
     assert len(folding.folded) == len(list(batch_norm_layers(network))) - 2 > 40
@@ -635,3 +637,177 @@ def test_a_layer_before_a_convolution_or_linear_layer_folds_into_it() -> None:
         nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),  # zeros are not normalised
         {"0": "the input of the model comes before it, not a convolution or linear layer"},
     )
+
+
+class Rectified(nn.BatchNorm2d):
+    """Computes the arguments of batch_norm itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training))
+
+
+class Squashed(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).sigmoid()
+
+
+class SquashedSync(nn.SyncBatchNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).sigmoid()
+
+
+class SquashedOurs(BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).sigmoid()
+
+
+class RectifiedOurs(BatchNorm2d):
+    def forward(self, input: Tensor, *, relu: bool = True) -> Tensor:
+        return super().forward(input, relu=relu)
+
+
+CHANGES = {
+    "": (),
+    "convert": (norm.convert,),
+    "convert_sync": (norm.convert_sync,),
+    "both": (norm.convert, norm.convert_sync),
+    "frozen": (norm.freeze,),
+    "converted, frozen": (norm.convert, norm.freeze),
+    "frozen, synchronised": (norm.freeze, norm.convert_sync),
+    "converted and back": (norm.convert, norm.freeze, norm.unfreeze, norm.revert),
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize(
+    "kind", [nn.BatchNorm2d, Rectified, Squashed, SquashedSync, SquashedOurs, GhostBatchNorm2d, nn.SyncBatchNorm]
+)
+def test_converted_and_frozen_layers(kind: type[nn.Module], changes: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4)).double()
+    nn.init.uniform_(model[1].running_mean)
+    nn.init.uniform_(model[1].running_var, 0.1, 2)
+    for change in CHANGES[changes]:
+        change(model)
+    model.eval()
+    folding, x = fold(model), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert (folding.folded, folding.kept) == ({"1": ("0",)}, {})
+    with torch.no_grad():
+        expected = model(x)
+        for one in (folding.model, copy.deepcopy(folding.model), pickle.loads(pickle.dumps(folding.model))):
+            assert torch.allclose(one(x), expected, rtol=0, atol=1e-12)
+
+
+def test_a_layer_of_ours_that_is_always_called_with_relu() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), RectifiedOurs(4)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(fold(model).model(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("attribute", ["statistics", "example_weight"])
+def test_converted_layers_that_do_not_normalise_by_stored_statistics_alone(attribute: str) -> None:
+    model = norm.convert(nn.Sequential(nn.Conv2d(3, 4, 3), Squashed(4)).eval()).model
+    setattr(model[1], attribute, {"statistics": "population", "example_weight": 0.1}[attribute])
+    assert not fold(model).folded
+    if attribute == "statistics":
+        model[1].num_batches_tracked.fill_(1)  # measured
+        assert fold(model).folded
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_synchronised_layers_with_a_process_group(ours: bool) -> None:
+    """There can be no copy of a group."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        group = torch.distributed.new_group([0])
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)).eval()
+        convert = norm.convert_sync if ours else nn.SyncBatchNorm.convert_sync_batchnorm
+        convert(model, process_group=group)
+        model = model if ours else convert(model, process_group=group)
+        x = torch.randn(2, 3, 6, 6)
+        folding = fold(model, x)
+        assert folding.folded == {"1": ("0",)}
+        assert folding.model[3].process_group is group
+        assert not hasattr(folding.model[1], "process_group")
+        assert torch.allclose(folding.model(x), model(x), atol=1e-6)
+        pickle.dumps(folding.model[:3])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the old weight_norm
+@pytest.mark.parametrize("change", [nn.utils.weight_norm, lambda conv: prune.random_unstructured(conv, "weight", 0.5)])
+def test_computed_weights(change: Callable[[nn.Module], nn.Module]) -> None:
+    """They have a history in autograd, and torch does not copy such tensors."""
+    model = nn.Sequential(
+        change(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+    )
+    x = torch.randn(2, 3, 8, 8)
+    model(x).sum().backward()
+    folding = fold(model.eval(), x)
+    assert folding.folded == {"4": ("3",)}
+    assert folding.kept == {"1": "the parameters of 0 (Conv2d) before it are parametrised"}
+    assert torch.allclose(folding.model(x), model(x), atol=1e-5)
+
+
+class InPlaceBetween(nn.Module):
+    """The layer after batch normalisation would read its input, which has changed by then."""
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.bn, self.conv, self.change = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(x)
+        self.change(x)
+        return self.conv(y)
+
+
+def _add(x: Tensor) -> None:
+    x += 1  # which torch.fx takes for an addition
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.mul_(2), _add, lambda x: F.relu(x, inplace=True), nn.ReLU(inplace=True)]
+)
+def test_an_input_that_changes_before_the_layer_after_it(change: Callable[[Tensor], object]) -> None:
+    model, x = InPlaceBetween(change).eval(), torch.randn(2, 3, 4, 4)
+    folding = fold(model)
+    assert not folding.folded
+    assert torch.equal(folding.model(x.clone()), model(x.clone()))
+
+
+def test_parameters_that_forward_finds_by_itself() -> None:
+    class Penalised(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + sum(p.square().sum() for p in self[0].parameters())
+
+    folding = fold(Penalised(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    assert folding.kept == {"1": "the parameters of 0 (Conv2d) before it are also used elsewhere"}
+
+    class Placed(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input.to(next(self.parameters()).device))
+
+    assert fold(Placed(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()).folded
+
+
+def test_a_layer_that_overrides_call_is_kept() -> None:
+    class Called(nn.BatchNorm2d):
+        def __call__(self, input: Tensor) -> Tensor:
+            return super().__call__(input) * 2
+
+    folding = fold(nn.Sequential(nn.Conv2d(3, 4, 3), Called(4)).eval())
+    assert folding.kept == {"1": "Called overrides __call__"}
+
+
+def test_hooks_on_all_modules() -> None:
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, _, output: output * 2 if isinstance(module, nn.Conv2d) else None
+    )
+    try:
+        folding = fold(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    finally:
+        handle.remove()
+    assert folding.kept == {"1": "a hook is registered on it"}

@@ -5,10 +5,10 @@ With stored statistics batch normalisation is a linear function of each channel,
     scale = gamma / sqrt(var + eps)        W -> W * scale        b -> (b - mean) * scale + beta
 
 (arXiv 1502.03167, Alg. 2, step 11, applied to the weights), computed in float64. A graph shows which layer comes
-before: torch.fx traces it (`fold_trace.py`), or it is recorded while an `example` is run (`fold_record.py`). A layer
-after a concatenation is folded slice by slice into each of the layers before it (`fold_flow.py`). Where no layer comes
+before: torch.fx traces it (`trace.py`), or it is recorded while an `example` is run (`record.py`). A layer
+after a concatenation is folded slice by slice into each of the layers before it (`flow.py`). Where no layer comes
 before, a layer right after takes the scale and shift, if it does not pad with zeros. Of a module that normalises and
-then does more, an activation say, the rest is left (`fold_affine.py`). Where anything else may read the values between
+then does more, an activation say, the rest is left (`affine.py`). Where anything else may read the values between
 the two layers, or where there is no graph, the layer is kept, and the reason is given.
 
 A graph does not show everything. `fold` assumes the following, or checks it with an `example`: the model is run
@@ -19,7 +19,6 @@ that forward; and what cannot be traced at all runs the same layers for other in
 Shapes: N examples, C channels, then any number of positions.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,14 +29,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnlab.norm.fold_affine import Operations, affine_of, operations, scales_with_parameters, without
-from bnlab.norm.fold_check import check_outputs, run
-from bnlab.norm.fold_flow import CannotFold, input_of, layer_after, readers, sources
-from bnlab.norm.fold_record import record
-from bnlab.norm.fold_trace import BATCH_NORM, Region, has_plain_forward, is_norm, own_graphs, trace_regions
-from bnlab.norm.fold_weights import Affine, fold_into, fold_into_next, widths
+from bnlab.norm.folding.affine import Operations, affine_of, operations, scales_with_parameters, without
+from bnlab.norm.folding.branches import own_graphs
+from bnlab.norm.folding.check import check_outputs, run
+from bnlab.norm.folding.flow import CannotFold, input_of, layer_after, readers, sources
+from bnlab.norm.folding.record import record
+from bnlab.norm.folding.trace import Region, has_plain_forward, is_norm, trace_regions
+from bnlab.norm.folding.weights import Affine, fold_into, fold_into_next, widths
 from bnlab.norm.layers import BatchNorm, is_plain
-from bnlab.norm.model_utils import hooked, unwrap_model
+from bnlab.norm.model_utils import copy_module, hooked, unwrap_model
+from bnlab.norm.own_forward import BATCH_NORM
 
 _SHAPES = {2: "N x C", 3: "N x C x L", 4: "N x C x H x W", 5: "N x C x D x H x W"}
 
@@ -122,7 +123,7 @@ class _Plan:
 
 
 def _fold(network: nn.Module, example: tuple[Any, ...] | None, refused: dict[str, str]) -> Folding:
-    copied = copy.deepcopy(network).eval()
+    copied = copy_module(network).eval()
     regions, untraced = trace_regions(copied)
     whole = any(region.module is copied for region in regions)
     recorded = None if example is None or whole else record(copied, run, example)
@@ -161,11 +162,12 @@ def _become(module: nn.Module, new: nn.Module) -> None:
     """Change a module into another, because the model may refer to it under several names or in a plain list."""
     if not isinstance(new, Folded):
         new._modules = module._modules | new._modules
-    hooks = {}
+    hooks, left_out = {}, {"process_group"}  # of which there can be no copy
     if not is_norm(module):  # the owner of a function, whose parameters and buffers other parts may read
         new._parameters, new._buffers = module._parameters | new._parameters, module._buffers | new._buffers
         hooks = {key: value for key, value in vars(module).items() if key.endswith("_hooks")}
-    kept = {key: value for key, value in vars(module).items() if key not in vars(new) and key[0] != "_"}
+        left_out = set()
+    kept = {k: v for k, v in vars(module).items() if k not in vars(new).keys() | left_out and k[0] != "_"}
     module.__class__, module.__dict__ = type(new.eval()), vars(new) | kept | hooks
 
 
@@ -302,3 +304,5 @@ def _check_norm(norm: nn.Module) -> None:
         raise CannotFold("its parameters are parametrised")
     if hooked(norm):
         raise CannotFold("a hook is registered on it")
+    if type(norm).__call__ not in (nn.Module.__call__, BatchNorm.__call__):
+        raise CannotFold(f"{type(norm).__name__} overrides __call__")

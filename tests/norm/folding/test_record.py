@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.norm.fold import fold
-from bnlab.norm.fold_check import run
-from bnlab.norm.fold_flow import readers
-from bnlab.norm.fold_record import record
+from bnlab.norm.folding.check import run
+from bnlab.norm.folding.flow import readers
+from bnlab.norm.folding.fold import fold
+from bnlab.norm.folding.record import record
 
 
 class Net(nn.Module):

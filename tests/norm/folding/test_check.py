@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.norm.fold import fold
-from bnlab.norm.fold_check import _off, _tensors, check_outputs, run
+from bnlab.norm.folding.check import _off, _tensors, check_outputs, run
+from bnlab.norm.folding.fold import fold
 
 
 class Deep(nn.Module):

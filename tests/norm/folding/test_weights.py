@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.norm.fold_flow import CannotFold
-from bnlab.norm.fold_weights import Affine, exact, fold_into, fold_into_next, widths
+from bnlab.norm.folding.flow import CannotFold
+from bnlab.norm.folding.weights import Affine, exact, fold_into, fold_into_next, widths
 
 
 def affine(channels: int) -> Affine:

@@ -6,7 +6,6 @@ activation say, is left as it is.
 """
 
 import copy
-import inspect
 import operator
 from typing import Any, NamedTuple
 
@@ -15,9 +14,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.norm.fold_flow import CannotFold, readers
-from bnlab.norm.fold_trace import BATCH_NORM, FOLDABLE, first_sentence, has_plain_forward, own_graphs
-from bnlab.norm.fold_weights import Affine, exact
+from bnlab.norm.folding.branches import first_sentence, own_graphs
+from bnlab.norm.folding.flow import CannotFold, readers
+from bnlab.norm.folding.trace import FOLDABLE, has_plain_forward
+from bnlab.norm.folding.weights import Affine, exact
+from bnlab.norm.own_forward import BATCH_NORM
 
 _ARITHMETIC: dict[Any, str] = {
     **dict.fromkeys((operator.mul, torch.mul, torch.multiply, "mul"), "mul"),
@@ -143,12 +144,8 @@ def _by_channel(number: Any, channels: int, dims: int) -> Tensor | None:
 
 def batch_norm_arguments(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a call of F.batch_norm or torch.batch_norm by the names that the former has."""
-    if node.target is F.batch_norm:
-        bound = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
-        bound.apply_defaults()
-        return dict(bound.arguments)
-    names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled")
-    return dict.fromkeys(names) | dict(zip(names, node.args, strict=False)) | node.kwargs
+    defaults = dict.fromkeys(BATCH_NORM[F.batch_norm]) | {"training": False, "momentum": 0.1, "eps": 1e-5}
+    return defaults | dict(zip(BATCH_NORM[node.target], node.args, strict=False)) | node.kwargs
 
 
 def _stored_values(graph: fx.Graph, module: nn.Module) -> dict[fx.Node, Any]:

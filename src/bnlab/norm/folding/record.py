@@ -4,7 +4,6 @@ It shows what no trace does: the outcome of control flow, for inputs like the ex
 that they are in, so that a view counts as a use of what it views.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bnlab.norm.fold_trace import Region, is_leaf
-from bnlab.norm.model_utils import hooked
+from bnlab.norm.folding.trace import Region, is_leaf
+from bnlab.norm.model_utils import copy_module, hooked
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -109,7 +108,7 @@ def _smaller(x: Tensor) -> Tensor:
 
 
 def _record(region: Region, run: Callable[[nn.Module, tuple[Any, ...]], Any], example: tuple[Any, ...]) -> None:
-    scratch = copy.deepcopy(region.module)  # since forward may change attributes
+    scratch = copy_module(region.module)  # since forward may change attributes
     inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, example)
     recorder = _Recorder(region, scratch)
     for tensor in tree_leaves(inputs):
