@@ -165,7 +165,7 @@ def test_far_from_0(layout: torch.memory_format, dtype: torch.dtype) -> None:
     assert done.y.dtype == dtype
     assert done.y.is_contiguous(memory_format=layout)
     rounding = torch.finfo(dtype).eps
-    assert (done.y - expected.y).abs().max() < 1e-7 + 400 * rounding
+    assert (done.y - expected.y).abs().max() < 1e-7 + 1000 * rounding  # the mean of one thread is the least exact
     assert (ours.mean / mean - 1).abs().max() < 8 * rounding  # of a million
     assert (ours.var / var - 1).abs().max() < 1e-9 + 10 * rounding
     dy = values(1, tuple(x.shape), dtype)
