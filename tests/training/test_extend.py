@@ -126,6 +126,13 @@ def test_the_learning_rate_goes_on_and_the_size_stays(schedule: Any) -> None:
     assert longer(recipe, longer(recipe, epochs=10), epochs=11).plan.steps == 33
 
 
+def test_an_unfinished_run_with_one_cycle_is_to_be_finished_first() -> None:
+    """It may have no last.safetensors yet, from which a new run could begin."""
+    recipe = Recipe(epochs=4)
+    with pytest.raises(RunError, match="one-cycle, .*: leave epochs and steps out"):
+        longer(recipe, finished(recipe, epoch=0, step=2), epochs=6)
+
+
 def test_the_size_of_an_unfinished_run_does_not_fall() -> None:
     recipe = Recipe(schedule="constant", epochs=10, size=128, start_size=0.5)
     before = Plan.of(recipe, 3)

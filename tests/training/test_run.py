@@ -282,6 +282,7 @@ def test_a_time_is_kept_and_its_training_can_be_killed_and_repeated(
 def test_a_time_too_short_for_a_step_is_refused(data: Path) -> None:
     with pytest.raises(UsageError, match=r"not one step fits into 0 s: .*--time"):
         trained_on(data, time=0.01)
+    assert trained_on(data, epochs=1).epochs == 1  # under the same name
 
 
 @pytest.mark.parametrize("changes", [{4: 5}, {2: 4, 3: 9}, {7: 8}], ids=str)

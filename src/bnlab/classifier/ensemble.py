@@ -33,11 +33,13 @@ class Ensemble:
             ClassifierError: a member has a class that another has not.
         """
         self.members = tuple(members)
+        if not self.members or not all(isinstance(member, Classifier) for member in self.members):
+            raise UsageError("an ensemble needs one or more classifiers", "pass a list of Classifier.load(FILE)")
         self.names = tuple(names) or tuple(f"classifier {i}" for i in range(1, len(members) + 1))
-        if not self.members or len(self.names) != len(self.members):
+        if len(self.names) != len(self.members):
             raise UsageError(
                 f"an ensemble of {len(self.members)} classifiers with {len(self.names)} names is not valid",
-                "pass at least one classifier, and a name for each",
+                "pass a name for each classifier",
             )
         first = self.names[0]
         for name, member in zip(self.names, self.members, strict=True):

@@ -139,7 +139,7 @@ def _with_files(result: FindLrResult, options: TrainOptions) -> FindLrResult:
         "suggested": found.suggested,
         "steepest": found.steepest,
         "lowest": None if found.suggested else found.lowest,
-        "a tenth of it": found.tenth_of_minimum,
+        "a tenth of the rate of the lowest loss": found.tenth_of_minimum,
         "diverged": curve.diverged_at,
     }
     recipe = result.test.recipe

@@ -36,7 +36,7 @@ def extend(run: Run, state: TrainState, before: Recipe, recipe: Recipe) -> None:
             more = f"--set steps={wanted.steps - state.step}"
         raise RunError(
             f"{name} has the schedule one-cycle, whose learning rate ends at 0 after {_length(before, plan)}",
-            f"{_new_run(run)} {more}",
+            f"{_new_run(run)} {more}" if state.step == plan.steps else "leave epochs and steps out, or begin a new run",
         )
     if out_of_patience(state, recipe):
         state.patience_from = validated_epochs(state)[-1]

@@ -1,7 +1,8 @@
 """Trains a new run or resumes one."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from bnlab.data.dataset import open_recorded_data
 from bnlab.data.location import DATA_JSON
 from bnlab.data.split_csv import write_split_csv
 from bnlab.data.verify import check_unchanged
-from bnlab.errors import plural, quoted
+from bnlab.errors import UsageError, plural, printable, quoted
 from bnlab.files import (
     read_json,
     remove_drafts,
@@ -22,7 +23,7 @@ from bnlab.files import (
 from bnlab.machine import choose_device, environment
 from bnlab.progress import Progress
 from bnlab.recipe import LENGTH_KEYS, PLAN_KEYS
-from bnlab.runs import check_free, find_run, new_run
+from bnlab.runs import Run, check_free, find_run, new_run
 from bnlab.training import build, loop
 from bnlab.training.checkpoint import read_state
 from bnlab.training.finetune import load_pretrained, read_history, write_history
@@ -63,7 +64,7 @@ def train(
             write_history(run, prepared.history)  # a resume may no longer find the file in `init`
         write_atomic(run.recipe, to_yaml(prepared.settings))
         session = Session(run, prepared, progress, report, began)
-        with session.running() as callbacks:
+        with _no_run_if_it_does_not_begin(run), session.running() as callbacks:
             loop.fit(session.context, session.state, callbacks, progress=progress)
         return session.reported()
 
@@ -125,9 +126,22 @@ def resume(
         if data is not None or not (run.folder / DATA_JSON).exists():
             dataset.place.record(run.folder)
         if any(getattr(written.recipe, key) != getattr(recipe, key) for key in longer):
+            length = f"{session.state.plan.steps} steps ({plural(session.state.plan.epochs, 'epoch')}) in all"
+            progress.note(f"run {printable(run.folder)} now has {length}")
             origin = f"{YOURS}, on a resume after {plural(session.state.epoch, 'epoch')}"
             settings = with_changes(settings, {key: changes[key] for key in longer}, origin)
             write_atomic(run.recipe, with_lines_of(run.recipe.read_text("utf-8"), settings, longer))
         with session.running() as callbacks:
             loop.fit(session.context, session.state, callbacks, progress=progress)
         return session.reported()
+
+
+@contextmanager
+def _no_run_if_it_does_not_begin(run: Run) -> Iterator[None]:
+    """Leave the name free where the training is refused before its first checkpoint, such as for too little time."""
+    try:
+        yield
+    except UsageError:
+        if not run.state.exists():
+            run.recipe.unlink(missing_ok=True)
+        raise
