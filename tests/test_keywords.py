@@ -23,7 +23,7 @@ bnlab.train("data", epoch=2)  # E
 bnlab.train("data", optimizer="lion")  # E
 bnlab.find_lr("data", size=32, name="a")
 bnlab.split("photos", Path("data"), how="list", vall=0.1)  # E
-bnlab.resume("train", device="cpu", epochs=3)  # E
+bnlab.resume("train", device="cpu", epochs=3, size=32)  # E
 bnlab.import_weights("a.pth", "b.safetensors", width=0.5, learning_rate=1.0)  # E
 bnlab.study("placement", seeds=3, steps=10, ema=0.5)  # E
 classifier: Classifier = bnlab.train("data").classifier

@@ -129,7 +129,7 @@ def test_the_learning_rate_goes_on_and_the_size_stays(schedule: Any) -> None:
 def test_an_unfinished_run_with_one_cycle_is_to_be_finished_first() -> None:
     """It may have no last.safetensors yet, from which a new run could begin."""
     recipe = Recipe(epochs=4)
-    with pytest.raises(RunError, match="one-cycle, .*: leave epochs and steps out"):
+    with pytest.raises(RunError, match=r"one-cycle, .*: leave epochs and steps out"):
         longer(recipe, finished(recipe, epoch=0, step=2), epochs=6)
 
 
