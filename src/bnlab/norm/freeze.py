@@ -1,7 +1,7 @@
 """Freeze normalisation layers, torch.nn's and bnlab's, so that a later `train()` does not undo it.
 
 A frozen layer normalises by its stored statistics in training too and does not move them. torch.nn's layers and
-their subclasses have no such state. While one is frozen, its class is a subclass of its own, made here, with the same
+their subclasses have no such state. While one is frozen, its class is a new subclass, made here, with the same
 name, which keeps the layer in evaluation. The layer itself, its tensors and its hooks remain the same objects.
 """
 

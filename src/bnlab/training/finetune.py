@@ -99,7 +99,7 @@ def write_history(run: Run, history: History) -> None:
 
 
 def read_history(run: Run) -> History:
-    """The history that `write_history` kept. If there is none that can be read, what was seen counts as unknown."""
+    """The history that `write_history` kept. If it is missing or cannot be read, what was seen counts as unknown."""
     try:
         return TypeAdapter(History).validate_json(run.ancestors.read_bytes())
     except (OSError, ValueError):
