@@ -154,6 +154,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
         )
         loop.fit(context, state, callbacks, progress=progress)
         machine.work(machine.validation / 3 + machine.report)
+        machine.now += min(1.2, 0.1 * seconds)  # the process ends
         assert state.step == state.plan.steps
         assert state.rows[-1]["size"] == recipe.size
         assert state.rows[-1]["val_top1"] is not None
@@ -237,7 +238,7 @@ def test_whatever_the_machine_it_ends_on_time(
 def test_in_a_short_time_few_steps_fit(train: Callable[..., Outcome], seconds: float) -> None:
     timed = train(Machine(step=0.25), seconds)
     assert timed.state.step < 30
-    assert 0.95 <= timed.used <= 1
+    assert 0.95 <= round(timed.used, 6) <= 1
 
 
 def test_steps_that_are_longer_than_the_window_end_it_within_one_step(train: Callable[..., Outcome]) -> None:
@@ -254,9 +255,9 @@ def test_what_follows_the_last_step_is_late_by_no_more_than_it_is_slowed_down(tr
 def test_a_validation_of_the_user_is_left_out_where_much_time_would_remain_unused(
     train: Callable[..., Outcome],
 ) -> None:
-    """Of 40 s, a validation takes 3 s, and with the epoch before it 6 s."""
+    """Of 40 s and the end of the process, a validation takes 3 s, and with the epoch before it 6 s."""
     machine = Machine(batches=30, validation=3.0, opening=3.0)
-    timed = train(machine, 40.0, validate_every=1)
+    timed = train(machine, 41.2, validate_every=1)
     assert machine.validated == [1, 2, 3, 4, 6]
     assert [warning.split(":")[0] for warning in timed.progress.warnings] == ["a validation is left out"]
     assert timed.used >= 0.95

@@ -24,7 +24,8 @@ from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.state import TrainState
 from bnlab.training.validate import ValidationResult
 
-# Fractions are of the budget.
+_EXIT = 1.2  # seconds for files after the last step, the result on the screen and the end of the process
+# Fractions are of the budget, without these seconds.
 _AIM, _LATEST = 0.975, 0.99  # when the training is to end; long steps may end it before or after _AIM, up to _LATEST
 _VALIDATION = 0.06  # largest fraction spent on validation, unless the recipe says how often to validate
 _UNUSED = 0.01  # the validation before the last one is left out if more time would remain unused because of it
@@ -43,7 +44,7 @@ class TimeBudget:
     """Ends a training within `seconds` of `began`, a time.monotonic()."""
 
     def __init__(self, began: float, seconds: float, device: str) -> None:
-        self.began, self.seconds, self.device = began, seconds, device
+        self.began, self.seconds, self.device = began, seconds - min(_EXIT, 0.1 * seconds), device
         self._measured = (_PRIOR * seconds, _PRIOR * seconds)  # recent seconds of steps, and those planned for them
         self._ratio = 1.0  # of these, in the latest stretch
         self._last_validation = 0.0  # seconds of the latest validation, on a machine as fast as when it was measured
