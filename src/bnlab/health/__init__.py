@@ -1,1 +1,8 @@
-"""The health of batch normalisation: the monitor that training runs, and what it finds."""
+"""The doctor: finds faults of batch normalisation in any PyTorch model, explains and repairs them."""
+
+from bnlab.health.check import Check, Finding
+from bnlab.health.compare import Comparison
+from bnlab.health.diagnose import diagnose
+from bnlab.health.report import Report
+
+__all__ = ["Check", "Comparison", "Finding", "Report", "diagnose"]

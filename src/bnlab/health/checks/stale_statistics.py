@@ -1,0 +1,128 @@
+"""The running statistics of a layer are not the population statistics of its inputs.
+
+## What it measures
+
+The images are run with the weights fixed and each layer normalised by its batch; merged over all batches, the means and
+variances of the layers' inputs are the population statistics. For each channel, the running mean is compared with that
+mean, and the running variance with that variance, and the images are classified with both.
+
+A difference counts if chance does not explain it, and if it is large enough to matter. With momentum m and K batches, a
+running mean that is right differs from the measured one by chance with variance s (m / (2 - m) + 1 / K), where s is the
+variance between batches of the batch mean. A channel is off if that test is significant (5 in 10,000, and 1% of the
+layer's channels at most by chance, Benjamini & Hochberg 1995) and its mean is off by more than 0.1 standard deviations,
+or if its variance is off by more than a factor of 1.25. While bnlab trains, channels are off by these two thresholds
+alone.
+
+## Why it is bad
+
+In evaluation a network normalises by these statistics. If they are not those of the layer's inputs, evaluation runs
+another function than training optimised, and loses accuracy for no reason.
+
+## Reported when
+
+More than half of the channels of a layer are off, and accuracy by running statistics is lower than by population
+statistics by at least 1 percentage point (another metric: 1% of its size), with p < 0.01 by an exact McNemar test on
+the same images. Without labels, when more than half of the channels are off. While bnlab trains, once, at the end of the
+training, if it holds at the last validation.
+
+## Known limits
+
+The doctor measures population statistics on the images that it gets. If these are not like those that the network was
+trained on, the difference may be a shift of the domain (BN111) instead: pass training images as the reference to tell
+the two apart. While bnlab trains, population statistics are measured on plain photos at the size of inference, running
+statistics on augmented crops, early in a training at smaller sizes: channels can be off without any lag. So a
+difference alone is not reported where its cost can be measured. Few images cannot show a small cost.
+
+## Remedy
+
+Recalibrate: measure the population statistics anew, on 1,000 to 10,000 training images without augmentation
+(`bnlab recalibrate`, `bnlab.norm.recalibrate`). The weights are not changed. If the initial statistics (mean 0,
+variance 1) still weigh more than 1%, which is (1 - m)^n after n batches, raise the momentum or train longer. bnlab's own
+files, best.safetensors and last.safetensors, hold the population statistics and lose nothing; in a training, raise
+norm_momentum or lower learning_rate if the network is used with its running statistics elsewhere.
+
+## References
+
+Ioffe & Szegedy 2015, Algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; pytorch#5406 and
+pytorch#4741 (evaluation far worse than training).
+"""
+
+import numpy as np
+
+from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.evidence import Evidence, LayerEvidence, distances, is_off
+from bnlab.health.statistics import significant, weight_of_initial
+
+CHECK = Check(
+    id="BN102",
+    name="stale-statistics",
+    severity="warn",
+    stage="preview",
+    safety="safe",
+    needs=("population",),
+    images=32,
+)
+_OFF_SHARE = 0.5  # of a layer's channels
+_INITIAL = 0.01  # above this weight of the initial statistics, the momentum is the likely cause
+
+
+def check(evidence: Evidence) -> list[Finding]:
+    shares = {layer.name: _off_share(layer) for layer in evidence.normalised}
+    failing = [layer for layer in evidence.normalised if (shares[layer.name] or 0) > _OFF_SHARE]
+    cost = evidence.scores.compare("running", "population") if evidence.scores else None
+    if not failing or cost is not None and not cost.matters:
+        return []
+    failing.sort(key=lambda layer: -(shares[layer.name] or 0))
+    worst, numbers = failing[0], _numbers(failing[0])
+    names = tuple(layer.name for layer in failing)
+    cause, remedy = (
+        "the statistics lag behind the weights, or the images are not like those of the training",
+        "recalibrate",
+    )
+    initial = (worst.initial_weight or 0) if worst.batch is None else (weight_of_initial(worst) or 0)
+    expected = worst.initial_weight or 0
+    if initial > _INITIAL and expected > _INITIAL:
+        cause = (
+            f"the initial statistics still weigh {initial:.0%}, since momentum {worst.momentum:g} is small for "
+            f"{worst.updates} batches"
+        )
+        remedy = "recalibrate; in training, raise the momentum"
+    return [
+        CHECK.finding(
+            layers=names,
+            message=(
+                f"the running statistics of {name_layers(names, of=len(evidence.normalised))} differ from the "
+                f"population statistics; in {worst.name}, {shares[worst.name]:.0%} of the channels are off, means by "
+                f"up to {numbers['mean_off']:.2g} standard deviations and variances by up to a factor of "
+                f"{numbers['variance_off']:.3g}"
+            ),
+            numbers={"off_share": shares[worst.name], **numbers, "initial_weight": initial},
+            cost=cost,
+            cause=cause,
+            remedy=remedy,
+            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+        )
+    ]
+
+
+def _off_share(layer: LayerEvidence) -> float | None:
+    if layer.batch is None or layer.running_mean is None or layer.running_variance is None or layer.frozen:
+        return layer.off_share
+    sample = layer.batch
+    off = is_off(*distances(layer.running_mean, layer.running_variance, sample.mean, sample.variance, layer.eps))
+    momentum = 0.1 if layer.momentum is None else min(layer.momentum, 1.0)
+    noise = sample.between * (momentum / (2 - momentum) + 1 / sample.batches)
+    chance = significant(layer.running_mean - sample.mean, np.sqrt(noise))
+    far_variance = is_off(
+        np.zeros_like(sample.mean),
+        distances(sample.mean, layer.running_variance, sample.mean, sample.variance, layer.eps)[1],
+    )
+    return float((off & (chance | far_variance)).mean())
+
+
+def _numbers(layer: LayerEvidence) -> dict[str, float | None]:
+    if layer.batch is None or layer.running_mean is None or layer.running_variance is None:
+        return {"mean_off": layer.mean_off, "variance_off": layer.variance_off}
+    sample = layer.batch
+    mean, variance = distances(layer.running_mean, layer.running_variance, sample.mean, sample.variance, layer.eps)
+    return {"mean_off": float(mean.max()), "variance_off": float(variance.max())}

@@ -1,0 +1,74 @@
+"""The network is better by batch statistics than by the running statistics that evaluation uses.
+
+## What it measures
+
+The same images are classified twice, with the weights fixed and dropout off: by the running statistics, as in
+evaluation, and by the statistics of each batch, as in training. Both times there is no augmentation but what is in the
+images themselves.
+
+## Why it is bad
+
+The network has learnt what it can do by batch statistics. What it loses by the running ones is lost in evaluation and in
+use, for a reason that usually can be repaired without training.
+
+## Reported when
+
+Accuracy by running statistics is lower by at least 1 percentage point (another metric: 1% of its size), with p < 0.01 by
+an exact McNemar test on the same images.
+
+## Known limits
+
+Batch statistics depend on which images are together. If the batches are sorted by class, a network may recognise the
+class from the company that an image is in, or fail because of it: accuracy by batch statistics then says nothing, and
+nothing is reported (see BN105). Batches of other sizes than in training have other noise.
+
+## Remedy
+
+Whichever of the other findings explains it: stale statistics (BN102), small batches (BN103), augmentation (BN107),
+dropout before a layer (BN108), another domain (BN111), preprocessing (BN112) or resolution (BN113). The report says how
+many points each explains. If none does, recalibrate on training images.
+
+## References
+
+Ioffe & Szegedy 2015, section 3.1; Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm"; pytorch#5406.
+"""
+
+from bnlab.health.check import Check, Finding
+from bnlab.health.evidence import Evidence
+
+CHECK = Check(
+    id="BN101",
+    name="train-eval-gap",
+    severity="warn",
+    stage="preview",
+    safety="safe",
+    needs=("running", "batch", "scores"),
+    images=32,
+)
+
+
+def check(evidence: Evidence) -> list[Finding]:
+    if evidence.scores is None or evidence.sorted_by_class:
+        return []
+    gap = evidence.scores.compare("running", "batch")
+    if gap is None or not gap.matters:
+        return []
+    recalibrated = evidence.scores.compare("running", "population")
+    wins = recalibrated is not None and recalibrated.matters
+    return [
+        CHECK.finding(
+            message="the network is worse by its running statistics, which evaluation uses, than by batch statistics",
+            numbers={key: value for key, value in evidence.scores.means().items()},
+            cost=gap,
+            cause=(
+                f"the running statistics: recalibrated ones give {recalibrated.after:.1%}"
+                if recalibrated is not None and wins and recalibrated.is_accuracy
+                else "the running statistics do not fit these images"
+                if wins
+                else "not the running statistics alone, since recalibration does not win it back; see the other findings"
+            ),
+            remedy="recalibrate" if wins else "see the other findings; train with larger batches if there are none",
+            safety="safe" if wins else "unsafe",
+            command="bnlab recalibrate MODEL --data FOLDER --output FILE" if wins else "",
+        )
+    ]

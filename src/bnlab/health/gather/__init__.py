@@ -1,0 +1,1 @@
+"""Gathers the evidence: each file measures one part of it, and `diagnose` joins them."""

@@ -1,0 +1,298 @@
+"""Runs all images through the network: by running, by batch and by population statistics.
+
+The images are read twice. The first time, each batch is run twice: by the running statistics, as in evaluation, and by
+batch statistics, as in training but without dropout; both times the inputs of the layers are measured. The second time,
+the network normalises by the population statistics that the batches gave. Memory does not grow with the number of
+batches, but for the scores.
+
+All arithmetic of a batch is done for all layers at once: their channels lie one after the other in one array of
+T = C1 + C2 + ... channels.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from bnlab.health.batches import Batch, Batches
+from bnlab.health.evidence import Floats, Sample, Scores
+from bnlab.norm import moments, own_forward
+from bnlab.norm.freeze import Freezable
+from bnlab.norm.ghost import GhostBatchNorm
+from bnlab.norm.layers import BatchNorm, StatisticsMode
+from bnlab.norm.moments import Moments
+from bnlab.norm.recalibrate import evaluation_mode
+from bnlab.norm.whitening import Whitening
+from bnlab.progress import Progress, Task
+
+Which = Literal["running", "batch", "population"]
+GROUPS = 32
+_BatchNormBase = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the passes over all images gave."""
+
+    scores: Scores | None
+    evaluation: Mapping[str, Sample]
+    """the inputs of each layer where all normalise by their running statistics"""
+    batch: Mapping[str, Sample]
+    """the inputs of each layer where all normalise by batch statistics"""
+    population: Mapping[str, tuple[Tensor, Tensor]]
+    """population means and variances by layer, as its buffers store them"""
+    images: int
+    batch_sizes: tuple[int, ...]
+    labels: Tensor | None
+    """of all images, where each image has one"""
+    single: tuple[str, ...]
+    """layers that got a batch with one value for each channel"""
+
+
+class StatisticsSwitch:
+    """Chooses what the layers of a network normalise by. Used within `restored`, which undoes it."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = layers
+        self.buffers = {name: dict(layer._buffers) for name, layer in layers.items()}
+        self.replaces = {name for name, layer in layers.items() if _normalises_by_moments(layer)}
+        self.modes = {name: layer._statistics for name, layer in layers.items() if isinstance(layer, StatisticsMode)}
+        self.which: Which = "running"
+
+    def to(self, which: Which, population: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
+        """By the running statistics, by those of each batch, or by the given ones where a layer has some."""
+        self.which = which
+        for name, layer in self.layers.items():
+            layer._buffers.update(self.buffers[name])
+            if isinstance(layer, StatisticsMode):
+                by_batch = which == "batch" and name not in self.replaces
+                own = self.modes[name] if which == "running" and self.modes[name] == "batch" else "running"
+                layer._statistics = "batch" if by_batch else own
+            elif isinstance(layer, _InstanceNorm):
+                layer.track_running_stats = which != "batch" and self.buffers[name].get("running_mean") is not None
+                if which == "batch":  # of each image by itself, as in training
+                    layer._buffers.update(running_mean=None, running_var=None)
+            elif which == "batch" and name not in self.replaces and isinstance(layer, _BatchNormBase):
+                layer._buffers.update(running_mean=None, running_var=None)
+            if which == "population" and population is not None and name in population:
+                mean, variance = population[name]
+                key = "running_covariance" if isinstance(layer, Whitening) else "running_var"
+                layer._buffers.update({"running_mean": mean, key: variance})
+
+    def replace(self, name: str, batch: Moments) -> None:
+        """Let a layer normalise by what was measured of its input, which it need not compute again."""
+        like = self.buffers[name]["running_mean"]
+        assert like is not None
+        mean, variance = batch.mean.to(like), batch.variance(unbiased=False).to(like)
+        self.layers[name]._buffers.update(running_mean=mean, running_var=variance)
+
+
+def _normalises_by_moments(layer: nn.Module) -> bool:
+    """Whether the layer normalises by one mean and one variance of each channel, which its buffers can hold."""
+    mean = layer._buffers.get("running_mean")
+    if mean is None or mean.dtype not in (torch.float32, torch.float64):
+        return False
+    if isinstance(layer, _InstanceNorm | Whitening | GhostBatchNorm):
+        return False
+    return not (isinstance(layer, BatchNorm) and layer.example_weight)
+
+
+@torch.no_grad()
+def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Batches, task: Task) -> Passes:
+    """Run all images through the network as the file's docstring says. The caller restores the model."""
+    switch = StatisticsSwitch(layers)
+    evaluation, batch = _Recorder(layers, images=True), _Recorder(layers, images=False)
+    running, by_batch, again = _ScoreList(), _ScoreList(), _ScoreList()
+    sizes: list[int] = []
+    labels: list[Tensor] = []
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(network))
+        with measuring(layers, switch, evaluation, batch):
+            for one in batches:
+                switch.to("running")
+                running.add(batches, network, one)
+                evaluation.end_batch()
+                switch.to("batch")
+                by_batch.add(batches, network, one)
+                batch.end_batch()
+                sizes.append(len(one))
+                if one.labels is not None and one.labels.ndim == 1:
+                    labels.append(one.labels.cpu())
+                task.advance(2 * len(one))
+        evaluated, measured = evaluation.samples(), batch.samples()
+        population = batch.population(switch)
+        if population:
+            switch.to("population", population)
+            for one in batches:
+                again.add(batches, network, one)
+                task.advance(len(one))
+        switch.to("running")
+    scores = Scores(running=running.all(), batch=by_batch.all(), population=again.all() if population else None)
+    return Passes(
+        scores=None if scores.running is None else scores,
+        evaluation=evaluated,
+        batch=measured,
+        population=population,
+        images=sum(sizes),
+        batch_sizes=tuple(sizes),
+        labels=torch.cat(labels) if sum(map(len, labels)) == sum(sizes) else None,
+        single=tuple(batch.single),
+    )
+
+
+class _ScoreList:
+    """The scores of one way to run the network."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def add(self, batches: Batches, network: nn.Module, batch: Batch) -> None:
+        score = batches.score(batches.call(network, batch), batch)
+        if score is not None:
+            self.parts.append(score)
+
+    def all(self) -> Floats | None:
+        return torch.cat(self.parts).numpy() if self.parts else None
+
+
+@contextmanager
+def measuring(
+    layers: Mapping[str, nn.Module], switch: StatisticsSwitch, evaluation: "_Recorder", batch: "_Recorder"
+) -> Iterator[None]:
+    """Within this context, each forward measures the inputs of the layers."""
+    own = {
+        name: layer
+        for name, layer in layers.items()
+        if isinstance(layer, _BatchNormBase) and own_forward.normalises(layer) != "its input"
+    }
+
+    def hook(name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        if name in own:
+            inputs = own_forward.normalised_inputs(own[name], *args, **kwargs)
+            x = inputs[0] if inputs else x
+        if not x.numel():
+            return
+        if switch.which == "running":
+            evaluation.add(name, x, moments.measure(x))
+            return
+        found = moments.measure(x)
+        batch.add(name, x, found)
+        if found.count == 1:
+            batch.single[name] = None
+            layer._buffers.update(switch.buffers[name])
+        elif name in switch.replaces and not (isinstance(layer, Freezable) and layer.frozen):
+            switch.replace(name, found)
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            handle = layer.register_forward_pre_hook(
+                lambda module, args, kwargs, name=name: hook(name, module, args, kwargs), with_kwargs=True, prepend=True
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+@dataclass
+class _Recorder:
+    """Adds up what is measured of each layer. Uses of a layer within a batch are merged."""
+
+    layers: Mapping[str, nn.Module]
+    images: bool
+    """whether to measure the means of single images, which says whether the batches are alike"""
+    single: dict[str, None] = field(default_factory=dict)
+    now: dict[str, list[Moments]] = field(default_factory=dict)
+    now_images: dict[str, Tensor] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, list[Moments | None]] = field(default_factory=dict)
+    weights: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    """values of the first batch and of all, and the number of batches"""
+    sums: dict[str, Floats] = field(default_factory=dict)
+    image_sums: dict[str, Floats] = field(default_factory=dict)
+    covariances: dict[str, Moments] = field(default_factory=dict)
+    number: int = 0
+
+    def add(self, name: str, x: Tensor, found: Moments) -> None:
+        self.now.setdefault(name, []).append(found.cpu())
+        if isinstance(layer := self.layers[name], Whitening):
+            covariance = layer.measure(x).cpu()
+            self.covariances[name] = moments.merge([*filter(None, [self.covariances.get(name)]), covariance])
+        low, high = torch.aminmax(x.detach())
+        largest = max(abs(float(low)), abs(float(high)))
+        self.largest[name] = max(self.largest.get(name, 0.0), largest if largest == largest else float("inf"))
+        if self.images and name not in self.now_images:
+            positions = list(range(2, x.ndim))
+            means = (x.mean(positions) if positions else x).double().cpu()  # N x C
+            self.now_images[name] = means
+
+    def end_batch(self) -> None:
+        for name, parts in self.now.items():
+            found = moments.merge(parts)
+            if not (found.mean.isfinite().all() and found.scatter.isfinite().all()):
+                self.largest[name] = float("inf")
+                continue
+            group = self.groups.setdefault(name, [None] * GROUPS)
+            which = self.number % GROUPS
+            group[which] = moments.merge([*filter(None, [group[which]]), found])
+            # weighted sums of the batch means: weight, and for each channel w * mean and w * mean^2
+            mean, w = found.mean.numpy(), float(found.count)
+            base = self.sums.setdefault(name, np.concatenate([mean[None], np.zeros((2, len(mean)))]))
+            off = mean - base[0]  # from the first batch's, which keeps the sums exact
+            base[1] += w * off
+            base[2] += w * off**2
+            usual, total, k = self.weights.get(name, (w, 0.0, 0))
+            self.weights[name] = usual, total + w, k + 1
+            images = self.now_images.get(name)
+            if images is not None and len(images) > 1:
+                spread = (images - images.mean(0)).square().sum(0).numpy()
+                row = self.image_sums.setdefault(name, np.zeros((2, len(mean))))
+                row[0] += spread
+                row[1] += len(images) - 1
+        self.now, self.now_images = {}, {}
+        self.number += 1
+
+    def samples(self) -> dict[str, Sample]:
+        found: dict[str, Sample] = {}
+        for name, parts in self.groups.items():
+            groups = [part for part in parts if part is not None]
+            whole = moments.merge(groups)
+            usual, total, k = self.weights[name]
+            _, first, second = self.sums[name]
+            # for batches of the size of the first one, from batches that may differ in size
+            scatter = (second - first**2 / total).clip(min=0)
+            between = scatter / ((k - 1) * usual) if k > 1 else np.full_like(first, np.nan)
+            variance = whole.variance(unbiased=True).numpy()
+            images = self.image_sums.get(name)
+            stacked = np.stack([np.stack([g.mean.numpy(), g.variance(unbiased=False).numpy()]) for g in groups])
+            found[name] = Sample(
+                count=whole.count,
+                batches=k,
+                mean=whole.mean.numpy(),
+                variance=np.nan_to_num(variance, nan=0.0),
+                between=between,
+                between_images=None if images is None else images[0] / np.maximum(images[1], 1),
+                groups=stacked,  # groups x 2 x C
+                largest=self.largest[name],
+            )
+        return found
+
+    def population(self, switch: StatisticsSwitch) -> dict[str, tuple[Tensor, Tensor]]:
+        """The merged statistics of each layer that can hold them."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, parts in self.groups.items():
+            like = switch.buffers[name].get("running_mean")
+            whole = moments.merge([part for part in parts if part is not None])
+            layer = self.layers[name]
+            if like is None or whole.count < 2 or isinstance(layer, _InstanceNorm):
+                continue
+            if isinstance(layer, Freezable) and layer.frozen:
+                continue
+            variance = self.covariances[name].variance(unbiased=True) if name in self.covariances else None
+            variance = whole.variance(unbiased=True) if variance is None else variance
+            found[name] = whole.mean.to(like), variance.to(like)
+        return found

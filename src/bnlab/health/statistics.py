@@ -1,0 +1,48 @@
+"""Statistical tests of channels: many at once, so that chance alone reports few."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnlab.health.evidence import Floats, LayerEvidence
+
+FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg 1995: of the channels that are called significant
+
+
+def significant(difference: Floats, error: Floats) -> NDArray[np.bool_]:
+    """Which differences their standard errors do not explain, by the normal distribution; false where either is NaN."""
+    from scipy.stats import norm
+
+    with np.errstate(all="ignore"):
+        z = np.abs(difference) / error
+    p = 2 * norm.sf(z)
+    return benjamini_hochberg(np.where(np.isnan(p), 1.0, p))
+
+
+def benjamini_hochberg(p: Floats, q: float = FALSE_DISCOVERIES) -> NDArray[np.bool_]:
+    """Which p-values are significant, where a share of at most q of these is so by chance (Benjamini & Hochberg 1995)."""
+    order = np.argsort(p)
+    passes = p[order] <= q * np.arange(1, len(p) + 1) / len(p)
+    last = int(np.flatnonzero(passes).max(initial=-1))
+    found = np.zeros(len(p), bool)
+    found[order[: last + 1]] = True
+    return found
+
+
+def weight_of_initial(layer: LayerEvidence) -> float | None:
+    """How much the running statistics weigh the initial mean 0 and variance 1, by least squares against the measured
+    population statistics, with the error's scale taken from these; None if it is not known. (The number of batches and
+    the momentum do not tell: statistics may have been recalibrated.)
+    """
+    if layer.batch is None or layer.running_mean is None or layer.running_variance is None:
+        return None
+    mean, variance = layer.batch.mean, layer.batch.variance
+    std, usable = np.sqrt(variance + layer.eps), variance > 0
+    if not usable.any():
+        return None
+    target = np.concatenate([-mean / std, (1 - variance) / (variance + layer.eps)])[np.tile(usable, 2)]
+    found = np.concatenate(
+        [(layer.running_mean - mean) / std, (layer.running_variance - variance) / (variance + layer.eps)]
+    )
+    found = found[np.tile(usable, 2)]
+    size = float(target @ target)
+    return float(np.clip(found @ target / size, 0, 1)) if size > 0 and np.isfinite(found).all() else None
