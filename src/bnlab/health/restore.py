@@ -30,8 +30,8 @@ def restored(
     kept = [_Kept(module, parameters=parameters) for module in modules]
     kept_optimizer = None if optimizer is None else _KeptOptimizer(optimizer)
     given = [(generator, generator.get_state()) for generator in generators]
-    numbers, python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    numbers, python = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
         with torch.random.fork_rng(devices=[*devices]):
             yield
@@ -42,7 +42,7 @@ def restored(
             kept_optimizer.restore()
         for generator, seed in given:
             generator.set_state(seed)
-        np.random.set_state(numbers)  # noqa: NPY002
+        np.random.set_state(numbers)
         random.setstate(python)
 
 
