@@ -5,8 +5,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from bnlab.nets.weights import read_weights
 from bnlab.errors import ClassifierError, OutOfMemoryError
+from bnlab.nets.weights import read_weights
 
 WEIGHTS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)}
 

@@ -51,8 +51,9 @@ def build_model(spec: str) -> nn.Module:
     place, _, name = spec.rpartition(":")
     shown = printable(spec)
     if not place or not name:
-        remedy = f"pass {_FORMS}" if not _is_file(spec) else f"name the function that makes the network: {shown}:NAME"
-        raise UsageError(f"'{shown}' does not say {'which file and name' if spec else 'what to build'}", remedy)
+        file = shown.rstrip(":")
+        remedy = f"name the function that makes the network: {file}:NAME" if file.endswith(".py") else f"pass {_FORMS}"
+        raise UsageError(f"'{shown}' does not say which network to build", remedy)
     if not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"'{printable(name)}' in '{shown}' is not a name in Python", f"pass {_FORMS}")
     path = _checked_path(place) if _is_file(place) else None
@@ -61,15 +62,13 @@ def build_model(spec: str) -> nn.Module:
         try:
             module = _import_file(path) if path else importlib.import_module(place)
             value = _find(module, name, shown)
-            made = value if isinstance(value, nn.Module) else _call(value, shown)
+            return _checked(value if isinstance(value, nn.Module) else _call(value, shown), shown)
         except UsageError as error:
-            if _frames(error, folder) and error.__cause__ is None:  # the caller's code raised it
+            if _frames(error, folder):  # the caller's code raised it
                 raise _failure(error, place, shown, folder) from error
             raise
         except (Exception, SystemExit) as error:
             raise _failure(error, place, shown, folder) from error
-    _check_network(made, shown)
-    return made  # type: ignore[no-any-return]
 
 
 def _is_file(place: str) -> bool:
@@ -106,7 +105,11 @@ def _import_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
 
 
@@ -165,7 +168,7 @@ def _find(module: ModuleType, name: str, shown: str) -> Any:
             if importlib.util.find_spec(full):
                 importlib.import_module(full)
         if not hasattr(value, part):
-            known = sorted(key for key, other in vars(value).items() if _is_candidate(key, other, module))
+            known = sorted(key for key, other in vars(value).items() if _is_candidate(key, other, value))
             near = get_close_matches(part, known, n=1) or known[:_MOST_NAMED]
             remedy = did_you_mean(part, near) if near else "define a function of that name, which makes the network"
             raise UsageError(f"{printable(where)} has no '{printable(part)}' ({shown})", remedy)
@@ -174,10 +177,12 @@ def _find(module: ModuleType, name: str, shown: str) -> Any:
     return value
 
 
-def _is_candidate(name: str, value: object, module: ModuleType) -> bool:
+def _is_candidate(name: str, value: object, owner: object) -> bool:
+    """Whether it may make networks, and was not imported into the owner from elsewhere."""
     if name.startswith("_"):
         return False
-    return isinstance(value, nn.Module) or (callable(value) and getattr(value, "__module__", "") == module.__name__)
+    imported = isinstance(owner, ModuleType) and getattr(value, "__module__", "") != owner.__name__
+    return isinstance(value, nn.Module | ModuleType) or (callable(value) and not imported)
 
 
 def _call(value: Any, shown: str) -> Any:
@@ -228,12 +233,12 @@ def _failure(error: BaseException, place: str, shown: str, folder: Path) -> Usag
         return UsageError(f"{where} is not valid Python ({printable(error.msg)})", "correct that line")
     if isinstance(error, ModuleNotFoundError) and error.name:
         if not frames and not _is_file(place):
-            top = error.name.partition(".")[0]
-            near = get_close_matches(top, [file.stem for file in folder.glob("*.py")], n=1)
-            remedy = f"install it, or run from the folder that holds {printable(top)}"
+            *packages, last = error.name.split(".")
+            near = get_close_matches(last, [file.stem for file in folder.joinpath(*packages).glob("*.py")], n=1)
+            remedy = f"install it, or run from the folder that holds {printable((*packages, last)[0])}"
             return UsageError(
                 f"there is no module '{printable(error.name)}' ({shown})",
-                f"did you mean '{near[0]}'?" if near and near[0] != top else remedy,
+                f"did you mean '{'.'.join((*packages, near[0]))}'?" if near else remedy,
             )
         return UsageError(
             f"{where} imports '{printable(error.name)}', and there is no such module",
@@ -258,23 +263,30 @@ def _position(file: str, line: int | None) -> str:
     return f"{printable(shown)}:{line}" if line else printable(shown)
 
 
-def _check_network(made: object, shown: str) -> None:
+def _checked(made: object, shown: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         remedy = "return the network alone, an nn.Module"
         if made is None:
             remedy = "end the function with `return network`"
         raise UsageError(f"{shown} returns {_kind(made)}, not a network", remedy)
-    for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+    check_has_tensors(made, f"the network of {shown}")
+    return made
+
+
+def check_has_tensors(network: nn.Module, shown: str) -> None:
+    """Refuse a network with lazy layers that have not run, or on the meta device; `shown` is what messages call it.
+
+    Raises:
+        UsageError: it is such a network.
+    """
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(tensor):
             raise UsageError(
-                f"{shown} returns a network with lazy layers, which have no tensors yet ({printable(name)})",
-                "run it once on a batch before it is returned: network(torch.zeros(2, 3, 224, 224))",
+                f"{shown} has lazy layers, which have no tensors yet ({printable(name)})",
+                "run it once on a batch first: network(torch.zeros(2, 3, 224, 224))",
             )
         if tensor.is_meta:
-            raise UsageError(
-                f"{shown} returns a network on the meta device, without values ({printable(name)})",
-                "make it on the CPU, or call network.to_empty(device='cpu') and set its values",
-            )
+            raise UsageError(f"{shown} is on the meta device, without values ({printable(name)})", "make it on the CPU")
 
 
 def _kind(value: object) -> str:
