@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.nets.factory import build_model, check_has_tensors
+from bnlab.nets.factory import build_model, check_tensors
 
 NET = """
 from torch import nn
@@ -48,6 +48,11 @@ def needs(classes, *, width, depth=2):
 
 def meta():
     return nn.Linear(2, 2, device="meta")
+
+def inferring():
+    import torch
+    with torch.inference_mode():
+        return Net()
 
 def lazy():
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
@@ -210,10 +215,11 @@ IN_FILE: list[tuple[str, str, str]] = [
     ("code/net_of_mine.py:nothing", "returns None, not a network", "`return network`"),
     ("code/net_of_mine.py:kind", "returns the class Net itself, not a network", "return the network alone"),
     ("code/net_of_mine.py:meta", "is on the meta device, without values (weight)", "CPU"),
+    ("code/net_of_mine.py:inferring", "was made in inference mode", "outside of torch.inference_mode()"),
     ("code/net_of_mine.py:lazy", "has lazy layers, which have no tensors yet (1.weight)", "run it once"),
-    ("code/net_of_mine.py:fails", "raises ValueError (bad) at code/net_of_mine.py:43", "correct that line"),
+    ("code/net_of_mine.py:fails", "raises ValueError (bad) at code/net_of_mine.py:48", "correct that line"),
     ("code/net_of_mine.py:fails_in_torch", "raises ValueError (num_channels", "correct that line"),
-    ("code/net_of_mine.py:leaves", "raises SystemExit (3) at code/net_of_mine.py:49", "correct that line"),
+    ("code/net_of_mine.py:leaves", "raises SystemExit (3) at code/net_of_mine.py:54", "correct that line"),
     ("code/net_of_mine.py:refuses", "raises UsageError (no network is called", "correct that line"),
     ("pack_of_min.sub:make", "there is no module 'pack_of_min'", "run from the folder that holds pack_of_min"),
     ("pack_of_mine.subs:make", "there is no module 'pack_of_mine.subs'", "did you mean 'pack_of_mine.sub'?"),
@@ -272,4 +278,4 @@ def test_ctrl_c_is_not_swallowed(home: Path) -> None:
 
 
 def test_networks_with_tensors_pass() -> None:
-    check_has_tensors(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "it")
+    check_tensors(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "it")

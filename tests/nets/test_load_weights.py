@@ -145,6 +145,7 @@ def test_of_several_sets_one_is_chosen(tmp_path: Path) -> None:
     error = refusal(model, saved, tmp_path, prefix="model.")
     assert isinstance(error, UsageError)
     assert error.remedy == "pass the prefix 'model.module.'"
+    assert refusal(model, state, tmp_path, prefix="module.").remedy == "pass no prefix"
 
 
 def test_a_set_for_another_network_does_not_count(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def build_model(spec: str) -> nn.Module:
 
     Raises:
         UsageError: the spec is not valid, there is no such file, module or name, the code fails, what it names needs
-            arguments, or it does not return an nn.Module whose tensors exist.
+            arguments, or it does not return an nn.Module with tensors that exist and can change.
     """
     place, _, name = spec.rpartition(":")
     shown = printable(spec)
@@ -269,15 +269,15 @@ def _checked(made: object, shown: str) -> nn.Module:
         if made is None:
             remedy = "end the function with `return network`"
         raise UsageError(f"{shown} returns {_kind(made)}, not a network", remedy)
-    check_has_tensors(made, f"the network of {shown}")
+    check_tensors(made, f"the network of {shown}")
     return made
 
 
-def check_has_tensors(network: nn.Module, shown: str) -> None:
-    """Refuse a network with lazy layers that have not run, or on the meta device; `shown` is what messages call it.
+def check_tensors(network: nn.Module, shown: str) -> None:
+    """Refuse a network whose tensors do not exist, have no values or cannot be changed; messages call it `shown`.
 
     Raises:
-        UsageError: it is such a network.
+        UsageError: it has lazy layers that have not run, is on the meta device, or was made in inference mode.
     """
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(tensor):
@@ -287,6 +287,11 @@ def check_has_tensors(network: nn.Module, shown: str) -> None:
             )
         if tensor.is_meta:
             raise UsageError(f"{shown} is on the meta device, without values ({printable(name)})", "make it on the CPU")
+        if tensor.is_inference():
+            raise UsageError(
+                f"{shown} was made in inference mode, so that its tensors cannot change ({printable(name)})",
+                "make it outside of torch.inference_mode()",
+            )
 
 
 def _kind(value: object) -> str:

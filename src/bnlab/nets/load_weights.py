@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import ClassifierError, UsageError, plural, printable
-from bnlab.nets.factory import check_has_tensors
+from bnlab.nets.factory import check_tensors
 from bnlab.nets.weights import PACKED_REMEDY, check_plain, not_floats, read_weights, shape_text
 
 STATISTICS = ("running_mean", "running_var", "running_covariance", "num_batches_tracked")
@@ -63,11 +63,11 @@ def load_weights(model: nn.Module, path: Path, *, prefix: str | None = None) -> 
     Raises:
         ClassifierError: the file cannot be read, holds more than weights, holds several sets of weights that fit, or
             does not fit the model. The model is unchanged.
-        UsageError: no tensor's name has this prefix before a name of the model's.
+        UsageError: no tensor's name has this prefix before a name of the model's; the model's tensors do not exist yet.
     """
     tensors, _ = read_weights(path)
     file, kind = printable(path), type(model).__name__
-    check_has_tensors(model, f"the {kind}")
+    check_tensors(model, f"the {kind}")
     expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     aliases = _aliases(expected)
     fits = _fits(tensors, expected)
@@ -167,10 +167,10 @@ def _choose(
         if prefix in fits:
             return prefix
         near = get_close_matches(prefix, fits, n=1) or list(fits)[:_MOST_NAMED]
-        names = " or ".join(f"'{printable(name)}'" for name in near)
+        remedy = f"pass {' or '.join(f"the prefix '{printable(name)}'" if name else 'no prefix' for name in near)}"
         raise UsageError(
             f"after '{printable(prefix)}', no name in {file} is one of the network's",
-            f"pass the prefix {names}" if near else "pass the weights of this network",
+            remedy if near else "pass the weights of this network",
         )
     complete = [
         name
