@@ -167,10 +167,10 @@ def _choose(
         if prefix in fits:
             return prefix
         near = get_close_matches(prefix, fits, n=1) or list(fits)[:_MOST_NAMED]
-        remedy = f"pass {' or '.join(f"the prefix '{printable(name)}'" if name else 'no prefix' for name in near)}"
+        names = " or ".join(f"the prefix '{printable(name)}'" if name else "no prefix" for name in near)
         raise UsageError(
             f"after '{printable(prefix)}', no name in {file} is one of the network's",
-            remedy if near else "pass the weights of this network",
+            f"pass {names}" if near else "pass the weights of this network",
         )
     complete = [
         name
