@@ -66,7 +66,7 @@ def check(evidence: Evidence) -> list[Finding]:
     worst, counts = max(found.values(), key=lambda pair: pair[1].moves)
     names = tuple(sorted(found, key=lambda name: -found[name][1].moves))
     causes, remedies, command = _causes(steps, counts, worst)
-    accumulated = counts.moves > 1 and counts.moves == steps.calls * _uses(worst)
+    accumulated = counts.moves > 1 and counts.moves == _accumulated(steps) * _uses(worst)
     unit = "step of the optimiser" if steps.optimizer_steps else "call of train_step"
     momentum, text = _momentum(worst, counts.moves / _uses(worst))
     counted = "" if counts.counted in (None, counts.moves) else f", while num_batches_tracked says {counts.counted}"
@@ -100,6 +100,13 @@ def _uses(layer: LayerEvidence) -> int:
     return max(layer.calls, 1)
 
 
+def _accumulated(steps: TrainingSteps) -> int:
+    """How many batches make a step: calls of train_step, or parts into which it splits a batch."""
+    parts = steps.forwards // max(steps.calls, 1)
+    split = parts > 1 and steps.normalised_together * parts <= steps.batch_size
+    return max(steps.calls, 1) * (parts if split else 1)
+
+
 def _off(layer: LayerEvidence, counts: LayerSteps) -> bool:
     if layer.running_mean is None or not layer.tracks or layer.momentum == 0:
         return False
@@ -121,10 +128,8 @@ def _causes(steps: TrainingSteps, counts: LayerSteps, layer: LayerEvidence) -> t
     if not counts.moves:
         return ["the statistics are restored, or the momentum is 0 meanwhile"], ["let a forward move them"], ""
     causes, remedies, command = [], [], ""
-    parts = steps.forwards // max(steps.calls, 1)
-    split = parts > 1 and steps.normalised_together * parts <= steps.batch_size
-    if steps.calls > 1 or split:
-        k = steps.calls * (parts if split else 1)
+    k = _accumulated(steps)
+    if k > 1:
         causes.append(f"gradients of {k} batches are accumulated")
         remedies.append("lower the momentum within each step")
         command = f"with bnlab.norm.accumulate(model, {k}): ..."
@@ -132,7 +137,7 @@ def _causes(steps: TrainingSteps, counts: LayerSteps, layer: LayerEvidence) -> t
         causes.append("activation checkpointing runs the forward again in backward")
         remedies.append("use bnlab's layers, which do not move then, or the lower momentum")
         command = command or "bnlab.norm.convert(model)"
-    elif parts > 1 and not split:
+    elif steps.forwards > k:
         perturbed = steps.weights_changed
         causes.append(
             "a second forward with changed weights, as in sharpness-aware minimisation"

@@ -143,6 +143,12 @@ class _Now:
     before: dict[str, Tensor] = field(default_factory=dict)
     """its statistics before the present forward"""
 
+    def undo_to(self, present: Mapping[str, Tensor]) -> None:
+        """Forget the moves that were undone since, if the present statistics are those of an earlier time."""
+        same = [i for i, value in enumerate(self.values) if not _moved(value, present)]
+        if same:
+            del self.values[same[-1] + 1 :]
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -188,11 +194,10 @@ class _Counter:
         final = statistics_of(self.layers[name])
         count = {key: value for key, value in final.items() if key == "num_batches_tracked"}
         start = now.values[0].get("num_batches_tracked")
-        kept = [i for i, value in enumerate(now.values) if not _moved(value, final)]
-        moves = kept[-1] if kept else len(now.values) - 1
+        now.undo_to(final)
         return LayerSteps(
             forwards=now.forwards // parts,
-            moves=moves // parts,
+            moves=(len(now.values) - 1) // parts,
             again=now.again // parts,
             counted=None if start is None or not count else int(count["num_batches_tracked"] - start) // parts,
         )
@@ -229,6 +234,7 @@ class _Counter:
         now.forwards += 1
         now.again += runs_again()
         now.before = statistics_of(layer)
+        now.undo_to(now.before)
 
     def after(self, name: str, layer: nn.Module) -> None:
         now, before = self.now[name], self.now[name].before
