@@ -67,8 +67,8 @@ def check(evidence: Evidence) -> list[Finding]:
             layers=names,
             message=(
                 f"one forward uses {name_layers(names, of=len(evidence.normalised))} more than once, {names[0]} "
-                f"{calls} times; between its uses, {share:.0%} of the channels are off, means by up to {mean:.2g} standard "
-                f"deviations and variances by up to a factor of {variance:.3g}"
+                f"{calls} times; between its uses, {share:.0%} of the channels are off, means by up to {mean:.2g} "
+                f"standard deviations and variances by up to a factor of {variance:.3g}"
             ),
             numbers={"calls": calls, "off_share": share, "mean_off": mean, "variance_off": variance},
             cause="one module is called at several places of the forward, or in a loop",

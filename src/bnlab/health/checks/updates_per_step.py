@@ -77,7 +77,8 @@ def check(evidence: Evidence) -> list[Finding]:
             layers=names,
             message=(
                 f"the running statistics of {name_layers(names, of=len(evidence.normalised))} move {counts.moves} "
-                f"times for each {unit}{counted}; {together} images are normalised together, and {batch} make a step{text}"
+                f"times for each {unit}{counted}; {together} images are normalised together, and {batch} make a "
+                f"step{text}"
             ),
             numbers={
                 "moves": counts.moves,
