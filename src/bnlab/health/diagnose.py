@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bnlab.errors import BnlabError, UsageError, plural
 from bnlab.health.batches import Batches, Metric
 from bnlab.health.evidence import Evidence, LayerEvidence, Scores
+from bnlab.health.gather import modes, steps, uses
 from bnlab.health.gather.layers import Trace, describe, find_layers, other_norms, trace, with_trace
 from bnlab.health.gather.passes import Passes, run_passes
 from bnlab.health.registry import chosen, run_checks
@@ -25,7 +26,11 @@ from bnlab.progress import NullProgress, Progress
 
 IMAGES = 1024
 TRACED = 4  # images that are run to see how the layers are used
-GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = ()
+GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
+    modes.gather,
+    steps.gather,
+    uses.gather,
+)
 """each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 
 
@@ -247,6 +252,7 @@ def _with_passes(evidence: Evidence, passes: Passes) -> Evidence:
         images=passes.images,
         batches=len(passes.batch_sizes),
         last_batch_size=passes.batch_sizes[-1],
+        single=passes.single,
         classes_in_batch=classes_in_batch(passes.labels, passes.batch_sizes),
     )
 
