@@ -165,7 +165,9 @@ def _checks() -> str:
     for entry in all_checks():
         about = entry.check
         link = f"[{about.name}]({about.name}.md)"
-        lines.append(f"| {about.id} | {link} | {about.severity} | {about.safety} | {entry.title.replace(chr(10), ' ')} |")
+        lines.append(
+            f"| {about.id} | {link} | {about.severity} | {about.safety} | {entry.title.replace(chr(10), ' ')} |"
+        )
     return "\n".join(lines) + "\n"
 
 

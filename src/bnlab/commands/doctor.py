@@ -242,7 +242,9 @@ def _outputs(network: nn.Module) -> int | None:
     if not layers:
         return None
     last = layers[-1]
-    return last.out_features if isinstance(last, nn.Linear) else last.out_channels if last.kernel_size == (1, 1) else None
+    return (
+        last.out_features if isinstance(last, nn.Linear) else last.out_channels if last.kernel_size == (1, 1) else None
+    )
 
 
 def _read_baseline(path: Path) -> frozenset[str]:
@@ -251,7 +253,9 @@ def _read_baseline(path: Path) -> frozenset[str]:
         found = [finding_key(one["id"], one["layers"]) for one in document["findings"]]
         return frozenset([*found, *document["known"]])
     except OSError:
-        raise UsageError(f"there is no file {printable(path)}", "pass the diagnosis.json of an earlier diagnosis") from None
+        raise UsageError(
+            f"there is no file {printable(path)}", "pass the diagnosis.json of an earlier diagnosis"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise UsageError(
             f"{printable(path)} is not a diagnosis", "pass the diagnosis.json of an earlier diagnosis as baseline"

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from bnlab.health.evidence import Floats, LayerEvidence
 
+RECTIFIERS = ("relu", "relu6")  # what passes nothing below 0
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg 1995: of the channels that are called significant
 
 
@@ -46,3 +47,16 @@ def weight_of_initial(layer: LayerEvidence) -> float | None:
     found = found[np.tile(usable, 2)]
     size = float(target @ target)
     return float(np.clip(found @ target / size, 0, 1)) if size > 0 and np.isfinite(found).all() else None
+
+
+DEAD = -3.0902  # Phi(DEAD) = 1 in 1,000
+
+
+def dead_by_parameters(layer: LayerEvidence) -> NDArray[np.bool_]:
+    """The channels of which a ReLU that follows directly passes fewer than 1 in 1,000 values if these are normally
+    distributed: Phi(beta / |gamma|) < 0.001; C.
+    """
+    if layer.gamma is None or layer.activation not in RECTIFIERS:
+        return np.zeros(layer.channels, bool)
+    beta = np.zeros_like(layer.gamma) if layer.beta is None else layer.beta
+    return beta <= DEAD * np.abs(layer.gamma)

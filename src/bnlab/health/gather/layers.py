@@ -24,6 +24,8 @@ from bnlab.norm.own_forward import BATCH_NORM
 from bnlab.norm.whitening import Whitening
 
 ACTIVATIONS = {"relu", "relu6", "leakyrelu", "elu", "selu", "silu", "gelu", "hardswish", "sigmoid", "tanh"}
+_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
+_LINEAR_FORWARDS = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}  # by the weights as they are
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)  # in evaluation, these return their input
 _OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -96,6 +98,8 @@ class Call:
     shape: tuple[int, ...] = ()
     """of its (first) input"""
     before: str | None = None
+    same_channels: bool = False
+    """whether its channels are those of the convolution or linear layer before it, in the same order"""
     activation: str | None = None
 
 
@@ -111,6 +115,8 @@ class Trace:
     """batch_norm operations in all"""
     reads: Counter[str] = field(default_factory=Counter)
     """how many modules and functions read the output of a module, by its name; views do not count"""
+    dropped: set[str] = field(default_factory=set)
+    """names of the modules whose output goes through dropout"""
 
 
 @torch.no_grad()
@@ -136,6 +142,7 @@ class _Watcher(TorchFunctionMode):
         self.names = {module: name for name, module in layers.items()}
         self.made: dict[int, str] = {}  # memory -> the name of the module that wrote it last
         self.alive: list[Tensor] = []  # so that no memory is used again while it is known
+        self.strides: dict[str, int] = {}  # of the channels, in the output of a convolution or linear layer
         self.running: list[nn.Module] = []
         self.paths = {module: name for name, module in network.named_modules()}
         self.parameters = {_memory(p) for p in network.parameters()}
@@ -147,6 +154,8 @@ class _Watcher(TorchFunctionMode):
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             self.running.append(module)
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+                self.found.dropped.update(self.sources((args, kwargs)))
             if not leaf:
                 return
             sources = self.sources((args, kwargs))
@@ -160,6 +169,8 @@ class _Watcher(TorchFunctionMode):
             self.running.pop()
             if leaf:
                 self.write(output, name)
+            if isinstance(module, _LINEAR) and isinstance(output, Tensor) and output.ndim > 1:
+                self.strides[name] = output.stride(-1 if isinstance(module, nn.Linear) else 1)
 
         first = module.register_forward_pre_hook(before, with_kwargs=True)
         last = module.register_forward_hook(after, always_call=True)
@@ -176,6 +187,7 @@ class _Watcher(TorchFunctionMode):
         if call.calls == 1 and x is not None:
             call.shape = tuple(x.shape)
             call.before = sources[0] if sources else None
+            call.same_channels = x.ndim > 1 and x.stride(1) == self.strides.get(call.before or "")
 
     def note_activation(self, sources: list[str], function: str) -> None:
         activation = function.lower().removesuffix("_").replace("_", "")
@@ -205,6 +217,8 @@ class _Watcher(TorchFunctionMode):
             self.write(result, self.names[layer])
             return result
         name = getattr(func, "__name__", "")
+        if "dropout" in name:
+            self.found.dropped.update(sources)
         in_place = name.endswith("_") and (not name.startswith("__") or name.startswith("__i"))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if sources and made and (in_place or kwargs.get("inplace") or not any(_memory(t) in self.made for t in made)):
@@ -262,8 +276,12 @@ def with_trace(layer: LayerEvidence, found: Trace, network: nn.Module) -> LayerE
         "before": call.before,
     }
     if call.before is not None:
-        bias = getattr(network.get_submodule(call.before), "bias", None)
-        if isinstance(bias, Tensor) and len(bias) == layer.channels:
-            fields["before_bias"] = _array(bias)
-        fields["before_shared"] = found.reads[call.before] > 1
+        module = network.get_submodule(call.before)
+        fields |= {"before_kind": type(module).__name__, "before_shared": found.reads[call.before] > 1}
+        bias = getattr(module, "bias", None)
+        if call.same_channels and isinstance(bias, Tensor) and len(bias) == layer.channels:
+            fields["before_bias"] = None if call.before in found.dropped else _array(bias)
+        weight = getattr(module, "weight", None) if type(module).forward in _LINEAR_FORWARDS else None
+        if call.same_channels and isinstance(weight, Tensor) and len(weight) == layer.channels:
+            fields["before_weight"] = _array(weight.detach().flatten(1).abs().amax(1))
     return replace(layer, **fields)
