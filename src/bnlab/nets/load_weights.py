@@ -95,6 +95,7 @@ def load_weights(model: nn.Module, path: Path, *, prefix: str | None = None) -> 
     }
     if any(problems.values()):
         raise _misfit(problems, file, kind)
+    used = set(fit.own.values())
     removed = [own.removesuffix(name) for name, own in fit.own.items() if own.endswith(name)]
     return WeightsLoaded(
         tensors=len(values),
@@ -106,7 +107,7 @@ def load_weights(model: nn.Module, path: Path, *, prefix: str | None = None) -> 
             for name, tensor in values.items()
             if name in expected and tensor.dtype != expected[name].dtype
         },
-        others=tuple(name for name in tensors if name not in set(fit.own.values())),
+        others=tuple(name for name in tensors if name not in used),
     )
 
 
