@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bnlab.classifier.file import Card
@@ -176,7 +175,7 @@ def _colour(text: str | None, default: tuple[float, float, float], name: str) ->
         values = ()
     if len(values) == 1:
         values *= 3
-    if len(values) != 3 or name == "std" and min(values) <= 0:
+    if len(values) != 3 or (name == "std" and min(values) <= 0):
         raise UsageError(f"{name} '{printable(text)}' is not three numbers", f"pass R,G,B in 0..1, such as {default}")
     return values
 
