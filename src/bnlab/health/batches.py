@@ -95,14 +95,14 @@ class Batches:
         own = getattr(self.source, "generator", None)
         self.generators = [own] if isinstance(own, torch.Generator) else []
         self._states = [(g, g.get_state()) for g in (torch.default_generator, *self.generators)]
-        self._random, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self._random, self._numpy = random.getstate(), np.random.get_state()
 
     def rewind(self) -> None:
         """Restore the generators by which a loader shuffles and augments."""
         for generator, state in self._states:
             generator.set_state(state)
         random.setstate(self._random)
-        np.random.set_state(self._numpy)  # noqa: NPY002
+        np.random.set_state(self._numpy)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, from the first on; empty ones are left out."""
@@ -160,7 +160,7 @@ class Batches:
             )
         if labels.numel():
             low, high = int(labels.min()), int(labels.max())
-            if high >= scores.shape[1] or low < 0 and labels.ndim == 1:
+            if high >= scores.shape[1] or (low < 0 and labels.ndim == 1):
                 wrong = high if high >= scores.shape[1] else low
                 raise UsageError(
                     f"a label is {wrong}, but the model has {scores.shape[1]} classes, 0 to {scores.shape[1] - 1}",

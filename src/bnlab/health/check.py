@@ -17,7 +17,7 @@ Severity = Literal["error", "warn", "info"]
 Stage = Literal["stable", "preview"]
 """preview: not yet shown to be silent on every sound network that it was tried on"""
 Safety = Literal["safe", "unsafe", "display only"]
-"""of a remedy. safe: it cannot change what was trained; unsafe: it may; display only: the caller's code has to change"""
+"""of a remedy. safe: it cannot change what was trained; unsafe: it may; display only: the caller's code must change"""
 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # the worst first
 HEADINGS = ("What it measures", "Why it is bad", "Reported when", "Known limits", "Remedy", "References")

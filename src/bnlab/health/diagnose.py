@@ -269,7 +269,7 @@ def classes_in_batch(labels: Tensor | None, sizes: Sequence[int]) -> tuple[float
     counts = np.unique(labels.numpy(), return_counts=True)[1]
     n, found, shuffled = len(labels), 0.0, 0.0
     for part in torch.split(labels, list(sizes)):
-        found += len(part.unique())
+        found += len(np.unique(part.numpy()))
         # a class of c images is absent from a batch of b with probability C(n - c, b) / C(n, b)
         absent = [_absent(n, int(c), len(part)) for c in counts]
         shuffled += len(counts) - sum(absent)

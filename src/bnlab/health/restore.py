@@ -30,8 +30,8 @@ def restored(
     kept = [_Kept(module, parameters=parameters) for module in modules]
     kept_optimizer = None if optimizer is None else _KeptOptimizer(optimizer)
     given = [(generator, generator.get_state()) for generator in generators]
-    numbers, python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    numbers, python = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
         with torch.random.fork_rng(devices=[*devices]):
             yield
@@ -42,7 +42,7 @@ def restored(
             kept_optimizer.restore()
         for generator, seed in given:
             generator.set_state(seed)
-        np.random.set_state(numbers)  # noqa: NPY002
+        np.random.set_state(numbers)
         random.setstate(python)
 
 
@@ -55,16 +55,15 @@ class _Kept:
         self.tables = {
             name: (table, dict(table))
             for name, table in vars(module).items()
-            if name in ("_parameters", "_buffers", "_modules", *_HOOKS) and hasattr(table, "items")
+            if name in ("_parameters", "_buffers", "_modules", *_HOOKS) and isinstance(table, dict)
         }
-        self.buffers = [(b, b.detach().clone()) for b in module._buffers.values() if isinstance(b, Tensor)]
-        self.flags = [(p, p.requires_grad) for p in module._parameters.values() if p is not None]
+        self.mode = module.training
+        self.buffers = [(b, b.detach().clone()) for b in module.buffers(recurse=False)]
+        self.flags = [(p, p.requires_grad) for p in module.parameters(recurse=False)]
         self.parameters: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
         if parameters:
-            for p in module._parameters.values():
-                if p is not None:
-                    grad = p.grad
-                    self.parameters.append((p, p.detach().clone(), grad, None if grad is None else grad.clone()))
+            for p in module.parameters(recurse=False):
+                self.parameters.append((p, p.detach().clone(), p.grad, None if p.grad is None else p.grad.clone()))
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -75,6 +74,7 @@ class _Kept:
         for name in attributes.keys() - self.attributes.keys():
             del attributes[name]
         attributes.update(self.attributes)
+        module.training = self.mode  # of a scripted module, this is no attribute
         for table, items in self.tables.values():
             if [*table] != [*items] or any(table[key] is not items[key] for key in items):
                 table.clear()

@@ -21,7 +21,7 @@ def significant(difference: Floats, error: Floats, q: float = FALSE_DISCOVERIES)
 
 
 def benjamini_hochberg(p: Floats, q: float = FALSE_DISCOVERIES) -> NDArray[np.bool_]:
-    """Which p-values are significant, where a share of at most q of these is so by chance (Benjamini & Hochberg 1995)."""
+    """Which p-values are significant, a share of q of these at most by chance (Benjamini & Hochberg 1995)."""
     order = np.argsort(p)
     passes = p[order] <= q * np.arange(1, len(p) + 1) / len(p)
     last = int(np.flatnonzero(passes).max(initial=-1))

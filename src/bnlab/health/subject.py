@@ -1,6 +1,6 @@
 """What is diagnosed: the model, its layers, its batches, and what else the caller gave."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

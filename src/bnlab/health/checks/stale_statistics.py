@@ -20,10 +20,11 @@ another function than training optimised, and loses accuracy for no reason.
 
 ## Reported when
 
-More than half of the channels of a layer are off, and accuracy by running statistics is lower than by population
+More than a tenth of the channels of a layer are off, and accuracy by running statistics is lower than by population
 statistics by at least 1 percentage point (another metric: 1% of its size), with p < 0.01 by an exact McNemar test on
-the same images. Without labels, when more than half of the channels are off. While bnlab trains, once, at the end of the
-training, if it holds at the last validation.
+the same images. Without labels, when more than half of the channels of a layer are off. While bnlab trains, where no
+test tells chance apart: when more than half of the channels are off and accuracy is lower by as much; once, at the end
+of the training, if it holds at the last validation.
 
 ## Known limits
 
@@ -37,9 +38,9 @@ difference alone is not reported where its cost can be measured. Few images cann
 
 Recalibrate: measure the population statistics anew, on 1,000 to 10,000 training images without augmentation
 (`bnlab recalibrate`, `bnlab.norm.recalibrate`). The weights are not changed. If the initial statistics (mean 0,
-variance 1) still weigh more than 1%, which is (1 - m)^n after n batches, raise the momentum or train longer. bnlab's own
-files, best.safetensors and last.safetensors, hold the population statistics and lose nothing; in a training, raise
-norm_momentum or lower learning_rate if the network is used with its running statistics elsewhere.
+variance 1) still weigh more than 1%, which is (1 - m)^n after n batches, raise the momentum or train longer. The files
+that bnlab trains, best.safetensors and last.safetensors, hold the population statistics and lose nothing; raise
+norm_momentum or lower learning_rate in the recipe if the network is used with its running statistics elsewhere.
 
 ## References
 
@@ -62,15 +63,20 @@ CHECK = Check(
     needs=("population",),
     images=32,
 )
-_OFF_SHARE = 0.5  # of a layer's channels
+_OFF_SHARE = 0.5  # of a layer's channels, where no test tells chance apart or the cost is not known
+_OFF_SHARE_OF_COST = 0.1  # where both do
 _INITIAL = 0.01  # above this weight of the initial statistics, the momentum is the likely cause
 
 
 def check(evidence: Evidence) -> list[Finding]:
     shares = {layer.name: _off_share(layer) for layer in evidence.normalised}
-    failing = [layer for layer in evidence.normalised if (shares[layer.name] or 0) > _OFF_SHARE]
     cost = evidence.scores.compare("running", "population") if evidence.scores else None
-    if not failing or cost is not None and not cost.matters:
+    failing = [
+        layer
+        for layer in evidence.normalised
+        if (shares[layer.name] or 0) > (_OFF_SHARE_OF_COST if cost is not None and layer.batch else _OFF_SHARE)
+    ]
+    if not failing or (cost is not None and not cost.matters):
         return []
     failing.sort(key=lambda layer: -(shares[layer.name] or 0))
     worst, numbers = failing[0], _numbers(failing[0])

@@ -8,13 +8,13 @@ images themselves.
 
 ## Why it is bad
 
-The network has learnt what it can do by batch statistics. What it loses by the running ones is lost in evaluation and in
-use, for a reason that usually can be repaired without training.
+The network has learnt what it can do by batch statistics. What it loses by the running ones is lost in evaluation and
+in use, for a reason that usually can be repaired without training.
 
 ## Reported when
 
-Accuracy by running statistics is lower by at least 1 percentage point (another metric: 1% of its size), with p < 0.01 by
-an exact McNemar test on the same images.
+Accuracy by running statistics is lower by at least 1 percentage point (another metric: 1% of its size), with p < 0.01
+by an exact McNemar test on the same images.
 
 ## Known limits
 
@@ -54,21 +54,19 @@ def check(evidence: Evidence) -> list[Finding]:
     if gap is None or not gap.matters:
         return []
     recalibrated = evidence.scores.compare("running", "population")
-    wins = recalibrated is not None and recalibrated.matters
+    if recalibrated is not None and recalibrated.matters:
+        after = f"{recalibrated.after:.1%}" if recalibrated.is_accuracy else f"{recalibrated.after:.4g}"
+        cause = f"the running statistics do not fit: recalibrated ones give {after}"
+        repair = {"remedy": "recalibrate", "command": "bnlab recalibrate MODEL --data FOLDER --output FILE"}
+    else:
+        cause = "not the running statistics alone, since recalibration does not win it back"
+        repair = {"remedy": "see the other findings; without any, train with larger batches", "safety": "unsafe"}
     return [
         CHECK.finding(
             message="the network is worse by its running statistics, which evaluation uses, than by batch statistics",
-            numbers={key: value for key, value in evidence.scores.means().items()},
+            numbers=evidence.scores.means(),
             cost=gap,
-            cause=(
-                f"the running statistics: recalibrated ones give {recalibrated.after:.1%}"
-                if recalibrated is not None and wins and recalibrated.is_accuracy
-                else "the running statistics do not fit these images"
-                if wins
-                else "not the running statistics alone, since recalibration does not win it back; see the other findings"
-            ),
-            remedy="recalibrate" if wins else "see the other findings; train with larger batches if there are none",
-            safety="safe" if wins else "unsafe",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE" if wins else "",
+            cause=cause,
+            **repair,
         )
     ]

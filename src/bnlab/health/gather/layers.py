@@ -69,7 +69,7 @@ def describe(name: str, module: nn.Module) -> LayerEvidence:
         momentum=getattr(module, "momentum", None if family == "frozen" else 0.1),
         tracks=bool(getattr(module, "track_running_stats", mean is not None)),
         training=module.training,
-        frozen=family == "frozen" or isinstance(module, Freezable) and module.frozen,
+        frozen=family == "frozen" or (isinstance(module, Freezable) and module.frozen),
         gamma=_array(gamma),
         beta=_array(beta),
         gamma_trained=isinstance(gamma, nn.Parameter) and gamma.requires_grad,
@@ -232,7 +232,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             x = next((arg for arg in args if isinstance(arg, Tensor)), None)
             # a standardised convolution normalises its weights by batch_norm
             of_weights = x is not None and (
-                _memory(x) in watcher.parameters or len(x) == 1 and x.ndim == 3 and x.numel() in watcher.sizes
+                _memory(x) in watcher.parameters or (len(x) == 1 and x.ndim == 3 and x.numel() in watcher.sizes)
             )
             if not layer and not of_weights:
                 watcher.found.hidden[watcher.paths[watcher.running[-1]] if watcher.running else ""] += 1

@@ -28,7 +28,7 @@ from bnlab.norm.layers import BatchNorm, StatisticsMode
 from bnlab.norm.moments import Moments
 from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.norm.whitening import Whitening
-from bnlab.progress import Progress, Task
+from bnlab.progress import Task
 
 Which = Literal["running", "batch", "population"]
 GROUPS = 32
@@ -223,8 +223,8 @@ class _Recorder:
             covariance = layer.measure(x).cpu()
             self.covariances[name] = moments.merge([*filter(None, [self.covariances.get(name)]), covariance])
         low, high = torch.aminmax(x.detach())
-        largest = max(abs(float(low)), abs(float(high)))
-        self.largest[name] = max(self.largest.get(name, 0.0), largest if largest == largest else float("inf"))
+        largest = float(torch.maximum(low.abs(), high.abs()).nan_to_num(nan=torch.inf))
+        self.largest[name] = max(self.largest.get(name, 0.0), largest)
         if self.images and name not in self.now_images:
             positions = list(range(2, x.ndim))
             means = (x.mean(positions) if positions else x).double().cpu()  # N x C
