@@ -79,8 +79,8 @@ def check(evidence: Evidence) -> list[Finding]:
             message=(
                 f"{of} are not those of all {processes} processes together in "
                 f"{name_layers(names, of=len(evidence.normalised))}; in {layer.name or 'the model itself'}, "
-                f"{share:.0%} of the channels are off, means by up to {mean.max():.2g} standard deviations and variances by up to "
-                f"a factor of {variance.max():.3g}"
+                f"{share:.0%} of the channels are off, means by up to {mean.max():.2g} standard deviations and "
+                f"variances by up to a factor of {variance.max():.3g}"
             ),
             numbers={
                 "processes": processes,

@@ -26,10 +26,13 @@ class PaddedLayer:
     variance: Floats
     mean_without: Floats
     variance_without: Floats
+    pairs: int
+    """images that have padded positions and others"""
     difference: Floats
-    """mean over images of: the mean of its padded positions - that of its other positions"""
+    """mean over these images of: the mean of its padded positions - that of its other positions, 2 x C; first of the
+    values, then of their squared distances from the mean of all"""
     error: Floats
-    """standard error of that; NaN if fewer than two images have both"""
+    """standard error of that, 2 x C; NaN for fewer than two pairs"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class Padding:
 class _Sums:
     """Adds up the inputs of a layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, centre: Floats) -> None:
+        self.centre = torch.from_numpy(centre)[:, None]  # C x 1
         self.all: list[Moments] = []
         self.without: list[Moments] = []
         self.pairs, self.difference, self.squares = 0, 0.0, 0.0
@@ -58,11 +62,12 @@ class _Sums:
             self.without = [moments.merge([*self.without, moments.measure(rows).cpu()])]
         mask = padded[:, None].double().cpu()  # N x 1 x L
         values = x.double().cpu()
+        values = torch.cat([values, (values - self.centre).square()], 1)  # N x 2C x L
         number = mask.sum(2)  # N x 1
         both = ((number > 0) & (number < mask.shape[2])).flatten()
         inside = (values * mask).sum(2)[both] / number[both]
         outside = (values * (1 - mask)).sum(2)[both] / (mask.shape[2] - number[both])
-        apart = (inside - outside).numpy()  # images x C
+        apart = (inside - outside).numpy()  # images x 2C
         self.pairs += len(apart)
         self.difference = self.difference + apart.sum(0)
         self.squares = self.squares + (apart**2).sum(0)
@@ -80,8 +85,9 @@ class _Sums:
             variance=whole.variance(unbiased=True).numpy(),
             mean_without=without.mean.numpy(),
             variance_without=without.variance(unbiased=True).numpy(),
-            difference=mean,
-            error=np.sqrt(spread / (n * (n - 1))) if n > 1 else np.full_like(mean, np.nan),
+            pairs=n,
+            difference=mean.reshape(2, -1),
+            error=(np.sqrt(spread / (n * (n - 1))) if n > 1 else np.full_like(mean, np.nan)).reshape(2, -1),
         )
 
 
@@ -109,8 +115,9 @@ def _measure(subject: Subject, evidence: Evidence) -> Padding | None:
 
     def hook(name: str, args: Any, kwargs: Any) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        if x.ndim == 3 and (len(x), x.shape[2]) == mask.shape:
-            sums.setdefault(name, _Sums()).add(x, mask.to(x.device))
+        sample = evidence.layers[name].evaluation
+        if sample is not None and x.ndim == 3 and (len(x), x.shape[2]) == mask.shape:
+            sums.setdefault(name, _Sums(sample.mean)).add(x, mask.to(x.device))
 
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(evaluation_mode(subject.network))
