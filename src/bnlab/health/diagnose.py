@@ -15,6 +15,9 @@ from bnlab.health.batches import Batches, Metric
 from bnlab.health.evidence import Evidence, LayerEvidence, Scores
 from bnlab.health.gather import modes, steps, uses
 from bnlab.health.gather import optimizer as optimizer_part
+from bnlab.health.gather import padding as padding_part
+from bnlab.health.gather import processes
+from bnlab.health.gather import sources as sources_part
 from bnlab.health.gather.layers import Trace, describe, find_layers, other_norms, trace, with_trace
 from bnlab.health.gather.passes import Passes, run_passes
 from bnlab.health.registry import chosen, run_checks
@@ -33,6 +36,9 @@ GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
     steps.gather,
     uses.gather,
     optimizer_part.gather,
+    processes.gather,
+    sources_part.gather,
+    padding_part.gather,
 )
 """each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 
@@ -54,6 +60,7 @@ def diagnose(
     augmented: Iterable[Any] | None = None,
     sources: Callable[[Any], Any] | None = None,
     padding: Callable[[Any], Any] | None = None,
+    ranks: Sequence[Mapping[str, Any]] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     backends: Sequence[str] = ("channels_last", "bfloat16"),
@@ -94,6 +101,8 @@ def diagnose(
         augmented: batches of training images with their augmentation.
         sources: takes a batch and returns the source of each image (N), such as the camera, or real and generated.
         padding: takes a batch and returns which positions are padding: bool, N x L.
+        ranks: the state_dicts of all processes of a distributed training, to compare their statistics. Where
+            torch.distributed runs and all processes diagnose, they need not be passed.
         mean, std: the constants by which the caller normalised the images, for each colour, to compare with others.
         backends: ways to run the model that are compared with the plain one: channels_last, bfloat16, float16,
             compile, trace and onnx.
@@ -128,6 +137,7 @@ def diagnose(
         validate=validate,
         sources=sources,
         padding=padding,
+        ranks=ranks,
         mean=mean,
         std=std,
         backends=backends,

@@ -134,10 +134,10 @@ def run_passes(
             for one in batches:
                 switch.to("running")
                 running.add(batches, network, one)
-                evaluation.end_batch()
+                evaluation.end_batch(len(one))
                 switch.to("batch")
                 by_batch.add(batches, network, one)
-                batch.end_batch()
+                batch.end_batch(len(one))
                 sizes.append(len(one))
                 if one.labels is not None and one.labels.ndim == 1:
                     labels.append(one.labels.cpu())
@@ -253,8 +253,8 @@ class _Recorder:
     now_images: dict[str, Tensor] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
     groups: dict[str, list[Moments | None]] = field(default_factory=dict)
-    weights: dict[str, tuple[float, float, int]] = field(default_factory=dict)
-    """values of the first batch and of all, and the number of batches"""
+    weights: dict[str, tuple[float, float, int, float]] = field(default_factory=dict)
+    """values of the first batch and of all, the number of batches, and the values of the last one"""
     sums: dict[str, Floats] = field(default_factory=dict)
     image_sums: dict[str, Floats] = field(default_factory=dict)
     covariances: dict[str, Moments] = field(default_factory=dict)
@@ -273,7 +273,8 @@ class _Recorder:
             means = (x.mean(positions) if positions else x).double().cpu()  # N x C
             self.now_images[name] = means
 
-    def end_batch(self) -> None:
+    def end_batch(self, size: int) -> None:
+        """The batch had so many images."""
         for name, parts in self.now.items():
             found = moments.merge(parts)
             if not (found.mean.isfinite().all() and found.scatter.isfinite().all()):
@@ -282,16 +283,18 @@ class _Recorder:
             group = self.groups.setdefault(name, [None] * GROUPS)
             which = self.number % GROUPS
             group[which] = moments.merge([*filter(None, [group[which]]), found])
-            # weighted sums of the batch means: weight, and for each channel w * mean and w * mean^2
+            # weighted sums of the batch means: w * mean, w * mean^2, and of the squared successive differences
             mean, w = found.mean.numpy(), float(found.count)
-            base = self.sums.setdefault(name, np.concatenate([mean[None], np.zeros((2, len(mean)))]))
+            base = self.sums.setdefault(name, np.concatenate([mean[None], np.zeros((4, len(mean)))]))
             off = mean - base[0]  # from the first batch's, which keeps the sums exact
             base[1] += w * off
             base[2] += w * off**2
-            usual, total, k = self.weights.get(name, (w, 0.0, 0))
-            self.weights[name] = usual, total + w, k + 1
+            usual, total, k, last = self.weights.get(name, (w, 0.0, 0, 0.0))
+            base[3] += w * last / (w + last) * (off - base[4]) ** 2  # nothing for the first batch, whose last is 0
+            base[4] = off
+            self.weights[name] = usual, total + w, k + 1, w
             images = self.now_images.get(name)
-            if images is not None and len(images) > 1:
+            if images is not None and len(images) == size > 1:  # of other rows, an image has several
                 spread = (images - images.mean(0)).square().sum(0).numpy()
                 row = self.image_sums.setdefault(name, np.zeros((2, len(mean))))
                 row[0] += spread
@@ -304,11 +307,11 @@ class _Recorder:
         for name, parts in self.groups.items():
             groups = [part for part in parts if part is not None]
             whole = moments.merge(groups)
-            usual, total, k = self.weights[name]
-            _, first, second = self.sums[name]
+            usual, total, k, _ = self.weights[name]
+            _, first, second, successive, _ = self.sums[name]
             # for batches of the size of the first one, from batches that may differ in size
             scatter = (second - first**2 / total).clip(min=0)
-            between = scatter / ((k - 1) * usual) if k > 1 else np.full_like(first, np.nan)
+            pairs = (k - 1) * usual if k > 1 else np.nan
             variance = whole.variance(unbiased=True).numpy()
             images = self.image_sums.get(name)
             stacked = np.stack([np.stack([g.mean.numpy(), g.variance(unbiased=False).numpy()]) for g in groups])
@@ -317,7 +320,8 @@ class _Recorder:
                 batches=k,
                 mean=whole.mean.numpy(),
                 variance=np.nan_to_num(variance, nan=0.0),
-                between=between,
+                between=scatter / pairs,
+                successive=successive / pairs,
                 between_images=None if images is None else images[0] / np.maximum(images[1], 1),
                 groups=stacked,  # groups x 2 x C
                 largest=self.largest[name],
