@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from bnlab.errors import BnlabError, UsageError, plural
 from bnlab.health.batches import Batches, Metric
 from bnlab.health.evidence import Evidence, LayerEvidence, Scores
-from bnlab.health.gather.layers import Trace, describe, find_layers, other_norms, trace, with_trace
+from bnlab.health.gather.layers import describe, find_layers, other_norms, with_trace
 from bnlab.health.gather.passes import Passes, run_passes
+from bnlab.health.gather.trace import Trace, trace
 from bnlab.health.registry import chosen, run_checks
 from bnlab.health.report import Report
 from bnlab.health.restore import restored
