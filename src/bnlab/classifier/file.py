@@ -22,10 +22,10 @@ from bnlab.errors import ClassifierError, UsageError, printable
 from bnlab.files import write_atomic
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.network import TableNetwork
+from bnlab.nets.weights import is_pickle, parse_safetensors, read_content
 
 FORMAT_VERSION = 2
 CARD_KEY = "bnlab"
-_PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
 
 
 # A file may come from anywhere, so its card is checked; keys that this version does not know are ignored.
@@ -142,45 +142,6 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
     if CARD_KEY not in metadata:
         raise ClassifierError(f"{name} holds weights but no bnlab card", "use a .safetensors file that bnlab wrote")
     return tensors, from_json(metadata[CARD_KEY], name)
-
-
-def read_content(path: Path, what: str, folder_remedy: str) -> bytes:
-    """The bytes of a file; `what` is what messages call it, and `folder_remedy` what to pass in place of a folder.
-
-    Raises:
-        ClassifierError: the file cannot be read.
-    """
-    name = printable(path)
-    try:
-        if not path.exists():
-            raise ClassifierError(f"there is no {what} {name}", "check the path")
-        if path.is_dir():
-            raise ClassifierError(f"{name} is a folder", folder_remedy)
-        if not path.is_file():  # reading a pipe could wait forever
-            raise ClassifierError(f"{name} is not a regular file", "pass a regular file")
-        return path.read_bytes()
-    except OSError as error:
-        raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check its permissions") from None
-
-
-def is_pickle(content: bytes) -> bool:
-    """Whether torch.save wrote it. (The length of a safetensors header may begin with the same byte as a pickle.)"""
-    return content.startswith(_PICKLES) and content[8:9] != b"{"
-
-
-def parse_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
-
-    Raises:
-        SafetensorError, ValueError: it is not a safetensors file, or truncated.
-    """
-    try:
-        tensors = safetensors.torch.load(content)
-    except KeyError as error:
-        raise ValueError(f"torch has no data type {error}") from None
-    header_size = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__") or {}
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
 def load_network(path: Path) -> tuple[TableNetwork, Card]:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.classifier.file import Card, check_new_file, save_classifier
-from bnlab.classifier.weights import read_weights
+from bnlab.classifier.file import CARD_KEY, Card, check_new_file, save_classifier
 from bnlab.config import Settings, load_settings, with_changes
 from bnlab.data.preprocess import Preprocessing
 from bnlab.data.scan import Result
 from bnlab.data.split_csv import as_label
-from bnlab.errors import ClassifierError, UsageError, did_you_mean, plural, printable
+from bnlab.errors import ClassifierError, UsageError, did_you_mean, plural, printable, quoted
 from bnlab.files import storage_errors
 from bnlab.machine import versions
 from bnlab.nets.convert import Conversion, convert
 from bnlab.nets.registry import ARCHITECTURE_KEYS, has_row
 from bnlab.nets.tables import LocalResponse
+from bnlab.nets.weights import read_weights
 from bnlab.options import ImportOptions
 from bnlab.progress import LoggedProgress, Progress
 from bnlab.training.no_effect import Situation, without_effect
@@ -56,8 +56,13 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     check_new_file(options.output, "--output")
     given = _read_recipe_keys(options)
     labels = _read_classes(options.classes) if options.classes else None
+    tensors, metadata = read_weights(options.file)
+    if CARD_KEY in metadata:
+        raise ClassifierError(
+            f"{name} is a bnlab classifier already", f"use it: bnlab evaluate {quoted(options.file)} DATA"
+        )
     conversion = convert(
-        read_weights(options.file),
+        tensors,
         file=name,
         format=options.format,
         network=given.recipe.network if "network" in given.own else None,

@@ -55,16 +55,15 @@ class _Kept:
         self.tables = {
             name: (table, dict(table))
             for name, table in vars(module).items()
-            if name in ("_parameters", "_buffers", "_modules", *_HOOKS) and hasattr(table, "items")
+            if name in ("_parameters", "_buffers", "_modules", *_HOOKS) and isinstance(table, dict)
         }
-        self.buffers = [(b, b.detach().clone()) for b in module._buffers.values() if isinstance(b, Tensor)]
-        self.flags = [(p, p.requires_grad) for p in module._parameters.values() if p is not None]
+        self.mode = module.training
+        self.buffers = [(b, b.detach().clone()) for b in module.buffers(recurse=False)]
+        self.flags = [(p, p.requires_grad) for p in module.parameters(recurse=False)]
         self.parameters: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
         if parameters:
-            for p in module._parameters.values():
-                if p is not None:
-                    grad = p.grad
-                    self.parameters.append((p, p.detach().clone(), grad, None if grad is None else grad.clone()))
+            for p in module.parameters(recurse=False):
+                self.parameters.append((p, p.detach().clone(), p.grad, None if p.grad is None else p.grad.clone()))
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -75,6 +74,7 @@ class _Kept:
         for name in attributes.keys() - self.attributes.keys():
             del attributes[name]
         attributes.update(self.attributes)
+        module.training = self.mode  # of a scripted module, this is no attribute
         for table, items in self.tables.values():
             if [*table] != [*items] or any(table[key] is not items[key] for key in items):
                 table.clear()

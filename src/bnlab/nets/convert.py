@@ -26,10 +26,10 @@ from bnlab.nets.build import build
 from bnlab.nets.convert_formats import CAFFE, FORMATS, Format, NamedTensors, guess_format, networks_in, rename
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.options import check_name
+from bnlab.nets.weights import PACKED_REMEDY, check_plain, not_floats, shape_text
 
 Shape = tuple[int, ...]
 
-_REMEDY = "save the weights before they are quantised or packed"
 _COUNTER = ".num_batches_tracked"
 _HEADS = ("aux1.", "aux2.")
 _BIAS = re.compile(r"(.+)\.(?:conv|linear)(?:\.1)?\.bias")
@@ -81,7 +81,8 @@ def convert(
         check_name("format", format, FORMATS)
     named = rename(tensors, _prefix(tensors, file) if prefix is None else _checked_prefix(prefix, tensors, file))
     for name, tensor in named.tensors.items():
-        _check_plain(named.own_name(name), tensor, file)
+        check_plain(named.own_name(name), tensor, file)
+        _check_complete(named.own_name(name), tensor, file)
     dropped = [name for name in named.tensors if name.startswith(_HEADS)]
     needed = {name: tensor for name, tensor in named.tensors.items() if name not in dropped}
     counters = {name: needed.pop(name) for name in list(needed) if name.endswith(_COUNTER)}
@@ -138,18 +139,10 @@ def _checked_prefix(prefix: str, tensors: Mapping[str, Tensor], file: str) -> st
     return prefix
 
 
-def _check_plain(name: str, tensor: Tensor, file: str) -> None:
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise _not_floats(name, tensor, file)
+def _check_complete(name: str, tensor: Tensor, file: str) -> None:
     # A stride of 0 lets a few bytes claim any shape.
     if 0 in tensor.shape or tensor.untyped_storage().nbytes() < prod(tensor.shape) * tensor.element_size():
-        raise ClassifierError(f"{file} has {printable(name)} without the numbers of its shape", _REMEDY)
-
-
-def _not_floats(name: str, tensor: Tensor, file: str) -> ClassifierError:
-    layout = "" if tensor.layout == torch.strided else f"{tensor.layout} of ".removeprefix("torch.")
-    kind = layout + str(tensor.dtype).removeprefix("torch.") + (" without values" if tensor.is_meta else "")
-    return ClassifierError(f"{file} has {printable(name)} as {kind}, not as floating-point numbers", _REMEDY)
+        raise ClassifierError(f"{file} has {printable(name)} without the numbers of its shape", PACKED_REMEDY)
 
 
 def _shape(name: str, tensor: Tensor) -> Shape:
@@ -207,17 +200,13 @@ def _mismatches(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], name
         elif name not in expected:
             yield f"{own} is unknown"
         elif shapes[name] != expected[name]:
-            yield f"{own} is {_shown(shapes[name])}, not {_shown(expected[name])}"
-
-
-def _shown(shape: Shape) -> str:
-    return " x ".join(map(str, shape)) if shape else "one number"
+            yield f"{own} is {shape_text(shapes[name])}, not {shape_text(expected[name])}"
 
 
 def _values(tensor: Tensor, shape: Shape, name: str, file: str) -> Tensor:
     """A float32 copy of that shape; shared memory could not be saved."""
     if not tensor.is_floating_point():
-        raise _not_floats(name, tensor, file)
+        raise not_floats(name, tensor, file)
     values = tensor.detach().to(torch.float32, copy=True).reshape(shape)
     if not bool(values.isfinite().all()):
         raise ClassifierError(

@@ -20,10 +20,11 @@ another function than training optimised, and loses accuracy for no reason.
 
 ## Reported when
 
-More than half of the channels of a layer are off, and accuracy by running statistics is lower than by population
+More than a tenth of the channels of a layer are off, and accuracy by running statistics is lower than by population
 statistics by at least 1 percentage point (another metric: 1% of its size), with p < 0.01 by an exact McNemar test on
-the same images. Without labels, when more than half of the channels are off. While bnlab trains: once, at the end of
-the training, if it holds at the last validation.
+the same images. Without labels, when more than half of the channels of a layer are off. While bnlab trains, where no
+test tells chance apart: when more than half of the channels are off and accuracy is lower by as much; once, at the end
+of the training, if it holds at the last validation.
 
 ## Known limits
 
@@ -62,14 +63,19 @@ CHECK = Check(
     needs=("population",),
     images=32,
 )
-_OFF_SHARE = 0.5  # of a layer's channels
+_OFF_SHARE = 0.5  # of a layer's channels, where no test tells chance apart or the cost is not known
+_OFF_SHARE_OF_COST = 0.1  # where both do
 _INITIAL = 0.01  # above this weight of the initial statistics, the momentum is the likely cause
 
 
 def check(evidence: Evidence) -> list[Finding]:
     shares = {layer.name: _off_share(layer) for layer in evidence.normalised}
-    failing = [layer for layer in evidence.normalised if (shares[layer.name] or 0) > _OFF_SHARE]
     cost = evidence.scores.compare("running", "population") if evidence.scores else None
+    failing = [
+        layer
+        for layer in evidence.normalised
+        if (shares[layer.name] or 0) > (_OFF_SHARE_OF_COST if cost is not None and layer.batch else _OFF_SHARE)
+    ]
     if not failing or (cost is not None and not cost.matters):
         return []
     failing.sort(key=lambda layer: -(shares[layer.name] or 0))

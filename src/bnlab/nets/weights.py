@@ -1,23 +1,25 @@
 """Reads weights that other programs wrote: pickles of tensors alone, and safetensors. Nothing in them is executed."""
 
 import io
+import json
 import pickle
 import pickletools
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from bnlab.classifier.file import CARD_KEY, is_pickle, parse_safetensors, read_content
-from bnlab.errors import ClassifierError, OutOfMemoryError, printable, quoted
+from bnlab.errors import ClassifierError, OutOfMemoryError, printable
 from bnlab.machine import is_out_of_memory
 
+_PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip, and a bare pickle
 _DEEPEST = 2  # levels of a checkpoint that are searched, as in {"model": {"state_dict": ...}}
 # All that a pickle of tensors calls. Any other class or function in a file, such as a setting of a training framework,
 # is read as an `_Unread`.
@@ -27,6 +29,7 @@ _TENSOR_MAKERS: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
 }
+PACKED_REMEDY = "save the weights before they are quantised or packed"
 _REMEDY = "save the state_dict() of the network alone: torch.save(network.state_dict(), FILE)"
 
 
@@ -57,8 +60,47 @@ class _TensorUnpickler(pickle.Unpickler):
         return _TENSOR_MAKERS.get((module, name), _Unread)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by the names they have there.
+def read_content(path: Path, what: str, folder_remedy: str) -> bytes:
+    """The bytes of a file; `what` is what messages call it, and `folder_remedy` what to pass in place of a folder.
+
+    Raises:
+        ClassifierError: the file cannot be read.
+    """
+    name = printable(path)
+    try:
+        if not path.exists():
+            raise ClassifierError(f"there is no {what} {name}", "check the path")
+        if path.is_dir():
+            raise ClassifierError(f"{name} is a folder", folder_remedy)
+        if not path.is_file():  # reading a pipe could wait forever
+            raise ClassifierError(f"{name} is not a regular file", "pass a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise ClassifierError(f"{name} cannot be read ({error.strerror})", "check its permissions") from None
+
+
+def is_pickle(content: bytes) -> bool:
+    """Whether torch.save wrote it. (The length of a safetensors header may begin with the same byte as a pickle.)"""
+    return content.startswith(_PICKLES) and content[8:9] != b"{"
+
+
+def parse_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        SafetensorError, ValueError: it is not a safetensors file, or truncated.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+    except KeyError as error:
+        raise ValueError(f"torch has no data type {error}") from None
+    header_size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__") or {}
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, by the names they have there, and the metadata of a safetensors file.
 
     Raises:
         ClassifierError: the file cannot be read, or holds anything but weights.
@@ -67,7 +109,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     content = read_content(path, "file", "pass a file of weights")
     try:
         if is_pickle(content):
-            return _tensors_of(_load_pickle(content, name), name)
+            return _tensors_of(_load_pickle(content, name), name), {}
         tensors, metadata = parse_safetensors(content)
     except ClassifierError:
         raise
@@ -78,9 +120,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{name} is not a complete file of weights",
             "use what torch.save(network.state_dict(), FILE) wrote, or safetensors",
         ) from None
-    if CARD_KEY in metadata:
-        raise ClassifierError(f"{name} is a bnlab classifier already", f"use it: bnlab evaluate {quoted(path)} DATA")
-    return _tensors_of(tensors, name)
+    return _tensors_of(tensors, name), metadata
+
+
+def check_plain(name: str, tensor: Tensor, file: str) -> None:
+    """Refuse a tensor that is nested, sparse, quantised or without values.
+
+    Raises:
+        ClassifierError: it is; `name` and `file` are what the message calls the tensor and its file.
+    """
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise not_floats(name, tensor, file)
+
+
+def not_floats(name: str, tensor: Tensor, file: str) -> ClassifierError:
+    """The error for a tensor that does not hold plain floating-point numbers."""
+    layout = "" if tensor.layout == torch.strided else f"{tensor.layout} of ".removeprefix("torch.")
+    kind = layout + str(tensor.dtype).removeprefix("torch.") + (" without values" if tensor.is_meta else "")
+    return ClassifierError(f"{file} has {printable(name)} as {kind}, not as floating-point numbers", PACKED_REMEDY)
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """A shape for messages: "64 x 3 x 7 x 7"; "one number" for ()."""
+    return " x ".join(map(str, shape)) or "one number"
 
 
 def _load_pickle(content: bytes, name: str) -> object:

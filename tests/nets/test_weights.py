@@ -5,8 +5,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from bnlab.classifier.weights import read_weights
 from bnlab.errors import ClassifierError, OutOfMemoryError
+from bnlab.nets.weights import read_weights
 
 WEIGHTS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)}
 
@@ -35,7 +35,7 @@ def test_weights_are_found_in_what_torch_saved(tmp_path: Path, zipped: bool, wra
     for wrapper in reversed(wrappers):
         saved = {wrapper: saved, "epoch": 3}
     torch.save(saved, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    found = read_weights(tmp_path / "w.pt")
+    found, _ = read_weights(tmp_path / "w.pt")
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
 
@@ -53,7 +53,7 @@ def test_other_objects_of_a_checkpoint_are_not_read(tmp_path: Path) -> None:
         "kind": {Setting: [Setting()]},
     }
     torch.save({"hyper_parameters": objects, "state_dict": WEIGHTS, "optimizer": {"w": WEIGHTS}}, tmp_path / "w.pt")
-    found = read_weights(tmp_path / "w.pt")
+    found, _ = read_weights(tmp_path / "w.pt")
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
     assert not (tmp_path / "sprung").exists()
@@ -61,7 +61,7 @@ def test_other_objects_of_a_checkpoint_are_not_read(tmp_path: Path) -> None:
 
 def test_sets_of_tensors_have_their_names_before_those_of_their_tensors(tmp_path: Path) -> None:
     torch.save({"state_dict": WEIGHTS, "state_dict_ema": {"fc.weight": torch.zeros(2, 3)}}, tmp_path / "w.pt")
-    found = read_weights(tmp_path / "w.pt")
+    found, _ = read_weights(tmp_path / "w.pt")
     assert list(found) == ["state_dict.fc.weight", "state_dict.fc.bias", "state_dict_ema.fc.weight"]
     assert torch.equal(found["state_dict.fc.bias"], torch.ones(2))
 
@@ -77,8 +77,10 @@ def test_a_full_memory_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
-    safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors")
-    assert torch.equal(read_weights(tmp_path / "w.safetensors")["fc.weight"], WEIGHTS["fc.weight"])
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors", {"format": "pt"})
+    found, metadata = read_weights(tmp_path / "w.safetensors")
+    assert torch.equal(found["fc.weight"], WEIGHTS["fc.weight"])
+    assert metadata == {"format": "pt"}
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -114,5 +116,3 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("net/constants.pkl", b"")
     assert "is a TorchScript archive" in refusal(path)
-    path.write_bytes(safetensors.torch.save(WEIGHTS, {"bnlab": "{}"}))
-    assert "is a bnlab classifier already: use it: bnlab evaluate" in refusal(path)
