@@ -220,9 +220,9 @@ def test_registered_layers_are_not_hidden() -> None:
         (lambda net, x: net.relu(net.flatten(net.bn(x)).view(4, -1)), "relu"),
         (lambda net, x: net.relu(net.bn(x) + x), None),
         (lambda net, x: net.relu(x.add_(net.bn(x))), None),
-        (lambda net, x: (lambda y: net.relu(y) + y)(net.bn(x)), None),
-        (lambda net, x: (lambda y: net.relu(y) + net.conv(y))(net.bn(x)), None),
-        (lambda net, x: (lambda y: net.conv(net.relu(y)) + y)(net.bn(x.clone())), "relu"),  # in place: y is rectified
+        (lambda net, x: net.relu(y := net.bn(x)) + y, None),
+        (lambda net, x: net.relu(y := net.bn(x)) + net.conv(y), None),
+        (lambda net, x: net.conv(net.relu(y := net.bn(x.clone()))) + y, "relu"),  # in place: y is rectified
         (lambda net, x: net.conv(net.bn(x)), None),
         (lambda net, x: net.relu(net.conv(net.bn(x))), None),
         (lambda net, x: checkpoint(lambda y: net.relu(net.bn(y)), x, use_reentrant=False), "relu"),

@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bnlab.health.evidence import Family, Floats, LayerEvidence
 from bnlab.health.gather.trace import Trace
 from bnlab.norm.freeze import Freezable, own_class
+from bnlab.norm.layers import StatisticsMode
 from bnlab.norm.whitening import Whitening
 
 _OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -69,6 +70,7 @@ def describe(name: str, module: nn.Module) -> LayerEvidence:
         running_mean=_array(mean),
         running_variance=_array(variance),
         updates=int(updates) if isinstance(updates, Tensor) and not updates.is_meta else None,
+        outdated=isinstance(module, StatisticsMode) and module.statistics == "population" and not updates,
         dtype="none" if mean is None else str(mean.dtype).removeprefix("torch."),
     )
 
