@@ -16,7 +16,7 @@ from bnlab.health.evidence import Evidence, LayerEvidence, Scores
 from bnlab.health.gather import averaged as averaged_model
 from bnlab.health.gather import backends as backends_
 from bnlab.health.gather import checkpoint as checkpoint_
-from bnlab.health.gather import folding, outdated
+from bnlab.health.gather import folding, modes, outdated, steps, uses
 from bnlab.health.gather.backends import check_backends
 from bnlab.health.gather.checkpoint import read_checkpoint
 from bnlab.health.gather.layers import describe, find_layers, other_norms, with_trace
@@ -38,6 +38,9 @@ GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
     checkpoint_.gather,
     folding.gather,
     outdated.gather,
+    modes.gather,
+    steps.gather,
+    uses.gather,
 )
 """each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 
@@ -270,6 +273,7 @@ def _with_passes(evidence: Evidence, passes: Passes) -> Evidence:
         images=passes.images,
         batches=len(passes.batch_sizes),
         last_batch_size=passes.batch_sizes[-1],
+        single=passes.single,
         classes_in_batch=classes_in_batch(passes.labels, passes.batch_sizes),
     )
 

@@ -43,6 +43,10 @@ PARTS = {  # a check needs some of these; the text says how to have them measure
     "hidden": "a model that runs on a batch",
     "state_dict": "a model that shows its layers",
     "outdated": "a model that shows its layers",
+    "modes": "a model that shows its layers",
+    "train_mode": "a model that was passed in training mode",
+    "training": "a model that runs in training mode",
+    "uses": "a layer that is called more than once in a forward",
 }
 
 
@@ -210,6 +214,8 @@ class Evidence:
     batch_size: int = 0
     """of the usual batch"""
     last_batch_size: int | None = None
+    single: Mapping[str, int] = field(default_factory=dict)
+    """of the layers that got batches with one value for each channel: how many, by name"""
     root_training: bool = False
     """whether the caller passed the model in training mode"""
     training_modules: tuple[str, ...] = ()

@@ -53,6 +53,13 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=NullProgress)
 
+    @property
+    def passed(self) -> nn.Module:
+        """What the caller's own functions get: the model as it was passed, but not compiled, since hooks do not reach
+        the layers of compiled code.
+        """
+        return self.network if any(hasattr(m, "_orig_mod") for m in self.model.modules()) else self.model
+
     def call(self, batch: Batch, model: nn.Module | None = None) -> Any:
         """The output of the network, or of another model, for a batch."""
         return self.batches.call(self.network if model is None else model, batch)

@@ -50,8 +50,8 @@ class Passes:
     batch_sizes: tuple[int, ...]
     labels: Tensor | None
     """of all images, where each image has one"""
-    single: tuple[str, ...]
-    """layers that got a batch with one value for each channel"""
+    single: Mapping[str, int]
+    """how many batches had one value for each channel at a layer, by name, where there was one"""
 
 
 class StatisticsSwitch:
@@ -112,6 +112,7 @@ def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Bat
     labels: list[Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(network))
+        stack.enter_context(_single_values_pass(switch))
         with measuring(layers, switch, evaluation, batch):
             for one in batches:
                 switch.to("running")
@@ -141,7 +142,7 @@ def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Bat
         images=sum(sizes),
         batch_sizes=tuple(sizes),
         labels=torch.cat(labels) if sum(map(len, labels)) == sum(sizes) else None,
-        single=tuple(batch.single),
+        single=batch.single,
     )
 
 
@@ -158,6 +159,30 @@ class _ScoreList:
 
     def all(self) -> Floats | None:
         return torch.cat(self.parts).numpy() if self.parts else None
+
+
+@contextmanager
+def _single_values_pass(switch: StatisticsSwitch) -> Iterator[None]:
+    """Let layers without statistics take a batch with one value for each channel, which torch refuses also in
+    evaluation. The value is then its own mean.
+    """
+    without = [n for n, layer in switch.layers.items() if isinstance(layer, _BatchNormBase)]
+    without = [name for name in without if switch.buffers[name].get("running_mean") is None]
+
+    def hook(name: str, layer: nn.Module, args: Any) -> None:
+        layer._buffers.update(switch.buffers[name])
+        if args and args[0].numel() == args[0].shape[1]:
+            mean = args[0].detach().flatten()
+            layer._buffers.update(running_mean=mean, running_var=torch.ones_like(mean))
+            if isinstance(layer, StatisticsMode):
+                layer._statistics = "running"  # until `to` sets it for the next batch
+
+    with ExitStack() as stack:
+        for name in without:
+            layer = switch.layers[name]
+            handle = layer.register_forward_pre_hook(lambda module, args, name=name: hook(name, module, args))
+            stack.callback(handle.remove)
+        yield
 
 
 @contextmanager
@@ -184,7 +209,7 @@ def measuring(
         found = moments.measure(x)
         batch.add(name, x, found)
         if found.count == 1:
-            batch.single[name] = None
+            batch.single[name] = batch.single.get(name, 0) + 1
             layer._buffers.update(switch.buffers[name])
         elif name in switch.replaces and not (isinstance(layer, Freezable) and layer.frozen):
             switch.replace(name, found)
@@ -205,7 +230,7 @@ class _Recorder:
     layers: Mapping[str, nn.Module]
     images: bool
     """whether to measure the means of single images, which says whether the batches are alike"""
-    single: dict[str, None] = field(default_factory=dict)
+    single: dict[str, int] = field(default_factory=dict)
     now: dict[str, list[Moments]] = field(default_factory=dict)
     now_images: dict[str, Tensor] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
