@@ -157,7 +157,7 @@ def _checks() -> str:
         "runs.\n",
         "Severity: *error* is an exact fact that makes results wrong; *warn* is shown by a test and is large enough to",
         "matter; *info* is advice. A remedy is *safe* if it cannot change what was trained, *unsafe* if it may, and",
-        "*display only* if the caller's code has to change. *m* is a layer's momentum (the weight of the newest batch),",
+        "*display only* if the caller's code must change. *m* is a layer's momentum (the weight of the newest batch),",
         "*gamma* and *beta* are the scale and the shift that it learns.\n",
         "| id | name | severity | remedy | finds |",
         "| --- | --- | --- | --- | --- |",
@@ -165,7 +165,9 @@ def _checks() -> str:
     for entry in all_checks():
         about = entry.check
         link = f"[{about.name}]({about.name}.md)"
-        lines.append(f"| {about.id} | {link} | {about.severity} | {about.safety} | {entry.title.replace(chr(10), ' ')} |")
+        lines.append(
+            f"| {about.id} | {link} | {about.severity} | {about.safety} | {entry.title.replace(chr(10), ' ')} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -141,7 +141,7 @@ class DoctorOptions(_Inference):
     images: Annotated[int, Field(ge=2)] = 1024
     """Number of photos, at most."""
     size: Annotated[int | None, Field(ge=1, le=8192)] = None
-    """Height and width of the image that the network takes, in pixels (default: 224; a classifier file knows its own)."""
+    """Height and width of the image that the network takes, in pixels (default: 224; a classifier file says it)."""
     resize: Literal["squash", "crop"] | None = None
     """How photos become squares: squash scales both sides, crop takes the centre (default: crop)."""
     mean: Annotated[str | None, typer.Option(metavar="R,G,B")] = None

@@ -39,7 +39,9 @@ def doctor(
         return
     for name, value in (("MODEL", given["model"]), ("--data", given["data"])):
         if value is None:
-            raise typer.BadParameter(f"{name} is missing: pass a classifier file, and --data with photos to diagnose on")
+            raise typer.BadParameter(
+                f"{name} is missing: pass a classifier file, and --data with photos to diagnose on"
+            )
     from bnlab.commands import doctor as command
 
     result = command.run(DoctorOptions(**{k: v for k, v in given.items() if v is not None}), ScreenProgress())

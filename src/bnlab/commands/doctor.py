@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bnlab.classifier.file import Card
@@ -176,7 +175,7 @@ def _colour(text: str | None, default: tuple[float, float, float], name: str) ->
         values = ()
     if len(values) == 1:
         values *= 3
-    if len(values) != 3 or name == "std" and min(values) <= 0:
+    if len(values) != 3 or (name == "std" and min(values) <= 0):
         raise UsageError(f"{name} '{printable(text)}' is not three numbers", f"pass R,G,B in 0..1, such as {default}")
     return values
 
@@ -242,7 +241,9 @@ def _outputs(network: nn.Module) -> int | None:
     if not layers:
         return None
     last = layers[-1]
-    return last.out_features if isinstance(last, nn.Linear) else last.out_channels if last.kernel_size == (1, 1) else None
+    return (
+        last.out_features if isinstance(last, nn.Linear) else last.out_channels if last.kernel_size == (1, 1) else None
+    )
 
 
 def _read_baseline(path: Path) -> frozenset[str]:
@@ -251,7 +252,9 @@ def _read_baseline(path: Path) -> frozenset[str]:
         found = [finding_key(one["id"], one["layers"]) for one in document["findings"]]
         return frozenset([*found, *document["known"]])
     except OSError:
-        raise UsageError(f"there is no file {printable(path)}", "pass the diagnosis.json of an earlier diagnosis") from None
+        raise UsageError(
+            f"there is no file {printable(path)}", "pass the diagnosis.json of an earlier diagnosis"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise UsageError(
             f"{printable(path)} is not a diagnosis", "pass the diagnosis.json of an earlier diagnosis as baseline"

@@ -1,5 +1,6 @@
 """Batches of photos for a network in memory: read once, shuffled, and the same each time that they are gone through."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ class PhotoBatches:
         self.cache = Cache(len(self.photos), min(_CACHE, len(self.photos) * size))
 
     def __len__(self) -> int:
-        return -(-len(self.photos) // self.batch_size)
+        return math.ceil(len(self.photos) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple["Tensor", "Tensor"]]:
         import torch

@@ -17,6 +17,7 @@ from bnlab.health.gather import averaged as averaged_model
 from bnlab.health.gather import backends as backends_
 from bnlab.health.gather import checkpoint as checkpoint_
 from bnlab.health.gather import folding, modes, outdated, steps, uses
+from bnlab.health.gather import optimizer as optimizer_part
 from bnlab.health.gather.backends import check_backends
 from bnlab.health.gather.checkpoint import read_checkpoint
 from bnlab.health.gather.layers import describe, find_layers, other_norms, with_trace
@@ -25,6 +26,7 @@ from bnlab.health.gather.trace import Trace, trace
 from bnlab.health.registry import chosen, run_checks
 from bnlab.health.report import Report
 from bnlab.health.restore import restored
+from bnlab.health.statistics import dead_by_parameters
 from bnlab.health.subject import Given, Subject, TrainStep, Validate
 from bnlab.norm.model_utils import unwrap
 from bnlab.norm.recalibrate import evaluation_mode
@@ -41,6 +43,7 @@ GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
     modes.gather,
     steps.gather,
     uses.gather,
+    optimizer_part.gather,
 )
 """each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 
@@ -200,7 +203,7 @@ def _gather_rest(subject: Subject, evidence: Evidence, seen: Trace) -> Evidence:
     layers = {name: with_trace(layer, seen, subject.network) for name, layer in evidence.layers.items()}
     order = sorted(layers.values(), key=lambda layer: (layer.depth is None, layer.depth or 0))
     evidence = replace(evidence, layers={layer.name: layer for layer in order}, parts={"hidden": seen})
-    passes = _passes(subject)
+    passes = _passes(subject, evidence)
     evidence = _with_passes(evidence, passes)
     parts = dict(evidence.parts)
     for gatherer in GATHERERS:
@@ -251,19 +254,25 @@ def _trace(subject: Subject) -> Trace:
         ) from error
 
 
-def _passes(subject: Subject) -> Passes:
+def _passes(subject: Subject, evidence: Evidence) -> Passes:
     total = subject.batches.images
     try:
         total = total if total is not None else subject.usual * len(subject.batches.source)  # type: ignore[arg-type]
     except TypeError:  # it has no length
         total = 0
     with subject.progress.task("diagnosing", 3 * (total or 0), "images") as task:
-        return run_passes(subject.network, subject.layers, subject.batches, task)
+        suspects = {name: dead_by_parameters(layer) for name, layer in evidence.layers.items()}
+        return run_passes(subject.network, subject.layers, subject.batches, task, suspects)
 
 
 def _with_passes(evidence: Evidence, passes: Passes) -> Evidence:
     layers = {
-        name: replace(layer, evaluation=passes.evaluation.get(name), batch=passes.batch.get(name))
+        name: replace(
+            layer,
+            evaluation=passes.evaluation.get(name),
+            batch=passes.batch.get(name),
+            positives=passes.positives.get(name),
+        )
         for name, layer in evidence.layers.items()
     }
     return replace(

@@ -115,8 +115,12 @@ class LayerEvidence:
     dims: int | None = None
     before: str | None = None
     """name of the module whose output it normalises; None: not known, or a function made it"""
+    before_kind: str | None = None
+    """name of that module's class"""
     before_bias: Floats | None = None
-    """the bias of the convolution or linear layer before it"""
+    """the bias of the convolution or linear layer before it; None where dropout is between them"""
+    before_weight: Floats | None = None
+    """the largest |weight| of each channel of the convolution or linear layer before it"""
     before_shared: bool = False
     """whether something else reads the output of the layer before it, too"""
     activation: str | None = None
@@ -128,6 +132,9 @@ class LayerEvidence:
     """its inputs, where all layers normalise by their running statistics"""
     batch: Sample | None = None
     """its inputs, where all layers normalise as in training; these are the population statistics"""
+    positives: Floats | None = None
+    """how many of its outputs are not at most 0, where all layers normalise by their running statistics; NaN for the
+    channels that were not counted, which are those not in `statistics.dead_by_parameters`"""
     # From the steps that the monitor of a training samples:
     effective_batch: float | None = None
     """N_eff, pooled over channels: how many independent values the batch statistics are worth"""

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from bnlab.health.evidence import Floats, LayerEvidence, distances, is_off
 
+RECTIFIERS = ("relu", "relu6")  # what passes nothing below 0
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg 1995: of the channels that are called significant
 OFF_SHARE = 0.5  # of a layer's channels, where no test tells chance apart or the cost is not known
 OFF_SHARE_OF_COST = 0.1  # where both do
@@ -66,3 +67,16 @@ def off_share(layer: LayerEvidence) -> float | None:
         distances(sample.mean, layer.running_variance, sample.mean, sample.variance, layer.eps)[1],
     )
     return float((off & (chance | far_variance)).mean())
+
+
+DEAD = -3.0902  # Phi(DEAD) = 1 in 1,000
+
+
+def dead_by_parameters(layer: LayerEvidence) -> NDArray[np.bool_]:
+    """The channels of which a ReLU that follows directly passes fewer than 1 in 1,000 values if these are normally
+    distributed: Phi(beta / |gamma|) < 0.001; C.
+    """
+    if layer.gamma is None or layer.activation not in RECTIFIERS:
+        return np.zeros(layer.channels, bool)
+    beta = np.zeros_like(layer.gamma) if layer.beta is None else layer.beta
+    return beta <= DEAD * np.abs(layer.gamma)

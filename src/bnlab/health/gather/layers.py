@@ -16,6 +16,7 @@ from bnlab.norm.freeze import Freezable, own_class
 from bnlab.norm.layers import StatisticsMode
 from bnlab.norm.whitening import Whitening
 
+_LINEAR_FORWARDS = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}  # by the weights as they are
 _OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
@@ -96,8 +97,12 @@ def with_trace(layer: LayerEvidence, found: Trace, network: nn.Module) -> LayerE
         "before": call.before,
     }
     if call.before is not None:
-        bias = getattr(network.get_submodule(call.before), "bias", None)
-        if isinstance(bias, Tensor) and len(bias) == layer.channels:
-            fields["before_bias"] = _array(bias)
-        fields["before_shared"] = found.reads[call.before] > 1
+        module = network.get_submodule(call.before)
+        fields |= {"before_kind": type(module).__name__, "before_shared": found.reads[call.before] > 1}
+        bias = getattr(module, "bias", None)
+        if call.same_channels and isinstance(bias, Tensor) and len(bias) == layer.channels:
+            fields["before_bias"] = None if call.before in found.dropped else _array(bias)
+        weight = getattr(module, "weight", None) if type(module).forward in _LINEAR_FORWARDS else None
+        if call.same_channels and isinstance(weight, Tensor) and len(weight) == layer.channels:
+            fields["before_weight"] = _array(weight.detach().flatten(1).abs().amax(1))
     return replace(layer, **fields)

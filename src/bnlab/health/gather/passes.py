@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnlab.health.batches import Batch, Batches
 from bnlab.health.evidence import Floats, Sample, Scores
+from bnlab.health.gather.positives import counting
 from bnlab.norm import moments, own_forward
 from bnlab.norm.freeze import Freezable
 from bnlab.norm.ghost import GhostBatchNorm
@@ -52,6 +54,8 @@ class Passes:
     """of all images, where each image has one"""
     single: Mapping[str, int]
     """how many batches had one value for each channel at a layer, by name, where there was one"""
+    positives: Mapping[str, Floats]
+    """by layer, how many outputs of each channel are not at most 0 in evaluation; NaN: not counted"""
 
 
 class StatisticsSwitch:
@@ -103,17 +107,30 @@ def _normalises_by_moments(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Batches, task: Task) -> Passes:
-    """Run all images through the network as the file's docstring says. The caller restores the model."""
+def run_passes(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Batches,
+    task: Task,
+    count: Mapping[str, NDArray[np.bool_]] | None = None,
+) -> Passes:
+    """Run all images through the network as the file's docstring says. The caller restores the model.
+
+    `count` gives channels whose positive outputs are counted, by layer.
+    """
     switch = StatisticsSwitch(layers)
     evaluation, batch = _Recorder(layers, images=True), _Recorder(layers, images=False)
+    positives = {name: np.where(channels, 0.0, np.nan) for name, channels in (count or {}).items() if channels.any()}
     running, by_batch, again = _ScoreList(), _ScoreList(), _ScoreList()
     sizes: list[int] = []
     labels: list[Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(network))
         stack.enter_context(_single_values_pass(switch))
-        with measuring(layers, switch, evaluation, batch):
+        with (
+            measuring(layers, switch, evaluation, batch),
+            counting(layers, positives, lambda: switch.which == "running"),
+        ):
             for one in batches:
                 switch.to("running")
                 running.add(batches, network, one)
@@ -143,6 +160,7 @@ def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Bat
         batch_sizes=tuple(sizes),
         labels=torch.cat(labels) if sum(map(len, labels)) == sum(sizes) else None,
         single=batch.single,
+        positives=positives,
     )
 
 

@@ -17,6 +17,7 @@ from bnlab.health.gather.operations import Hidden, Operations, memory_of, tensor
 from bnlab.norm.own_forward import BATCH_NORM
 
 ACTIVATIONS = {"relu", "relu6", "leakyrelu", "elu", "selu", "silu", "gelu", "hardswish", "sigmoid", "tanh"}
+_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)  # in evaluation, these return their input
 
 
@@ -29,6 +30,8 @@ class Call:
     shape: tuple[int, ...] = ()
     """of its (first) input"""
     before: str | None = None
+    same_channels: bool = False
+    """whether its channels are those of the convolution or linear layer before it, in the same order"""
     activation: str | None = None
     activates: bool = False
     """whether the activation is a part of the layer, such as of timm's BatchNormAct2d"""
@@ -46,6 +49,8 @@ class Trace:
     """batch_norm operations in all"""
     reads: Counter[str] = field(default_factory=Counter)
     """how many modules and functions read the output of a module, by its name; views do not count"""
+    dropped: set[str] = field(default_factory=set)
+    """names of the modules whose output goes through dropout"""
     outside: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """statistics that are not registered, each with its values before the forward"""
 
@@ -89,6 +94,7 @@ class _Watcher(TorchFunctionMode):
         self.names = {module: name for name, module in layers.items()}
         self.made: dict[int, str] = {}  # memory -> the name of the module that wrote it last
         self.alive: list[Tensor] = []  # so that no memory is used again while it is known
+        self.strides: dict[str, int] = {}  # of the channels, in the output of a convolution or linear layer
         self.running: list[nn.Module] = []
         self.operations = Operations(network, layers, self.running)
 
@@ -101,6 +107,8 @@ class _Watcher(TorchFunctionMode):
             self.running.append(module)
             if not name:
                 self.operations.note_input((args, kwargs))
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+                self.found.dropped.update(self.sources((args, kwargs)))
             if not leaf:
                 return
             inputs.append([(memory_of(t), _version(t)) for t in tensors_of((args, kwargs))])
@@ -121,6 +129,8 @@ class _Watcher(TorchFunctionMode):
                 self.found.reads.subtract(self.made[memory] for memory, _ in outputs if memory in self.made)
                 return  # it returned its input, or a view of it
             self.write(output, name)
+            if isinstance(module, _LINEAR) and isinstance(output, Tensor) and output.ndim > 1:
+                self.strides[name] = output.stride(-1 if isinstance(module, nn.Linear) else 1)
 
         first = module.register_forward_pre_hook(before, with_kwargs=True)
         last = module.register_forward_hook(after, always_call=True)
@@ -137,6 +147,7 @@ class _Watcher(TorchFunctionMode):
         if call.calls == 1 and x is not None:
             call.shape = tuple(x.shape)
             call.before = sources[0] if sources else None
+            call.same_channels = x.ndim > 1 and x.stride(1) == self.strides.get(call.before or "")
 
     def note_activation(self, sources: list[str], function: str) -> None:
         activation = function.lower().removesuffix("_").replace("_", "")
@@ -170,6 +181,8 @@ class _Watcher(TorchFunctionMode):
             self.write(result, self.names[layer])
             return result
         name = getattr(func, "__name__", "")
+        if "dropout" in name:
+            self.found.dropped.update(sources)
         in_place = name.endswith("_") and (not name.startswith("__") or name.startswith("__i"))
         made = tensors_of(result)
         if sources and made and (in_place or kwargs.get("inplace") or not any(memory_of(t) in self.made for t in made)):
