@@ -46,7 +46,7 @@ class Parity:
 
     @property
     def differs(self) -> bool:
-        return not self.difference <= self.tolerance
+        return not self.finite or not self.difference <= self.tolerance
 
 
 def outputs(subject: Subject, batch: Batch, model: Callable[..., Any]) -> list[Tensor]:
