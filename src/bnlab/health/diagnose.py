@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from bnlab.errors import BnlabError, UsageError, plural
 from bnlab.health.batches import Batches, Metric
 from bnlab.health.evidence import Evidence, LayerEvidence, Scores
-from bnlab.health.gather import modes, steps, uses
+from bnlab.health.gather import averaged as averaged_model
+from bnlab.health.gather import backends as backends_
+from bnlab.health.gather import checkpoint as checkpoint_
+from bnlab.health.gather import folding, modes, outdated, steps, uses
 from bnlab.health.gather import optimizer as optimizer_part
 from bnlab.health.gather import padding as padding_part
 from bnlab.health.gather import processes
 from bnlab.health.gather import sources as sources_part
 from bnlab.health.gather.layers import Trace, describe, find_layers, other_norms, trace, with_trace
 from bnlab.health.gather.passes import Passes, run_passes
+from bnlab.health.gather.backends import check_backends
+from bnlab.health.gather.checkpoint import read_checkpoint
+from bnlab.health.gather.layers import describe, find_layers, other_norms, with_trace
+from bnlab.health.gather.passes import Passes, StatisticsSwitch, run_passes
+from bnlab.health.gather.trace import Trace, trace
 from bnlab.health.registry import chosen, run_checks
 from bnlab.health.report import Report
 from bnlab.health.restore import restored
@@ -32,6 +40,11 @@ from bnlab.progress import NullProgress, Progress
 IMAGES = 1024
 TRACED = 4  # images that are run to see how the layers are used
 GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
+    averaged_model.gather,
+    backends_.gather,
+    checkpoint_.gather,
+    folding.gather,
+    outdated.gather,
     modes.gather,
     steps.gather,
     uses.gather,
@@ -105,7 +118,7 @@ def diagnose(
             torch.distributed runs and all processes diagnose, they need not be passed.
         mean, std: the constants by which the caller normalised the images, for each colour, to compare with others.
         backends: ways to run the model that are compared with the plain one: channels_last, bfloat16, float16,
-            compile, trace and onnx.
+            compile, trace, script and onnx.
         select: ids or names of the checks to make (default: all).
         ignore: ids or names of checks not to make.
         progress: receives the progress.
@@ -121,6 +134,8 @@ def diagnose(
     if images is not None and images < 1:
         raise UsageError(f"images={images}", "pass the number of images to run, at least 1, or None for all")
     entries = chosen(select, ignore)
+    check_backends(backends)
+    saved = None if checkpoint is None else read_checkpoint(checkpoint)
     notes: list[str] = []
     network = _network(model, notes)
     device = next((t.device for t in chain(network.parameters(), network.buffers())), torch.device("cpu"))
@@ -132,7 +147,7 @@ def diagnose(
     given = Given(
         optimizer=optimizer,
         averaged=averaged,
-        checkpoint=checkpoint,
+        checkpoint=saved,
         train_step=train_step,
         validate=validate,
         sources=sources,
@@ -188,8 +203,16 @@ def gather(subject: Subject) -> Evidence:
         ),
         other_norms=other_norms(network),
     )
+    StatisticsSwitch(subject.layers).to("running")  # also where they are marked as outdated, so that it can be run
     seen = _trace(subject)
-    layers = {name: with_trace(layer, seen, network) for name, layer in layers.items()}
+    try:
+        return _gather_rest(subject, evidence, seen)
+    finally:
+        seen.restore()
+
+
+def _gather_rest(subject: Subject, evidence: Evidence, seen: Trace) -> Evidence:
+    layers = {name: with_trace(layer, seen, subject.network) for name, layer in evidence.layers.items()}
     order = sorted(layers.values(), key=lambda layer: (layer.depth is None, layer.depth or 0))
     evidence = replace(evidence, layers={layer.name: layer for layer in order}, parts={"hidden": seen})
     passes = _passes(subject, evidence)

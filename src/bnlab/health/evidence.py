@@ -42,6 +42,9 @@ PARTS = {  # a check needs some of these; the text says how to have them measure
     "backends": "a model that runs on a batch",
     "preprocessing": "images as N x 3 x H x W",
     "alone": "a model that runs on a batch",
+    "hidden": "a model that runs on a batch",
+    "state_dict": "a model that shows its layers",
+    "outdated": "a model that shows its layers",
     "modes": "a model that shows its layers",
     "train_mode": "a model that was passed in training mode",
     "training": "a model that runs in training mode",
@@ -97,6 +100,8 @@ class LayerEvidence:
     """num_batches_tracked"""
     dtype: str = "float32"
     """of the running statistics"""
+    outdated: bool = False
+    """whether its population statistics are marked as those of earlier weights, as bnlab.norm does"""
     # From one forward of a few images:
     calls: int = 0
     """how often one forward calls it"""

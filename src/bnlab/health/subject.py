@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.health.batches import Batch, Batches
 from bnlab.progress import NullProgress, Progress
@@ -21,7 +20,8 @@ class Given:
 
     optimizer: torch.optim.Optimizer | None = None
     averaged: nn.Module | None = None
-    checkpoint: str | Path | Mapping[str, Any] | None = None
+    checkpoint: Mapping[str, Tensor] | None = None
+    """as `gather.checkpoint.read_checkpoint` reads it"""
     train_step: TrainStep | None = None
     validate: Validate | None = None
     reference: Batches | None = None

@@ -44,8 +44,8 @@ from typing import Any
 from bnlab.errors import plural
 from bnlab.health.check import Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence
-from bnlab.health.gather.layers import Trace
 from bnlab.health.gather.modes import Alone, Modes, Validation
+from bnlab.health.gather.trace import Trace
 
 CHECK = Check(
     id="BN002",
@@ -115,8 +115,9 @@ def _in_evaluation(evidence: Evidence, alone: Alone | None) -> list[Finding]:
     elif not layers and alone is not None and alone.depends_on_batch and alone.alone is not None:
         hidden = evidence.parts.get("hidden")
         explained = any(layer.running_mean is None and layer.calls for layer in evidence.normalised)
-        if isinstance(hidden, Trace) and hidden.hidden and not explained:
-            modules = [f"{name or 'the model itself'}" for name in hidden.hidden]
+        owners = dict.fromkeys(one.owner for one in hidden.hidden if one.by_batch) if isinstance(hidden, Trace) else {}
+        if owners and not explained:
+            modules = [name or "the model itself" for name in owners]
             found.append(
                 _finding(
                     [],
