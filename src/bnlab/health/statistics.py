@@ -5,8 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.health.evidence import Floats, LayerEvidence, Sample
-from bnlab.health.evidence import Floats, LayerEvidence, distances, is_off
+from bnlab.health.evidence import Floats, LayerEvidence, Sample, distances, is_off
 
 RECTIFIERS = ("relu", "relu6")  # what passes nothing below 0
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg 1995: of the channels that are called significant
