@@ -139,7 +139,7 @@ def test_a_model_without_batch_normalisation_says_so() -> None:
 def test_a_layer_that_is_never_reached_is_named() -> None:
     model = network()
     model.spare = nn.BatchNorm2d(3)
-    model.forward = nn.Sequential(*list(model.children())[:-1])  # type: ignore[method-assign]
+    model.forward = nn.Sequential(*list(model.children())[:-1]).forward  # type: ignore[method-assign]
     report = diagnose(model, [images(32)])
     assert any("never reached by the forward: spare" in note for note in report.notes)
 

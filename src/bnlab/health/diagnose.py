@@ -22,7 +22,7 @@ from bnlab.health.gather import padding as padding_part
 from bnlab.health.gather import sources as sources_part
 from bnlab.health.gather.backends import check_backends
 from bnlab.health.gather.checkpoint import read_checkpoint
-from bnlab.health.gather.layers import Trace, describe, find_layers, other_norms, trace, with_trace
+from bnlab.health.gather.layers import describe, find_layers, other_norms, with_trace
 from bnlab.health.gather.passes import Passes, StatisticsSwitch, run_passes
 from bnlab.health.gather.trace import Trace, trace
 from bnlab.health.registry import chosen, run_checks
