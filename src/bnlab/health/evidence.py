@@ -139,6 +139,8 @@ class LayerEvidence:
     """batches that gave the effective batch"""
     dead: int = 0
     """channels of which the ReLU after the layer passes fewer than 1 in 1,000 values, by gamma and beta"""
+    near_zero: int | None = None
+    """channels whose |gamma| is below 1% of the layer's median"""
     off_share: float | None = None
     """fraction of channels whose running statistics are off; see `off`"""
     mean_off: float | None = None

@@ -25,7 +25,7 @@ from bnlab.files import (
     write_csv,
 )
 from bnlab.health.bn_monitor import BNMonitor
-from bnlab.health.findings import Finding
+from bnlab.health.check import Finding
 from bnlab.machine import versions
 from bnlab.nets.freeze import Frozen
 from bnlab.progress import NullProgress, Progress
@@ -199,7 +199,7 @@ class Session:
             if is_best:
                 save_classifier(run.best, self.validator.network, card)
             save_classifier(run.last, self.validator.network, card)
-            health = self.monitor.report(validation.recalibration, validation.statistics_cost)
+            health = self.monitor.report(validation.recalibration, validation.scores)
             self.stale = None
         else:
             health = self.monitor.report()
@@ -212,11 +212,11 @@ class Session:
         self.progress.note(describe(row, state.plan.epochs, is_best))
         self.context.loader.reader.report(self.progress)
         for finding in health.findings():
-            if finding.code == "BN102":  # statistics always lag while the learning rate is high
+            if finding.id == "BN102":  # statistics always lag while the learning rate is high
                 self.stale = finding
-            elif finding.code not in self.warned:
+            elif finding.id not in self.warned:
                 self.progress.warn(str(finding))
-                self.warned.add(finding.code)
+                self.warned.add(finding.id)
 
     def _report_start(self) -> None:
         state, recipe, dataset = self.state, self.context.recipe, self.prepared.dataset

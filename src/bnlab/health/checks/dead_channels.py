@@ -74,7 +74,10 @@ def check(evidence: Evidence) -> list[Finding]:
                 "which": {name: counted[name] for name in names if name in counted},
             },
             cause="a step of the training was too large",
-            remedy="use a third of the learning rate, a longer warm-up, or a leaky ReLU; or prune these channels",
+            remedy=(
+                "use a third of the learning rate (learning_rate), a longer warm-up (warmup), or a leaky ReLU "
+                "(activation=leaky_relu); or prune these channels"
+            ),
         )
     ]
 
