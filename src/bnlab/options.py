@@ -155,7 +155,7 @@ class DoctorOptions(_Inference):
     fail_on: Literal["error", "warn", "info"] = "warn"
     """The exit status is 1 if there is a finding of this severity or a worse one."""
     baseline: Annotated[Path | None, typer.Option(metavar="FILE")] = None
-    """diagnosis.json of an earlier diagnosis: what it found is known, and is not reported again."""
+    """File diagnosis.json of an earlier diagnosis: what it found is known, and is not reported again."""
     fix: Annotated[Path | None, typer.Option(metavar="FILE")] = None
     """New file to write the repaired weights to: those repairs are made that cannot change what was trained and that
     help. The photos are then also those that statistics are measured on, unless there is a reference."""

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab.errors import UsageError
 from bnlab.health import diagnose
-from bnlab.health.diagnose import classes_in_batch
 from bnlab.norm import recalibrate
 from tests.health.test_restore import snapshot
 
@@ -113,15 +111,6 @@ def test_batches_sorted_by_class_are_named_and_their_gap_is_not(sound: tuple[nn.
     report = diagnose(model, [*zip(x[order].split(32), y[order].split(32), strict=True)])
     assert report.evidence.sorted_by_class
     assert "BN101" not in report
-
-
-def test_classes_in_a_batch() -> None:
-    labels = torch.arange(4).repeat_interleave(8)
-    found, shuffled = classes_in_batch(labels, [8, 8, 8, 8]) or (0, 0)
-    assert found == 1
-    drawn = [len(torch.unique(labels[torch.randperm(32)[:8]])) for _ in range(4000)]
-    assert shuffled == pytest.approx(np.mean(drawn), abs=0.03)
-    assert classes_in_batch(None, [8, 8]) is None
 
 
 class GroupNormed(nn.Sequential):
