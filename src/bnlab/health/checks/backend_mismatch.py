@@ -16,10 +16,11 @@ late.
 ## Reported when
 
 In float32, the difference is larger than 1e-4 and than four times the rounding error of the network itself, which is
-how far its outputs are from those in float64 (1e-3 where it does not run in float64). In half precision, it is larger
-than 0.1 and than four times what the outputs change by if only the weights and images are rounded to that precision, in
-float32 arithmetic; that is a warning, and an error if outputs are not finite. Where rounding alone changes the outputs
-by more than half a standard deviation, there is nothing to compare.
+how far its outputs are from those in float64 (1e-3 where it does not run in float64). In half precision, at least one
+image gets another class (if the outputs are scores of classes), and the difference is larger than 0.25 and than four
+times what the outputs change by if only the weights and images are rounded to that precision, in float32 arithmetic;
+that is a warning, and an error if outputs are not finite. Where rounding alone changes the outputs by more than half a
+standard deviation, there is nothing to compare.
 
 ## Known limits
 
@@ -63,11 +64,12 @@ def _finding(parity: Parity) -> Finding:
         if parity.finite
         else "some outputs are not finite, or have another shape"
     )
+    changed = parity.changed
+    classes = "" if changed is None else f", and {changed} of {plural(parity.images, 'image')} get another class"
     return CHECK.finding(
         severity="error" if parity.exact or not parity.finite else "warn",
         layers=() if first is None else (first,),
-        message=f"run with {parity.way}, {off}, and {parity.changed} of {plural(parity.images, 'image')} get another "
-        f"class{where}",
+        message=f"run with {parity.way}, {off}{classes}{where}",
         numbers={
             "backend": parity.way,
             "difference": parity.difference,

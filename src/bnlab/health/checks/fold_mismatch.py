@@ -48,13 +48,14 @@ def check(evidence: Evidence) -> list[Finding]:
     parity = found.parity
     if not parity.differs:
         return []
+    changed = parity.changed
+    classes = "" if changed is None else f", and {changed} of {plural(parity.images, 'image')} get another class"
     return [
         CHECK.finding(
             layers=found.folded,
             message=(
                 f"after folding {name_layers(found.folded)}, outputs differ by up to {parity.difference:.2g} of their "
-                f"standard deviation, where rounding explains {parity.tolerance:.2g}, and {parity.changed} of "
-                f"{plural(parity.images, 'image')} get another class"
+                f"standard deviation, where rounding explains {parity.tolerance:.2g}{classes}"
             ),
             numbers={
                 "difference": parity.difference,

@@ -35,8 +35,8 @@ class Parity:
     tolerance: float
     """what rounding explains, in the same unit"""
     images: int
-    changed: int
-    """images of which the class, the largest output, is another"""
+    changed: int | None
+    """images of which the class, the largest output, is another; None: the outputs are no scores of classes"""
     finite: bool
     """whether its outputs are finite wherever those of the plain way are"""
     exact: bool = True
@@ -46,7 +46,9 @@ class Parity:
 
     @property
     def differs(self) -> bool:
-        return not self.finite or not self.difference <= self.tolerance
+        if not self.finite:
+            return True
+        return not self.difference <= self.tolerance and (self.exact or self.changed != 0)
 
 
 def outputs(subject: Subject, batch: Batch, model: Callable[..., Any]) -> list[Tensor]:
@@ -162,7 +164,9 @@ def _off(found: Tensor, expected: Tensor) -> float:
     return float((a - b).abs().max()) / scale
 
 
-def _changed(found: list[Tensor], plain: list[Tensor]) -> int:
-    if not plain or not found or found[0].shape != plain[0].shape or plain[0].ndim < 2:
-        return 0
-    return int((found[0].argmax(1) != plain[0].argmax(1)).flatten(1 if plain[0].ndim > 2 else 0).sum())
+def _changed(found: list[Tensor], plain: list[Tensor]) -> int | None:
+    if not plain or plain[0].ndim != 2 or plain[0].shape[1] < 2:
+        return None
+    if not found or found[0].shape != plain[0].shape:
+        return len(plain[0])
+    return int((found[0].argmax(1) != plain[0].argmax(1)).sum())
