@@ -24,7 +24,7 @@ from bnlab.training.no_effect import Situation, without_effect
 
 PREPROCESSING_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
 _NOT_IN_TENSORS = ("activation", "placement", "norm_eps", "local_response")  # they change outputs all the same
-_CLASSES_REMEDY = "pass a JSON file, or a file with one name a line, to --classes"
+_CLASSES_REMEDY = "pass a JSON file, or a file with one name a line, as classes"
 _MOST_NAMED = 20  # warnings about tensors that do not match
 
 
@@ -33,6 +33,9 @@ class ImportResult(Result):
     options: ImportOptions
     card: Card
     conversion: Conversion
+
+    def __repr__(self) -> str:
+        return self._line(f"{self.options.output}", self.card.network, plural(len(self.card.classes), "class"))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -53,7 +56,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     """Read the weights, recognise their network, and write the classifier file."""
     progress = LoggedProgress(progress)
     name = printable(options.file)
-    check_new_file(options.output, "--output")
+    check_new_file(options.output, "output")
     given = _read_recipe_keys(options)
     labels = _read_classes(options.classes) if options.classes else None
     conversion = convert(
@@ -68,7 +71,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     rows = conversion.network.fc.out_features
     if labels is None:
         labels = tuple(map(str, range(rows)))
-        progress.warn(f"the classes are called 0 to {rows - 1}: pass their names with --classes FILE")
+        progress.warn(f"the classes are called 0 to {rows - 1}: pass a file of their names as classes")
     elif len(labels) != rows:
         raise ClassifierError(
             f"{printable(str(options.classes))} has {plural(len(labels), 'name')}, and "
@@ -110,7 +113,7 @@ def _preprocessing(given: Settings, conversion: Conversion, name: str, progress:
     if not usual and open_keys:
         progress.warn(
             f"{name} does not contain {', '.join(open_keys)}: they are taken from the default recipe or the network; "
-            "if it was trained with others, pass them with --set KEY=VALUE"
+            "if it was trained with others, pass them"
         )
     values = {key: getattr(settings.recipe, key) for key in PREPROCESSING_KEYS}
     return Preprocessing(**values, pixel_range=settings.recipe.pixel_range)
@@ -127,7 +130,7 @@ def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:
         raise ClassifierError(
             f"{name} is most similar to {network.name} (variant {network.arguments['variant']}), and "
             f"{plural(len(mismatches), 'tensor')} {verb} not match",
-            "describe the network with --network and --set, such as --set width=0.5",
+            "pass its name as network, and keys of the recipe such as width=0.5",
         )
 
 
@@ -148,7 +151,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     if isinstance(names, dict):
         for number in range(len(names)):
             if str(number) not in names:
-                remedy = f"number its {len(names)} names 0 to {len(names) - 1}"
+                remedy = f"number its names 0 to {len(names) - 1}"
                 raise UsageError(f"{where} has no class {number}", remedy)
         names = [names[str(number)] for number in range(len(names))]
     elif not isinstance(names, list):
