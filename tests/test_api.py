@@ -128,14 +128,14 @@ def test_a_training_has_its_classifier_and_its_warnings(tmp_path: Path, caplog: 
     assert again.refused == result.refused
     assert again.val_top1 == result.val_top1
 
-    left_out = "1 photo left out, 4 warnings>"
-    assert len(result.warnings) == 4
+    left_out = "1 photo left out, 2 warnings>"
+    assert len(result.warnings) == 2
     line = rf"<TrainingResult {tmp_path}/runs/train, val top-1 \S+% \(n = 7\), 1 epoch, \d+ s, {left_out}"
     assert re.fullmatch(line, repr(result))
     assert re.fullmatch(r"<Evaluation val, n = 7, 3 classes, top-1 \S+%>", repr(result.evaluation))
 
     seen = bnlab.evaluate(result.classifier, data, batch_size=4)
-    assert re.fullmatch(r"<EvaluateResult val, n = 7, 3 classes, top-1 \S+%, 1 warning>", repr(seen))
+    assert re.fullmatch(r"<EvaluateResult val, n = 7, 3 classes, top-1 \S+%, 2 warnings>", repr(seen))
     assert (seen.seen.train, seen.seen.val, seen.seen.n) == (1, 6, 7)
     assert any("trained on" in warning for warning in seen.warnings)
     assert seen.folder is None

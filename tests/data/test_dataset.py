@@ -233,7 +233,7 @@ def test_ignored_files_of_a_split_are_reported(data: Path) -> None:
     progress = NullProgress()
     opened(data, progress)
     (warning,) = progress.warnings
-    assert f"1 photo in {data}/train" in warning
+    assert f"1 photo of {data}/train" in warning
 
 
 def write_dark(folder: Path) -> None:

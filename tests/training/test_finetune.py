@@ -272,7 +272,7 @@ def test_photos_of_val_and_test_that_an_ancestor_was_trained_on_are_reported(uns
         "val has no effect: these photos already have a val split",
         f"{in_val} of {in_val} photos of val are among those the file in init was trained on",
         f"{in_test} of {in_test + 1} photos of test are among those the file in init was trained on",
-        f"1 of {in_test + 1} photos of test are among those by which the file in init was chosen as the best epoch",
+        f"1 of {in_test + 1} photos of test is among those by which the file in init was chosen as the best epoch",
     ]
     assert all("split.csv as DATA" in warning for warning in progress.warnings[1:])
     assert (third.seen.train, third.seen.n) == (in_val, in_val)
