@@ -108,7 +108,7 @@ class TrainOptions(_Strict, _Runs):
 
 class EvaluateOptions(_Inference):
     classifiers: Annotated[list[Path], Field(min_length=1), API_ONLY]
-    """Classifier file; or several, which are evaluated as an ensemble: their probabilities are averaged."""
+    """Classifier file or run folder; or several, evaluated as an ensemble: their probabilities are averaged."""
     data: Annotated[Path, API_ONLY]
     """Photos to evaluate on: a split folder, a split.csv, or a folder of classes."""
     split: Literal["train", "val", "test", "all"] | None = None
@@ -167,7 +167,7 @@ class DoctorOptions(_Inference):
 
 class PredictOptions(_Inference):
     classifier: ClassifierFile
-    """Classifier file, such as best.safetensors of a run."""
+    """Classifier file, or the folder of a run, whose best.safetensors is read."""
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...")]
     """Photos, and folders of photos."""
     top: Annotated[int, Field(ge=1)] = 5

@@ -94,7 +94,7 @@ def test_results_that_are_not_finite_are_a_divergence(make_context: MakeContext)
     context = make_context()
     with torch.no_grad():
         context.network.conv1.conv.weight[0, 0, 0, 0] = math.nan
-    with pytest.raises(DivergedError, match=r"reach .* in recalibration: train with a lower --learning-rate"):
+    with pytest.raises(DivergedError, match=r"reach .* in recalibration: train with a lower learning_rate"):
         validator_of(context)(context.network, NullProgress())
     context = make_context(recalibration_images=0)
     with torch.no_grad():

@@ -134,7 +134,7 @@ def recalibrate_network(network: TableNetwork, batches: Iterator[Tensor]) -> Rec
         return recalibrate(network, batches)
     except NotFiniteError as error:
         problem = f"values that are not finite reach {error.layer} in recalibration"
-        raise DivergedError(problem, "train with a lower --learning-rate") from None
+        raise DivergedError(problem, "train with a lower learning_rate") from None
     except TooFewValuesError as error:
         raise UsageError(f"recalibration: {error}", "raise recalibration_images") from None
 
