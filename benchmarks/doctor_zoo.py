@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.machine import environment
 from bnlab.norm import recalibrate
 
 NAMES = [
@@ -618,30 +618,36 @@ def main() -> int:
     if options.images < 2 * options.batch:
         parser.error(f"--images {options.images} is less than two batches of {options.batch}")
     rows: list[Any] = []
+    about = _about(options)
     for name in names:
         rows.append((costs if options.costs else measure)(name, chosen, options))
         line = costs_table(rows[-1:], chosen).splitlines()[-1] if options.costs else _progress(rows[-1])
         print(line, file=sys.stderr, flush=True)
-    machine = environment("cpu")
-    import timm
-
-    command = ["python", "benchmarks/doctor_zoo.py", *sys.argv[1:]]
-    said = (
-        f"{date.today()}, bnlab {machine['versions'].get('bnlab', 'from source')}, torch {torch.__version__}, timm "
-        f"{timm.__version__}; seed {options.seed}; for each diagnosis n = {options.images} images in batches of "
-        f"{options.batch}, other than the {TRAINING:,} that the statistics were measured on. Made by "
-        f"`{shlex.join(command)}`, whose first lines say how the networks are made."
-    )
+        if options.json:  # after each network: an interrupted run keeps what it measured
+            plain = rows if options.costs else [asdict(row) for row in rows]
+            options.json.write_text(json.dumps({"about": about, "networks": plain}, indent=1), encoding="utf-8")
     text = costs_table(rows, chosen) if options.costs else report(rows, chosen)
-    page = f"# The doctor on the networks of timm\n\n{said}\n\n{text}\n"
-    if options.json:
-        plain = rows if options.costs else [asdict(row) for row in rows]
-        options.json.write_text(json.dumps({"about": said, "networks": plain}, indent=1), encoding="utf-8")
+    page = f"# The doctor on the networks of timm\n\n{about}\n\n{text}\n"
     if options.out:
         options.out.write_text(page, encoding="utf-8")
     else:
         print(page)
     return 0
+
+
+def _about(options: argparse.Namespace) -> str:
+    versions = []
+    for package in ("bnlab", "torch", "timm"):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # run from its source, which is not installed
+            versions.append(f"{package} from source")
+    command = shlex.join(["python", "benchmarks/doctor_zoo.py", *sys.argv[1:]])
+    return (
+        f"{date.today()}, {', '.join(versions)}; seed {options.seed}; for each diagnosis n = {options.images} images "
+        f"in batches of {options.batch}, other than the {TRAINING:,} that the statistics were measured on. Made by "
+        f"`{command}`, whose first lines say how the networks are made."
+    )
 
 
 def _progress(row: Row) -> str:
