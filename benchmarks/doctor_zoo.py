@@ -341,12 +341,10 @@ def averaged_buffers(network: Network, _: Path) -> Case:
             noise = 0.5**0.5 * weight.std() * torch.randn(weight.shape, generator=generator)
             weight.add_(noise)
     recalibrate(model, network.training[0][:512].split(BATCH))
+    for layer in norm_layers(model).values():
+        layer.num_batches_tracked.fill_(10_000)
     averaged = copy.deepcopy(network.model)
-    raw_layers = norm_layers(model)
-    for name, layer in norm_layers(averaged).items():
-        raw_layers[name].num_batches_tracked.fill_(10_000)
-        for key, buffer in layer.named_buffers(recurse=False):
-            buffer.copy_(getattr(raw_layers[name], key))
+    copy_statistics(model, averaged)
     return Case(model, network.batches, {"averaged": averaged}, suffers=averaged)
 
 
@@ -385,12 +383,25 @@ def lost_eps(network: Network, _: Path) -> Case:
 
 @fault("pruned-weights", "the smaller 60% of each weight set to 0 after the statistics", "BN102", "BN027")
 def pruned_weights(network: Network, _: Path) -> Case:
-    model = copy.deepcopy(network.model)
+    # Labels by the pruned network with statistics of its own: recalibration wins all back, as it does after a pruning
+    # that spares what was learned, and as it cannot where random weights are lost.
+    copied = copy.copy(network)
+    copied.model, copied.batches = copy.deepcopy(network.model), list(network.batches)
     with torch.no_grad():
-        for weight in heavy(model):
+        for weight in heavy(copied.model):
             least = weight.abs().flatten().kthvalue(max(1, int(0.6 * weight.numel()))).values
             weight[weight.abs() <= least] = 0
-    return Case(model, network.batches)
+    fitted(copied)
+    with torch.no_grad():
+        copy_statistics(network.model, copied.model)
+    return Case(copied.model, copied.batches)
+
+
+def copy_statistics(source: nn.Module, target: nn.Module) -> None:
+    of_source = norm_layers(source)
+    for name, layer in norm_layers(target).items():
+        for key, buffer in layer.named_buffers(recurse=False):
+            buffer.copy_(getattr(of_source[name], key))
 
 
 def middle(model: nn.Module) -> tuple[str, Any]:
