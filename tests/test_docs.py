@@ -31,9 +31,12 @@ def test_generated_pages_are_current() -> None:
 
 def test_every_option_in_the_readme_exists() -> None:
     commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
-    pages = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("nets", "training"))
+    pages = README + "".join(
+        (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("nets", "training", "health")
+    )
     used = re.findall(r"^\$ bnlab (\w+)(.*)$", pages, re.MULTILINE)
-    assert {verb for verb, _ in used} == {"split", "train", "evaluate", "predict", "net", "import", "machine", "study"}
+    verbs = {"split", "train", "evaluate", "predict", "doctor", "net", "import", "machine", "study"}
+    assert {verb for verb, _ in used} == verbs
     for verb, rest in used:
         section = commands.split(f"## `bnlab {verb}`")[1].split("\n## ")[0]
         for option in re.findall(r"--[a-z-]+", rest):
