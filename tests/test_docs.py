@@ -31,7 +31,8 @@ def test_generated_pages_are_current() -> None:
 
 def test_every_option_in_the_readme_exists() -> None:
     commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
-    pages = README + "".join(
+    names = ("nets", "training", "health")
+    pages = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in names)
         (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("nets", "training", "health")
     )
     used = re.findall(r"^\$ bnlab (\w+)(.*)$", pages, re.MULTILINE)
