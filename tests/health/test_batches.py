@@ -186,3 +186,9 @@ def test_logits_of_outputs() -> None:
     assert logits({"aux": Y, "logits": X}) is X
     assert logits((X, Y)) is X
     assert logits("text") is None
+
+
+def test_a_pass_that_ends_early_does_not_count() -> None:
+    batches = Batches([torch.zeros(2, 3), torch.ones(2, 3)], torch.device("cpu"))
+    next(iter(batches))
+    assert [len(batch) for _ in range(2) for batch in batches] == [2, 2, 2, 2]

@@ -124,3 +124,13 @@ def test_measuring_adds_no_graph() -> None:
     x = torch.randn(4, 2, requires_grad=True)
     assert not moments.measure(x).mean.requires_grad
     assert not moments.measure_covariance(x, 1).scatter.requires_grad
+
+
+def test_merged_statistics_are_those_of_all_values_by_weight() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 2, dtype=torch.float64)
+    x[:10] += 5
+    parts = x[:10], x[10:]
+    stacked = [torch.stack(values) for values in zip(*map(exact, parts), strict=True)]
+    mean, variance = moments.merge_statistics(stacked[0], stacked[1], torch.tensor([1, 3]))
+    torch.testing.assert_close((mean, variance), exact(x))

@@ -1,8 +1,10 @@
 """The doctor: finds faults of batch normalisation in any PyTorch model, explains and repairs them."""
 
+from bnlab.health import repairs
 from bnlab.health.check import Check, Finding
 from bnlab.health.compare import Comparison
 from bnlab.health.diagnose import diagnose
+from bnlab.health.repair import Applied, Repaired, repair
 from bnlab.health.report import Report
 
-__all__ = ["Check", "Comparison", "Finding", "Report", "diagnose"]
+__all__ = ["Applied", "Check", "Comparison", "Finding", "Repaired", "Report", "diagnose", "repair", "repairs"]

@@ -108,6 +108,8 @@ class Batches:
         """Yield the batches, from the first on; empty ones are left out."""
         self.rewind()
         number = 0
+        if not self._started:
+            self._marks.clear()  # of a pass that ended early
         for whole in self._limited(self.source):
             batch = self._read(whole)
             mark = len(batch), float(batch.images.detach().flatten()[:256].double().nansum())

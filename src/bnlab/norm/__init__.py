@@ -7,6 +7,7 @@ from bnlab.norm.folding.fold import Folding, fold
 from bnlab.norm.freeze import Freezing, freeze, unfreeze
 from bnlab.norm.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from bnlab.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, TooFewValuesError
+from bnlab.norm.merge_ranks import merge_ranks
 from bnlab.norm.norm_activation import NormActivation
 from bnlab.norm.recalibrate import MeasuredLayer, NotFiniteError, Recalibration, recalibrate
 from bnlab.norm.save_memory import save_memory
@@ -35,6 +36,7 @@ __all__ = [
     "convert_sync",
     "fold",
     "freeze",
+    "merge_ranks",
     "recalibrate",
     "reference",
     "revert",

@@ -101,3 +101,17 @@ def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> Moments:
         apart = apart.view(scatters.shape[:3])  # P x groups x D
         scatter = scatters.sum(0) + torch.einsum("p,pgi,pgj->gij", counts, apart, apart)  # groups x D x D
     return Moments(int(total), mean, scatter)
+
+
+def merge_statistics(means: Tensor, variances: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of P populations together, float64; the variance has that of the means in it.
+
+    Args:
+        means: P x C.
+        variances: P x C, or covariances, P x groups x D x D.
+        weights: P, what each population counts; they need not sum to 1.
+    """
+    weights = weights.double() / weights.double().sum()
+    parts = variances.double() * weights.view(-1, *[1] * (variances.ndim - 1))
+    merged = _merge(weights, means.double(), parts)
+    return merged.mean, merged.scatter

@@ -20,6 +20,7 @@ from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Evidence, Floats, LayerEvidence, distances, is_off
 from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.health.subject import Subject
+from bnlab.norm.moments import merge_statistics
 from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.norm.sync import SyncBatchNorm
 from bnlab.norm.whitening import Whitening
@@ -45,8 +46,9 @@ class Ranks:
 
     def merged(self, name: str) -> tuple[Floats, Floats]:
         """Mean and variance of all processes' values together: the variance has that of the means in it; C each."""
-        means = self.means[name]
-        return means.mean(0), self.variances[name].mean(0) + means.var(0)
+        means, variances = torch.from_numpy(self.means[name]), torch.from_numpy(self.variances[name])
+        mean, variance = merge_statistics(means, variances, torch.ones(len(means)))
+        return mean.numpy(), variance.numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
