@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bnlab.errors import BnlabError, UsageError, plural
 from bnlab.health.batches import Batches, Metric
 from bnlab.health.evidence import Evidence, LayerEvidence, Scores
+from bnlab.health.gather import inputs, training_images
 from bnlab.health.gather.layers import Trace, describe, find_layers, other_norms, trace, with_trace
 from bnlab.health.gather.passes import Passes, run_passes
 from bnlab.health.registry import chosen, run_checks
@@ -25,7 +26,7 @@ from bnlab.progress import NullProgress, Progress
 
 IMAGES = 1024
 TRACED = 4  # images that are run to see how the layers are used
-GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = ()
+GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (inputs.gather, training_images.gather)
 """each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 
 

@@ -9,8 +9,8 @@ All arithmetic of a batch is done for all layers at once: their channels lie one
 T = C1 + C2 + ... channels.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from bnlab.norm.freeze import Freezable
 from bnlab.norm.ghost import GhostBatchNorm
 from bnlab.norm.layers import BatchNorm, StatisticsMode
 from bnlab.norm.moments import Moments
-from bnlab.norm.recalibrate import evaluation_mode
+from bnlab.norm.recalibrate import StopForward, evaluation_mode
 from bnlab.norm.whitening import Whitening
 from bnlab.progress import Progress, Task
 
@@ -143,6 +143,38 @@ def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Bat
         labels=torch.cat(labels) if sum(map(len, labels)) == sum(sizes) else None,
         single=tuple(batch.single),
     )
+
+
+@torch.no_grad()
+def measure_inputs(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    call: Callable[[Batch], object],
+    which: Which = "running",
+    stop: str | None = None,
+) -> tuple[dict[str, Sample], dict[str, tuple[Tensor, Tensor]]]:
+    """The inputs of layers over some batches, and the statistics that these would give the layers, as in `Passes`.
+
+    With `stop`, the first call of that layer ends each forward. The caller restores the model.
+    """
+    switch, recorder = StatisticsSwitch(layers), _Recorder(layers, images=False)
+
+    def end(*_: object) -> None:
+        raise StopForward
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(network))
+        stack.enter_context(measuring(layers, switch, recorder, recorder))
+        if stop is not None:
+            stack.callback(layers[stop].register_forward_pre_hook(end).remove)
+        switch.to(which)
+        for batch in batches:
+            with suppress(StopForward):
+                call(batch)
+            recorder.end_batch()
+        switch.to("running")
+    return recorder.samples(), recorder.population(switch)
 
 
 class _ScoreList:
