@@ -12,10 +12,10 @@ these; the plain images of evaluation have others, and lose accuracy that recali
 
 ## Reported when
 
-In some layer more than half of the channels are off (by more than 0.1 standard deviations or a variance factor of 1.25,
-and for the mean significantly so), the running statistics are nearer to those of the augmented images, and accuracy by
-running statistics is lower than by those of the plain images by at least 1 point with p < 0.01, and so is accuracy by
-the statistics of augmented images. Without labels, by the first two conditions.
+In some layer more than half of the channels are off (by more than 0.1 standard deviations or a variance factor of
+1.25, and for the mean significantly so), the running statistics are nearer to those of the augmented images, and
+accuracy by running statistics is lower than by those of the plain images by at least 1 point with p < 0.01, and so is
+accuracy by the statistics of augmented images. Without labels, by the first two conditions.
 
 ## Known limits
 
@@ -80,9 +80,10 @@ def check(evidence: Evidence) -> list[Finding]:
         CHECK.finding(
             layers=tuple(failing),
             message=(
-                f"augmented images give {name_layers(failing, of=len(shares))} other statistics than plain ones, and the "
-                f"running statistics are those of augmented images; in {worst}, {shares[worst]:.0%} of the channels "
-                f"differ, means by up to {mean:.2g} standard deviations and variances by up to a factor of {variance:.3g}"
+                f"augmented images give {name_layers(failing, of=len(shares))} other statistics than plain ones, and "
+                f"the running statistics are those of augmented images; in {worst}, {shares[worst]:.0%} of the channels "
+                f"differ, means by up to {mean:.2g} standard deviations and variances by up to "
+                f"a factor of {variance:.3g}"
             ),
             numbers={"off_share": shares[worst], "mean_off": mean, "variance_off": variance},
             cost=cost,

@@ -4,14 +4,15 @@
 
 The distance (Wasserstein-2, in standard deviations, averaged over the channels) between the statistics of a layer's
 inputs, where all layers normalise by their running statistics, and the running ones; with training images
-(reference=), between the statistics of both sets of images. It is compared with the 99.5% quantile of what chance gives:
-a bootstrap over up to 32 parts of the images, widened for few parts by Student's distribution, and the noise of a moving
-average. With reference=, chance is that of the largest distance of any layer, which corrects for their number.
+(reference=), between the statistics of both sets of images. It is compared with the 99.5% quantile of what chance
+gives: a bootstrap over up to 32 parts of the images, widened for few parts by Student's distribution, and the noise
+of a moving average. With reference=, chance is that of the largest distance of any layer, which corrects for their
+number.
 
-Stale statistics (BN102) move layers too. Without reference=, only the first layer is judged, whose input depends on no
-other statistics. Where that input is affine in the pixels, as after convolutions, its mean follows from the mean colour
-of the images: if some mean colour explains the running means within 0.1 standard deviations on average, they belong to
-the present weights, and it is the images that are others. Stale means do not have that form.
+Stale statistics (BN102) move layers too. Without reference=, only the first layer is judged, whose input depends on
+no other statistics. Where that input is affine in the pixels, as after convolutions, its mean follows from the mean
+colour of the images: if some mean colour explains the running means within 0.1 standard deviations on average, they
+belong to the present weights, and it is the images that are others. Stale means do not have that form.
 
 ## Why it is bad
 
@@ -20,26 +21,27 @@ the training.
 
 ## Reported when
 
-The distance is above that quantile and at least 0.2; without reference=, if a mean colour explains the running means. Not
-reported if other preprocessing (BN112) or another size (BN113) explains the distance. WARN if adapted statistics win at
-least 1 point of accuracy with p < 0.01, or without labels; INFO otherwise.
+The distance is above that quantile and at least 0.2; without reference=, if a mean colour explains the running means.
+Not reported if other preprocessing (BN112) or another size (BN113) explains the distance. WARN if adapted statistics
+win at least 1 point of accuracy with p < 0.01, or without labels; INFO otherwise.
 
 ## Known limits
 
-Without reference=, the check says nothing where the first layer's input is not affine in an image's colours, or has fewer
-than 13 channels (7 for grey images), or where images are not N x C x H x W. Statistics of augmented images (BN107) look
-like those of another domain. A shift that leaves means and variances as they are is not seen. At least four batches are
-needed. The order of batches matters: parts of a video are not independent, and chance is then larger than measured.
+Without reference=, the check says nothing where the first layer's input is not affine in an image's colours, or has
+fewer than 13 channels (7 for grey images), or where images are not N x C x H x W. Statistics of augmented images
+(BN107) look like those of another domain. A shift that leaves means and variances as they are is not seen. At least
+four batches are needed. The order of batches matters: parts of a video are not independent, and chance is then larger
+than measured.
 
 ## Remedy
 
-Adapt the statistics: with n new images, weight them n / (N + n) against the old ones, where N is about 16 to 256 times
-less than a training set; recalibrating on many new images is the limit.
+Adapt the statistics: with n new images, weight them n / (N + n) against the old ones, where N is about 16 to 256
+times less than a training set; recalibrating on many new images is the limit.
 
 ## References
 
-Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", equation 1;
-Li et al. 2016, "Revisiting batch normalization for practical domain adaptation".
+Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", equation 1; Li
+et al. 2016, "Revisiting batch normalization for practical domain adaptation".
 """
 
 import numpy as np

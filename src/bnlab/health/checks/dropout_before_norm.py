@@ -3,23 +3,24 @@
 ## What it measures
 
 For the layers that run after an active dropout module, the variance of the inputs of 32 images with dropout on (four
-draws) over that with dropout off, all layers normalised by batch statistics; of a layer, the median over its channels.
+draws) over that with dropout off, all layers normalised by batch statistics; of a layer, the median over its
+channels.
 
 ## Why it is bad
 
-Dropout keeps the mean of its input and raises the variance. The layer after it keeps the variance of training, which in
-evaluation is too large: its outputs come out too small, and the layers after it get what they never saw.
+Dropout keeps the mean of its input and raises the variance. The layer after it keeps the variance of training, which
+in evaluation is too large: its outputs come out too small, and the layers after it get what they never saw.
 
 ## Reported when
 
-The ratio is outside 0.9 to 1.1, by more than four standard errors. INFO instead of WARN if the running variances do not
-have it (the median ratio of running and population variance lies on the other side of 1, or within 0.95 to 1.05), as
-after recalibration: evaluation is right then, though training and evaluation still differ.
+The ratio is outside 0.9 to 1.1, by more than four standard errors. INFO instead of WARN if the running variances do
+not have it (the median ratio of running and population variance lies on the other side of 1, or within 0.95 to 1.05),
+as after recalibration: evaluation is right then, though training and evaluation still differ.
 
 ## Known limits
 
-Dropout by a function, F.dropout, does not show among the modules. Of two layers in a row after dropout, the first one's
-normalisation hides the effect from the second. DropPath and stochastic depth are not looked at.
+Dropout by a function, F.dropout, does not show among the modules. Of two layers in a row after dropout, the first
+one's normalisation hides the effect from the second. DropPath and stochastic depth are not looked at.
 
 ## Remedy
 

@@ -3,19 +3,20 @@
 ## What it measures
 
 The first layer's input depends on no eps, the inputs of all later layers do. If the first fits its running statistics
-(within 0.15 standard deviations: Wasserstein-2 distance, averaged over channels) and the later ones do not (0.1 or more
-on average), 32 images are run with eps at 1e-5, 1e-3, 1e-2 and 1e-1 in all layers; what this does to their statistics is
-applied to those of all images. Besides, it is seen whether all gammas are exactly 1 while betas are not 0.
+(within 0.15 standard deviations: Wasserstein-2 distance, averaged over channels) and the later ones do not (0.1 or
+more on average), 32 images are run with eps at 1e-5, 1e-3, 1e-2 and 1e-1 in all layers; what this does to their
+statistics is applied to those of all images. Besides, it is seen whether all gammas are exactly 1 while betas are not
+0.
 
 ## Why it is bad
 
-Where variances are small, eps is part of what was trained: with another one, the channels come out at another scale. A
-gamma that was not imported scales every channel wrongly.
+Where variances are small, eps is part of what was trained: with another one, the channels come out at another scale.
+A gamma that was not imported scales every channel wrongly.
 
 ## Reported when
 
-WARN: with another eps, the distance of the later layers is at most half of what it is now, and at most 0.15.
-INFO: in all layers with gamma and beta, gamma is exactly 1, and in half of them or more some beta is not 0.
+WARN: with another eps, the distance of the later layers is at most half of what it is now, and at most 0.15. INFO: in
+all layers with gamma and beta, gamma is exactly 1, and in half of them or more some beta is not 0.
 
 ## Known limits
 
@@ -25,8 +26,8 @@ Keras and TF-Slim, fix_gamma in MXNet).
 
 ## Remedy
 
-Set eps to the value of the original framework: 1e-5 in PyTorch, 1e-3 in TensorFlow and Keras. Import gamma, which other
-frameworks call scale.
+Set eps to the value of the original framework: 1e-5 in PyTorch, 1e-3 in TensorFlow and Keras. Import gamma, which
+other frameworks call scale.
 
 ## References
 

@@ -2,13 +2,13 @@
 
 ## What it measures
 
-The largest absolute value among the inputs of each layer, over all images, by running and by batch statistics, against
-65504, the largest number that float16 holds.
+The largest absolute value among the inputs of each layer, over all images, by running and by batch statistics,
+against 65504, the largest number that float16 holds.
 
 ## Why it is bad
 
-In float16, as under autocast on a GPU, larger values become infinite. Normalisation makes NaN of an infinite value, and
-one NaN spoils the statistics of its layer for good.
+In float16, as under autocast on a GPU, larger values become infinite. Normalisation makes NaN of an infinite value,
+and one NaN spoils the statistics of its layer for good.
 
 ## Reported when
 
@@ -16,13 +16,13 @@ ERROR: a layer gets values above 65504 or that are not finite. WARN: above half 
 
 ## Known limits
 
-Above 65504 nothing is wrong as long as the network runs in float32 or bfloat16. Other images can give larger values. Only
-inputs of these layers are seen, not what happens between them.
+Above 65504 nothing is wrong as long as the network runs in float32 or bfloat16. Other images can give larger values.
+Only inputs of these layers are seen, not what happens between them.
 
 ## Remedy
 
-Use bfloat16, which has the range of float32, or run that layer and what comes before it in float32. Where values are not
-finite, find the first such layer: its weights or images, or the statistics before it, are broken (BN008).
+Use bfloat16, which has the range of float32, or run that layer and what comes before it in float32. Where values are
+not finite, find the first such layer: its weights or images, or the statistics before it, are broken (BN008).
 
 ## References
 
@@ -70,8 +70,8 @@ def check(evidence: Evidence) -> list[Finding]:
                 severity="error" if largest[worst] > _LARGEST else "warn",
                 layers=tuple(near),
                 message=(
-                    f"values of up to {largest[worst]:.3g} reach {name_layers(near)}, and float16 ends at {_LARGEST:g}; "
-                    f"the largest reach {worst}"
+                    f"values of up to {largest[worst]:.3g} reach {name_layers(near)}, and float16 ends at {_LARGEST:g}; the "
+                    f"largest reach {worst}"
                 ),
                 numbers={"largest": largest[worst], "limit": _LARGEST},
                 cause="the weights before the layer, or the images, are large",

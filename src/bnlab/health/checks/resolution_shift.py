@@ -3,8 +3,8 @@
 ## What it measures
 
 32 images are scaled by 0.5, 0.71, 1.41 and 2, and the inputs of all layers are compared with the running statistics
-(Wasserstein-2 distance in running standard deviations, averaged over channels and layers). This is only done if they do
-not fit as they are, that is if the distance is above 0.15.
+(Wasserstein-2 distance in running standard deviations, averaged over channels and layers). This is only done if they
+do not fit as they are, that is if the distance is above 0.15.
 
 ## Why it is bad
 
@@ -18,9 +18,10 @@ preprocessing explains it (BN112).
 
 ## Known limits
 
-Images that were made too small have lost detail that scaling does not bring back, so that this is found less often than
-images that are too large. A network that takes one size alone is measured up to its last such layer. The four factors
-are a coarse grid: the size that is named is an estimate. Blurred or noisy images look like images of another size.
+Images that were made too small have lost detail that scaling does not bring back, so that this is found less often
+than images that are too large. A network that takes one size alone is measured up to its last such layer. The four
+factors are a coarse grid: the size that is named is an estimate. Blurred or noisy images look like images of another
+size.
 
 ## Remedy
 

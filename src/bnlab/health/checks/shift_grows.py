@@ -2,24 +2,24 @@
 
 ## What it measures
 
-For each layer, the distance (Wasserstein-2, in running standard deviations, averaged over the channels) of its inputs in
-evaluation from its running statistics, less what chance gives so many images: the noise is subtracted in squares. A
-line is fitted to these distances over the layers in the order of their calls.
+For each layer, the distance (Wasserstein-2, in running standard deviations, averaged over the channels) of its inputs
+in evaluation from its running statistics, less what chance gives so many images: the noise is subtracted in squares.
+A line is fitted to these distances over the layers in the order of their calls.
 
 ## Why it is bad
 
-Each layer that normalises by statistics that do not fit passes the error on to the next, whose inputs then fit less. In
-a deep network small errors add up.
+Each layer that normalises by statistics that do not fit passes the error on to the next, whose inputs then fit less.
+In a deep network small errors add up.
 
 ## Reported when
 
-There are at least 6 layers, the slope is positive with p < 0.01, and the last third of the layers is off by 0.2 or more
-and by twice as much as the first third.
+There are at least 6 layers, the slope is positive with p < 0.01, and the last third of the layers is off by 0.2 or
+more and by twice as much as the first third.
 
 ## Known limits
 
-Distances of layers one after the other are not independent, so that p is too small. It says that errors add up, not where
-they come from: another finding may.
+Distances of layers one after the other are not independent, so that p is too small. It says that errors add up, not
+where they come from: another finding may.
 
 ## Remedy
 

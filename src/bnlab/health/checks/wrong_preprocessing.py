@@ -3,11 +3,11 @@
 ## What it measures
 
 The inputs of the first layer that keeps statistics depend on no other statistics, only on the images and the weights
-before it. Their distance from the running statistics (Wasserstein-2, in running standard deviations, averaged over the
-channels) is measured for 64 images as they are and changed: into pixels from 0 to 1, 0 to 255 and -1 to 1, with
-ImageNet's mean and standard deviation, (value - 127) / 128, and each with red and blue swapped. What the images are now
-follows from mean= and std= if they were passed, and else from their smallest and largest values. If the images look like
-none of these, each way is applied and undone once more. Each forward ends at that layer.
+before it. Their distance from the running statistics (Wasserstein-2, in running standard deviations, averaged over
+the channels) is measured for 64 images as they are and changed: into pixels from 0 to 1, 0 to 255 and -1 to 1, with
+ImageNet's mean and standard deviation, (value - 127) / 128, and each with red and blue swapped. What the images are
+now follows from mean= and std= if they were passed, and else from their smallest and largest values. If the images
+look like none of these, each way is applied and undone once more. Each forward ends at that layer.
 
 ## Why it is bad
 
@@ -15,17 +15,18 @@ The network gets images unlike any that it has seen. It loses accuracy on all of
 
 ## Reported when
 
-As they are, the images are more than 0.15 standard deviations away, and with a change they are at most half as far, by
-at least 0.15, and at most 0.4 away. Or the change brings them nearer by at least 13% and 0.05, to at most 0.45, and the
-outputs of up to 256 images agree: accuracy is higher by a point (p < 0.01), or the entropy of the classes' probabilities
-is lower with p < 0.01 (one-sided paired test). Never if accuracy is significantly lower with the change.
+As they are, the images are more than 0.15 standard deviations away, and with a change they are at most half as far,
+by at least 0.15, and at most 0.4 away. Or the change brings them nearer by at least 13% and 0.05, to at most 0.45,
+and the outputs of up to 256 images agree: accuracy is higher by a point (p < 0.01), or the entropy of the classes'
+probabilities is lower with p < 0.01 (one-sided paired test). Never if accuracy is significantly lower with the
+change.
 
 ## Known limits
 
-Swapped colours change natural photos little, and images of another domain, such as bluish ones, can look as if they were
-swapped; the outputs of a trained network decide then, and on some photos they do not. Which of two like ways it is,
-such as (value - 127) / 128 and pixels from -1 to 1, cannot be seen. Other mistakes, such as squashed instead of cropped
-photos, are not looked for. Images of one channel are not checked.
+Swapped colours change natural photos little, and images of another domain, such as bluish ones, can look as if they
+were swapped; the outputs of a trained network decide then, and on some photos they do not. Which of two like ways it
+is, such as (value - 127) / 128 and pixels from -1 to 1, cannot be seen. Other mistakes, such as squashed instead of
+cropped photos, are not looked for. Images of one channel are not checked.
 
 ## Remedy
 
@@ -33,7 +34,8 @@ Preprocess the images as in training.
 
 ## References
 
-Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", for the distance.
+Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", for the
+distance.
 """
 
 from bnlab.health.check import Check, Finding

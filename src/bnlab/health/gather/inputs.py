@@ -194,7 +194,7 @@ def _outputs(subject: Subject, switch: Callable[[bool], object]) -> tuple[Compar
 
 
 def _colours(subject: Subject, entrance: _Entrance, first: LayerEvidence, batches: Sequence[Batch]) -> dict[str, Any]:
-    """What images of one colour give says how the mean of the layer's input depends on the mean colour, if it is affine."""
+    """Images of one colour tell how the mean of the layer's input depends on the mean colour, if it is affine."""
     assert entrance.images is not None and first.running_mean is not None and first.running_variance is not None
     channels = entrance.images.shape[1]
     if first.channels < 3 * channels + 4:
@@ -209,7 +209,7 @@ def _colours(subject: Subject, entrance: _Entrance, first: LayerEvidence, batche
     means = []
     for row in given:
         constant = torch.tensor(row).view(1, -1, 1, 1)
-        entrance.change = lambda x, constant=constant: constant.to(x).expand_as(x).contiguous()  # type: ignore[misc]
+        entrance.change = lambda x, constant=constant: constant.to(x).expand_as(x).contiguous()
         found = _measure(subject, [first], [subject.batches.sample(1)])
         if first.name not in found:
             return {}
@@ -250,7 +250,7 @@ def _resolution(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, 
             size = round(height * factor), round(width * factor)
             if min(size) < _SMALLEST:
                 continue
-            entrance.change = lambda x, size=size: F.interpolate(x, size, mode="bilinear", antialias=True)  # type: ignore[misc]
+            entrance.change = lambda x, size=size: F.interpolate(x, size, mode="bilinear", antialias=True)
             try:
                 distance = _distance(layers, _measure(subject, layers, batches))
             except Exception:  # the network takes one size alone
