@@ -8,14 +8,16 @@ from bnlab import norm
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def photos(n: int, size: int = 32, seed: int = 0, colour: tuple[float, ...] = (0.52, 0.46, 0.36)) -> Tensor:
-    """Pixels from 0 to 1, N x 3 x size x size: noise with a spectrum of 1/f, brightness varying more than colour."""
+def photos(
+    n: int, size: int = 32, seed: int = 0, colour: tuple[float, ...] = (0.52, 0.46, 0.36), power: float = 1
+) -> Tensor:
+    """Pixels from 0 to 1, N x 3 x size x size: noise with a spectrum of 1/f^power, grey more than coloured."""
     random = torch.Generator().manual_seed(seed)
     f = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None])
     f[0, 0] = 1 / size
 
     def noise() -> Tensor:
-        spectrum = torch.fft.rfft2(torch.randn(n, 3, size, size, generator=random)) / f
+        spectrum = torch.fft.rfft2(torch.randn(n, 3, size, size, generator=random)) / f**power
         x = torch.fft.irfft2(spectrum, (size, size))
         return x / x.std()
 
@@ -46,6 +48,10 @@ def trained_on(images: Tensor, seed: int = 0, width: int = 24, layers: int = 4) 
     """A network whose running statistics are those of the images."""
     network = small_network(seed, width, layers)
     norm.recalibrate(network, list(images.split(64)))
+    head = network[-1]
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():  # so that it gives several classes
+        head.bias -= network(images).mean(0)
     return network
 
 

@@ -18,7 +18,7 @@ def test_finds_statistics_of_augmented_images() -> None:
     report = health.diagnose(network, labelled, augmented=batches(augmented(2)), select=[ID])
     finding = report[ID]
     assert "1" in finding.layers and finding.numbers["off_share"] > 0.9
-    assert finding.cost is not None and finding.cost.after > 0.95 and finding.cost.before < 0.9
+    assert finding.cost is not None and finding.cost.after > 0.6 and finding.cost.before < 0.3
     assert ID in health.diagnose(
         network, batches(normalised(photos(256, seed=1))), augmented=batches(augmented(2)), select=[ID]
     )
@@ -30,8 +30,10 @@ def test_compares_with_plain_training_images_where_given() -> None:
     norm.recalibrate(network, batches(augmented(0)))
     plain = batches(normalised(photos(256, seed=3)))
     report = health.diagnose(network, labelled, augmented=batches(augmented(2)), reference=plain, select=[ID])
-    assert report[ID].cost is not None and report[ID].cost.after > 0.95
-    same = health.diagnose(network, labelled, augmented=batches(augmented(2)), reference=batches(augmented(3)), select=[ID])
+    assert report[ID].cost is not None and report[ID].cost.after > 0.6
+    same = health.diagnose(
+        network, labelled, augmented=batches(augmented(2)), reference=batches(augmented(3)), select=[ID]
+    )
     assert ID not in same
 
 

@@ -26,7 +26,7 @@ def test_finds_another_camera() -> None:
     network = trained_on(normalised(photos(256)))
     report = health.diagnose(network, batches(camera(256, 1)), select=[ID])
     finding = report[ID]
-    assert finding.severity == "warn" and "1" in finding.layers
+    assert finding.severity == "info" and "1" in finding.layers
     trained = torch.tensor(finding.numbers["trained_mean_colour"]).view(3, 1, 1) * STD + MEAN
     assert trained.flatten().tolist() == pytest.approx(photos(256).mean((0, 2, 3)).tolist(), abs=0.02)
 
@@ -55,7 +55,7 @@ def test_is_silent_about_stale_statistics() -> None:
     own = batches(normalised(photos(256, seed=1)))
     report = health.diagnose(network, own, select=[ID])
     colours = report.evidence.parts["colours"]
-    assert colours.unexplained > 0.2 and ID not in report
+    assert colours.unexplained > 0.1 * colours.size and ID not in report
     reference = batches(normalised(photos(256, seed=2)))
     assert ID not in health.diagnose(network, own, reference=reference, select=[ID])
     # both at once: the reference tells

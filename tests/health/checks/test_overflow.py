@@ -19,7 +19,9 @@ def images(largest: float) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("largest", "severity"), [(40_000.0, "warn"), (65_503.0, "warn"), (70_000.0, "error")], ids=["half", "below", "above"]
+    ("largest", "severity"),
+    [(40_000.0, "warn"), (65_503.0, "warn"), (70_000.0, "error")],
+    ids=["half", "below", "above"],
 )
 def test_finds_values_too_large_for_float16(largest: float, severity: str) -> None:
     finding = health.diagnose(network(), images(largest), select=[ID])[ID]

@@ -8,12 +8,15 @@ ID = "BN114"
 
 
 def deep(step: float) -> nn.Sequential:
-    """Twelve layers, whose running standard deviations are too large by 1 + step, 1 + 2 step, ..."""
+    """Twelve layers, whose running standard deviations are too large by 1 + step, 1 + 2 step, ...
+
+    Each layer passes on a deviation that is too small by its own factor, which the next one's statistics count in.
+    """
     layers: list[nn.Module] = []
     for i in range(12):
         bn = nn.BatchNorm2d(8, eps=0.0, affine=False)
         assert bn.running_var is not None
-        bn.running_var.fill_((1 + step * i) ** 2 * float(torch.tensor([1 / (1 + step * j) for j in range(i)]).prod()) ** 2)
+        bn.running_var.fill_(((1 + step * i) / (1 + step * max(i - 1, 0))) ** 2)
         layers.append(bn)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 

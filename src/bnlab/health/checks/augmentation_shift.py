@@ -81,8 +81,8 @@ def check(evidence: Evidence) -> list[Finding]:
             layers=tuple(failing),
             message=(
                 f"augmented images give {name_layers(failing, of=len(shares))} other statistics than plain ones, and "
-                f"the running statistics are those of augmented images; in {worst}, {shares[worst]:.0%} of the channels "
-                f"differ, means by up to {mean:.2g} standard deviations and variances by up to "
+                f"the running statistics are those of augmented images; in {worst}, {shares[worst]:.0%} of the "
+                f"channels differ, means by up to {mean:.2g} standard deviations and variances by up to "
                 f"a factor of {variance:.3g}"
             ),
             numbers={"off_share": shares[worst], "mean_off": mean, "variance_off": variance},

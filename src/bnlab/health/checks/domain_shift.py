@@ -11,8 +11,10 @@ number.
 
 Stale statistics (BN102) move layers too. Without reference=, only the first layer is judged, whose input depends on
 no other statistics. Where that input is affine in the pixels, as after convolutions, its mean follows from the mean
-colour of the images: if some mean colour explains the running means within 0.1 standard deviations on average, they
-belong to the present weights, and it is the images that are others. Stale means do not have that form.
+colour of the images: if some mean colour explains the running means within 0.02 standard deviations and a tenth of
+their size on average, they belong to the present weights, and it is the images that are others. Stale means do not
+have that form, unless they weigh the initial ones (0, 1) too much: nothing is reported if less than half of the
+distance remains when these are taken out.
 
 ## Why it is bad
 
@@ -23,15 +25,15 @@ the training.
 
 The distance is above that quantile and at least 0.2; without reference=, if a mean colour explains the running means.
 Not reported if other preprocessing (BN112) or another size (BN113) explains the distance. WARN if adapted statistics
-win at least 1 point of accuracy with p < 0.01, or without labels; INFO otherwise.
+win at least 1 point of accuracy with p < 0.01, or without labels by reference=; INFO otherwise.
 
 ## Known limits
 
 Without reference=, the check says nothing where the first layer's input is not affine in an image's colours, or has
 fewer than 13 channels (7 for grey images), or where images are not N x C x H x W. Statistics of augmented images
-(BN107) look like those of another domain. A shift that leaves means and variances as they are is not seen. At least
-four batches are needed. The order of batches matters: parts of a video are not independent, and chance is then larger
-than measured.
+(BN107) look like those of another domain. Where the mean colour is 0, stale weights do not show. A shift that leaves
+means and variances as they are is not seen. At least four batches are needed. The order of batches matters: parts of
+a video are not independent, and chance is then larger than measured.
 
 ## Remedy
 
@@ -51,7 +53,7 @@ from bnlab.health.checks import resolution_shift, wrong_preprocessing
 from bnlab.health.evidence import Evidence, Floats, LayerEvidence, Sample
 from bnlab.health.gather.inputs import Colours
 from bnlab.health.gather.training_images import ReferenceEvidence
-from bnlab.health.statistics import resampled, shift_of, shifts
+from bnlab.health.statistics import resampled, shift_of, shifts, weight_of_initial
 
 CHECK = Check(
     id="BN111",
@@ -64,7 +66,8 @@ CHECK = Check(
 )
 _FAR = 0.2
 _QUANTILE = 0.995
-_EXPLAINED = 0.1
+_EXPLAINED, _SHARE = 0.02, 0.1  # standard deviations, and of the running means
+_UNMIXED = 0.5  # of the distance: what remains if the initial statistics are taken out
 _PARTS = 4
 
 
@@ -82,7 +85,7 @@ def check(evidence: Evidence) -> list[Finding]:
     worst = names[0]
     return [
         CHECK.finding(
-            severity="info" if cost is not None and not cost.matters else "warn",
+            severity="warn" if (reference is not None if cost is None else cost.matters) else "info",
             layers=tuple(names),
             message=(
                 f"the images are not like those {than}: the inputs of "
@@ -106,9 +109,11 @@ def _first(evidence: Evidence) -> dict[str, float]:
     """Without training images: the layers that are off, if the first one is and its running means suit the weights."""
     reached = [layer for layer in evidence.normalised if layer.depth is not None]
     colours = evidence.part("colours", Colours) if evidence.has("colours") else None
-    if not reached or colours is None or colours.layer != reached[0].name or colours.unexplained > _EXPLAINED:
+    if not reached or colours is None or colours.layer != reached[0].name:
         return {}
     first = reached[0]
+    if colours.unexplained > min(_EXPLAINED, _SHARE * colours.size) or _is_initial(first):
+        return {}
     distance, sample = shift_of(first), first.evaluation
     if distance is None or distance < _FAR or sample is None or first.running_variance is None:
         return {}
@@ -117,6 +122,16 @@ def _first(evidence: Evidence) -> dict[str, float]:
         return {}
     all_shifts = {layer.name: shift_of(layer) or 0.0 for layer in reached}
     return {name: far for name, far in all_shifts.items() if far >= _FAR}
+
+
+def _is_initial(layer: LayerEvidence) -> bool:
+    """Whether the running statistics are far from the inputs because they still weigh the initial ones."""
+    weight, distance, sample = weight_of_initial(layer), shift_of(layer), layer.evaluation
+    if not weight or weight > 0.99 or distance is None or sample is None:
+        return bool(weight)
+    assert layer.running_mean is not None and layer.running_variance is not None
+    mean, variance = layer.running_mean / (1 - weight), (layer.running_variance - weight) / (1 - weight)
+    return float(shifts(sample.mean, sample.variance, mean, variance.clip(min=0)).mean()) < _UNMIXED * distance
 
 
 def _against(evidence: Evidence, reference: ReferenceEvidence) -> dict[str, float]:

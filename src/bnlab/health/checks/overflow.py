@@ -40,13 +40,14 @@ CHECK = Check(
     severity="warn",
     stage="preview",
     safety="display only",
-    needs=("running",),
 )
 _LARGEST = 65504.0  # of float16
 _NEAR = 0.5
 
 
 def check(evidence: Evidence) -> list[Finding]:
+    if not evidence.images:
+        return []
     largest = {layer.name: _largest(layer) for layer in evidence.layers.values() if layer.calls}
     infinite = [name for name, value in largest.items() if not math.isfinite(value)]
     near = [name for name, value in largest.items() if _NEAR * _LARGEST < value < math.inf]
@@ -70,8 +71,8 @@ def check(evidence: Evidence) -> list[Finding]:
                 severity="error" if largest[worst] > _LARGEST else "warn",
                 layers=tuple(near),
                 message=(
-                    f"values of up to {largest[worst]:.3g} reach {name_layers(near)}, and float16 ends at {_LARGEST:g}; the "
-                    f"largest reach {worst}"
+                    f"values of up to {largest[worst]:.3g} reach {name_layers(near)}, and float16 ends at "
+                    f"{_LARGEST:g}; the largest reach {worst}"
                 ),
                 numbers={"largest": largest[worst], "limit": _LARGEST},
                 cause="the weights before the layer, or the images, are large",

@@ -4,7 +4,7 @@
 
 32 images are scaled by 0.5, 0.71, 1.41 and 2, and the inputs of all layers are compared with the running statistics
 (Wasserstein-2 distance in running standard deviations, averaged over channels and layers). This is only done if they
-do not fit as they are, that is if the distance is above 0.15.
+do not fit as they are, that is if the distance is above 0.1.
 
 ## Why it is bad
 
@@ -13,7 +13,7 @@ inputs are distributed in another way than the running statistics say, and accur
 
 ## Reported when
 
-At another size the distance is smaller by a factor of 1.5 and by 0.1 at least, and at most 0.4, and no other
+At another size the distance is smaller by a factor of 1.5 and by 0.05 at least, and at most 0.4, and no other
 preprocessing explains it (BN112).
 
 ## Known limits
@@ -46,7 +46,7 @@ CHECK = Check(
     needs=("resolution",),
     images=16,
 )
-_RATIO, _GAIN, _FIT = 1.5, 0.1, 0.4
+_RATIO, _GAIN, _FIT = 1.5, 0.05, 0.4
 
 
 def better(evidence: Evidence) -> Trial | None:

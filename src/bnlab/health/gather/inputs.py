@@ -19,11 +19,12 @@ from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Evidence, LayerEvidence, Sample
 from bnlab.health.gather.passes import measure_inputs
 from bnlab.health.gather.pixels import Change, changes, describe_pixels
-from bnlab.health.statistics import shift_of, shifts
+from bnlab.health.statistics import shift_of
 from bnlab.health.subject import Subject
 from bnlab.norm.recalibrate import evaluation_mode
 
 FITS = 0.15  # standard deviations: at a smaller distance nothing is asked
+_SIZE_FITS = 0.1  # a wrong size moves statistics less
 _CANDIDATE, _SCORED, _RESIZED = 64, 256, 32  # images
 _FACTORS = (0.5, 0.71, 1.41, 2.0)
 _EPS = (1e-5, 1e-3, 1e-2, 1e-1)
@@ -70,6 +71,8 @@ class Colours:
     layer: str
     unexplained: float
     """mean over channels of the distance of the running means from what the best colour gives, in running deviations"""
+    size: float
+    """mean over channels of the distance of the running means from what 0 gives"""
     trained: tuple[float, ...]
     """the mean colour by the running means, in the units of the network's input"""
     present: tuple[float, ...]
@@ -227,6 +230,7 @@ def _colours(subject: Subject, entrance: _Entrance, first: LayerEvidence, batche
         "colours": Colours(
             layer=first.name,
             unexplained=unexplained,
+            size=float(np.abs(target).mean()),
             trained=tuple(map(float, trained)),
             present=tuple(map(float, colour)),
         )
@@ -241,7 +245,7 @@ def _resolution(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, 
         if entrance.images is None or entrance.images.shape[1] not in (1, 3):
             return {}
         height, width = entrance.images.shape[2:]
-        if present <= FITS:
+        if present <= _SIZE_FITS:
             return {"resolution": Trials(layer=layers[0].name, present=as_it_is)}
         batches = subject.batches.some(_RESIZED)
         as_it_is = Trial(name=f"{height} x {width}", distance=_distance(layers, _measure(subject, layers, batches)))
@@ -270,8 +274,7 @@ def _eps(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, Any]:
     as_it_is = Trial(name=", ".join(f"{eps:g}" for eps in sorted(own)), distance=now, value=max(own))
     if now <= FITS / 2 or (shift_of(layers[0]) or 0) > FITS:
         return {"eps": Trials(layer=later[0].name, present=as_it_is)}
-    batches = subject.batches.some(_RESIZED)
-    before = _measure(subject, layers, batches)
+    batches = subject.batches.some(_CANDIDATE)
     modules = [
         (subject.layers[layer.name], layer.eps) for layer in layers if hasattr(subject.layers[layer.name], "eps")
     ]
@@ -285,20 +288,10 @@ def _eps(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, Any]:
         if all(abs(np.log(eps / max(old, 1e-12))) < 0.1 for old in own):
             continue
         set_eps(eps)
-        found = _measure(subject, layers, batches)
-        distances = [_with_all(layer, before[layer.name], found[layer.name]) for layer in later if layer.name in found]
-        tried.append(Trial(name=f"{eps:g}", distance=float(np.mean(distances)), value=eps))
+        tried.append(Trial(name=f"{eps:g}", distance=_distance(later, _measure(subject, layers, batches)), value=eps))
     tried.sort(key=lambda trial: trial.distance)
     set_eps(None)
     cost = None
     if tried and tried[0].distance < 0.5 * now:
         cost, _ = _outputs(subject, lambda on: set_eps(tried[0].value if on else None))
     return {"eps": Trials(layer=later[0].name, present=as_it_is, others=tuple(tried), cost=cost)}
-
-
-def _with_all(layer: LayerEvidence, before: Sample, after: Sample) -> float:
-    """The distance after a change, for all images: what the change did to a few is applied to the statistics of all."""
-    assert layer.evaluation is not None and layer.running_mean is not None and layer.running_variance is not None
-    mean = layer.evaluation.mean + after.mean - before.mean
-    ratio = np.where(before.variance > 0, after.variance / np.maximum(before.variance, 1e-300), 1.0)
-    return float(shifts(mean, layer.evaluation.variance * ratio, layer.running_mean, layer.running_variance).mean())
