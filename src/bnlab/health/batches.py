@@ -133,6 +133,15 @@ class Batches:
             return self._read(whole).first(n)
         raise DataError("there is no image in the batches", "pass at least one batch")
 
+    def some(self, n: int) -> list[Batch]:
+        """The first n images, in as many batches as they take."""
+        found: list[Batch] = []
+        for batch in self:
+            found.append(batch.first(n - sum(map(len, found))))
+            if sum(map(len, found)) >= n:
+                break
+        return found
+
     def call(self, model: nn.Module, batch: Batch) -> Any:
         """The output of the model for the batch."""
         if self.forward is not None:

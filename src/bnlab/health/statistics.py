@@ -33,6 +33,41 @@ def benjamini_hochberg(p: Floats, q: float = FALSE_DISCOVERIES) -> NDArray[np.bo
     return found
 
 
+def shifts(mean: Floats, variance: Floats, from_mean: Floats, from_variance: Floats) -> Floats:
+    """The Wasserstein-2 distance of each channel's normal distribution from another, in the other's standard
+    deviations. These are taken to be at least 1% of the layer's median, lest channels that are constant outweigh all.
+    """
+    size = np.sqrt(from_variance.clip(min=0) + 1e-4 * np.median(from_variance) + 1e-12)
+    spread = np.sqrt(variance.clip(min=0)) - np.sqrt(from_variance.clip(min=0))
+    return np.asarray(np.hypot(mean - from_mean, spread) / size)
+
+
+def shift_of(layer: LayerEvidence, sample: Sample | None = None) -> float | None:
+    """The mean over channels of the distance of inputs (default: those in evaluation) from the running statistics."""
+    sample = layer.evaluation if sample is None else sample
+    if sample is None or not layer.usable or layer.running_mean is None or layer.running_variance is None:
+        return None
+    return float(shifts(sample.mean, sample.variance, layer.running_mean, layer.running_variance).mean())
+
+
+def resampled(sample: Sample, seed: int, draws: int = 400) -> tuple[Floats, Floats]:
+    """How far the means and standard deviations of so many images are from their own by chance, draws x C each, by a
+    bootstrap over the parts of the batches; widened for few parts as Student's distribution is.
+    """
+    from scipy.stats import norm, t
+
+    assert sample.groups is not None
+    parts = len(sample.groups)
+    weights = np.random.default_rng(seed).multinomial(parts, np.full(parts, 1 / parts), draws) / parts
+    mean, variance = sample.groups[:, 0], sample.groups[:, 1]  # parts x C
+    centre = mean.mean(0)
+    means = weights @ (mean - centre)  # draws x C
+    squares = weights @ (variance + (mean - centre) ** 2)
+    spread = np.sqrt(variance.mean(0) + mean.var(0))
+    wider = float(t.ppf(0.995, parts - 1) / norm.ppf(0.995)) * np.sqrt(parts / (parts - 1))
+    return means * wider, (np.sqrt((squares - means**2).clip(min=0)) - spread) * wider
+
+
 def weight_of_initial(layer: LayerEvidence) -> float | None:
     """How much the running statistics weigh the initial mean 0 and variance 1, by least squares against the measured
     population statistics, with the error's scale taken from these; None if it is not known. (The number of batches and

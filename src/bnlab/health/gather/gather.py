@@ -13,7 +13,7 @@ from bnlab.health.evidence import Evidence
 from bnlab.health.gather import averaged as averaged_model
 from bnlab.health.gather import backends as backends_
 from bnlab.health.gather import checkpoint as checkpoint_
-from bnlab.health.gather import folding, modes, outdated, processes, steps, uses
+from bnlab.health.gather import folding, inputs, modes, outdated, processes, steps, training_images, uses
 from bnlab.health.gather import optimizer as optimizer_part
 from bnlab.health.gather import padding as padding_part
 from bnlab.health.gather import sources as sources_part
@@ -40,6 +40,8 @@ GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
     processes.gather,
     sources_part.gather,
     padding_part.gather,
+    inputs.gather,
+    training_images.gather,
 )
 """each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 

@@ -9,8 +9,8 @@ All arithmetic of a batch is done for all layers at once: their channels lie one
 T = C1 + C2 + ... channels.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bnlab.health.batches import Batch, Batches
 from bnlab.health.evidence import Floats, Sample, Scores
 from bnlab.health.gather.positives import counting
-from bnlab.health.gather.statistics_switch import StatisticsSwitch
+from bnlab.health.gather.statistics_switch import StatisticsSwitch, Which
 from bnlab.norm import moments, own_forward
 from bnlab.norm.freeze import Freezable
 from bnlab.norm.layers import StatisticsMode
 from bnlab.norm.moments import Moments
-from bnlab.norm.recalibrate import evaluation_mode
+from bnlab.norm.recalibrate import StopForward, evaluation_mode
 from bnlab.norm.whitening import Whitening
 from bnlab.progress import Task
 
@@ -113,6 +113,38 @@ def run_passes(
         single=batch.single,
         positives=positives,
     )
+
+
+@torch.no_grad()
+def measure_inputs(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    call: Callable[[Batch], object],
+    which: Which = "running",
+    stop: str | None = None,
+) -> tuple[dict[str, Sample], dict[str, tuple[Tensor, Tensor]]]:
+    """The inputs of layers over some batches, and the statistics that these would give the layers, as in `Passes`.
+
+    With `stop`, the first call of that layer ends each forward. The caller restores the model.
+    """
+    switch, recorder = StatisticsSwitch(layers), Recorder(layers, images=False)
+
+    def end(*_: object) -> None:
+        raise StopForward
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(network))
+        stack.enter_context(measuring(layers, switch, recorder, recorder))
+        if stop is not None:
+            stack.callback(layers[stop].register_forward_pre_hook(end).remove)
+        switch.to(which)
+        for batch in batches:
+            with suppress(StopForward):
+                call(batch)
+            recorder.end_batch(len(batch))
+        switch.to("running")
+    return recorder.samples(), recorder.population(switch)
 
 
 class _ScoreList:
