@@ -26,13 +26,13 @@ class Attribution:
     """by running and by batch statistics"""
     causes: tuple[Explained, ...]
     together: Comparison | None
-    """with all repairs that help"""
+    """with all repairs that help, alone or with the others"""
 
     @property
     def unexplained(self) -> float:
-        """What remains of the gap after all repairs, in points."""
+        """What remains of the gap after all repairs, in points; 0 also where they give more than batch statistics."""
         after = self.gap.before if self.together is None else self.together.after
-        return 100 * (self.gap.after - after)
+        return max(0.0, 100 * (self.gap.after - after))
 
     def to_json(self) -> dict[str, Any]:
         return {

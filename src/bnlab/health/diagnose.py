@@ -11,6 +11,7 @@ from torch import nn
 from bnlab.errors import UsageError
 from bnlab.health.batches import Batches, Metric
 from bnlab.health.evidence import Scores
+from bnlab.health.gather.attribution import attribute
 from bnlab.health.gather.backends import check_backends
 from bnlab.health.gather.checkpoint import read_checkpoint
 from bnlab.health.gather.gather import gather
@@ -141,7 +142,8 @@ def diagnose(
     generators = [own_generator for b in (own, *others.values()) if b is not None for own_generator in b.generators]
     with restored(model, generators=generators):
         evidence = gather(subject)
-    findings, skipped = run_checks(evidence, entries)
+        findings, skipped = run_checks(evidence, entries)
+        attribution = attribute(subject, evidence, findings)
     scores = evidence.scores
     means = Scores().means() if scores is None else scores.means()
     return Report(
@@ -151,6 +153,7 @@ def diagnose(
         images=evidence.images,
         skipped=skipped,
         notes=tuple(notes),
+        attribution=attribution,
         evidence=evidence,
     )
 

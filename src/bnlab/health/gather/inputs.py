@@ -44,6 +44,8 @@ class Trial:
     """whether it swaps red and blue"""
     value: float = 1.0
     """the factor of the size, or eps"""
+    change: Change | None = None
+    """of the values, if it is one"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ class _Entrance:
 
 
 @contextmanager
-def _entrance(network: nn.Module) -> Iterator[_Entrance]:
+def entrance_of(network: nn.Module) -> Iterator[_Entrance]:
     entrance = _Entrance()
     handle = network.register_forward_pre_hook(entrance, with_kwargs=True)
     try:
@@ -139,7 +141,7 @@ def _distance(layers: Sequence[LayerEvidence], found: dict[str, Sample]) -> floa
 def _preprocessing(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, Any]:
     first = layers[:1]
     present = _distance(first, {first[0].name: first[0].evaluation} if first[0].evaluation else {})
-    with _entrance(subject.network) as entrance:
+    with entrance_of(subject.network) as entrance:
         _measure(subject, first, [subject.batches.sample(1)])
         if entrance.images is None or entrance.images.shape[1] not in (1, 3):
             return {}
@@ -155,19 +157,18 @@ def _preprocessing(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[st
         found = _measure(subject, first, batches)
         name, possible = changes(describe_pixels(pixels), subject.given.mean, subject.given.std)
         as_it_is = Trial(name=name, distance=_distance(first, found))
-        tried: list[tuple[Trial, Change]] = []
+        tried: list[Trial] = []
         for change in possible:
             entrance.change = change.apply
-            trial = Trial(name=change.name, distance=_distance(first, _measure(subject, first, batches)))
-            tried.append((Trial(name=trial.name, distance=trial.distance, swapped=change.swapped), change))
-        tried.sort(key=lambda pair: pair[0].distance)
+            distance = _distance(first, _measure(subject, first, batches))
+            tried.append(Trial(name=change.name, distance=distance, swapped=change.swapped, change=change))
+        tried.sort(key=lambda trial: trial.distance)
         cost, certainty = None, None
-        if tried and tried[0][0].distance < 0.9 * as_it_is.distance:
-            cost, certainty = _outputs(
-                subject, lambda on: setattr(entrance, "change", tried[0][1].apply if on else None)
-            )
-    others = tuple(trial for trial, _ in tried)
-    trials = Trials(layer=first[0].name, present=as_it_is, others=others, cost=cost, certainty=certainty)
+        if tried and tried[0].distance < 0.9 * as_it_is.distance:
+            best = tried[0].change
+            assert best is not None
+            cost, certainty = _outputs(subject, lambda on: setattr(entrance, "change", best.apply if on else None))
+    trials = Trials(layer=first[0].name, present=as_it_is, others=tuple(tried), cost=cost, certainty=certainty)
     return {"preprocessing": trials} | parts
 
 
@@ -240,7 +241,7 @@ def _colours(subject: Subject, entrance: _Entrance, first: LayerEvidence, batche
 def _resolution(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, Any]:
     present = float(np.mean([shift_of(layer) for layer in layers]))
     as_it_is = Trial(name="", distance=present)
-    with _entrance(subject.network) as entrance:
+    with entrance_of(subject.network) as entrance:
         _measure(subject, layers[:1], [subject.batches.sample(1)])
         if entrance.images is None or entrance.images.shape[1] not in (1, 3):
             return {}
