@@ -23,7 +23,10 @@ from bnlab.report.page import format_number
 PAPER = ["inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid"]
 
 HERE = Path(__file__).parent
-VERBS = ("split", "train", "evaluate", "predict", "doctor", "demo", "net", "import", "machine", "study")
+VERBS = (
+    *("split", "train", "evaluate", "predict", "doctor", "recalibrate", "freeze"),
+    *("demo", "net", "import", "machine", "study"),
+)
 
 
 def pages() -> dict[Path, str]:

@@ -122,24 +122,17 @@ class EvaluateOptions(_Inference):
     """Number of threads that read photos (0: none, -1: as many as suit this machine)."""
 
 
-class DoctorOptions(_Inference):
+class ModelOptions(Options):
+    """Which network, and what it takes."""
+
     model: Annotated[str, typer.Argument(metavar="MODEL")]
     """Classifier file or run folder; or PATH.py:NAME or package.module:NAME, a function without arguments that makes
     the network: that code is run."""
-    data: Annotated[Path, typer.Option(metavar="FOLDER")]
-    """Photos whose classes are known: a split folder, a split.csv, or a folder of classes."""
     weights: Annotated[Path | None, typer.Option(metavar="FILE")] = None
     """Weights of the network that NAME makes: safetensors, or a state_dict that torch.save wrote. Code in it is never
     run."""
     classes: Annotated[Path | None, typer.Option(metavar="CLASSES")] = None
     """File of the class names in the order of the network's outputs (default: the names of the folders, sorted)."""
-    reference: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None
-    """Training photos, to tell stale statistics from photos that are not like those of the training (default: the train
-    split of --data, if it has one)."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Split to diagnose on (default: the first of test, val, train and all that --data has)."""
-    images: Annotated[int, Field(ge=2)] = 1024
-    """Number of photos, at most."""
     size: Annotated[int | None, Field(ge=1, le=8192)] = None
     """Height and width of the image that the network takes, in pixels (default: 224; a classifier file says it)."""
     resize: Literal["squash", "crop"] | None = None
@@ -148,6 +141,18 @@ class DoctorOptions(_Inference):
     """Subtracted from each colour, in 0..1 (default: ImageNet's, 0.485,0.456,0.406)."""
     std: Annotated[str | None, typer.Option(metavar="R,G,B")] = None
     """Divides each colour after that (default: ImageNet's, 0.229,0.224,0.225)."""
+
+
+class DoctorOptions(_Inference, ModelOptions):
+    data: Annotated[Path, typer.Option(metavar="FOLDER")]
+    """Photos whose classes are known: a split folder, a split.csv, or a folder of classes."""
+    reference: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None
+    """Training photos, to tell stale statistics from photos that are not like those of the training (default: the train
+    split of --data, if it has one)."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Split to diagnose on (default: the first of test, val, train and all that --data has)."""
+    images: Annotated[int, Field(ge=2)] = 1024
+    """Number of photos, at most."""
     select: list[str] | None = None
     """Id or name of a check to make, such as BN102 (default: all). May be repeated."""
     ignore: list[str] | None = None
@@ -161,6 +166,34 @@ class DoctorOptions(_Inference):
     help. The photos are then also those that statistics are measured on, unless there is a reference."""
     name: str | None = None
     """Name of the folder in runs/ (default: doctor, doctor2, ...)."""
+    workers: Annotated[int, Field(ge=-1, le=256)] = -1
+    """Number of threads that read photos (0: none, -1: as many as suit this machine)."""
+
+
+class RecalibrateOptions(_Inference, ModelOptions):
+    data: Annotated[Path, typer.Option(metavar="FOLDER")]
+    """Training photos: a split folder, a split.csv, or a folder of classes. Where it has splits, statistics are
+    measured on train, and accuracy on test or val."""
+    output: Annotated[Path, typer.Option(metavar="FILE")]
+    """New file: a classifier file if MODEL is one, and else a state_dict whose name ends in .safetensors, .pt or
+    .pth."""
+    images: Annotated[int, Field(ge=2)] = 1024
+    """Number of photos to measure on, and of those to score, at most."""
+    layer_by_layer: bool = False
+    """Measure each layer once those before it have their new statistics: exact, with one pass for each layer."""
+    workers: Annotated[int, Field(ge=-1, le=256)] = -1
+    """Number of threads that read photos (0: none, -1: as many as suit this machine)."""
+
+
+class FreezeOptions(_Inference):
+    classifier: ClassifierFile
+    """Classifier file, or the folder of a run, whose best.safetensors is read."""
+    output: Annotated[Path, typer.Option(metavar="FILE")]
+    """New classifier file; its name has to end in .safetensors."""
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None
+    """Photos to measure accuracy on, before and after (default: none)."""
+    images: Annotated[int, Field(ge=2)] = 1024
+    """Number of photos to measure on, at most."""
     workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Number of threads that read photos (0: none, -1: as many as suit this machine)."""
 

@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bnlab import norm
 from bnlab.classifier.file import CARD_KEY, load_network, save_classifier
+from bnlab.classifier.opened import open_classifier, photo_batches
+from bnlab.data.dataset import open_evaluation_data
+from bnlab.nets.network import TableNetwork
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -131,3 +135,66 @@ def test_classes_that_the_classifier_does_not_know_are_named(bnlab: Run, run_cop
 
 def test_options_without_effect_on_a_classifier_are_refused(bnlab: Run, run_copy: Path, photos: Path) -> None:
     assert "size has no effect" in bnlab("doctor", run_copy, "--data", photos, "--size", 64).complaint
+
+
+def teach(file: Path, photos: Path) -> None:
+    """Give a classifier file the last layer that separates the classes of these photos, and their statistics."""
+    model = open_classifier(file)
+    some = open_evaluation_data(photos, None)[1]
+    assert model.classes is not None
+    batches = photo_batches(model, some, model.classes, batch_size=36, images=100, workers=0, max_megapixels=0)
+    norm.recalibrate(model.network, batches)
+    features: list[torch.Tensor] = []
+    head = model.network.get_submodule("fc")
+    assert isinstance(head, nn.Linear)
+    handle = head.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+    with torch.no_grad():
+        ((images, labels),) = batches
+        model.network(images)
+        handle.remove()
+        x = torch.cat([features[0], torch.ones(len(labels), 1)], 1)  # N x features + 1
+        solution = torch.linalg.lstsq(x, nn.functional.one_hot(labels, 3).float()).solution.T
+        head.weight.copy_(20 * solution[:, :-1])
+        head.bias.copy_(20 * solution[:, -1])
+    network, card = model.network, model.card
+    assert isinstance(network, TableNetwork)
+    assert card is not None
+    save_classifier(file, network, card)
+
+
+def test_fix_writes_a_repaired_classifier(bnlab: Run, run_copy: Path, photos: Path) -> None:
+    file = run_copy / "best.safetensors"
+    teach(file, photos)
+    spoil(file)
+    before = file.read_bytes()
+    done = bnlab("doctor", run_copy, "--data", photos, *FAST, "--fix", "new/f.safetensors", "--json")
+    assert done.status == 1, done.err
+    fix = json.loads(done.out)["fix"]
+    assert fix["output"] == "new/f.safetensors"
+    assert [(one["repair"], one["kept"]) for one in fix["repairs"]] == [("recalibrate", True)]
+    assert fix["comparison"]["after"] > fix["comparison"]["before"]
+    assert fix["comparison"]["p"] < 0.01
+    assert file.read_bytes() == before
+    again = bnlab("doctor", "new/f.safetensors", "--data", photos, *FAST, "--fix", "g.safetensors", "--json")
+    assert json.loads(again.out)["accuracy"]["running"] == fix["comparison"]["after"]
+    assert json.loads(again.out)["fix"]["output"] is None
+    assert "g.safetensors was not written, since no safe repair helps" in again.err
+    assert not Path("g.safetensors").exists()
+    shown = bnlab("doctor", run_copy, "--data", photos, *FAST, "--fix", "h.safetensors").out
+    assert "Recalibrate (safe) changed 43 layers" in shown
+    assert "h.safetensors: the repaired weights." in shown
+
+
+def test_fix_refuses_an_existing_file_before_anything_is_computed(bnlab: Run, run_copy: Path, photos: Path) -> None:
+    Path("there.safetensors").write_bytes(b"mine")
+    done = bnlab("doctor", run_copy, "--data", photos, *FAST, "--fix", "there.safetensors")
+    assert (done.status, "there.safetensors exists already" in done.complaint) == (2, True)
+    assert not Path("runs/doctor").exists()
+
+
+def test_fix_writes_a_state_dict_of_a_network_of_code(bnlab: Run, code: Path, photos: Path) -> None:
+    torch.manual_seed(0)
+    done = bnlab("doctor", "own_net.py:make", "--data", photos, "--size", 24, *FAST, "--fix", "w.pt", "--json")
+    fix = json.loads(done.out)["fix"]
+    assert ("drop_bias", True) in [(one["repair"], one["kept"]) for one in fix["repairs"]]
+    assert not torch.load("w.pt", weights_only=True)["0.bias"].any()

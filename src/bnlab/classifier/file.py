@@ -24,6 +24,7 @@ from bnlab.files import write_atomic
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.weights import is_pickle, parse_safetensors, read_content
+from bnlab.norm import freeze
 from bnlab.runs import Run
 
 FORMAT_VERSION = 2
@@ -55,6 +56,8 @@ class Card:
     """the trainings from whose weights it started, the first one first"""
     seen: SeenPhotos = Field(default_factory=SeenPhotos)
     """the photos that it and its ancestors were trained on; an older file does not say, so there may be others"""
+    frozen_norms: bool = False
+    """whether later training keeps the statistics, gamma and beta of its normalisation layers as they are"""
 
 
 def to_json(card: Card) -> str:
@@ -165,6 +168,8 @@ def load_network(path: Path) -> tuple[TableNetwork, Card]:
     if problem := misfit(tensors, expected, card.network, name):
         raise ClassifierError(problem, "train or copy it again")
     network.load_state_dict({key: tensors[key].to(expected[key].dtype) for key in expected}, assign=True)
+    if card.frozen_norms:
+        freeze(network)
     return network.eval(), card
 
 

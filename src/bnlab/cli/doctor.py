@@ -1,4 +1,4 @@
-"""The verb for networks that behave in training and not in evaluation: doctor."""
+"""The verbs for networks that behave in training and not in evaluation: doctor, recalibrate and freeze."""
 
 from typing import Annotated, Any
 
@@ -11,8 +11,8 @@ from rich.text import Text
 from bnlab.cli.app import app
 from bnlab.cli.console import ScreenProgress, show_result
 from bnlab.cli.parameters import Json, takes
-from bnlab.errors import plural, printable
-from bnlab.options import DoctorOptions
+from bnlab.errors import plural, printable, quoted
+from bnlab.options import DoctorOptions, FreezeOptions, RecalibrateOptions
 
 _STYLES = {"error": "bold red", "warn": "bold yellow", "info": "bold cyan"}
 
@@ -32,7 +32,8 @@ def doctor(
 
     For a network that is good in training and bad in evaluation: a classifier file, or any PyTorch network. The photos
     are run by running, by batch and by recalibrated statistics; checks read what was measured, and the repairs that
-    they name are tested on the same photos. Nothing is changed; diagnosis.json and report.html go to runs/NAME.
+    they name are tested on the same photos. Nothing is changed, and with --fix a repaired copy
+    is written; diagnosis.json and report.html go to runs/NAME.
     """
     if explain is not None or list_checks:
         _show_checks(explain, as_json=as_json)
@@ -49,9 +50,56 @@ def doctor(
     last = f"{printable(str(result.folder))}: report.html shows it."
     if result.report.findings:
         last += f" Next: bnlab doctor --explain {result.report.findings[0].id}"
-    show_result(as_json, result.to_json(), _diagnosis(result.report), last)
+    shown = _diagnosis(result.report)
+    if result.repaired is not None:
+        shown = Group(shown, "", _lines(str(result.repaired)))
+        if result.repaired.kept:
+            last = f"{printable(str(result.options.fix))}: the repaired weights. {last}"
+    show_result(as_json, result.to_json(), shown, last)
     if failing:
         raise typer.Exit(1)
+
+
+@app.command()
+@takes(RecalibrateOptions)
+def recalibrate(*, as_json: Json = False, **given: Any) -> None:
+    """Measure the statistics of batch normalisation anew on training photos, and write a new file.
+
+    For a classifier file, or any PyTorch network with its weights. The weights stay as they are. Accuracy before and
+    after is measured on the same photos: those of test or val, where FOLDER has splits.
+    """
+    from bnlab.commands import recalibrate as command
+
+    result = command.run(RecalibrateOptions(**given), ScreenProgress())
+    lines = (
+        f"{result.model}: statistics measured on {plural(result.measured, 'photo')} of {result.measured_split}\n"
+        f"{result.repaired}"
+    )
+    output = result.options.output
+    show_result(as_json, result.to_json(), _lines(lines), f"{printable(output)}: written.")
+
+
+@app.command()
+@takes(FreezeOptions)
+def freeze(*, as_json: Json = False, **given: Any) -> None:
+    """Write a classifier whose batch normalisation stays as it is in further training.
+
+    Its statistics, gamma and beta are kept by `bnlab train --init FILE` (freeze_bn=true, unless it is set), and by
+    `Classifier.load(FILE).network` in a training loop of your own. Predictions stay the same.
+    """
+    from bnlab.commands import freeze as command
+
+    result = command.run(FreezeOptions(**given), ScreenProgress())
+    lines = [f"{result.classifier}: {plural(len(result.layers), 'layer')} frozen"]
+    lines += [f"{name} is not frozen: {reason}" for name, reason in result.kept.items()]
+    lines += [] if result.repaired is None else [str(result.repaired)]
+    output = result.options.output
+    last = f"{printable(output)}: written. Next: bnlab train DATA --init {quoted(output)}"
+    show_result(as_json, result.to_json(), _lines("\n".join(lines)), last)
+
+
+def _lines(text: str) -> Text:
+    return Text("\n".join(map(printable, text.splitlines())))
 
 
 def _show_checks(explain: str | None, *, as_json: bool) -> None:

@@ -1,50 +1,33 @@
 """`bnlab doctor`: find, explain and repair faults of batch normalisation in a classifier or any PyTorch network."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from bnlab.classifier.file import Card
-from bnlab.classifier.predict import Classifier
-from bnlab.data.class_names import read_classes
+from bnlab.classifier.opened import (
+    OpenedModel,
+    check_classes,
+    check_output,
+    measured_on,
+    open_model,
+    photo_batches,
+    save_model,
+)
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photo_batches import PhotoBatches
-from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photos
-from bnlab.data.preprocess import Preprocessing
 from bnlab.data.scan import Refusal, Result, report_refused
-from bnlab.errors import ClassifierError, DataError, UsageError, plural, printable
+from bnlab.errors import DataError, UsageError, printable
 from bnlab.files import write_atomic, write_json
-from bnlab.health import diagnose
+from bnlab.health import Repaired, diagnose, repair
 from bnlab.health.check import Finding, finding_key
 from bnlab.health.report import Report
 from bnlab.machine import choose_device, memory_errors, versions
-from bnlab.nets.factory import build_model
-from bnlab.nets.load_weights import load_weights
 from bnlab.options import DoctorOptions
 from bnlab.progress import LoggedProgress, Progress
 from bnlab.report.health_page import diagnosis_page
 from bnlab.runs import check_free, new_run
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patient:
-    """The network to diagnose, and how photos become its input."""
-
-    name: str
-    network: nn.Module
-    classes: tuple[str, ...] | None
-    """in the order of its outputs; None: those of the folders"""
-    preprocessing: Preprocessing
-    card: Card | None = None
-    checkpoint: Path | None = None
-    """file of the weights"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +38,8 @@ class DoctorResult(Result):
     split: str
     folder: Path | None = None
     """where diagnosis.json and report.html are, if they were written"""
+    repaired: Repaired | None = None
+    """what was repaired, if that was asked for; `options.fix` was written if any repair was kept"""
 
     def failing(self) -> tuple[Finding, ...]:
         """The findings that make the exit status 1."""
@@ -69,33 +54,44 @@ class DoctorResult(Result):
             "split": self.split,
             "refused": [{"path": refusal.path, "reason": refusal.reason} for refusal in self.refused],
             "folder": self.folder and str(self.folder),
+            "fix": self._fix(),
             "versions": versions(),
         }
 
+    def _fix(self) -> dict[str, Any] | None:
+        if self.repaired is None:
+            return None
+        return self.repaired.to_json() | {"output": str(self.options.fix) if self.repaired.kept else None}
+
 
 def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> DoctorResult:
-    """Diagnose, and `write` diagnosis.json and report.html to a new run folder."""
+    """Diagnose, repair if `options.fix` asks for it, and `write` diagnosis.json and report.html to a new run folder."""
     progress = LoggedProgress(progress)
+    if options.fix is not None:
+        check_output(options.fix, options.model, "--fix")
     check_free(options.runs, options.name)
     known = _read_baseline(options.baseline) if options.baseline else frozenset[str]()
-    patient = open_model(options)
-    split, batches, reference = _open_photos(options, patient, progress)
+    model = open_model(options)
+    split, batches, reference = _open_photos(options, model, progress)
     device = choose_device(options.device)
-    patient.network.to(device).eval()
-    with memory_errors(options.batch_size, patient.preprocessing.size):
+    model.network.to(device).eval()
+    with memory_errors(options.batch_size, model.preprocessing.size):
         report = diagnose(
-            patient.network,
+            model.network,
             batches,
             images=None,
-            checkpoint=patient.checkpoint,
+            checkpoint=model.checkpoint,
             reference=reference,
-            mean=patient.preprocessing.mean,
-            std=patient.preprocessing.std,
+            mean=model.preprocessing.mean,
+            std=model.preprocessing.std,
             select=options.select or (),
             ignore=options.ignore or (),
             progress=progress,
         )
     report_refused(batches.refused, strict=options.strict, progress=progress)
+    repaired = None
+    if options.fix is not None:
+        repaired = _fix(options.fix, model, report, split, batches, reference, progress)
     report = replace(
         report,
         findings=tuple(finding for finding in report.findings if finding.key() not in known),
@@ -104,100 +100,57 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
     result = DoctorResult(
         report=report,
         options=options,
-        model=patient.name,
+        model=model.name,
         split=split,
+        repaired=repaired,
         warnings=tuple(progress.warnings),
         refused=tuple(batches.refused),
     )
-    return _with_files(result, patient) if write else result
+    return _with_files(result, model) if write else result
 
 
-def open_model(options: DoctorOptions) -> Patient:
-    """The classifier, or the network that the caller's code makes, with its weights.
-
-    Raises:
-        UsageError: MODEL names no network, or an option has no effect on it.
-        ClassifierError: the file or the weights cannot be read, or do not fit.
-    """
-    path = Path(options.model)
-    if ":" in options.model and not path.exists():
-        return _from_code(options)
-    given = [name for name in ("weights", "size", "resize", "mean", "std", "classes") if getattr(options, name)]
-    if given:
-        raise UsageError(f"{given[0]} has no effect on a classifier file, which knows it", f"leave {given[0]} out")
-    if path.suffix == ".py":
-        raise UsageError(
-            f"'{printable(path)}' does not say which network to build",
-            f"name the function that makes it: {printable(path)}:NAME",
-        )
-    if path.is_file() and path.suffix != ".safetensors":
-        raise UsageError(
-            f"{printable(path)} is not a classifier file",
-            "name the code that makes the network, PATH.py:NAME, and pass this file as weights",
-        )
-    classifier = Classifier.load(path, "cpu")
-    return Patient(
-        name=printable(classifier.path or path),
-        network=classifier.network,
-        classes=classifier.classes,
-        preprocessing=classifier.card.preprocessing,
-        card=classifier.card,
-        checkpoint=classifier.path,
-    )
-
-
-def _from_code(options: DoctorOptions) -> Patient:
-    network = build_model(options.model)
-    if options.weights is not None:
-        load_weights(network, options.weights)
-    preprocessing = Preprocessing(
-        size=options.size or 224,
-        resize=options.resize or "crop",
-        crop_fraction=0.875 if options.resize != "squash" else 1.0,
-        mean=_colour(options.mean, MEAN, "mean"),
-        std=_colour(options.std, STD, "std"),
-    )
-    return Patient(
-        name=printable(options.model),
-        network=network,
-        classes=read_classes(options.classes) if options.classes else None,
-        preprocessing=preprocessing,
-        checkpoint=options.weights,
-    )
-
-
-def _colour(text: str | None, default: tuple[float, float, float], name: str) -> tuple[float, float, float]:
-    if text is None:
-        return default
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) == 1:
-        values *= 3
-    if len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise UsageError(f"{name} '{printable(text)}' is not three numbers", f"pass R,G,B in 0..1, such as {default}")
-    return values
+def _fix(
+    path: Path,
+    model: OpenedModel,
+    report: Report,
+    split: str,
+    batches: PhotoBatches,
+    reference: PhotoBatches | None,
+    progress: Progress,
+) -> Repaired:
+    """Write the model with the safe repairs that help, if there are any."""
+    calibration = batches if reference is None else reference
+    with memory_errors(batches.batch_size, model.preprocessing.size):
+        repaired = repair(model.network, batches, report.findings, calibration=reference)
+    if not repaired.kept:
+        progress.warn(f"{printable(path)} was not written, since no safe repair helps")
+        return repaired
+    card = model.card
+    if card is not None and any(one.name == "recalibrate" for one in repaired.kept):
+        after = repaired.comparison if reference is not None else None
+        metrics = {} if after is None else {"split": split, "n": after.n, "accuracy": after.after}
+        card = measured_on(card, calibration.photos, metrics)
+    save_model(path, model, repaired.model, card)
+    return repaired
 
 
 def _open_photos(
-    options: DoctorOptions, patient: Patient, progress: Progress
+    options: DoctorOptions, model: OpenedModel, progress: Progress
 ) -> tuple[str, PhotoBatches, PhotoBatches | None]:
     refused: list[Refusal] = []
     split, photos = open_evaluation_data(options.data, options.split, refused, progress)
-    classes = patient.classes or tuple(sorted(set(photos.labels)))
-    _check_classes(options.data, photos, classes, patient)
-    reader = PhotoReader(max_megapixels=options.max_megapixels)
+    classes = model.classes or tuple(sorted(set(photos.labels)))
+    check_classes(options.data, photos, classes, model)
 
     def batches(some: Photos) -> PhotoBatches:
-        return PhotoBatches(
-            photos=some,
-            classes=classes,
-            preprocessing=patient.preprocessing,
+        return photo_batches(
+            model,
+            some,
+            classes,
             batch_size=options.batch_size,
             images=options.images,
             workers=options.workers,
-            reader=reader,
+            max_megapixels=options.max_megapixels,
         )
 
     if len(photos) < 2:
@@ -207,7 +160,7 @@ def _open_photos(
     reference = None
     if options.reference is not None:
         _, others = open_evaluation_data(options.reference, None, [], progress)
-        _check_classes(options.reference, others, classes, patient)
+        check_classes(options.reference, others, classes, model)
         reference = batches(others)
     elif split in ("val", "test"):
         try:
@@ -216,34 +169,6 @@ def _open_photos(
         except DataError:  # it has no train split
             reference = None
     return split, own, reference
-
-
-def _check_classes(data: Path, photos: Photos, classes: Sequence[str], patient: Patient) -> None:
-    unknown = sorted(set(photos.labels) - set(classes))
-    if unknown:
-        names = ", ".join(printable(name) for name in unknown[:5])
-        raise ClassifierError(
-            f"{printable(data)} has {plural(len(unknown), 'class').replace('classs', 'classes')} that the model does "
-            f"not know ({names})",
-            f"it knows {', '.join(printable(name) for name in classes[:20])}; rename or remove the others",
-        )
-    outputs = _outputs(patient.network)
-    if patient.card is None and outputs is not None and outputs != len(classes):
-        raise ClassifierError(
-            f"the network has {outputs} outputs, but {printable(data)} has {len(classes)} classes",
-            "pass its class names in the order of its outputs as classes, or the network for these classes",
-        )
-
-
-def _outputs(network: nn.Module) -> int | None:
-    """The number of outputs, if the last layer with weights is linear or a 1 x 1 convolution."""
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    if not layers:
-        return None
-    last = layers[-1]
-    return (
-        last.out_features if isinstance(last, nn.Linear) else last.out_channels if last.kernel_size == (1, 1) else None
-    )
 
 
 def _read_baseline(path: Path) -> frozenset[str]:
@@ -261,7 +186,7 @@ def _read_baseline(path: Path) -> frozenset[str]:
         ) from None
 
 
-def _with_files(result: DoctorResult, patient: Patient) -> DoctorResult:
+def _with_files(result: DoctorResult, model: OpenedModel) -> DoctorResult:
     options = result.options
     folder = new_run(options.runs, options.name, stem="doctor").folder
     result = replace(result, folder=folder)

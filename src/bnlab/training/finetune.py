@@ -16,6 +16,7 @@ from bnlab.errors import UsageError, printable
 from bnlab.files import write_json
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.registry import ARCHITECTURE_KEYS
+from bnlab.norm.freeze import Freezable
 from bnlab.progress import Progress
 from bnlab.runs import Run
 
@@ -50,6 +51,8 @@ def inherit_from_init(settings: Settings) -> Settings:
             raise UsageError(f"init {name} has the {key} {inherited[key]}, not {own}", f"leave {key} out")
     unless_set = {key: getattr(preprocessing, key) for key in ("size", "resize", "crop_fraction")}
     unless_set["backbone_lr_factor"] = BACKBONE_LR_FACTOR
+    if card.frozen_norms and recipe.freeze != "backbone":
+        unless_set["freeze_bn"] = True
     inherited |= {key: value for key, value in unless_set.items() if key not in settings.origin}
     if "pixel_range" not in settings.chosen:  # that a shipped recipe has none is no choice
         inherited["pixel_range"] = preprocessing.pixel_range
@@ -76,6 +79,8 @@ def load_pretrained(network: TableNetwork, classes: Sequence[str], init: str, pr
     network.load_state_dict(tensors, strict=False)  # the file has no auxiliary heads
     new = "" if known else f"; the last layer is new, for its classes were {', '.join(map(printable, card.classes))}"
     progress.note(f"starting from {name}, with its network and preprocessing{new}")
+    if card.frozen_norms and any(isinstance(m, Freezable) and m.frozen for m in network.modules()):
+        progress.note(f"the normalisation layers of {name} are frozen, and stay so: freeze_bn=false would train them")
     latest = Ancestor(split_sha256=card.split_sha256, photos=card.photos, classes=card.classes)
     return History(ancestors=(*card.ancestors, latest), seen=card.seen)
 
