@@ -107,6 +107,22 @@ def test_another_domain_is_attributed_fully() -> None:
     assert report.attribution.unexplained == 0  # type: ignore[union-attr]
 
 
+def test_of_two_repairs_of_the_statistics_those_of_the_images_themselves_count() -> None:
+    """Statistics that are stale, of a network whose images come from another camera."""
+    network = trained_on(normalised(photos(256)))
+    labels = [y for _, y in with_teacher(network, normalised(photos(256, seed=1)))]
+    camera = normalised(0.55 * photos(256, seed=1) + torch.tensor([0.35, 0.3, 0.1]).view(3, 1, 1))
+    shifted = list(zip(camera.split(32), labels, strict=True))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.mul_(25)  # type: ignore[union-attr]
+    report = health.diagnose(network, shifted, reference=batches(normalised(photos(256, seed=2))))
+    found = explained(report)
+    assert [*found] == ["domain", "stale statistics"]
+    assert found["domain"].alone.after != found["stale statistics"].alone.after
+    assert report.attribution.together.after == report.accuracy["recalibrated"]  # type: ignore[union-attr]
+
+
 def test_a_mode_is_attributed_and_nothing_moves() -> None:
     """Dropout in training mode while the model is in evaluation."""
     torch.manual_seed(0)
