@@ -71,6 +71,17 @@ def test_photos_that_gave_the_statistics_count_as_seen(bnlab: Run, run_copy: Pat
     assert seen.complete
 
 
+def test_photos_that_cannot_be_used_are_named_and_do_not_count(bnlab: Run, run_copy: Path, data: Path) -> None:
+    for name in ("broken.png", "torn.png"):
+        (data / "train" / "ring" / name).write_bytes(b"no picture")
+    done = bnlab("recalibrate", run_copy, "--data", data, "--output", "f.safetensors", *FAST, "--json")
+    document = json.loads(done.out)
+    assert document["measured_on"]["images"] == 24
+    assert {Path(one["path"]).name for one in document["refused"]} == {"broken.png", "torn.png"}
+    strict = bnlab("recalibrate", run_copy, "--data", data, "--output", "g.safetensors", *FAST, "--strict")
+    assert (strict.status, Path("g.safetensors").exists()) == (2, False)
+
+
 def test_without_splits_the_same_photos_are_scored_and_it_says_so(bnlab: Run, run_copy: Path, photos: Path) -> None:
     done = bnlab("recalibrate", run_copy, "--data", photos, "--output", "f.safetensors", *FAST, "--layer-by-layer")
     assert done.status == 0, done.err

@@ -129,7 +129,7 @@ def _fix(
     if card is not None and any(one.name == "recalibrate" for one in repaired.kept):
         after = repaired.comparison if reference is not None else None
         metrics = {} if after is None else {"split": split, "n": after.n, "accuracy": after.after}
-        card = measured_on(card, calibration.photos, metrics)
+        card = measured_on(card, calibration.used, metrics)
     save_model(path, model, repaired.model, card)
     return repaired
 

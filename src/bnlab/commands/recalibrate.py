@@ -112,12 +112,12 @@ def run(options: RecalibrateOptions, progress: Progress) -> RecalibrateResult:
             if held_out and comparison is not None
             else {}
         )
-        card = measured_on(card, found.photos, metrics)
+        card = measured_on(card, found.used, metrics)
     save_model(options.output, model, repaired.model, card)
     return RecalibrateResult(
         options=options,
         model=model.name,
-        measured=len(found.photos) - len(found.refused),
+        measured=len(found.used),
         measured_split=measured_split,
         scored_split=scored_split,
         repaired=repaired,

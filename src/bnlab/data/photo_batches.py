@@ -51,6 +51,12 @@ class PhotoBatches:
         size = 3 * self.preprocessing.size**2
         self.cache = Cache(len(self.photos), min(_CACHE, len(self.photos) * size))
 
+    @property
+    def used(self) -> Photos:
+        """The photos that were drawn and, once the batches were gone through, could be used."""
+        paths = {refusal.path for refusal in self.refused}
+        return self.photos[np.array([photo.path not in paths for photo in self.photos], bool)]
+
     def __len__(self) -> int:
         return math.ceil(len(self.photos) / self.batch_size)
 
