@@ -37,7 +37,7 @@ difference alone is not reported where its cost can be measured. Few images cann
 ## Remedy
 
 Recalibrate: measure the population statistics anew, on 1,000 to 10,000 training images without augmentation
-(`bnlab recalibrate`, `bnlab.norm.recalibrate`). The weights are not changed. If the initial statistics (mean 0,
+(`bnlab.norm.recalibrate`). The weights are not changed. If the initial statistics (mean 0,
 variance 1) still weigh more than 1%, which is (1 - m)^n after n batches, raise the momentum or train longer. The files
 that bnlab trains, best.safetensors and last.safetensors, hold the population statistics and lose nothing; raise
 norm_momentum or lower learning_rate in the recipe if the network is used with its running statistics elsewhere.
@@ -107,7 +107,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=cost,
             cause=cause,
             remedy=remedy,
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command="bnlab.norm.recalibrate(model, batches)",
         )
     ]
 
