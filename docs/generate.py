@@ -13,6 +13,7 @@ from urllib.parse import quote
 import generate_api
 
 from bnlab.config import load_settings
+from bnlab.health.registry import Entry, all_checks
 from bnlab.lab.experiment import SETTABLE
 from bnlab.lab.splits import QUICK_PHOTOS
 from bnlab.lab.study import STUDY_NAMES, find_study
@@ -22,7 +23,7 @@ from bnlab.report.page import format_number
 PAPER = ["inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid"]
 
 HERE = Path(__file__).parent
-VERBS = ("split", "train", "evaluate", "predict", "demo", "net", "import", "machine", "study")
+VERBS = ("split", "train", "evaluate", "predict", "doctor", "demo", "net", "import", "machine", "study")
 
 
 def pages() -> dict[Path, str]:
@@ -34,6 +35,8 @@ def pages() -> dict[Path, str]:
         HERE / "recipes.md": _recipes(),
         HERE / "studies.md": _studies(),
         HERE / "results" / "README.md": _results(),
+        HERE / "checks" / "README.md": _checks(),
+        **{HERE / "checks" / f"{entry.check.name}.md": _check(entry) for entry in all_checks()},
     }
 
 
@@ -139,6 +142,33 @@ def _results() -> str:
         parts += [f"![{plot.stem}]({folder}/{quote(plot.name)})" for plot in sorted(path.parent.glob("*.png"))]
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _check(entry: Entry) -> str:
+    source = f"src/bnlab/health/checks/{entry.file}.py"
+    return f"{entry.page()}\n`make docs` writes this page from [`{source}`](../../{source}).\n"
+
+
+def _checks() -> str:
+    lines = [
+        "# Checks of batch normalisation\n",
+        "`make docs` writes this page from `bnlab/health/checks`. `bnlab doctor` makes these checks, and",
+        "`bnlab doctor --explain BN102` shows the page of one. A training makes BN102, BN103, BN109 and BN110 while it",
+        "runs.\n",
+        "Severity: *error* is an exact fact that makes results wrong; *warn* is shown by a test and is large enough to",
+        "matter; *info* is advice. A remedy is *safe* if it cannot change what was trained, *unsafe* if it may, and",
+        "*display only* if the caller's code must change. *m* is a layer's momentum (the weight of the newest batch),",
+        "*gamma* and *beta* are the scale and the shift that it learns.\n",
+        "| id | name | severity | remedy | finds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for entry in all_checks():
+        about = entry.check
+        link = f"[{about.name}]({about.name}.md)"
+        lines.append(
+            f"| {about.id} | {link} | {about.severity} | {about.safety} | {entry.title.replace(chr(10), ' ')} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _options(options: dict[str, object]) -> str:

@@ -108,7 +108,7 @@ class TrainOptions(_Strict, _Runs):
 
 class EvaluateOptions(_Inference):
     classifiers: Annotated[list[Path], Field(min_length=1), API_ONLY]
-    """Classifier file; or several, which are evaluated as an ensemble: their probabilities are averaged."""
+    """Classifier file or run folder; or several, evaluated as an ensemble: their probabilities are averaged."""
     data: Annotated[Path, API_ONLY]
     """Photos to evaluate on: a split folder, a split.csv, or a folder of classes."""
     split: Literal["train", "val", "test", "all"] | None = None
@@ -122,9 +122,52 @@ class EvaluateOptions(_Inference):
     """Number of threads that read photos (0: none, -1: as many as suit this machine)."""
 
 
+class DoctorOptions(_Inference):
+    model: Annotated[str, typer.Argument(metavar="MODEL")]
+    """Classifier file or run folder; or PATH.py:NAME or package.module:NAME, a function without arguments that makes
+    the network: that code is run."""
+    data: Annotated[Path, typer.Option(metavar="FOLDER")]
+    """Photos whose classes are known: a split folder, a split.csv, or a folder of classes."""
+    weights: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    """Weights of the network that NAME makes: safetensors, or a state_dict that torch.save wrote. Code in it is never
+    run."""
+    classes: Annotated[Path | None, typer.Option(metavar="CLASSES")] = None
+    """File of the class names in the order of the network's outputs (default: the names of the folders, sorted)."""
+    reference: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None
+    """Training photos, to tell stale statistics from photos that are not like those of the training (default: the train
+    split of --data, if it has one)."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Split to diagnose on (default: the first of test, val, train and all that --data has)."""
+    images: Annotated[int, Field(ge=2)] = 1024
+    """Number of photos, at most."""
+    size: Annotated[int | None, Field(ge=1, le=8192)] = None
+    """Height and width of the image that the network takes, in pixels (default: 224; a classifier file says it)."""
+    resize: Literal["squash", "crop"] | None = None
+    """How photos become squares: squash scales both sides, crop takes the centre (default: crop)."""
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B")] = None
+    """Subtracted from each colour, in 0..1 (default: ImageNet's, 0.485,0.456,0.406)."""
+    std: Annotated[str | None, typer.Option(metavar="R,G,B")] = None
+    """Divides each colour after that (default: ImageNet's, 0.229,0.224,0.225)."""
+    select: list[str] | None = None
+    """Id or name of a check to make, such as BN102 (default: all). May be repeated."""
+    ignore: list[str] | None = None
+    """Id or name of a check not to make. May be repeated."""
+    fail_on: Literal["error", "warn", "info"] = "warn"
+    """The exit status is 1 if there is a finding of this severity or a worse one."""
+    baseline: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    """File diagnosis.json of an earlier diagnosis: what it found is known, and is not reported again."""
+    fix: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    """New file to write the repaired weights to: those repairs are made that cannot change what was trained and that
+    help. The photos are then also those that statistics are measured on, unless there is a reference."""
+    name: str | None = None
+    """Name of the folder in runs/ (default: doctor, doctor2, ...)."""
+    workers: Annotated[int, Field(ge=-1, le=256)] = -1
+    """Number of threads that read photos (0: none, -1: as many as suit this machine)."""
+
+
 class PredictOptions(_Inference):
     classifier: ClassifierFile
-    """Classifier file, such as best.safetensors of a run."""
+    """Classifier file, or the folder of a run, whose best.safetensors is read."""
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...")]
     """Photos, and folders of photos."""
     top: Annotated[int, Field(ge=1)] = 5

@@ -136,7 +136,7 @@ def test_of_several_sets_one_is_chosen(tmp_path: Path) -> None:
     state, average = filled(model, 1), filled(model, 2)
     saved = {"model": under("module.", state), "ema": average, "epoch": 3}
     error = refusal(model, saved, tmp_path)
-    assert "holds 2 sets of weights that fit, whose names begin with 'ema.', 'model.module.'" in error.problem
+    assert "holds 2 sets of weights that fit, with the prefix 'ema.' and the prefix 'model.module.'" in error.problem
     done = load(model, saved, tmp_path, prefix="ema.")
     assert (done.prefix, len(done.others)) == ("ema.", 8)
     assert_equal(model.state_dict(), average)
@@ -249,13 +249,24 @@ def test_a_file_of_quite_another_network(tmp_path: Path) -> None:
 
 
 def test_both_names_of_a_tensor_in_one_file(tmp_path: Path) -> None:
-    """Without a prefix all names count."""
+    """The model's own name is meant."""
     model = Net()
     state = filled(model)
     error = refusal(model, state | {"module.conv.weight": state["conv.weight"]}, tmp_path)
     assert "1 tensor is unexpected (module.conv.weight)" in error.problem
-    state["head.module.1.bias"] = state["head.1.bias"]
-    assert "1 tensor is unexpected (head.module.1.bias)" in refusal(model, state, tmp_path).problem
+    error = refusal(model, {"head.module.1.bias": torch.zeros(2)} | state, tmp_path)
+    assert "1 tensor is unexpected (head.module.1.bias)" in error.problem
+    error = refusal(model, state | under("module.", state), tmp_path)
+    assert "2 sets of weights that fit, with no prefix and the prefix 'module.'" in error.problem
+
+
+def test_a_part_of_the_model_that_shares_all_of_it(tmp_path: Path) -> None:
+    """The part alone would be complete, too, but more tensors fit."""
+    model = nn.Linear(2, 2, bias=False)
+    model.inner = nn.Linear(2, 2, bias=False)
+    model.inner.weight = model.weight
+    done = load(model, {"weight": torch.ones(2, 2), "inner.weight": torch.ones(2, 2)}, tmp_path)
+    assert (done.prefix, done.tensors) == ("", 2)
 
 
 def test_a_part_of_the_model_that_is_called_like_a_wrapper(tmp_path: Path) -> None:

@@ -18,12 +18,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 F = TypeVar("F", bound=Callable[..., None])
 
 
-def takes(options: type[Options], *, recipe_options: Sequence[str] = ()) -> Callable[[F], F]:
+def takes(
+    options: type[Options], *, recipe_options: Sequence[str] = (), optional: Sequence[str] = ()
+) -> Callable[[F], F]:
     """Give a verb the fields of `options` as arguments and options, which it receives as `**given`.
 
     Args:
         options: the model; fields marked API_ONLY are left out.
         recipe_options: keys of the recipe that have an option apart from `--set`; None if not given.
+        optional: required fields that the verb can do without; None if not given.
     """
 
     def decorate(verb: F) -> F:
@@ -32,7 +35,7 @@ def takes(options: type[Options], *, recipe_options: Sequence[str] = ()) -> Call
             if name == "recipe_keys":
                 parameters += [_parameter(Recipe, key, optional=True) for key in recipe_options]
             if API_ONLY not in field.metadata:
-                parameters.append(_parameter(options, name))
+                parameters.append(_parameter(options, name, optional=name in optional))
         signature = inspect.signature(verb)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         verb.__signature__ = signature.replace(parameters=[*parameters, *own])  # type: ignore[attr-defined]
@@ -54,7 +57,8 @@ def _parameter(model: type[BaseModel], name: str, *, optional: bool = False) -> 
     info.max = next((m.le for m in field.metadata if hasattr(m, "le")), None)
     default = inspect.Parameter.empty if field.is_required() else field.default
     if optional:
-        info.show_default = str(default) if default is not None and kind is not bool else False
+        known = default is not None and default is not inspect.Parameter.empty and kind is not bool
+        info.show_default = str(default) if known else False
         default = None
     if default is None or kind == list[str]:
         kind, default = kind | None, None

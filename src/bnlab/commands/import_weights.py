@@ -1,16 +1,13 @@
 """`bnlab import`: turn weights from elsewhere into a classifier file. Code in them is never run."""
 
-import json
-import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bnlab.classifier.file import CARD_KEY, Card, check_new_file, save_classifier
 from bnlab.config import Settings, load_settings, with_changes
+from bnlab.data.class_names import read_classes
 from bnlab.data.preprocess import Preprocessing
 from bnlab.data.scan import Result
-from bnlab.data.split_csv import as_label
 from bnlab.errors import ClassifierError, UsageError, did_you_mean, plural, printable, quoted
 from bnlab.files import storage_errors
 from bnlab.machine import versions
@@ -24,7 +21,6 @@ from bnlab.training.no_effect import Situation, without_effect
 
 PREPROCESSING_KEYS = ("size", "resize", "crop_fraction", "mean", "std")
 _NOT_IN_TENSORS = ("activation", "placement", "norm_eps", "local_response")  # they change outputs all the same
-_CLASSES_REMEDY = "pass a JSON file, or a file with one name a line, to --classes"
 _MOST_NAMED = 20  # warnings about tensors that do not match
 
 
@@ -33,6 +29,9 @@ class ImportResult(Result):
     options: ImportOptions
     card: Card
     conversion: Conversion
+
+    def __repr__(self) -> str:
+        return self._line(f"{self.options.output}", self.card.network, plural(len(self.card.classes), "class"))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -53,9 +52,9 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     """Read the weights, recognise their network, and write the classifier file."""
     progress = LoggedProgress(progress)
     name = printable(options.file)
-    check_new_file(options.output, "--output")
+    check_new_file(options.output, "output")
     given = _read_recipe_keys(options)
-    labels = _read_classes(options.classes) if options.classes else None
+    labels = read_classes(options.classes) if options.classes else None
     tensors, metadata = read_weights(options.file)
     if CARD_KEY in metadata:
         raise ClassifierError(
@@ -73,7 +72,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     rows = conversion.network.fc.out_features
     if labels is None:
         labels = tuple(map(str, range(rows)))
-        progress.warn(f"the classes are called 0 to {rows - 1}: pass their names with --classes FILE")
+        progress.warn(f"the classes are called 0 to {rows - 1}: pass a file of their names as classes")
     elif len(labels) != rows:
         raise ClassifierError(
             f"{printable(str(options.classes))} has {plural(len(labels), 'name')}, and "
@@ -115,7 +114,7 @@ def _preprocessing(given: Settings, conversion: Conversion, name: str, progress:
     if not usual and open_keys:
         progress.warn(
             f"{name} does not contain {', '.join(open_keys)}: they are taken from the default recipe or the network; "
-            "if it was trained with others, pass them with --set KEY=VALUE"
+            "if it was trained with others, pass them"
         )
     values = {key: getattr(settings.recipe, key) for key in PREPROCESSING_KEYS}
     return Preprocessing(**values, pixel_range=settings.recipe.pixel_range)
@@ -132,39 +131,5 @@ def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:
         raise ClassifierError(
             f"{name} is most similar to {network.name} (variant {network.arguments['variant']}), and "
             f"{plural(len(mismatches), 'tensor')} {verb} not match",
-            "describe the network with --network and --set, such as --set width=0.5",
+            "pass its name as network, and keys of the recipe such as width=0.5",
         )
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    """The class names in the order of the logits, from JSON ({"0": name, ...} or a list) or from lines."""
-    where = printable(path)
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"{where} cannot be read ({reason})", _CLASSES_REMEDY) from None
-    try:
-        names: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        if path.suffix == ".json":
-            raise UsageError(f"{where} is not JSON", 'write {"0": "daisy", ...} or ["daisy", ...]') from None
-        names = None
-    if isinstance(names, dict):
-        for number in range(len(names)):
-            if str(number) not in names:
-                remedy = f"number its {len(names)} names 0 to {len(names) - 1}"
-                raise UsageError(f"{where} has no class {number}", remedy)
-        names = [names[str(number)] for number in range(len(names))]
-    elif not isinstance(names, list):
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    labels: dict[str, int] = {}
-    for number, label in enumerate(names):
-        if not isinstance(label, str) or not label.strip() or any(unicodedata.category(c) == "Cs" for c in label):
-            raise UsageError(f"the name of class {number} in {where} is not text", "give every class a name")
-        if (first := labels.setdefault(as_label(label), number)) != number:
-            problem = f"{where} has the name '{printable(label)}' for classes {first} and {number}"
-            raise UsageError(problem, "give each class a different name")
-    if not labels:
-        raise UsageError(f"{where} names no classes", _CLASSES_REMEDY)
-    return tuple(labels)

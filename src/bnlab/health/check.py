@@ -5,7 +5,7 @@ file's docstring is the check's page in the documentation; its headings are alwa
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -54,7 +54,7 @@ class Finding:
 
     def key(self) -> str:
         """What makes two findings the same one, for a baseline of known findings."""
-        return f"{self.id} {' '.join(sorted(self.layers))}".strip()
+        return finding_key(self.id, self.layers)
 
     def to_json(self) -> dict[str, Any]:
         cost = self.cost
@@ -91,6 +91,11 @@ class Check:
         """A finding of this check; severity and safety are the check's unless given."""
         given = {"severity": self.severity, "safety": self.safety} | more
         return Finding(id=self.id, name=self.name, message=message, cause=cause, remedy=remedy, **given)
+
+
+def finding_key(id: str, layers: Iterable[str]) -> str:
+    """The check's id and the layers, in any order."""
+    return " ".join([id, *sorted(layers)])
 
 
 def sections(page: str) -> tuple[str, dict[str, str]]:

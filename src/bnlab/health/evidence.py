@@ -42,6 +42,13 @@ PARTS = {  # a check needs some of these; the text says how to have them measure
     "backends": "a model that runs on a batch",
     "preprocessing": "images as N x 3 x H x W",
     "alone": "a model that runs on a batch",
+    "hidden": "a model that runs on a batch",
+    "state_dict": "a model that shows its layers",
+    "outdated": "a model that shows its layers",
+    "modes": "a model that shows its layers",
+    "train_mode": "a model that was passed in training mode",
+    "training": "a model that runs in training mode",
+    "uses": "a layer that is called more than once in a forward",
 }
 
 
@@ -93,6 +100,8 @@ class LayerEvidence:
     """num_batches_tracked"""
     dtype: str = "float32"
     """of the running statistics"""
+    outdated: bool = False
+    """whether its population statistics are marked as those of earlier weights, as bnlab.norm does"""
     # From one forward of a few images:
     calls: int = 0
     """how often one forward calls it"""
@@ -101,8 +110,12 @@ class LayerEvidence:
     dims: int | None = None
     before: str | None = None
     """name of the module whose output it normalises; None: not known, or a function made it"""
+    before_kind: str | None = None
+    """name of that module's class"""
     before_bias: Floats | None = None
-    """the bias of the convolution or linear layer before it"""
+    """the bias of the convolution or linear layer before it; None where dropout is between them"""
+    before_weight: Floats | None = None
+    """the largest |weight| of each channel of the convolution or linear layer before it"""
     before_shared: bool = False
     """whether something else reads the output of the layer before it, too"""
     activation: str | None = None
@@ -114,6 +127,9 @@ class LayerEvidence:
     """its inputs, where all layers normalise by their running statistics"""
     batch: Sample | None = None
     """its inputs, where all layers normalise as in training; these are the population statistics"""
+    positives: Floats | None = None
+    """how many of its outputs are not at most 0, where all layers normalise by their running statistics; NaN for the
+    channels that were not counted, which are those not in `statistics.dead_by_parameters`"""
     # From the steps that the monitor of a training samples:
     effective_batch: float | None = None
     """N_eff, pooled over channels: how many independent values the batch statistics are worth"""
@@ -123,6 +139,8 @@ class LayerEvidence:
     """batches that gave the effective batch"""
     dead: int = 0
     """channels of which the ReLU after the layer passes fewer than 1 in 1,000 values, by gamma and beta"""
+    near_zero: int | None = None
+    """channels whose |gamma| is below 1% of the layer's median"""
     off_share: float | None = None
     """fraction of channels whose running statistics are off; see `off`"""
     mean_off: float | None = None
@@ -200,6 +218,8 @@ class Evidence:
     batch_size: int = 0
     """of the usual batch"""
     last_batch_size: int | None = None
+    single: Mapping[str, int] = field(default_factory=dict)
+    """of the layers that got batches with one value for each channel: how many, by name"""
     root_training: bool = False
     """whether the caller passed the model in training mode"""
     training_modules: tuple[str, ...] = ()

@@ -5,9 +5,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.health.evidence import Floats, LayerEvidence, Sample
+from bnlab.health.evidence import Floats, LayerEvidence, Sample, distances, is_off
 
+RECTIFIERS = ("relu", "relu6")  # what passes nothing below 0
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg 1995: of the channels that are called significant
+OFF_SHARE = 0.5  # of a layer's channels, where no test tells chance apart or the cost is not known
+OFF_SHARE_OF_COST = 0.1  # where both do
 
 
 def significant(difference: Floats, error: Floats, q: float = FALSE_DISCOVERIES) -> NDArray[np.bool_]:
@@ -48,6 +51,37 @@ def weight_of_initial(layer: LayerEvidence) -> float | None:
     found = found[np.tile(usable, 2)]
     size = float(target @ target)
     return float(np.clip(found @ target / size, 0, 1)) if size > 0 and np.isfinite(found).all() else None
+
+
+def off_share(layer: LayerEvidence) -> float | None:
+    """The fraction of channels whose running statistics are off by more than chance explains (see BN102); None: not
+    measured.
+    """
+    if layer.batch is None or layer.running_mean is None or layer.running_variance is None or layer.frozen:
+        return layer.off_share
+    sample = layer.batch
+    off = is_off(*distances(layer.running_mean, layer.running_variance, sample.mean, sample.variance, layer.eps))
+    momentum = 0.1 if layer.momentum is None else min(layer.momentum, 1.0)
+    noise = sample.between * (momentum / (2 - momentum) + 1 / sample.batches)
+    chance = significant(layer.running_mean - sample.mean, np.sqrt(noise))
+    far_variance = is_off(
+        np.zeros_like(sample.mean),
+        distances(sample.mean, layer.running_variance, sample.mean, sample.variance, layer.eps)[1],
+    )
+    return float((off & (chance | far_variance)).mean())
+
+
+DEAD = -3.0902  # Phi(DEAD) = 1 in 1,000
+
+
+def dead_by_parameters(layer: LayerEvidence) -> NDArray[np.bool_]:
+    """The channels of which a ReLU that follows directly passes fewer than 1 in 1,000 values if these are normally
+    distributed: Phi(beta / |gamma|) < 0.001; C.
+    """
+    if layer.gamma is None or layer.activation not in RECTIFIERS:
+        return np.zeros(layer.channels, bool)
+    beta = np.zeros_like(layer.gamma) if layer.beta is None else layer.beta
+    return beta <= DEAD * np.abs(layer.gamma)
 
 
 def effective_batch(sample: Sample, eps: float) -> tuple[float, float] | None:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.health.batches import Batch, Batches
 from bnlab.progress import NullProgress, Progress
@@ -21,7 +20,8 @@ class Given:
 
     optimizer: torch.optim.Optimizer | None = None
     averaged: nn.Module | None = None
-    checkpoint: str | Path | Mapping[str, Any] | None = None
+    checkpoint: Mapping[str, Tensor] | None = None
+    """as `gather.checkpoint.read_checkpoint` reads it"""
     train_step: TrainStep | None = None
     validate: Validate | None = None
     reference: Batches | None = None
@@ -53,6 +53,13 @@ class Subject:
     """the size of the first batch"""
     notes: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=NullProgress)
+
+    @property
+    def passed(self) -> nn.Module:
+        """What the caller's own functions get: the model as it was passed, but not compiled, since hooks do not reach
+        the layers of compiled code.
+        """
+        return self.network if any(hasattr(m, "_orig_mod") for m in self.model.modules()) else self.model
 
     def call(self, batch: Batch, model: nn.Module | None = None) -> Any:
         """The output of the network, or of another model, for a batch."""

@@ -95,6 +95,7 @@ def load_weights(model: nn.Module, path: Path, *, prefix: str | None = None) -> 
     }
     if any(problems.values()):
         raise _misfit(problems, file, kind)
+    used = set(fit.own.values())
     removed = [own.removesuffix(name) for name, own in fit.own.items() if own.endswith(name)]
     return WeightsLoaded(
         tensors=len(values),
@@ -106,7 +107,7 @@ def load_weights(model: nn.Module, path: Path, *, prefix: str | None = None) -> 
             for name, tensor in values.items()
             if name in expected and tensor.dtype != expected[name].dtype
         },
-        others=tuple(name for name in tensors if name not in set(fit.own.values())),
+        others=tuple(name for name in tensors if name not in used),
     )
 
 
@@ -121,8 +122,6 @@ def _aliases(expected: Mapping[str, Tensor]) -> Mapping[str, tuple[str, ...]]:
 def _fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, _Fit]:
     """The tensors under each prefix after which a name of the model's follows."""
     known = {_without_wrappers(name.split(".")): name for name in expected}
-    if len(known) < len(expected):  # the model has parts that are called like a wrapper
-        known = {name: name for name in expected}
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for own in tensors:
         parts = own.split(".")
@@ -167,10 +166,9 @@ def _choose(
         if prefix in fits:
             return prefix
         near = get_close_matches(prefix, fits, n=1) or list(fits)[:_MOST_NAMED]
-        names = " or ".join(f"the prefix '{printable(name)}'" if name else "no prefix" for name in near)
         raise UsageError(
             f"after '{printable(prefix)}', no name in {file} is one of the network's",
-            f"pass {names}" if near else "pass the weights of this network",
+            f"pass {' or '.join(map(_prefix_text, near))}" if near else "pass the weights of this network",
         )
     complete = [
         name
@@ -183,15 +181,16 @@ def _choose(
         if fits[name].fitting == most:
             sets.setdefault(frozenset(fits[name].own.values()), name)
     best = list(sets.values())
-    if len(best) > 1 and "" not in best:
-        names = ", ".join(f"'{printable(name)}'" for name in best)
+    if len(best) > 1:
         raise ClassifierError(
-            f"{file} holds {len(best)} sets of weights that fit, whose names begin with {names}",
-            "choose one with --prefix",
+            f"{file} holds {len(best)} sets of weights that fit, with {' and '.join(map(_prefix_text, best))}",
+            "choose one as prefix",
         )
-    if best:
-        return "" if "" in best else best[0]
-    return max(fits, key=lambda name: (fits[name].fitting, -len(name)), default="")
+    return best[0] if best else max(fits, key=lambda name: (fits[name].fitting, -len(name)), default="")
+
+
+def _prefix_text(prefix: str) -> str:
+    return f"the prefix '{printable(prefix)}'" if prefix else "no prefix"
 
 
 def _covered(name: str, given: Mapping[str, Tensor], aliases: Mapping[str, tuple[str, ...]]) -> bool:

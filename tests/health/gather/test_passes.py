@@ -175,7 +175,7 @@ def test_a_layer_that_also_activates_is_measured_before_it() -> None:
 def test_a_batch_with_one_value_a_channel_is_noted_and_run_by_running_statistics() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)).eval()
     found = run(model, [torch.randn(8, 4), torch.randn(1, 4)])
-    assert found.single == ("1",)
+    assert found.single == {"1": 1}
     assert found.batch_sizes == (8, 1)
 
 

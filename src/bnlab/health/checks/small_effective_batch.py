@@ -86,8 +86,8 @@ def check(evidence: Evidence) -> list[Finding]:
                 else "the batches are small, or their images are alike"
             ),
             remedy=(
-                "train with larger batches, synchronise the layers where several processes train, or freeze the "
-                "statistics in fine-tuning"
+                "train with larger batches (batch_size), synchronise the layers where several processes train "
+                "(norm=sync), or freeze the statistics in fine-tuning (freeze_bn=true)"
             ),
         )
     ]

@@ -48,11 +48,9 @@ Ioffe & Szegedy 2015, Algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in Bat
 pytorch#4741 (evaluation far worse than training).
 """
 
-import numpy as np
-
 from bnlab.health.check import Check, Finding, name_layers
-from bnlab.health.evidence import Evidence, LayerEvidence, distances, is_off
-from bnlab.health.statistics import significant, weight_of_initial
+from bnlab.health.evidence import Evidence, LayerEvidence, distances
+from bnlab.health.statistics import OFF_SHARE, OFF_SHARE_OF_COST, off_share, weight_of_initial
 
 CHECK = Check(
     id="BN102",
@@ -63,18 +61,16 @@ CHECK = Check(
     needs=("population",),
     images=32,
 )
-_OFF_SHARE = 0.5  # of a layer's channels, where no test tells chance apart or the cost is not known
-_OFF_SHARE_OF_COST = 0.1  # where both do
 _INITIAL = 0.01  # above this weight of the initial statistics, the momentum is the likely cause
 
 
 def check(evidence: Evidence) -> list[Finding]:
-    shares = {layer.name: _off_share(layer) for layer in evidence.normalised}
+    shares = {layer.name: off_share(layer) for layer in evidence.normalised}
     cost = evidence.scores.compare("running", "population") if evidence.scores else None
     failing = [
         layer
         for layer in evidence.normalised
-        if (shares[layer.name] or 0) > (_OFF_SHARE_OF_COST if cost is not None and layer.batch else _OFF_SHARE)
+        if (shares[layer.name] or 0) > (OFF_SHARE_OF_COST if cost is not None and layer.batch else OFF_SHARE)
     ]
     if not failing or (cost is not None and not cost.matters):
         return []
@@ -93,6 +89,11 @@ def check(evidence: Evidence) -> list[Finding]:
             f"{worst.updates} batches"
         )
         remedy = "recalibrate; in training, raise the momentum"
+    if worst.batch is None:  # by the monitor of a training
+        remedy = (
+            "none for best.safetensors and last.safetensors, which hold the population statistics; elsewhere "
+            "recalibrate, raise norm_momentum or lower learning_rate"
+        )
     return [
         CHECK.finding(
             layers=names,
@@ -109,21 +110,6 @@ def check(evidence: Evidence) -> list[Finding]:
             command="bnlab recalibrate MODEL --data FOLDER --output FILE",
         )
     ]
-
-
-def _off_share(layer: LayerEvidence) -> float | None:
-    if layer.batch is None or layer.running_mean is None or layer.running_variance is None or layer.frozen:
-        return layer.off_share
-    sample = layer.batch
-    off = is_off(*distances(layer.running_mean, layer.running_variance, sample.mean, sample.variance, layer.eps))
-    momentum = 0.1 if layer.momentum is None else min(layer.momentum, 1.0)
-    noise = sample.between * (momentum / (2 - momentum) + 1 / sample.batches)
-    chance = significant(layer.running_mean - sample.mean, np.sqrt(noise))
-    far_variance = is_off(
-        np.zeros_like(sample.mean),
-        distances(sample.mean, layer.running_variance, sample.mean, sample.variance, layer.eps)[1],
-    )
-    return float((off & (chance | far_variance)).mean())
 
 
 def _numbers(layer: LayerEvidence) -> dict[str, float | None]:

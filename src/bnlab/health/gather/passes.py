@@ -12,25 +12,26 @@ T = C1 + C2 + ... channels.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnlab.health.batches import Batch, Batches
 from bnlab.health.evidence import Floats, Sample, Scores
+from bnlab.health.gather.positives import counting
+from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.norm import moments, own_forward
 from bnlab.norm.freeze import Freezable
-from bnlab.norm.ghost import GhostBatchNorm
-from bnlab.norm.layers import BatchNorm, StatisticsMode
+from bnlab.norm.layers import StatisticsMode
 from bnlab.norm.moments import Moments
 from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.norm.whitening import Whitening
 from bnlab.progress import Task
 
-Which = Literal["running", "batch", "population"]
 GROUPS = 32
 _BatchNormBase = nn.modules.batchnorm._BatchNorm
 
@@ -50,69 +51,37 @@ class Passes:
     batch_sizes: tuple[int, ...]
     labels: Tensor | None
     """of all images, where each image has one"""
-    single: tuple[str, ...]
-    """layers that got a batch with one value for each channel"""
-
-
-class StatisticsSwitch:
-    """Chooses what the layers of a network normalise by. Used within `restored`, which undoes it."""
-
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.layers = layers
-        self.buffers = {name: dict(layer._buffers) for name, layer in layers.items()}
-        self.replaces = {name for name, layer in layers.items() if _normalises_by_moments(layer)}
-        self.modes = {name: layer._statistics for name, layer in layers.items() if isinstance(layer, StatisticsMode)}
-        self.which: Which = "running"
-
-    def to(self, which: Which, population: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
-        """By the running statistics, by those of each batch, or by the given ones where a layer has some."""
-        self.which = which
-        for name, layer in self.layers.items():
-            layer._buffers.update(self.buffers[name])
-            if isinstance(layer, StatisticsMode):
-                by_batch = which == "batch" and name not in self.replaces
-                own = self.modes[name] if which == "running" and self.modes[name] == "batch" else "running"
-                layer._statistics = "batch" if by_batch else own
-            elif isinstance(layer, _InstanceNorm):
-                layer.track_running_stats = which != "batch" and self.buffers[name].get("running_mean") is not None
-                if which == "batch":  # of each image by itself, as in training
-                    layer._buffers.update(running_mean=None, running_var=None)
-            elif which == "batch" and name not in self.replaces and isinstance(layer, _BatchNormBase):
-                layer._buffers.update(running_mean=None, running_var=None)
-            if which == "population" and population is not None and name in population:
-                mean, variance = population[name]
-                key = "running_covariance" if isinstance(layer, Whitening) else "running_var"
-                layer._buffers.update({"running_mean": mean, key: variance})
-
-    def replace(self, name: str, batch: Moments) -> None:
-        """Let a layer normalise by what was measured of its input, which it need not compute again."""
-        like = self.buffers[name]["running_mean"]
-        assert like is not None
-        mean, variance = batch.mean.to(like), batch.variance(unbiased=False).to(like)
-        self.layers[name]._buffers.update(running_mean=mean, running_var=variance)
-
-
-def _normalises_by_moments(layer: nn.Module) -> bool:
-    """Whether the layer normalises by one mean and one variance of each channel, which its buffers can hold."""
-    mean = layer._buffers.get("running_mean")
-    if mean is None or mean.dtype not in (torch.float32, torch.float64):
-        return False
-    if isinstance(layer, _InstanceNorm | Whitening | GhostBatchNorm):
-        return False
-    return not (isinstance(layer, BatchNorm) and layer.example_weight)
+    single: Mapping[str, int]
+    """how many batches had one value for each channel at a layer, by name, where there was one"""
+    positives: Mapping[str, Floats]
+    """by layer, how many outputs of each channel are not at most 0 in evaluation; NaN: not counted"""
 
 
 @torch.no_grad()
-def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Batches, task: Task) -> Passes:
-    """Run all images through the network as the file's docstring says. The caller restores the model."""
+def run_passes(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Batches,
+    task: Task,
+    count: Mapping[str, NDArray[np.bool_]] | None = None,
+) -> Passes:
+    """Run all images through the network as the file's docstring says. The caller restores the model.
+
+    `count` gives channels whose positive outputs are counted, by layer.
+    """
     switch = StatisticsSwitch(layers)
-    evaluation, batch = _Recorder(layers, images=True), _Recorder(layers, images=False)
+    evaluation, batch = Recorder(layers, images=True), Recorder(layers, images=False)
+    positives = {name: np.where(channels, 0.0, np.nan) for name, channels in (count or {}).items() if channels.any()}
     running, by_batch, again = _ScoreList(), _ScoreList(), _ScoreList()
     sizes: list[int] = []
     labels: list[Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(network))
-        with measuring(layers, switch, evaluation, batch):
+        stack.enter_context(_single_values_pass(switch))
+        with (
+            measuring(layers, switch, evaluation, batch),
+            counting(layers, positives, lambda: switch.which == "running"),
+        ):
             for one in batches:
                 switch.to("running")
                 running.add(batches, network, one)
@@ -141,7 +110,8 @@ def run_passes(network: nn.Module, layers: Mapping[str, nn.Module], batches: Bat
         images=sum(sizes),
         batch_sizes=tuple(sizes),
         labels=torch.cat(labels) if sum(map(len, labels)) == sum(sizes) else None,
-        single=tuple(batch.single),
+        single=batch.single,
+        positives=positives,
     )
 
 
@@ -161,8 +131,32 @@ class _ScoreList:
 
 
 @contextmanager
+def _single_values_pass(switch: StatisticsSwitch) -> Iterator[None]:
+    """Let layers without statistics take a batch with one value for each channel, which torch refuses also in
+    evaluation. The value is then its own mean.
+    """
+    without = [n for n, layer in switch.layers.items() if isinstance(layer, _BatchNormBase)]
+    without = [name for name in without if switch.buffers[name].get("running_mean") is None]
+
+    def hook(name: str, layer: nn.Module, args: Any) -> None:
+        layer._buffers.update(switch.buffers[name])
+        if args and args[0].numel() == args[0].shape[1]:
+            mean = args[0].detach().flatten()
+            layer._buffers.update(running_mean=mean, running_var=torch.ones_like(mean))
+            if isinstance(layer, StatisticsMode):
+                layer._statistics = "running"  # until `to` sets it for the next batch
+
+    with ExitStack() as stack:
+        for name in without:
+            layer = switch.layers[name]
+            handle = layer.register_forward_pre_hook(lambda module, args, name=name: hook(name, module, args))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
 def measuring(
-    layers: Mapping[str, nn.Module], switch: StatisticsSwitch, evaluation: "_Recorder", batch: "_Recorder"
+    layers: Mapping[str, nn.Module], switch: StatisticsSwitch, evaluation: "Recorder", batch: "Recorder"
 ) -> Iterator[None]:
     """Within this context, each forward measures the inputs of the layers."""
     own = {
@@ -184,7 +178,7 @@ def measuring(
         found = moments.measure(x)
         batch.add(name, x, found)
         if found.count == 1:
-            batch.single[name] = None
+            batch.single[name] = batch.single.get(name, 0) + 1
             layer._buffers.update(switch.buffers[name])
         elif name in switch.replaces and not (isinstance(layer, Freezable) and layer.frozen):
             switch.replace(name, found)
@@ -199,13 +193,13 @@ def measuring(
 
 
 @dataclass
-class _Recorder:
+class Recorder:
     """Adds up what is measured of each layer. Uses of a layer within a batch are merged."""
 
     layers: Mapping[str, nn.Module]
     images: bool
     """whether to measure the means of single images, which says whether the batches are alike"""
-    single: dict[str, None] = field(default_factory=dict)
+    single: dict[str, int] = field(default_factory=dict)
     now: dict[str, list[Moments]] = field(default_factory=dict)
     now_images: dict[str, Tensor] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)

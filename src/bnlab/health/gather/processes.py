@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bnlab.errors import BnlabError, UsageError, plural
 from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Evidence, Floats, LayerEvidence, distances, is_off
-from bnlab.health.gather.passes import StatisticsSwitch
+from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.health.subject import Subject
 from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.norm.sync import SyncBatchNorm

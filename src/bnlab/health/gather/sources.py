@@ -19,7 +19,8 @@ from bnlab.errors import BnlabError, UsageError, plural
 from bnlab.health.batches import Batch
 from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Evidence, Floats, Sample
-from bnlab.health.gather.passes import StatisticsSwitch, _Recorder, measuring
+from bnlab.health.gather.passes import Recorder, measuring
+from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.health.statistics import FALSE_DISCOVERIES, significant
 from bnlab.health.subject import Subject
 from bnlab.norm.recalibrate import evaluation_mode
@@ -65,12 +66,12 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
 
 def _measure(subject: Subject, evidence: Evidence) -> Sources | None:
     switch = StatisticsSwitch(subject.layers)
-    recorders: dict[str, _Recorder] = {}
+    recorders: dict[str, Recorder] = {}
     counts: dict[str, int] = {}
     with torch.no_grad(), evaluation_mode(subject.network):
         for batch in subject.batches:
             for source, rows in _sources_of(subject, batch):
-                recorder = recorders.setdefault(source, _Recorder(subject.layers, images=True))
+                recorder = recorders.setdefault(source, Recorder(subject.layers, images=True))
                 if len(recorders) > _MOST:
                     raise UsageError(f"sources= names more than {_MOST} sources", "return fewer different values")
                 with measuring(subject.layers, switch, recorder, recorder):
@@ -176,7 +177,7 @@ def _join(first: Batch, second: Batch) -> Batch:
 def _scores(subject: Subject, switch: StatisticsSwitch, kept: Mapping[str, int], images: int) -> Floats:
     """The score of each image by its source's population statistics; NaN where the source has too few images."""
     scores = np.full(images, np.nan)
-    recorders = {source: _Recorder(subject.layers, images=False) for source in kept}
+    recorders = {source: Recorder(subject.layers, images=False) for source in kept}
     waiting: dict[str, Batch] = {}
     with torch.no_grad(), evaluation_mode(subject.network):
         switch.to("batch")

@@ -1,0 +1,116 @@
+"""The verb for networks that behave in training and not in evaluation: doctor."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from bnlab.cli.app import app
+from bnlab.cli.console import ScreenProgress, show_result
+from bnlab.cli.parameters import Json, takes
+from bnlab.errors import plural, printable
+from bnlab.options import DoctorOptions
+
+_STYLES = {"error": "bold red", "warn": "bold yellow", "info": "bold cyan"}
+
+
+@app.command()
+@takes(DoctorOptions, optional=("model", "data"))
+def doctor(
+    *,
+    explain: Annotated[
+        str | None, typer.Option(metavar="CHECK", help="Show the page of a check, such as BN102, and do nothing else.")
+    ] = None,
+    list_checks: Annotated[bool, typer.Option("--list", help="List the checks, and do nothing else.")] = False,
+    as_json: Json = False,
+    **given: Any,
+) -> None:
+    """Find faults of batch normalisation, with their cost in accuracy, their cause and the command that repairs them.
+
+    For a network that is good in training and bad in evaluation: a classifier file, or any PyTorch network. The photos
+    are run by running, by batch and by recalibrated statistics; checks read what was measured, and the repairs that
+    they name are tested on the same photos. Nothing is changed; diagnosis.json and report.html go to runs/NAME.
+    """
+    if explain is not None or list_checks:
+        _show_checks(explain, as_json=as_json)
+        return
+    for name, value in (("MODEL", given["model"]), ("--data", given["data"])):
+        if value is None:
+            raise typer.BadParameter(
+                f"{name} is missing: pass a classifier file, and --data with photos to diagnose on"
+            )
+    from bnlab.commands import doctor as command
+
+    result = command.run(DoctorOptions(**{k: v for k, v in given.items() if v is not None}), ScreenProgress())
+    failing = result.failing()
+    last = f"{printable(str(result.folder))}: report.html shows it."
+    if result.report.findings:
+        last += f" Next: bnlab doctor --explain {result.report.findings[0].id}"
+    show_result(as_json, result.to_json(), _diagnosis(result.report), last)
+    if failing:
+        raise typer.Exit(1)
+
+
+def _show_checks(explain: str | None, *, as_json: bool) -> None:
+    from bnlab.health.registry import all_checks, find_check
+
+    if explain is not None:
+        entry = find_check(explain)
+        about = vars(entry.check) | {"title": entry.title, "sections": entry.sections}
+        show_result(as_json, about, entry.page().strip(), "")
+        return
+    rows = [
+        {"id": e.check.id, "name": e.check.name, "severity": e.check.severity, "stage": e.check.stage, "title": e.title}
+        for e in all_checks()
+    ]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for column in ("id", "name", "severity", "finds"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["id"], row["name"], Text(row["severity"], style=_STYLES[row["severity"]]), row["title"])
+    show_result(as_json, rows, table, "Read about one: bnlab doctor --explain BN102")
+
+
+def _diagnosis(report: Any) -> RenderableType:
+    """Accuracy by statistics, the findings and what was not checked."""
+    parts: list[RenderableType] = []
+    shown = "{:.1%}" if report.is_accuracy else "{:.4g}"
+    values = [f"{name} {shown.format(value)}" for name, value in report.accuracy.items() if value is not None]
+    if values:
+        parts.append(Text(f"accuracy by statistics on {report.images} images: {', '.join(values)}"))
+    for finding in report.findings:
+        head = Text.assemble((finding.severity, _STYLES[finding.severity]), f"  {finding.id} {finding.name}")
+        rows = [("found", finding.message)]
+        rows += [("cost", str(finding.cost))] if finding.cost is not None else []
+        rows += [("cause", finding.cause), ("remedy", f"{finding.remedy} ({finding.safety})")]
+        rows += [("command", finding.command)] if finding.command else []
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for name, text in rows:
+            table.add_row(name, Text(printable(text)))
+        parts += ["", head, Padding(table, (0, 0, 0, 2))]
+    if not report.findings:
+        parts += ["", Text("no findings", style="bold green")]
+    if report.attribution is not None:
+        parts += ["", _explained(report.attribution)]
+    parts += [Text(f"note: {printable(note)}", style="dim") for note in report.notes]
+    if report.known:
+        parts.append(Text(f"{plural(len(report.known), 'known finding')} of the baseline not shown", style="dim"))
+    if report.skipped:
+        parts.append(Text(f"{plural(len(report.skipped), 'check')} not made: {', '.join(report.skipped)}", style="dim"))
+    return Group(*parts)
+
+
+def _explained(attribution: Any) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for i, column in enumerate(("what explains the gap", "check", "alone, points", "lost without it")):
+        table.add_column(column, justify="right" if i > 1 else "left")
+    for cause in attribution.causes:
+        without = "–" if cause.without is None else f"{-100 * cause.without.gain:.1f}"
+        table.add_row(cause.cause, cause.check, f"{100 * cause.alone.gain:+.1f}", without)
+    table.add_row("not explained", "", f"{attribution.unexplained:.1f}", "")
+    return table

@@ -1,0 +1,55 @@
+"""The checks: that each has a file, an id, a page and both kinds of tests; how they are chosen and run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bnlab.errors import UsageError
+from bnlab.health.check import HEADINGS
+from bnlab.health.evidence import PARTS, Evidence
+from bnlab.health.registry import all_checks, chosen, find_check, run_checks
+
+ROOT = Path(__file__).parents[2]
+ENTRIES = all_checks()
+IDS = [entry.check.id for entry in ENTRIES]
+
+
+def test_ids_and_names_are_unique_and_in_order() -> None:
+    assert len(ENTRIES) >= 2
+    assert sorted(IDS) == IDS
+    assert len({*IDS}) == len({entry.check.name for entry in ENTRIES}) == len(ENTRIES)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=IDS)
+def test_each_check_is_complete(entry: object) -> None:
+    """A file named after the fault, a docs page with all headings, and both kinds of tests."""
+    check, file = entry.check, entry.file  # type: ignore[attr-defined]
+    assert re.fullmatch(r"BN[01]\d\d", check.id)
+    assert check.name == file.replace("_", "-")
+    assert (check.severity == "error") or check.severity in ("warn", "info")
+    assert {*check.needs} <= {*PARTS}
+    assert all(entry.sections[heading] for heading in HEADINGS)  # type: ignore[attr-defined]
+    assert entry.title.endswith(".")  # type: ignore[attr-defined]
+    assert (ROOT / "docs" / "checks" / f"{check.name}.md").is_file(), "run make docs"
+    tests = (Path(__file__).parent / "checks" / f"test_{file}.py").read_text("utf-8")
+    assert re.search(r"^def test_finds_", tests, re.MULTILINE)
+    assert re.search(r"^def test_is_silent_", tests, re.MULTILINE)
+
+
+def test_checks_are_chosen_by_id_and_name() -> None:
+    assert [e.check.id for e in chosen(["bn102", "train-eval-gap"])] == ["BN101", "BN102"]
+    assert "BN102" not in [e.check.id for e in chosen(ignore=["stale-statistics"])]
+    with pytest.raises(UsageError, match="did you mean 'stale-statistics'"):
+        find_check("stale-statistic")
+
+
+def test_a_check_that_lacks_evidence_is_skipped_with_the_reason() -> None:
+    findings, skipped = run_checks(Evidence(layers={}), chosen(["BN102"]))
+    assert findings == ()
+    assert skipped["BN102"].startswith("it needs ")
+
+
+def test_every_part_is_needed_by_some_check_or_measured_for_all() -> None:
+    needed = {part for entry in ENTRIES for part in entry.check.needs}
+    assert needed <= {*PARTS}
