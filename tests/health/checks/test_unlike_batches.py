@@ -69,7 +69,7 @@ def test_is_silent_on_shuffled_batches(seed: int) -> None:
 
 @pytest.mark.parametrize(("size", "found"), [(0.2, False), (0.3, True)])
 def test_a_small_difference_is_not_reported(size: float, found: bool) -> None:
-    """Sites of 0.2 raise the variance of 200 batch means by a factor of 1.64, which is far from chance; of 0.3, by 2.44."""
+    """Sites of 0.2 raise the variance of 200 batch means by a factor of 1.64, far from chance; of 0.3, by 2.44."""
     x = independent(200) + size * independent(200, size=1, seed=2)
     report = diagnose(network(), [*x], images=None, select=["BN105"])
     assert _ratio(report.evidence.layers["0"].evaluation) == pytest.approx(1 + 16 * size**2, rel=0.3)
