@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnlab.health.batches import Batch, Batches
+from bnlab.norm.sync import SyncBatchNorm
 from bnlab.progress import NullProgress, Progress
 
 TrainStep = Callable[[nn.Module, Any], object]
@@ -64,3 +66,9 @@ class Subject:
     def call(self, batch: Batch, model: nn.Module | None = None) -> Any:
         """The output of the network, or of another model, for a batch."""
         return self.batches.call(self.network if model is None else model, batch)
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether a forward in training mode waits for other processes, which may make no diagnosis."""
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return several and any(isinstance(m, nn.SyncBatchNorm | SyncBatchNorm) for m in self.layers.values())

@@ -43,9 +43,9 @@ def differ(rank: int) -> Found:
 
 
 def alone(rank: int) -> Found:
-    """The second process makes no diagnosis, and the first goes on after a while."""
+    """The second process makes no diagnosis, and the first goes on after a while; its layers would wait in training."""
     processes.WAIT = timedelta(seconds=0.2)
-    result = found(network()) if rank == 0 else {}
+    result = found(network(layer=SyncBatchNorm)) if rank == 0 else {}
     processes.WAIT = timedelta(seconds=60)
     dist.barrier()
     return result
@@ -120,6 +120,7 @@ def test_processes_that_agree_have_no_findings(scenes: tuple[Found, Found], scen
 def test_a_process_does_not_wait_for_ever(scenes: tuple[Found, Found]) -> None:
     assert "BN015" in scenes[0]["alone"]["skipped"]
     assert any("within 0.2 seconds" in note for note in scenes[0]["alone"]["notes"])
+    assert any("not run in training mode" in note for note in scenes[0]["alone"]["notes"])
 
 
 @pytest.mark.slow

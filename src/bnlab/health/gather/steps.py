@@ -82,6 +82,12 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
         return {"training": found, "train_step": found}
     if not subject.layers:
         return {}
+    if subject.waits_for_others:
+        subject.notes.append(
+            "the model was not run in training mode, since its synchronised layers wait for the other processes: pass "
+            "train_step= in all of them"
+        )
+        return {}
     try:
         return {"training": run_forward(subject)}
     except Exception as error:  # of any type: it is the caller's own code
