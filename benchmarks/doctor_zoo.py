@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.machine import environment
 from bnlab.norm import recalibrate
 
 NAMES = [
@@ -341,12 +341,10 @@ def averaged_buffers(network: Network, _: Path) -> Case:
             noise = 0.5**0.5 * weight.std() * torch.randn(weight.shape, generator=generator)
             weight.add_(noise)
     recalibrate(model, network.training[0][:512].split(BATCH))
+    for layer in norm_layers(model).values():
+        layer.num_batches_tracked.fill_(10_000)
     averaged = copy.deepcopy(network.model)
-    raw_layers = norm_layers(model)
-    for name, layer in norm_layers(averaged).items():
-        raw_layers[name].num_batches_tracked.fill_(10_000)
-        for key, buffer in layer.named_buffers(recurse=False):
-            buffer.copy_(getattr(raw_layers[name], key))
+    copy_statistics(model, averaged)
     return Case(model, network.batches, {"averaged": averaged}, suffers=averaged)
 
 
@@ -385,12 +383,25 @@ def lost_eps(network: Network, _: Path) -> Case:
 
 @fault("pruned-weights", "the smaller 60% of each weight set to 0 after the statistics", "BN102", "BN027")
 def pruned_weights(network: Network, _: Path) -> Case:
-    model = copy.deepcopy(network.model)
+    # Labels by the pruned network with statistics of its own: recalibration wins all back, as it does after a pruning
+    # that spares what was learned, and as it cannot where random weights are lost.
+    copied = copy.copy(network)
+    copied.model, copied.batches = copy.deepcopy(network.model), list(network.batches)
     with torch.no_grad():
-        for weight in heavy(model):
+        for weight in heavy(copied.model):
             least = weight.abs().flatten().kthvalue(max(1, int(0.6 * weight.numel()))).values
             weight[weight.abs() <= least] = 0
-    return Case(model, network.batches)
+    fitted(copied)
+    with torch.no_grad():
+        copy_statistics(network.model, copied.model)
+    return Case(copied.model, copied.batches)
+
+
+def copy_statistics(source: nn.Module, target: nn.Module) -> None:
+    of_source = norm_layers(source)
+    for name, layer in norm_layers(target).items():
+        for key, buffer in layer.named_buffers(recurse=False):
+            buffer.copy_(getattr(of_source[name], key))
 
 
 def middle(model: nn.Module) -> tuple[str, Any]:
@@ -618,30 +629,36 @@ def main() -> int:
     if options.images < 2 * options.batch:
         parser.error(f"--images {options.images} is less than two batches of {options.batch}")
     rows: list[Any] = []
+    about = _about(options)
     for name in names:
         rows.append((costs if options.costs else measure)(name, chosen, options))
         line = costs_table(rows[-1:], chosen).splitlines()[-1] if options.costs else _progress(rows[-1])
         print(line, file=sys.stderr, flush=True)
-    machine = environment("cpu")
-    import timm
-
-    command = ["python", "benchmarks/doctor_zoo.py", *sys.argv[1:]]
-    said = (
-        f"{date.today()}, bnlab {machine['versions'].get('bnlab', 'from source')}, torch {torch.__version__}, timm "
-        f"{timm.__version__}; seed {options.seed}; for each diagnosis n = {options.images} images in batches of "
-        f"{options.batch}, other than the {TRAINING:,} that the statistics were measured on. Made by "
-        f"`{shlex.join(command)}`, whose first lines say how the networks are made."
-    )
+        if options.json:  # after each network: an interrupted run keeps what it measured
+            plain = rows if options.costs else [asdict(row) for row in rows]
+            options.json.write_text(json.dumps({"about": about, "networks": plain}, indent=1), encoding="utf-8")
     text = costs_table(rows, chosen) if options.costs else report(rows, chosen)
-    page = f"# The doctor on the networks of timm\n\n{said}\n\n{text}\n"
-    if options.json:
-        plain = rows if options.costs else [asdict(row) for row in rows]
-        options.json.write_text(json.dumps({"about": said, "networks": plain}, indent=1), encoding="utf-8")
+    page = f"# The doctor on the networks of timm\n\n{about}\n\n{text}\n"
     if options.out:
         options.out.write_text(page, encoding="utf-8")
     else:
         print(page)
     return 0
+
+
+def _about(options: argparse.Namespace) -> str:
+    versions = []
+    for package in ("bnlab", "torch", "timm"):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # run from its source, which is not installed
+            versions.append(f"{package} from source")
+    command = shlex.join(["python", "benchmarks/doctor_zoo.py", *sys.argv[1:]])
+    return (
+        f"{date.today()}, {', '.join(versions)}; seed {options.seed}; for each diagnosis n = {options.images} images "
+        f"in batches of {options.batch}, other than the {TRAINING:,} that the statistics were measured on. Made by "
+        f"`{command}`, whose first lines say how the networks are made."
+    )
 
 
 def _progress(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import torch
 from PIL import Image
 
 import bnlab
+from bnlab.classifier.predict import Prediction
+from bnlab.commands.predict import PredictResult
+from bnlab.data.scan import Refusal
 from bnlab.errors import ClassifierError, DataError, PhotoError, RecipeError, UsageError
 from bnlab.progress import NullProgress
 from tests.conftest import write_photos
@@ -38,6 +42,36 @@ def test_a_split_names_its_duplicates_and_what_is_refused(photos: Path, tmp_path
     assert result.label_conflicts == [group]
     assert [(each.path, each.label) for each in result.refused] == [(str(bad), "ring")]
     assert len(result.photos) == 37
+
+
+def test_a_split_prints_as_one_line_however_many_photos_it_has(photos: Path, tmp_path: Path) -> None:
+    (photos / "ring" / "bad.png").touch()
+    result = bnlab.split(photos, tmp_path / "a\nb", val=0.3, how="list")
+    parts = ", ".join(f"{sum(count[split] for count in result.counts.values())} {split}" for split in ("train", "val"))
+    shown = f"{tmp_path}/a\\nb, 3 classes, 36 photos, {parts}, 1 photo left out, 1 warning"
+    assert repr(result) == f"<SplitResult {shown}>"
+    assert len(repr(result.split)) < 200
+
+
+def test_predictions_print_as_one_line_with_their_most_frequent_classes() -> None:
+    def predicted(label: str, times: int) -> list[Prediction]:
+        return [Prediction("x", label, 0.5, ())] * times
+
+    refused = (Refusal("x", "it is empty"), Refusal("y", "it cannot be read", is_folder=True))
+    broken = Prediction("x", None, None, (), "it is empty")
+    few = PredictResult(predictions=[*predicted("rose", 1), *predicted("tulip", 2), broken], refused=refused)
+    assert repr(few) == "<PredictResult 4 photos, 2 tulip, 1 rose, 1 photo and 1 folder left out>"
+    many = PredictResult(predictions=[one for label in "abcdefg" for one in predicted(label, 1000)])
+    assert (
+        repr(many) == f"<PredictResult 7000 photos, {', '.join(f'1000 {c}' for c in 'abcde')}, 2000 of other classes>"
+    )
+
+
+def test_evaluate_names_what_is_no_classifier(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no classifier: pass a classifier file"):
+        bnlab.evaluate([], tmp_path)
+    with pytest.raises(UsageError, match="evaluate has no argument classifiers: pass the list as classifier"):
+        bnlab.evaluate("a.safetensors", tmp_path, classifiers=[])  # type: ignore[call-arg]
 
 
 def test_values_out_of_range_are_refused(photos: Path) -> None:
@@ -94,7 +128,14 @@ def test_a_training_has_its_classifier_and_its_warnings(tmp_path: Path, caplog: 
     assert again.refused == result.refused
     assert again.val_top1 == result.val_top1
 
+    left_out = "1 photo left out, 2 warnings>"
+    assert len(result.warnings) == 2
+    line = rf"<TrainingResult {tmp_path}/runs/train, val top-1 \S+% \(n = 7\), 1 epoch, \d+ s, {left_out}"
+    assert re.fullmatch(line, repr(result))
+    assert re.fullmatch(r"<Evaluation val, n = 7, 3 classes, top-1 \S+%>", repr(result.evaluation))
+
     seen = bnlab.evaluate(result.classifier, data, batch_size=4)
+    assert re.fullmatch(r"<EvaluateResult val, n = 7, 3 classes, top-1 \S+%, 2 warnings>", repr(seen))
     assert (seen.seen.train, seen.seen.val, seen.seen.n) == (1, 6, 7)
     assert any("trained on" in warning for warning in seen.warnings)
     assert seen.folder is None
@@ -103,6 +144,8 @@ def test_a_training_has_its_classifier_and_its_warnings(tmp_path: Path, caplog: 
     assert (found.figure, found.table, found.to_json()["figure"]) == (None, None, None)
     assert [Path(refusal.path).name for refusal in found.refused] == ["bad.jpg"]
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"train"}
+    assert re.fullmatch(r"<FindLrResult (suggested|no learning rate) .*\(.*\), 1 photo left out.*>", repr(found))
+    assert len(repr(found.test.curve)) < 100
 
 
 def test_photos_of_a_list_whose_end_is_missing_are_warned_of(tmp_path: Path) -> None:

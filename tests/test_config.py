@@ -173,10 +173,7 @@ def test_a_recipe_file_whose_steps_are_not_those_of_its_plan_is_refused(tmp_path
     """Somebody changed one of them, and the other would decide."""
     file = tmp_path / "recipe.yaml"
     file.write_text("steps: 100\nplan: [[0, 9, 1], [5, 8, 2]]\n")
-    assert (
-        refusal(file)
-        == f"recipe {file} has 100 steps, and a plan of 8: delete its line plan, or pass --set steps=NUMBER"
-    )
+    assert refusal(file) == f"recipe {file} has 100 steps, and a plan of 8: delete its line plan, or pass steps=NUMBER"
     assert load_settings(file, {"steps": 20}).recipe.steps == 20
 
 

@@ -31,16 +31,20 @@ def test_generated_pages_are_current() -> None:
 
 def test_every_option_in_the_readme_exists() -> None:
     commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
-    pages = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("nets", "training"))
+    names = ("nets", "training", "health")
+    pages = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in names)
+        (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("nets", "training", "health")
+    )
     used = re.findall(r"^\$ bnlab (\w+)(.*)$", pages, re.MULTILINE)
-    assert {verb for verb, _ in used} == {"split", "train", "evaluate", "predict", "net", "import", "machine", "study"}
+    verbs = {"split", "train", "evaluate", "predict", "doctor", "net", "import", "machine", "study"}
+    assert {verb for verb, _ in used} == verbs
     for verb, rest in used:
         section = commands.split(f"## `bnlab {verb}`")[1].split("\n## ")[0]
         for option in re.findall(r"--[a-z-]+", rest):
             assert option in section, f"{verb} {option}"
 
 
-@pytest.mark.parametrize(("page", "least_blocks", "lines"), [("norm", 9, 6), ("nets", 3, 3)])
+@pytest.mark.parametrize(("page", "least_blocks", "lines"), [("norm", 9, 6), ("nets", 3, 3), ("health", 1, 5)])
 def test_the_code_of_a_page_runs(
     page: str,
     least_blocks: int,

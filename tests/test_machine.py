@@ -25,7 +25,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == "cpu"
-    with pytest.raises(UsageError, match="no cuda device here: pass --device cpu"):
+    with pytest.raises(UsageError, match="no cuda device here: pass device cpu, or auto"):
         choose_device("cuda")
     with pytest.raises(UsageError, match="there is no device called 'gpu': did you mean 'cpu'"):
         choose_device("gpu")
@@ -108,8 +108,8 @@ def test_free_memory_is_at_most_all_memory() -> None:
 
 def test_full_memory_is_reported_with_what_fits() -> None:
     with (
-        pytest.raises(OutOfMemoryError, match=r"of 64 and a size of 96 px: --batch-size 16 fits"),
-        memory_errors(64, 96, lambda: "--batch-size 16 fits"),
+        pytest.raises(OutOfMemoryError, match=r"of 64 and a size of 96 px: batch_size=16 fits"),
+        memory_errors(64, 96, lambda: "batch_size=16 fits"),
     ):
         raise MemoryError
     with pytest.raises(RuntimeError, match="another"), memory_errors(64, 96):

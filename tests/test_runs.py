@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.errors import RunError, StorageError, UsageError
-from bnlab.runs import Run, check_free, find_run, new_run
+from bnlab.runs import RUNS, Run, check_free, find_run, new_run
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
@@ -13,8 +13,16 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
 def test_a_taken_name_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path, "mine")
     run.recipe.write_text("{}")
-    with pytest.raises(RunError, match=r"mine exists already: pass another --name, or .*--resume --name mine"):
+    with pytest.raises(
+        RunError, match=r"mine exists already: pass another name, or .*: bnlab\.resume\('mine', runs='/"
+    ):
         new_run(tmp_path, "mine")
+
+
+def test_a_run_where_the_command_line_looks_is_resumed_by_a_command() -> None:
+    assert Run(RUNS / "a b").resume_command() == "bnlab train --resume --name 'a b'"
+    assert Run(RUNS / "a").resume_command("DATA") == "bnlab train DATA --resume --name a"
+    assert Run(Path("x/a")).resume_command("DATA") == "bnlab.resume('a', data=DATA, runs='x')"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ""])
@@ -40,7 +48,7 @@ def test_the_latest_run_is_found(tmp_path: Path) -> None:
 
 def test_a_run_belongs_to_one_training(tmp_path: Path) -> None:
     run = new_run(tmp_path, None)
-    with run.locked(), pytest.raises(RunError, match=r"is in use by another training: .*--name"), run.locked():
+    with run.locked(), pytest.raises(RunError, match=r"is in use by another training: .*another name"), run.locked():
         pass
     with run.locked():
         pass
@@ -53,7 +61,7 @@ def test_a_training_killed_before_its_recipe_leaves_the_name_free(tmp_path: Path
     run.split.write_text("path,class,split,sha256\n")
     check_free(tmp_path, "mine")
     (run.folder / "notes.txt").write_text("of the user")
-    with pytest.raises(RunError, match="exists already: pass another --name"):
+    with pytest.raises(RunError, match="exists already: pass another name"):
         check_free(tmp_path, "mine")
 
 

@@ -181,8 +181,8 @@ def evaluate(
     (3, 3)
 
     Args:
-        classifier: Classifier file, `Classifier` or `Ensemble`; or a list of files or classifiers, which are evaluated
-            as an ensemble.
+        classifier: Classifier file, run folder, `Classifier` or `Ensemble`; or a list
+            of them, which is evaluated as an ensemble.
         name: Name of the folder in runs/ for the page, the tables and the figures (default: nothing is written).
 
     Returns:
@@ -196,7 +196,10 @@ def evaluate(
     """
     from bnlab.classifier.ensemble import open_classifiers
     from bnlab.commands import evaluate as command
+    from bnlab.errors import UsageError
 
+    if "classifiers" in options:
+        raise UsageError("evaluate has no argument classifiers", "pass the list as classifier, the first argument")
     ensemble = open_classifiers(classifier, options.get("device", "auto"))
     files = [Path(member) for member in ensemble.names]
     given = EvaluateOptions(classifiers=files, data=Path(data), name=name, **as_fields(EvaluateOptions, options))
@@ -218,8 +221,8 @@ def predict(
     ...     path, label, probability = prediction.path, prediction.label, prediction.probability
 
     Args:
-        classifier: Classifier file, `Classifier` or `Ensemble`; or a list of files or classifiers, whose probabilities
-            are averaged.
+        classifier: Classifier file, run folder, `Classifier` or `Ensemble`; or a list
+            of them, whose probabilities are averaged.
         photos: One photo, or an iterable of photos: paths, folders, and all that `Classifier.predict` takes.
 
     Returns:

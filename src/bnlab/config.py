@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bnlab import no_effect
-from bnlab.errors import RecipeError, did_you_mean, printable
+from bnlab.errors import RecipeError, did_you_mean, plural, printable
 from bnlab.recipe import Recipe
 
 YOURS = "yours"  # the origin of what the user set by an option
@@ -67,8 +67,8 @@ def load_settings(recipe: str | PathLike[str] = "default", options: Mapping[str,
     origin = dict.fromkeys(values, Path(recipe).name) | dict.fromkeys(options, YOURS)
     result = _validated(values | options, where)
     if "plan" in values and result.plan and result.steps not in (0, end := result.plan[-1][1]):
-        what = f"recipe {printable(recipe)} has {result.steps} steps, and a plan of {end}"
-        raise RecipeError(what, "delete its line plan, or pass --set steps=NUMBER")
+        what = f"recipe {printable(recipe)} has {plural(result.steps, 'step')}, and a plan of {end}"
+        raise RecipeError(what, "delete its line plan, or pass steps=NUMBER")
     return Settings(recipe=result, origin=origin)
 
 

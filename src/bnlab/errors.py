@@ -10,7 +10,11 @@ from os import PathLike
 
 
 class BnlabError(Exception):
-    """Base of bnlab's errors. `problem` is what is wrong and where, `remedy` what to do; both are on one line."""
+    """Base of bnlab's errors. `problem` is what is wrong and where, `remedy` what to do; both are on one line.
+
+    They reach users of the command line and of the Python API. So they call an option or a key of the recipe by its
+    name without dashes, such as learning_rate. A command line is given as a whole: `bnlab train DATA --init FILE`.
+    """
 
     exit_status = 2
 
@@ -98,8 +102,9 @@ def quoted(path: str | PathLike[str]) -> str:
 
 
 def plural(number: int, what: str) -> str:
-    """A count with its noun: "1 photo", "2 photos"."""
-    return f"{number} {what}{'s' * (number != 1)}"
+    """A count with its noun: "1 photo", "2 photos", "2 classes"."""
+    ending = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number} {what}{ending}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -86,7 +86,7 @@ class _Train(TypedDict, total=False):
     seed: int
     """Seed from which all other randomness follows."""
     init: str | PathLike[str] | None
-    """Classifier file to start from, for fine-tuning (unset: random weights)."""
+    """Classifier file or run folder (its best.safetensors) to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: float
     """Factor on the learning rate of all but the last layer and auxiliary classifiers (0.1 with `init`, unless set)."""
     freeze: Literal["none", "stem", "backbone"]

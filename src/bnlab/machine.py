@@ -76,7 +76,7 @@ def choose_device(wish: str) -> str:
         raise UsageError(f"there is no device called '{printable(wish)}'", did_you_mean(wish, ["auto", *there]))
     if not there[wish]:
         found = " or ".join(name for name, found in there.items() if found)
-        raise UsageError(f"PyTorch finds no {wish} device here", f"pass --device {found}, or auto")
+        raise UsageError(f"PyTorch finds no {wish} device here", f"pass device {found}, or auto")
     return wish
 
 
@@ -118,7 +118,7 @@ def memory_errors(batch_size: int, size: int, suggest_batch_size: Callable[[], s
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed work
-    half = "try half the --batch-size, or a network of a smaller --size"
+    half = "try half the batch_size, or a network of a smaller size"
     remedy = suggest_batch_size() if suggest_batch_size else half
     raise OutOfMemoryError(f"out of memory at a batch size of {batch_size} and a size of {size} px", remedy)
 

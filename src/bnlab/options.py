@@ -108,7 +108,7 @@ class TrainOptions(_Strict, _Runs):
 
 class EvaluateOptions(_Inference):
     classifiers: Annotated[list[Path], Field(min_length=1), API_ONLY]
-    """Classifier file; or several, which are evaluated as an ensemble: their probabilities are averaged."""
+    """Classifier file or run folder; or several, evaluated as an ensemble: their probabilities are averaged."""
     data: Annotated[Path, API_ONLY]
     """Photos to evaluate on: a split folder, a split.csv, or a folder of classes."""
     split: Literal["train", "val", "test", "all"] | None = None
@@ -155,7 +155,7 @@ class DoctorOptions(_Inference):
     fail_on: Literal["error", "warn", "info"] = "warn"
     """The exit status is 1 if there is a finding of this severity or a worse one."""
     baseline: Annotated[Path | None, typer.Option(metavar="FILE")] = None
-    """diagnosis.json of an earlier diagnosis: what it found is known, and is not reported again."""
+    """File diagnosis.json of an earlier diagnosis: what it found is known, and is not reported again."""
     fix: Annotated[Path | None, typer.Option(metavar="FILE")] = None
     """New file to write the repaired weights to: those repairs are made that cannot change what was trained and that
     help. The photos are then also those that statistics are measured on, unless there is a reference."""
@@ -167,7 +167,7 @@ class DoctorOptions(_Inference):
 
 class PredictOptions(_Inference):
     classifier: ClassifierFile
-    """Classifier file, such as best.safetensors of a run."""
+    """Classifier file, or the folder of a run, whose best.safetensors is read."""
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...")]
     """Photos, and folders of photos."""
     top: Annotated[int, Field(ge=1)] = 5

@@ -218,7 +218,7 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed from which all other randomness follows."""
     init: Annotated[str, BeforeValidator(path_text)] | None = None
-    """Classifier file to start from, for fine-tuning (unset: random weights)."""
+    """Classifier file or run folder (its best.safetensors) to start from, for fine-tuning (unset: random weights)."""
     backbone_lr_factor: Fraction = 1.0
     """Factor on the learning rate of all but the last layer and auxiliary classifiers (0.1 with `init`, unless set)."""
     freeze: Literal["none", "stem", "backbone"] = "none"

@@ -31,6 +31,12 @@ class Run:
         self.report = folder / "report.html"
         self.events = folder / "tensorboard"
 
+    def resume_command(self, data: str = "") -> str:
+        """What resumes the run, on photos at `data`: a command, or a call if the command line does not find the run."""
+        if self.folder.parent == RUNS:
+            return f"bnlab train {data}{' ' * bool(data)}--resume --name {quoted(self.name)}"
+        return f"bnlab.resume({self.name!r}, {f'data={data}, ' * bool(data)}runs={str(self.folder.parent)!r})"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other trainings out while the block runs. The lock ends with the process, even if it is killed.
@@ -44,7 +50,7 @@ class Run:
             try:
                 held = lock.acquire(timeout=0)
             except Timeout:
-                raise RunError(problem, "wait for it, or pass another --name") from None
+                raise RunError(problem, "wait for it, or pass another name") from None
         with held:
             yield
 
@@ -64,8 +70,8 @@ def check_free(root: Path, name: str | None) -> None:
     # A training that was killed before it wrote its recipe leaves a lock and nothing that anyone would miss.
     never_began = ".lock" in left and all(n in _WRITTEN_BEFORE_THE_RECIPE or n.endswith(".part") for n in left)
     if left and not never_began:
-        resume = f", or continue it: --resume --name {quoted(name)}" if run.recipe.is_file() else ""
-        raise RunError(f"run {printable(run.folder)} exists already", f"pass another --name{resume}")
+        resume = f", or continue it: {run.resume_command()}" if run.recipe.is_file() else ""
+        raise RunError(f"run {printable(run.folder)} exists already", f"pass another name{resume}")
 
 
 def new_run(root: Path, name: str | None, stem: str = "train") -> Run:

@@ -171,5 +171,8 @@ def test_what_is_opened_as_an_ensemble(classifier: Classifier, trained: Path) ->
     for wrong, device in ((classifier, "cuda"), (Ensemble([classifier]), "mps")):
         with pytest.raises(UsageError, match=f"is on cpu, not on {device}"):
             open_classifiers(wrong, device)
-    with pytest.raises(UsageError, match="one or more classifiers"):
+    with pytest.raises(UsageError, match="there is no classifier: pass a classifier file"):
         open_classifiers([])
+    for odd, kind in ((None, "NoneType"), (3, "int"), ([file, 3], "int"), ([two], "Ensemble"), (b"ab", "int")):
+        with pytest.raises(UsageError, match=f"cannot be of the type {kind}: pass a classifier file"):
+            open_classifiers(odd)  # type: ignore[arg-type]

@@ -163,5 +163,5 @@ def test_a_member_that_diverged_is_named(classifier: Classifier, trained: Path) 
     photos = open_evaluation_data(trained.parents[1] / "data", "val")[1]
     broken = changed(classifier)
     broken.network.fc.bias.data.fill_(float("nan"))
-    with pytest.raises(DivergedError, match=r"probabilities of b on val are not finite: .*--learning-rate"):
+    with pytest.raises(DivergedError, match=r"probabilities of b on val are not finite: .*learning_rate"):
         evaluate(Ensemble([classifier, broken], ["a", "b"]), photos, "val")

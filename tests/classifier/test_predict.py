@@ -337,6 +337,11 @@ def test_another_network_is_saved_as_what_it_is(classifier: Classifier, tmp_path
     assert (again.predict_proba(pixels) == classifier.predict_proba(pixels)).all()
 
 
+def test_a_classifier_of_one_class_has_one_class(classifier: Classifier) -> None:
+    network = nets.build("bn_mlp", classes=1).eval()
+    assert ", 1 class, " in repr(Classifier(network, replace(classifier.card, classes=("all",))))
+
+
 def test_the_folder_of_a_run_is_its_best_classifier(classifier: Classifier, trained: Path) -> None:
     again = Classifier.load(trained)
     assert again.path == classifier.path == trained / "best.safetensors"
@@ -441,7 +446,7 @@ def test_predict_reads_pictures_in_the_range_of_the_card(classifier: Classifier,
     Image.fromarray(values).save(tmp_path / "16.png")
     progress = NullProgress()
     (dark,) = classifier.predict(tmp_path / "16.png", progress=progress)
-    assert progress.warnings[0].endswith("train with --set pixel_range=255")
+    assert progress.warnings[0].endswith("train with pixel_range=255")
     preprocessing = replace(classifier.card.preprocessing, pixel_range=(0.0, 255.0))
     ranged = Classifier(classifier.network, replace(classifier.card, preprocessing=preprocessing))
     plain, deep = ranged.predict([tmp_path / "8.png", tmp_path / "16.png"])

@@ -45,7 +45,7 @@ def test_zero_is_not_said_where_others_may_have_been_seen() -> None:
     partly = seen((1,), (2,)) | SeenPhotos()
     found = partly.count(Photos.of(photos("test", 1, 9)))
     assert (found.known("train"), found.known("val")) == (1, None)
-    assert found.sentences("it was") == ["at least 1 of 2 photos are among those it was trained on"]
+    assert found.sentences("it was") == ["at least 1 of 2 photos is among those it was trained on"]
     nothing = partly.count(Photos.of(photos("test", 9)))
     assert nothing.sentences("it was") == ["which photos it was trained on is unknown"]
     assert SeenCount(n=1, train=0, val=0, complete=True).sentences("it was") == []

@@ -9,7 +9,7 @@ import pytest
 from bnlab import __version__
 from tests.conftest import Outcome
 
-VERBS = ("split", "train", "evaluate", "predict", "demo", "machine", "net", "import", "study")
+VERBS = ("split", "train", "evaluate", "predict", "demo", "doctor", "machine", "net", "import", "study")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -101,9 +101,9 @@ def test_the_document(bnlab: Command) -> None:
     }
     about_names, about_keys = done.err.splitlines()
     assert "0 to 2" in about_names
-    assert "--classes FILE" in about_names
+    assert "pass a file of their names as classes" in about_names
     assert "w.pt does not contain size, resize, crop_fraction, mean, std, activation, placement, norm_eps" in about_keys
-    assert "--set KEY=VALUE" in about_keys
+    assert about_keys.endswith("if it was trained with others, pass them")
     card = read_classifier(Path("c.safetensors"))[1]
     assert card.classes == ("0", "1", "2")
     assert (card.preprocessing.size, card.preprocessing.resize, card.preprocessing.crop_fraction) == (128, "crop", 0.9)
@@ -112,7 +112,8 @@ def test_the_document(bnlab: Command) -> None:
 def test_preprocessing_of_the_formats(home: Path) -> None:
     """An option has precedence."""
     save(shaken(GoogLeNet(3, kernels=(3,), bias=False, eps=0.001, last_pool=2, aux=True)), "tv.pth")
-    package.import_weights("tv.pth", "tv.safetensors")
+    result = package.import_weights("tv.pth", "tv.safetensors")
+    assert repr(result) == f"<ImportResult tv.safetensors, {result.card.network}, 3 classes, 1 warning>"
     card = read_classifier(home / "tv.safetensors")[1]
     assert (card.preprocessing.size, card.preprocessing.resize, card.preprocessing.crop_fraction) == (
         224,
@@ -188,7 +189,7 @@ def test_of_several_networks_one_is_chosen_by_its_prefix(bnlab: Command, home: P
     torch.save(both, "w.pt")
     done = bnlab("import", "w.pt", "--output", "c.safetensors")
     assert done.complaint == (
-        "w.pt holds 2 networks, whose names begin with 'student.', 'teacher.': choose one with --prefix"
+        "w.pt holds 2 networks, whose names begin with 'student.', 'teacher.': pass one of them as prefix"
     )
     done = bnlab("import", "w.pt", "--output", "c.safetensors", "--prefix", "teacher.", "--json")
     document = json.loads(done.out)
@@ -216,7 +217,7 @@ def test_mismatches_are_named_then_summed_up(bnlab: Command) -> None:
     assert lines[0] == "warning: conv1.conv.weight is 16 x 3 x 3 x 3, not 32 x 3 x 3 x 3"
     assert len(lines) == 22
     assert lines[20] == "warning: and 196 more"
-    for fragment in ("w.pt", "bn_small_inception (variant table)", "216 tensors do not match", "--network", "--set"):
+    for fragment in ("w.pt", "bn_small_inception (variant table)", "216 tensors do not match", "network", "width=0.5"):
         assert fragment in done.complaint
     assert not Path("c.safetensors").exists()
 
@@ -292,8 +293,8 @@ REFUSALS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("looped.pt",), ("'model' (dict)", "state_dict()")),
     (("card.safetensors",), ("already", "bnlab evaluate card.safetensors DATA")),
     (("nan.pt",), ("fc.bias", "NaN")),
-    (("w.pt", "--output", "taken.safetensors"), ("taken.safetensors exists already", "--output")),
-    (("w.pt", "--output", "c.pth"), ("c.pth does not end in .safetensors", "--output")),
+    (("w.pt", "--output", "taken.safetensors"), ("taken.safetensors exists already", "pass a new file to output")),
+    (("w.pt", "--output", "c.pth"), ("c.pth does not end in .safetensors", "pass such a name to output")),
     (("w.pt", "--set", "sise=96"), ("'sise'", "did you mean 'size'?")),
     (("w.pt", "--set", "epochs=3"), ("'epochs'", "there are network, variant, ", "mean, std")),
     (("w.pt", "--set", "size=15"), ("size is 15", "greater than or equal to 16")),
@@ -305,9 +306,9 @@ REFUSALS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("w.pt", "--classes", "odd.json"), ("class 1 in odd.json is not text",)),
     (("w.pt", "--classes", "surrogate.json"), ("class 2 in surrogate.json is not text",)),
     (("w.pt", "--classes", "half.json"), ("half.json is not JSON", '["daisy", ...]')),
-    (("w.pt", "--classes", "latin.txt"), ("latin.txt cannot be read", "--classes")),
-    (("w.pt", "--classes", "none.txt"), ("none.txt cannot be read (No such file", "--classes")),
-    (("w.pt", "--classes", "blank.txt"), ("blank.txt names no classes", "--classes")),
+    (("w.pt", "--classes", "latin.txt"), ("latin.txt cannot be read", "as classes")),
+    (("w.pt", "--classes", "none.txt"), ("none.txt cannot be read (No such file", "as classes")),
+    (("w.pt", "--classes", "blank.txt"), ("blank.txt names no classes", "as classes")),
 ]
 
 

@@ -122,7 +122,7 @@ def test_it_imports_neither_torch_nor_scipy(photos: Path, tmp_path: Path) -> Non
 def test_the_range_and_the_limit_of_pixels(bnlab: Command, photos: Path) -> None:
     for path in photos.rglob("*.png"):
         Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16)).save(path)
-    assert "--set pixel_range=255" in bnlab("split", "photos", "--into", "a").err.replace("\n", " ")
+    assert "train with pixel_range=255" in bnlab("split", "photos", "--into", "a").err.replace("\n", " ")
     for given in ("255", "0,255"):
         done = bnlab("split", "photos", "--into", f"b{len(given)}", "--pixel-range", given)
         assert (done.status, "pixel_range" in done.err) == (0, False)

@@ -98,6 +98,8 @@ def options(data: Path | None, keys: Mapping[str, Any] | None = None, **more: An
 @pytest.mark.parametrize(("gain", "verdict"), [(0.5, "holds"), (0.0, "not shown")])
 def test_a_study_leaves_a_page_tables_and_pictures(data: Path, gain: float, verdict: str) -> None:
     result = command.run(options(data, {"flip": gain}), NullProgress())
+    assert repr(result) == f"<StudyResult planted: {verdict}, {result.folder}>"
+    assert repr(result.reports[0]) == f"<Report planted: {verdict}, {result.folder}>"
     assert result.folder == Path("runs/study-planted")
     files = {"report.html", "study.json", "accuracy.csv", "two-words.png", "two-words-drawn.csv"}
     assert {path.name for path in result.folder.iterdir()} == files
@@ -174,6 +176,7 @@ def test_of_all_studies_those_done_are_there_when_one_is_interrupted(
 
 def test_all_studies_have_a_page_each(data: Path) -> None:
     result = command.run(options(data, study="all"), NullProgress())
+    assert repr(result) == f"<StudyResult holds: {len(result.reports)}, {result.folder}>"
     page = result.page.read_text()
     for name in ("planted", "other"):
         assert f'href="{name}/report.html"' in page
@@ -187,7 +190,7 @@ def test_one_seed_shows_nothing_and_says_so(data: Path) -> None:
     assert str(result.reports[0].conclusion.verdict) == "not shown"
     (warning,) = progress.warnings
     assert "one seed" in warning
-    assert "--seeds" in warning
+    assert "pass seeds=3" in warning
 
 
 def test_options_without_effect_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +218,7 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(data: Path) -> No
     for seeds in (0, 101):
         with pytest.raises(UsageError, match=rf"seeds is {seeds}: it must be (greater|less) than or equal to 1"):
             command.run(options(data, seeds=seeds), NullProgress())
-    with pytest.raises(UsageError, match="measured is for measurements: pass another --name"):
+    with pytest.raises(UsageError, match="measured is for measurements: pass another name"):
         command.run(options(data, name="measured"), NullProgress())
     with pytest.raises(UsageError, match=r"a recipe has no key 'stpes': did you mean 'steps'"):
         command.run(options(data, {"stpes": 3}), NullProgress())

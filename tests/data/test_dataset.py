@@ -162,7 +162,7 @@ def test_evaluation_uses_test_before_val(data: Path, photos: Path) -> None:
     split, listed = open_evaluation_data(data, None)
     assert (split, len(listed)) == ("test", 6)
     assert open_evaluation_data(photos, None)[0] == "all"
-    with pytest.raises(DataError, match="has no test split: use --split all"):
+    with pytest.raises(DataError, match="has no test split: use split all"):
         open_evaluation_data(photos, "test")
 
 
@@ -233,7 +233,7 @@ def test_ignored_files_of_a_split_are_reported(data: Path) -> None:
     progress = NullProgress()
     opened(data, progress)
     (warning,) = progress.warnings
-    assert f"1 photo in {data}/train" in warning
+    assert f"1 photo of {data}/train" in warning
 
 
 def write_dark(folder: Path) -> None:
@@ -346,6 +346,20 @@ def test_recorded_photos_are_found_in_another_folder(data: Path, tmp_path: Path)
     elsewhere.rename(tmp_path / "gone")
     with pytest.raises(DataError, match=rf"in {data} 36 photos .*, and in {elsewhere} 36 photos"):
         open_recorded_data(moved / "split.csv")
+
+
+def test_a_replaced_photo_of_a_moved_project_is_named_where_it_is_now(data: Path, tmp_path: Path) -> None:
+    """The old place, where all photos are missing, would send the reader to the wrong folder."""
+    (runs := tmp_path / "a" / "runs").mkdir(parents=True)
+    inside = data.rename(tmp_path / "a" / "data")
+    write_split_csv(runs / "split.csv", opened(inside).photos)
+    opened(inside).place.record(runs)
+    moved = (tmp_path / "a").rename(tmp_path / "b")
+    photo = replaced(open_recorded_data(moved / "runs" / "split.csv").photos.paths[0])
+    with pytest.raises(DataError) as error:
+        open_recorded_data(moved / "runs" / "split.csv")
+    assert f"in {moved}/data 1 photo has other content ({photo})" in error.value.problem
+    assert str(inside) not in str(error.value)
 
 
 def test_a_run_as_data_is_found_where_it_was_moved(data: Path, tmp_path: Path) -> None:

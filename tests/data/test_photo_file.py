@@ -193,7 +193,7 @@ def test_pictures_that_are_all_dark_are_reported_once(values: tuple[int, ...], h
     assert warning.startswith(f"{len(values)} picture")
     assert f"the largest value is {max(values)}," in warning
     assert "0 to 65535 is assumed" in warning
-    assert warning.endswith(f"--set pixel_range={high}")
+    assert warning.endswith(f"train with pixel_range={high}")
 
 
 def test_pictures_that_use_16_bits_or_have_a_range_are_not_reported() -> None:

@@ -200,7 +200,7 @@ def test_refused_photos_are_named_and_counted() -> None:
     assert ["broken" in warning for warning in progress.warnings] == [True] * 5 + [False]
     assert all(f"{i}.jpg" in warning for i, warning in enumerate(progress.warnings[:5]))
     assert "2 more photos" in progress.warnings[5]
-    with pytest.raises(DataError, match=r"7 photos .*0.jpg, broken.*--strict"):
+    with pytest.raises(DataError, match=r"7 photos .*0.jpg, broken.*leave strict out"):
         report_refused(refused, strict=True, progress=progress)
     report_refused([], strict=True, progress=progress)
 

@@ -223,7 +223,7 @@ def test_a_class_of_duplicates_of_another_may_be_left_without_train(tmp_path: Pa
     photos = write_photos(tmp_path / "photos", each=6)
     (photos / "twin").mkdir()
     shutil.copy(photos / "ring" / "ring000.png", photos / "twin" / "x.png")
-    with pytest.raises(DataError, match=r"'twin' .* 1 photo, all duplicates of photos in other classes.*--seed"):
+    with pytest.raises(DataError, match=r"'twin' .* 1 photo, all duplicates of photos in other classes.*another seed"):
         for seed in range(10):
             split_of(photos, val=0.7, seed=seed)
 
@@ -301,7 +301,7 @@ def test_writing_the_same_split_again_changes_nothing(photos: Path, tmp_path: Pa
 def test_another_split_is_never_written_over(photos: Path, tmp_path: Path) -> None:
     write_split(split_of(photos), tmp_path / "data", "link", NullProgress())
     before = tree(tmp_path)
-    with pytest.raises(DataError, match=r"data holds another split .*--into"):
+    with pytest.raises(DataError, match=r"data holds another split .*into"):
         write_split(split_of(photos, seed=1), tmp_path / "data", "link", NullProgress())
     with pytest.raises(DataError, match="links, not copies"):
         write_split(split_of(photos), tmp_path / "data", "copy", NullProgress())
@@ -317,9 +317,9 @@ def test_another_split_is_never_written_over(photos: Path, tmp_path: Path) -> No
 def test_photos_are_never_written_to(photos: Path) -> None:
     split, before = split_of(photos), tree(photos)
     for into in (photos, photos / "data", photos / "disc"):
-        with pytest.raises(DataError, match=r"never written to: .*--into"):
+        with pytest.raises(DataError, match=r"never written to: .*into"):
             write_split(split, into, "link", NullProgress())
-    with pytest.raises(DataError, match=r"contains .* itself: .*--into"):
+    with pytest.raises(DataError, match=r"contains .* itself: .*into"):
         write_split(split, photos.parent, "link", NullProgress())
     assert tree(photos) == before
 

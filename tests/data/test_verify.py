@@ -73,7 +73,7 @@ def test_a_photo_that_changes_while_it_is_read_has_the_stamp_from_before(
     monkeypatch.setattr("bnlab.data.verify.file_sha256", replaced)
     before = stamp_of(str(path))
     assert read_content(str(path)).stamp == before != stamp_of(str(path))
-    with pytest.raises(DataError, match=r"1 photo changed while they were read \(.*a\.jpg\): begin again"):
+    with pytest.raises(DataError, match=r"1 photo changed while photos were read \(.*a\.jpg\): begin again"):
         photo = Photo(str(path), "a", "train", "ab" * 32, before)
         check_unchanged(Photos.of([photo]))
 

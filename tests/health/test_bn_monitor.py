@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from bnlab import norm
 from bnlab.health.bn_monitor import BNMonitor, recover
-from bnlab.health.findings import Health, LayerHealth, StatisticsCost
+from bnlab.health.epoch import Health, LayerHealth
+from bnlab.health.evidence import Scores
 from bnlab.nets import build
 from bnlab.nets.freeze import freeze
 from bnlab.norm import BatchNorm1d, BatchNorm2d, NormActivation
@@ -34,7 +35,7 @@ def row(network: nn.Module, images: Images, steps: int = 64, *, window: int = 8,
 
 
 def codes(health: Health) -> list[str]:
-    return [finding.code for finding in health.findings()]
+    return [finding.id for finding in health.findings()]
 
 
 def recovered(layer: nn.Module, batches: list[Tensor], momentum: float | None) -> tuple[Tensor, Tensor]:
@@ -129,9 +130,9 @@ def test_distances_are_those_that_recalibration_measured() -> None:
             network(images)
     network[2].freeze()  # so that recalibration leaves it out
     recalibration = norm.recalibrate(network, [images])
-    cost = StatisticsCost(photos=100, running_top1=0.5, population_top1=0.9, p_value=1e-9)
+    scores = Scores(running=np.repeat([1.0, 0.0], 50), population=np.ones(100))
     network[0].num_batches_tracked.fill_(8)  # training recalibrates a copy
-    health = monitor.report(recalibration, cost)
+    health = monitor.report(recalibration, scores)
     stale, frozen = health.layers
     measured = recalibration.layers["0"]
     assert measured.variance_off > 3

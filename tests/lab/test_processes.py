@@ -48,7 +48,7 @@ def test_all_jobs_run_and_report_exactly_their_steps(tmp_path: Path, processes: 
 
 
 def test_a_process_that_the_system_kills_is_an_error_with_a_remedy() -> None:
-    with pytest.raises(OutOfMemoryError, match=r"one of 2 processes was killed.*--processes"):
+    with pytest.raises(OutOfMemoryError, match=r"one of 2 processes was killed.*fewer processes"):
         run_jobs([Job(die, (), 1)] * 2, processes=2, task=Counter())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from bnlab import Classifier
 from bnlab.classifier.evaluate import Evaluation, Member, evaluate
@@ -15,7 +16,7 @@ from bnlab.report.figures import curves
 from bnlab.report.page import format_number, mistakes_png, render, write_run_page
 from bnlab.runs import Run
 from tests.classifier.test_evaluate import KNOWN, answers
-from tests.report.test_figures import ROWS
+from tests.report.test_figures import ROWS, contrast
 
 
 class Reader(html.parser.HTMLParser):
@@ -58,7 +59,7 @@ def test_the_page_of_a_run_has_all_sections(trained: Path) -> None:
         assert f"<h2>{heading}</h2>" in page
     assert "network: bn_small_inception  # (yours)" in page
     assert "prefers-color-scheme: dark" in page
-    mistakes = re.search(r"(\d+) of 12 photos are classified wrongly", page)
+    mistakes = re.search(r"Classified wrongly: (\d+) of 12 photos", page)
     assert len(reader.fetched) == (int(mistakes[1]) if mistakes else 0)
 
 
@@ -119,6 +120,22 @@ def test_names_cannot_break_the_page() -> None:
     check(page)
     assert "&lt;script&gt;alert(1)" in page
     assert r"x\ny" in page
+
+
+def test_each_count_of_the_confusion_matrix_can_be_read_in_light_and_dark() -> None:
+    """Zeros on the paper, and other counts on the darkest shade, which a row has whose photos are all of one class."""
+    page = evaluation_page("x", answers([0, 1], [[1, 0], [0, 1]], ["a", "b"]), "net")
+    shade = max(float(fraction) for fraction in re.findall(r"--fraction: ([\d.]+)", page))
+    assert page.count(' class="zero">0</td>') == 2
+    assert ".matrix .zero { color: var(--faint); }" in page
+    modes = re.findall(r":root \{(.*?)\}", page)
+    assert len(modes) == 2
+    for mode in modes:
+        colours = {name: to_rgb(value) for name, value in re.findall(r"--(\w+): (#\w+);", mode)}
+        accent = [int(channel) / 255 for channel in re.findall(r"--accent: (\d+) (\d+) (\d+)", mode)[0]]
+        cell = [shade * a + (1 - shade) * p for a, p in zip(accent, colours["paper"], strict=True)]
+        assert 4.5 <= contrast(colours["faint"], colours["paper"]) < contrast(colours["ink"], colours["paper"]) / 2
+        assert contrast(colours["ink"], cell) >= 4.5
 
 
 def test_many_classes_have_no_confusion_matrix() -> None:

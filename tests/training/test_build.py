@@ -68,8 +68,8 @@ def test_dropout_is_the_networks_own_unless_set(name: str, dropout: float) -> No
     ("options", "problem", "remedy"),
     [
         ({"network": "bn_gogglenet"}, "bn_gogglenet", "did you mean 'bn_googlenet'?"),
-        ({"freeze": "stem"}, "freeze stem would freeze random weights", "--init FILE"),
-        ({"freeze_bn": True}, "freeze_bn would freeze random weights", "--init FILE"),
+        ({"freeze": "stem"}, "freeze stem would freeze random weights", "give init"),
+        ({"freeze_bn": True}, "freeze_bn would freeze random weights", "give init"),
         ({"lsuv_init": True}, "lsuv_init", "leave lsuv_init out"),
         ({"norm": "bach"}, "bach", "did you mean 'batch'?"),
         (
@@ -196,6 +196,6 @@ def test_preparing_warns_of_pictures_that_are_all_dark(data: Path) -> None:
     prepare(data, load_settings(options=SMALL), strict=False, progress=progress)
     (warning,) = progress.warnings
     assert "36 pictures" in warning
-    assert warning.endswith("--set pixel_range=1023")
+    assert warning.endswith("train with pixel_range=1023")
     prepare(data, load_settings(options=SMALL | {"pixel_range": 1023}), strict=False, progress=progress)
     assert len(progress.warnings) == 1

@@ -118,5 +118,8 @@ def test_a_changed_split_or_a_lost_state_is_refused(run: Run) -> None:
         load_state(run, recipe, parts)
     run.state.unlink()
     run.last.write_bytes(b"hours of work")
-    with pytest.raises(RunError, match=r"has lost its state.pt, which a resume needs: begin a new run with --init"):
+    with pytest.raises(
+        RunError,
+        match=r"has lost its state.pt, which a resume needs: begin a new run from its weights: bnlab train DATA --init",
+    ):
         load_state(run, recipe, parts)

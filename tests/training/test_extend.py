@@ -153,7 +153,7 @@ def test_the_size_of_an_unfinished_run_does_not_fall() -> None:
         ({"time": 90, "steps": 9}, {"steps": 12}, r"from a given time: .*--init runs/a/last.safetensors --time 90s$"),
         ({"plan": [[0, 9, 1]]}, {"epochs": 4}, r"from a given time: .*DATA --init runs/a/last.safetensors$"),
         ({"steps": 4}, {"steps": 0, "epochs": 2}, r"one-cycle, .* 4 steps: .*--epochs 1$"),
-        ({"schedule": "constant", "steps": 9}, {"epochs": 9}, "counts steps, not epochs: pass --set steps=NUMBER"),
+        ({"schedule": "constant", "steps": 9}, {"epochs": 9}, "counts steps, not epochs: pass steps=NUMBER"),
         ({"schedule": "constant", "steps": 10}, {"steps": 10}, "has trained 10 steps already: pass a larger"),
         ({"schedule": "constant", "epochs": 4}, {"steps": 11}, "has trained 12 steps already: pass a larger"),
         ({"schedule": "constant", "epochs": 4}, {"epochs": 3}, "has trained 4 epochs already: pass a larger"),

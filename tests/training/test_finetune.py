@@ -88,6 +88,14 @@ def test_network_colours_size_and_learning_rates_come_from_the_file(init: str) -
     assert {own.origin[key] for key in ("size", "backbone_lr_factor")} == {"yours"}
 
 
+def test_a_run_folder_stands_for_its_best_classifier(init: str, trained: Path) -> None:
+    settings = inherit_from_init(load_settings(options={"init": trained}))
+    assert (settings.recipe.init, settings.origin["init"]) == (init, "yours")
+    assert settings == inherit_from_init(load_settings(options={"init": init}))
+    with pytest.raises(ClassifierError, match="is a folder: pass a classifier file, or a run's folder with best"):
+        inherit_from_init(load_settings(options={"init": trained.parent}))
+
+
 def test_the_pixel_range_comes_from_the_file_unless_it_is_set(init: str, tmp_path: Path) -> None:
     network, card = load_network(Path(init))
     own = str(tmp_path / "range.safetensors")
@@ -127,7 +135,7 @@ def test_what_the_file_has_cannot_be_set_otherwise(
     ):
         with pytest.raises(UsageError) as error:
             inherit_from_init(settings)
-        assert error.value.problem == f"--init {init} has {has}"
+        assert error.value.problem == f"init {init} has {has}"
         assert error.value.remedy == f"leave {next(iter(options))} out"
 
 
@@ -264,7 +272,7 @@ def test_photos_of_val_and_test_that_an_ancestor_was_trained_on_are_reported(uns
         "val has no effect: these photos already have a val split",
         f"{in_val} of {in_val} photos of val are among those the file in init was trained on",
         f"{in_test} of {in_test + 1} photos of test are among those the file in init was trained on",
-        f"1 of {in_test + 1} photos of test are among those by which the file in init was chosen as the best epoch",
+        f"1 of {in_test + 1} photos of test is among those by which the file in init was chosen as the best epoch",
     ]
     assert all("split.csv as DATA" in warning for warning in progress.warnings[1:])
     assert (third.seen.train, third.seen.n) == (in_val, in_val)

@@ -49,7 +49,7 @@ def test_what_is_suggested_was_tried(context: TrainingContext, monkeypatch: pyte
     with pytest.raises(OutOfMemoryError) as error, batch_errors(context):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
     assert "batch size of 24 and a size of 96 px" in error.value.problem
-    assert error.value.remedy == "--batch-size 6 or --size 48 fits; --set accumulate=4 keeps the photos of a step"
+    assert error.value.remedy == "batch_size=6 or size=48 fits; accumulate=4 keeps the photos of a step"
     assert tried == [(12, 96), (6, 96), (24, 64), (24, 48)]
     assert all(torch.equal(before[name], value) for name, value in context.network.state_dict().items())
 
@@ -59,9 +59,7 @@ def test_a_batch_of_accumulated_steps_is_tried_with_as_many_batches(
 ) -> None:
     context = context_of(data, accumulate=2)
     tried = limited(monkeypatch, 2 * 8 * 96 * 96)
-    assert (
-        suggest_batch_size(context) == "--batch-size 6 or --size 48 fits; --set accumulate=8 keeps the photos of a step"
-    )
+    assert suggest_batch_size(context) == "batch_size=6 or size=48 fits; accumulate=8 keeps the photos of a step"
     assert tried == [(24, 96), (12, 96), (48, 64), (48, 48)]
 
 

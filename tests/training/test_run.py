@@ -280,7 +280,7 @@ def test_a_time_is_kept_and_its_training_can_be_killed_and_repeated(
 
 
 def test_a_time_too_short_for_a_step_is_refused(data: Path) -> None:
-    with pytest.raises(UsageError, match=r"not one step fits into 0 s: .*--time"):
+    with pytest.raises(UsageError, match=r"not one step fits into 0 s: .*more time"):
         trained_on(data, time=0.01)
     assert trained_on(data, epochs=1).epochs == 1  # under the same name
 
@@ -409,7 +409,7 @@ def test_a_run_is_not_resumed_on_other_photos_and_keeps_all_its_files(finished: 
     original = photo.read_bytes()
     shutil.copy(data / "val" / "ring" / "ring100.png", photo)
     arguments: dict[str, Any] = {"root": home / "runs", "changes": {}, "progress": NullProgress(), "data": data}
-    with pytest.raises(DataError, match=rf"in {data} 1 photo has other content .*{photo}.*DATA --resume --name run"):
+    with pytest.raises(DataError, match=rf"in {data} 1 photo has other content .*{photo}.*resume\('run', data=DATA"):
         run.resume("run", **arguments)
     photo.unlink()
     with pytest.raises(DataError, match=rf"in {data} 1 photo cannot be read .*{photo}.*no such file"):
@@ -431,12 +431,13 @@ def test_photos_that_change_before_the_first_step_stop_a_training(data: Path, mo
         return prepared
 
     monkeypatch.setattr(build, "prepare", prepare)
-    with pytest.raises(DataError, match=r"1 photo changed while they were read \(.*disc000\.png\)"):
+    with pytest.raises(DataError, match=r"1 photo changed while photos were read \(.*disc000\.png\)"):
         trained_on(data)
     assert not (data.parent / "runs").exists()
 
 
-def test_refused_photos_are_listed_and_an_early_kill_leaves_the_name_free(data: Path) -> None:
+def test_refused_photos_are_listed_and_an_early_kill_leaves_the_name_free(data: Path, locked: str) -> None:
+    (data / "train" / "ring" / locked).mkdir()
     for number in range(7):
         (data / "train" / "disc" / f"bad{number}.jpg").write_text("text")
     early = data.parent / "runs" / "run"
@@ -446,9 +447,15 @@ def test_refused_photos_are_listed_and_an_early_kill_leaves_the_name_free(data: 
     with pytest.raises(RunError, match="exists already"):
         trained_on(data, epochs=1)  # this may be any list of the user's
     (early / ".lock").touch()
-    run = trained_on(data, epochs=1).run
+    result = trained_on(data, epochs=1)
+    run, names = result.run, [locked, *(f"bad{number}.jpg" for number in range(7))]
     assert run.folder == early
-    assert [Path(row["path"]).name for row in read_csv(run.refused)] == [f"bad{number}.jpg" for number in range(7)]
+    assert [Path(row["path"]).name for row in read_csv(run.refused)] == names
+    assert [refusal.is_folder for refusal in result.refused] == [True] + [False] * 7
+    assert resumed(data.parent, None).refused == result.refused
+    rows = [",".join(line.split(",")[:3]) for line in run.refused.read_text().splitlines()]
+    run.refused.write_text("\n".join(rows))  # as an earlier bnlab wrote it, without the column `kind`
+    assert [Path(refusal.path).name for refusal in resumed(data.parent, None).refused] == names
     with pytest.raises(RunError, match="exists already"):
         trained_on(data, epochs=1)
 

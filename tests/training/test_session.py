@@ -85,20 +85,20 @@ def test_photos_that_go_bad_stop_a_training_by_name(data: Path, monkeypatch: pyt
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_a_diverged_training_stops_with_its_learning_rate(data: Path) -> None:
-    remedy = r": try --learning-rate 3\.3e\+05, or a network with batch normalisation$"
+    remedy = r": try learning_rate=3\.3e\+05, or a network with batch normalisation$"
     with pytest.raises(DivergedError, match=r"step \d+ \(epoch 1\), at a learning rate of \S+" + remedy):
         trained_on(data, network="small_inception", learning_rate=1e6, epochs=3)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_a_normalised_network_that_diverges_is_not_advised_to_be_normalised(data: Path) -> None:
-    with pytest.raises(DivergedError, match=r"at a learning rate of \S+: try --learning-rate 3\.3e\+29$"):
+    with pytest.raises(DivergedError, match=r"at a learning rate of \S+: try learning_rate=3\.3e\+29$"):
         trained_on(data, network="bn_small_inception", learning_rate=1e30, epochs=1)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_a_loss_that_is_not_finite_at_the_first_step_is_not_the_fault_of_the_learning_rate(data: Path) -> None:
-    with pytest.raises(DivergedError, match=r"at step 1 \(epoch 1\).*: check mean, std and the file of --init$"):
+    with pytest.raises(DivergedError, match=r"at step 1 \(epoch 1\).*: check mean, std and the file in init$"):
         trained_on(data, network="small_inception", std=(1e-40, 1e-40, 1e-40), epochs=1)
 
 

@@ -76,5 +76,5 @@ def test_a_loss_that_is_not_finite_is_found_with_its_step(loss: float) -> None:
     metrics.add(torch.tensor(loss), torch.tensor(0), 4)
     with pytest.raises(LossNotFiniteError, match=f"the loss became {loss}") as error:
         metrics.read()
-    assert (error.value.exit_status, error.value.remedy) == (1, "check mean, std and the file of --init")
+    assert (error.value.exit_status, error.value.remedy) == (1, "check mean, std and the file in init")
     assert error.value.step == 8

@@ -271,7 +271,7 @@ def test_a_validation_of_the_user_that_the_first_plan_leaves_out_is_warned_of(tr
 
 
 def test_a_time_in_which_not_one_step_fits_is_refused(train: Callable[..., Outcome]) -> None:
-    with pytest.raises(UsageError, match=r"not one step fits into 4 s: one takes 1\.00 s, .*: give more --time"):
+    with pytest.raises(UsageError, match=r"not one step fits into 4 s: one takes 1\.00 s, .*: give more time"):
         train(Machine(step=1.0), 4.0)
 
 

@@ -52,8 +52,8 @@ def test_it_validates_a_copy_by_recalibrated_statistics(make_context: MakeContex
     assert torch.equal(validator.network.state_dict()["conv1.bn.running_mean"], expected["conv1.bn.running_mean"])
     assert result.running is not None
     assert not (result.running.probabilities == result.evaluation.probabilities).all()
-    assert result.statistics_cost is not None
-    assert result.statistics_cost.population_top1 == result.evaluation.top1
+    assert result.scores is not None
+    assert result.scores.means()["population"] == pytest.approx(result.evaluation.top1)
 
 
 def test_it_validates_the_weights_that_it_is_given(make_context: MakeContext) -> None:
@@ -70,7 +70,7 @@ def test_it_validates_the_weights_that_it_is_given(make_context: MakeContext) ->
 def test_the_running_statistics_are_evaluated_only_if_asked_for(make_context: MakeContext) -> None:
     context = make_context()
     result = validator_of(context, evaluate_running=False)(context.network, NullProgress())
-    assert (result.running, result.statistics_cost) == (None, None)
+    assert (result.running, result.scores) == (None, None)
     assert result.recalibration is not None
 
 
@@ -94,7 +94,7 @@ def test_results_that_are_not_finite_are_a_divergence(make_context: MakeContext)
     context = make_context()
     with torch.no_grad():
         context.network.conv1.conv.weight[0, 0, 0, 0] = math.nan
-    with pytest.raises(DivergedError, match=r"reach .* in recalibration: train with a lower --learning-rate"):
+    with pytest.raises(DivergedError, match=r"reach .* in recalibration: train with a lower learning_rate"):
         validator_of(context)(context.network, NullProgress())
     context = make_context(recalibration_images=0)
     with torch.no_grad():

@@ -93,6 +93,7 @@ class Ensemble:
         return f"<Ensemble of {len(self.members)}: {', '.join(map(repr, self.members))}>"
 
 
+_CLASSIFIERS = "pass a classifier file, the folder of a run or a Classifier, or a list of these; or an Ensemble"
 AnyClassifier = AnyPath | Classifier | Ensemble | Sequence[AnyPath | Classifier]
 
 
@@ -106,7 +107,12 @@ def open_classifiers(given: AnyClassifier, device: str = "auto") -> Ensemble:
     if isinstance(given, Ensemble):
         members, names = list(given.members), list(given.names)
     else:
-        several = [given] if isinstance(given, (str, PathLike, Classifier)) else list(given)
+        several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+        for one in several:
+            if not isinstance(one, str | PathLike | Classifier):
+                raise UsageError(f"a classifier cannot be of the type {type(one).__name__}", _CLASSIFIERS)
+        if not several:
+            raise UsageError("there is no classifier", _CLASSIFIERS)
         members = [one if isinstance(one, Classifier) else Classifier.load(one, device) for one in several]
         names = [str(member.path or f"classifier {i}") for i, member in enumerate(members, start=1)]
     for name, member in zip(names, members, strict=True):

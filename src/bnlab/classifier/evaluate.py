@@ -15,7 +15,7 @@ from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo, Photos
 from bnlab.data.preprocess import Crops
 from bnlab.data.scan import Refusal
-from bnlab.errors import ClassifierError, DataError, DivergedError, printable
+from bnlab.errors import ClassifierError, DataError, DivergedError, plural, printable
 from bnlab.progress import Progress
 
 BINS = 15  # of the reliability diagram, as Guo et al. 2017 (On Calibration of Modern Neural Networks) have it
@@ -71,6 +71,13 @@ class Evaluation:
     """the members of an ensemble; empty for a single classifier"""
     reader: PhotoReader = field(default_factory=PhotoReader)
     """opens the photos as the (first) classifier takes them"""
+
+    def __repr__(self) -> str:
+        return f"<Evaluation {', '.join(self.facts())}>"
+
+    def facts(self) -> tuple[str, ...]:
+        """What a line on it says: the split, how many photos and classes, and the top-1."""
+        return self.split, f"n = {self.n}", plural(len(self.classes), "class"), f"top-1 {self.top1:.1%}"
 
     @property
     def n(self) -> int:
@@ -223,7 +230,7 @@ def evaluate(
         if not np.isfinite(probabilities[usable]).all():
             raise DivergedError(
                 f"the probabilities of {printable(name)} on {split} are not finite",
-                "train with a lower --learning-rate",
+                "train with a lower learning_rate",
             )
     targets = photos.class_indices(classifier.classes)[usable]
     members: list[Member] = []

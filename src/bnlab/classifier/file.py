@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +19,12 @@ from torch import Tensor
 from bnlab.classifier.seen import CHECKED, Ancestor, SeenPhotos
 from bnlab.data.preprocess import Preprocessing
 from bnlab.data.split_csv import as_label
-from bnlab.errors import ClassifierError, UsageError, printable
+from bnlab.errors import ClassifierError, UsageError, plural, printable
 from bnlab.files import write_atomic
 from bnlab.nets import NETWORKS, build
 from bnlab.nets.network import TableNetwork
 from bnlab.nets.weights import is_pickle, parse_safetensors, read_content
+from bnlab.runs import Run
 
 FORMAT_VERSION = 2
 CARD_KEY = "bnlab"
@@ -122,6 +124,12 @@ def save_classifier(path: Path, network: TableNetwork, card: Card) -> None:
     write_atomic(path, safetensors.torch.save(tensors, {CARD_KEY: to_json(card)}))
 
 
+def file_of(path: str | PathLike[str]) -> Path:
+    """The classifier file at a path, which may also be the folder of a run: then its best.safetensors."""
+    best = Run(Path(path)).best
+    return best if best.is_file() else Path(path)
+
+
 def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
     """The tensors and the card of a classifier file.
 
@@ -129,7 +137,7 @@ def read_classifier(path: Path) -> tuple[dict[str, Tensor], Card]:
         ClassifierError: the file is missing, truncated, a pickle, of another format, or not a classifier file.
     """
     name = printable(path)
-    content = read_content(path, "classifier file", f"pass the file, such as {name}/best.safetensors")
+    content = read_content(path, "classifier file", "pass a classifier file, or a run's folder with best.safetensors")
     if is_pickle(content):
         raise ClassifierError(
             f"{name} is a pickle, which can run code when it is loaded",
@@ -172,7 +180,7 @@ def describe(network: TableNetwork, card: Card) -> Card:
     card = replace(card, network=network.name, arguments=network.arguments)
     expected = _build(card, "the card").state_dict()
     if problem := misfit(network.inference_state(), expected, card.network, "the classifier's network"):
-        raise UsageError(f"{problem} for {len(card.classes)} classes", remedy)
+        raise UsageError(f"{problem} for {plural(len(card.classes), 'class')}", remedy)
     return card
 
 

@@ -17,20 +17,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bnlab.classifier.file import Card, check_new_file, describe, load_network, save_classifier
+from bnlab.classifier.file import Card, check_new_file, describe, file_of, load_network, save_classifier
 from bnlab.data.cache import Cache
 from bnlab.data.loader import preprocessed_batches
 from bnlab.data.photo_file import MemoryPhoto, PhotoReader
 from bnlab.data.photo_input import PhotoInput, check_batch, photos_of
 from bnlab.data.preprocess import Crops, Pixels, images_per_photo, normalise, preprocess
-from bnlab.errors import ClassifierError, PhotoError, UsageError, printable
+from bnlab.errors import ClassifierError, PhotoError, UsageError, plural, printable
 from bnlab.files import storage_errors
 from bnlab.machine import choose_device, exact_kernels, memory_errors
 from bnlab.nets.build import move_network
 from bnlab.nets.network import TableNetwork
 from bnlab.progress import LoggedProgress, NullProgress, Progress
 from bnlab.recipe import MAX_MEGAPIXELS
-from bnlab.runs import Run
 
 Probabilities = NDArray[np.float32]
 AnyPath = str | PathLike[str]
@@ -93,9 +92,7 @@ class Classifier:
             ClassifierError: the file is missing, truncated, a pickle or of another format, or does not fit its network.
             UsageError: there is no such device.
         """
-        path = Path(path)
-        if Run(path).best.is_file():
-            path = Run(path).best
+        path = file_of(path)
         network, card = load_network(path)
         return cls(move_network(network, choose_device(device)), card, path=path)
 
@@ -120,7 +117,7 @@ class Classifier:
 
     def __repr__(self) -> str:
         network, size = getattr(self.network, "name", type(self.network).__name__), self.card.preprocessing.size
-        shown = f"{network}, {len(self.classes)} classes, {size} px, on {self.device}"
+        shown = f"{network}, {plural(len(self.classes), 'class')}, {size} px, on {self.device}"
         return f"<Classifier {shown}{f', from {printable(self.path)}' if self.path else ''}>"
 
     @property

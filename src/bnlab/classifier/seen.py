@@ -54,8 +54,8 @@ class Ancestor:
 class SeenPhotos:
     """What a classifier and all its ancestors were trained on, and the photos by which a best epoch was chosen."""
 
-    train: Digests = ""
-    val: Digests = ""
+    train: Digests = field(default="", repr=False)
+    val: Digests = field(default="", repr=False)
     complete: bool = False
     """whether there are no others; False for imported weights, about which nothing is known"""
 
@@ -105,12 +105,9 @@ class SeenCount:
         """What to know of an accuracy on these photos; `who` is "it was" or "its members were"."""
         least = "" if self.complete else "at least "
         lines = []
-        if self.train:
-            lines.append(f"{least}{self.train} of {self.n} {what} are among those {who} trained on")
-        if self.val:
-            lines.append(
-                f"{least}{self.val} of {self.n} {what} are among those by which {who} chosen as the best epoch"
-            )
+        for number, why in ((self.train, f"{who} trained on"), (self.val, f"by which {who} chosen as the best epoch")):
+            if number:
+                lines.append(f"{least}{number} of {self.n} {what} {'is' if number == 1 else 'are'} among those {why}")
         if not self.complete and not lines:
             lines.append(f"which photos {who} trained on is unknown")
         return lines

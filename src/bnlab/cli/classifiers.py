@@ -87,7 +87,7 @@ def train(
     best = f"best val accuracy {result.val_top1:.1%} (95% interval {low:.1%} to {high:.1%}, n = {result.evaluation.n}) "
     best += f"in {plural(result.epochs, 'epoch')}, {result.seconds:.0f} s"
     if result.seen.train:
-        best += f"; earlier trainings were trained on {result.seen.train} of these photos, so this is too high"
+        best += f"; earlier trainings were trained on {result.seen.train} of these photos, so this may be too high"
     last = f"{result.run.folder}: report.html shows it. Next: bnlab predict {quoted(result.run.best)} PHOTO"
     show_result(as_json, result.to_json(), best, last)
 
@@ -121,8 +121,8 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="CLASSIFIER... DATA",
-            help="A classifier file, or several, which are evaluated as an ensemble: their probabilities are averaged. "
-            "Then the photos: a split folder, a split.csv, or a folder of classes.",
+            help="A classifier file or run folder, or several, which are evaluated as an ensemble: their probabilities "
+            "are averaged. Then the photos: a split folder, a split.csv, or a folder of classes.",
         ),
     ],
     as_json: Json = False,

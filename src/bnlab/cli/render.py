@@ -38,7 +38,7 @@ def split_table(result: "split.SplitResult") -> RenderableType:
         same = " = ".join(f"{printable(photo.path)} ({printable(photo.label)})" for photo in group.photos)
         lines.append(Text("label conflict: ", style="yellow") + Text(same))
     if len(conflicts) > _MOST_CONFLICTS:
-        lines.append(Text(f"and {len(conflicts) - _MOST_CONFLICTS} more label conflicts", style="yellow"))
+        lines.append(Text(f"and {plural(len(conflicts) - _MOST_CONFLICTS, 'more label conflict')}", style="yellow"))
     return Group(_table(("class", *names, "all"), [*rows, ["all", *total, sum(total)]]), *lines)
 
 
@@ -156,9 +156,10 @@ def counting_note(result: "net.NetResult", *, auxiliary: bool) -> str:
 
 
 def machine_table(machine: Mapping[str, Any]) -> RenderableType:
+    threads = f"{plural(machine['cores'], 'usable core')}, {plural(machine['threads'], 'thread')}"
     rows = {
         "system": machine["system"],
-        "processor": f"{machine['processor']}, {plural(machine['cores'], 'usable core')}, {machine['threads']} threads",
+        "processor": f"{machine['processor']}, {threads}",
         "free memory": f"{machine['free_memory'] / 2**30:.1f} GiB",
         "device": machine["device"] + (f" ({machine['gpu']})" if machine["gpu"] else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),

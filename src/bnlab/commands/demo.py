@@ -80,7 +80,7 @@ def run(options: DemoOptions, progress: Progress) -> DemoResult:
         raise Interrupted(f"the demo was interrupted and leaves {folder}; begin again with: bnlab demo") from None
     winner = networks["with BN"]
     if winner.test is None:
-        raise DivergedError(winner.outcome(), "pass another --seed")
+        raise DivergedError(winner.outcome(), "pass another seed")
     classifier = Classifier.load(winner.run.best)
     random = random_stream(options.seed, Use.DEMO_ANSWERS)
     answers = classifier.predict([held_out[i].path for i in random.choice(len(held_out), NUM_ANSWERS, replace=False)])

@@ -33,6 +33,9 @@ class EvaluateResult(Result):
     seen: SeenCount
     """how many of the photos the classifier, or a member of the ensemble, has seen, in earlier trainings as well"""
 
+    def __repr__(self) -> str:
+        return self._line(*self.evaluation.facts(), *([str(self.folder)] if self.folder else []))
+
     def to_json(self) -> dict[str, Any]:
         """The content of evaluation.json."""
         alone = {} if self.evaluation.members else {"classifier": str(self.options.classifiers[0])}

@@ -30,6 +30,9 @@ class ImportResult(Result):
     card: Card
     conversion: Conversion
 
+    def __repr__(self) -> str:
+        return self._line(f"{self.options.output}", self.card.network, plural(len(self.card.classes), "class"))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "classifier": str(self.options.output),
@@ -49,7 +52,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     """Read the weights, recognise their network, and write the classifier file."""
     progress = LoggedProgress(progress)
     name = printable(options.file)
-    check_new_file(options.output, "--output")
+    check_new_file(options.output, "output")
     given = _read_recipe_keys(options)
     labels = read_classes(options.classes) if options.classes else None
     tensors, metadata = read_weights(options.file)
@@ -69,7 +72,7 @@ def run(options: ImportOptions, progress: Progress) -> ImportResult:
     rows = conversion.network.fc.out_features
     if labels is None:
         labels = tuple(map(str, range(rows)))
-        progress.warn(f"the classes are called 0 to {rows - 1}: pass their names with --classes FILE")
+        progress.warn(f"the classes are called 0 to {rows - 1}: pass a file of their names as classes")
     elif len(labels) != rows:
         raise ClassifierError(
             f"{printable(str(options.classes))} has {plural(len(labels), 'name')}, and "
@@ -111,7 +114,7 @@ def _preprocessing(given: Settings, conversion: Conversion, name: str, progress:
     if not usual and open_keys:
         progress.warn(
             f"{name} does not contain {', '.join(open_keys)}: they are taken from the default recipe or the network; "
-            "if it was trained with others, pass them with --set KEY=VALUE"
+            "if it was trained with others, pass them"
         )
     values = {key: getattr(settings.recipe, key) for key in PREPROCESSING_KEYS}
     return Preprocessing(**values, pixel_range=settings.recipe.pixel_range)
@@ -128,5 +131,5 @@ def _check_fit(conversion: Conversion, name: str, progress: Progress) -> None:
         raise ClassifierError(
             f"{name} is most similar to {network.name} (variant {network.arguments['variant']}), and "
             f"{plural(len(mismatches), 'tensor')} {verb} not match",
-            "describe the network with --network and --set, such as --set width=0.5",
+            "pass its name as network, and keys of the recipe such as width=0.5",
         )

@@ -1,5 +1,6 @@
 """`bnlab predict`: classify photos."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -11,7 +12,7 @@ from bnlab.classifier.predict import Prediction
 from bnlab.data.photo_file import MemoryPhoto, PhotoReader
 from bnlab.data.photo_input import PhotoInput, photos_of
 from bnlab.data.scan import Refusal, Result, photos_below, report_refused, report_system_folders
-from bnlab.errors import DataError, PhotoError, UsageError, printable
+from bnlab.errors import DataError, PhotoError, UsageError, plural, printable
 from bnlab.files import storage_errors, write_atomic, write_csv
 from bnlab.options import PredictOptions
 from bnlab.progress import LoggedProgress, Progress
@@ -19,6 +20,7 @@ from bnlab.report import figures
 from bnlab.runs import new_run
 
 MOST_SHOWN = 60  # photos in one picture
+_MOST_COUNTED = 5  # classes in the line that a result prints as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,13 @@ class PredictResult(Result):
 
     def __getitem__(self, index: int) -> Prediction:
         return self.predictions[index]
+
+    def __repr__(self) -> str:
+        """How many photos there are of the classes that most were predicted as."""
+        counts = Counter(str(prediction.label) for prediction in self.predictions if prediction.error is None)
+        most = [f"{number} {label}" for label, number in counts.most_common(_MOST_COUNTED)]
+        others = [f"{counts.total() - sum(n for _, n in counts.most_common(_MOST_COUNTED))} of other classes"]
+        return self._line(plural(len(self), "photo"), *most, *(others if len(counts) > _MOST_COUNTED else []))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(prediction) for prediction in self.predictions]
@@ -66,12 +75,12 @@ def run(
     if options.csv:
         with storage_errors(options.csv):
             if options.csv.exists():
-                raise UsageError(f"{printable(options.csv)} exists already", "pass a new file to --csv")
+                raise UsageError(f"{printable(options.csv)} exists already", "pass a new file as csv")
             options.csv.parent.mkdir(parents=True, exist_ok=True)
     ensemble = ensemble or open_classifiers(options.classifier, options.device)
     number = len(ensemble.classes)
     if options.top > number and options.top != PredictOptions.model_fields["top"].default:
-        progress.warn(f"top {options.top} has the effect of top {number}: the classifier has {number} classes")
+        progress.warn(f"top {options.top} has the effect of top {number}: the classifier has {plural(number, 'class')}")
     predictions = ensemble.predict(
         expanded,
         top=options.top,

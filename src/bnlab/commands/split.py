@@ -1,5 +1,6 @@
 """`bnlab split`: split a folder of classes into train, val and test."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from bnlab.data.photo_file import PhotoReader
 from bnlab.data.photos import Photo
 from bnlab.data.scan import Result, report_refused
 from bnlab.data.split import Split, split_folder, write_split
-from bnlab.data.split_csv import report_missing_classes
+from bnlab.data.split_csv import SPLITS, report_missing_classes
+from bnlab.errors import plural
 from bnlab.options import SplitOptions
 from bnlab.progress import LoggedProgress, Progress
 
@@ -62,6 +64,12 @@ class SplitResult(Result):
     def label_conflicts(self) -> list[Duplicates]:
         """The groups with photos in several classes: at least one label is wrong."""
         return self._named(self.split.conflicts)
+
+    def __repr__(self) -> str:
+        splits = Counter(photo.split for photo in self.photos)
+        parts = [f"{splits[split]} {split}" for split in SPLITS if splits[split]]
+        classes = plural(len({photo.label for photo in self.photos}), "class")
+        return self._line(f"{self.folder}", classes, plural(len(self.photos), "photo"), *parts)
 
     def _named(self, groups: Iterable[Group]) -> list[Duplicates]:
         return [Duplicates(photos=tuple(self.photos[i] for i in group.members), exact=group.exact) for group in groups]

@@ -1,6 +1,7 @@
 """`bnlab study`: measure whether a claim about batch normalisation holds."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,12 @@ class StudyResult(Result):
     def page(self) -> Path:
         return self.folder / PAGE
 
+    def __repr__(self) -> str:
+        verdicts = Counter(str(report.conclusion.verdict) for report in self.reports)
+        alone = [f"{report.study.name}: {report.conclusion.verdict}" for report in self.reports]
+        found = [f"{verdict}: {number}" for verdict, number in verdicts.items()] if self.is_all else alone
+        return self._line(*found, f"{self.folder}")
+
     def to_json(self) -> dict[str, Any]:
         if not self.is_all:
             return self.reports[0].to_json()
@@ -55,9 +62,9 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
     is_all = options.study == ALL
     studies = [find_study(name) for name in (STUDY_NAMES if is_all else (options.study,))]
     if options.name == MEASURED:
-        raise UsageError(f"the folder {MEASURED} is for measurements", "pass another --name")
+        raise UsageError(f"the folder {MEASURED} is for measurements", "pass another name")
     if options.seeds == 1:
-        progress.warn("one seed gives no interval, so clauses over seeds get the verdict not shown: pass --seeds 3")
+        progress.warn("one seed gives no interval, so clauses over seeds get the verdict not shown: pass seeds=3")
     for study in studies:
         check_options(study.name, options.recipe_keys, study.own_keys)
     settings = load_settings("default", options.recipe_keys)
@@ -113,7 +120,7 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
 
 
 def _same_as_before(report: Report, options: StudyOptions) -> Path | None:
-    """The folder of an earlier study with the same results, unless --name asks for a new one."""
+    """The folder of an earlier study with the same results, unless `name` asks for a new one."""
     if options.name is not None:
         return None
     changes = ("report", "seconds", "environment")

@@ -22,18 +22,18 @@ from bnlab.training.lr_finder import LrRangeTest, Suggestion, lr_range_test, sug
 from bnlab.training.session import TrainingResult
 
 FIND_LR_RULES: tuple[Rule[Settings], ...] = (
-    Rule("learning_rate", "--find-lr tries learning rates from low to high", lambda _: True),
+    Rule("learning_rate", "the learning-rate finder tries rates from low to high", lambda _: True),
     Rule(
         "epochs steps time plan schedule warmup step_every step_factor decay_factor decay_epochs start_size",
-        "--find-lr has a schedule and a length that are fixed",
+        "the learning-rate finder has a schedule and a length that are fixed",
         lambda _: True,
     ),
     Rule(
         "patience ema recalibration_images flip_tta validate_every norm_momentum bn_monitor resize crop_fraction",
-        "--find-lr does not validate",
+        "the learning-rate finder does not validate",
         lambda _: True,
     ),
-    Rule("cache cache_gigabytes checkpoint_seconds", "--find-lr keeps nothing", lambda _: True),
+    Rule("cache cache_gigabytes checkpoint_seconds", "the learning-rate finder keeps nothing", lambda _: True),
 )
 
 
@@ -46,6 +46,11 @@ class FindLrResult(Result):
     """find-lr.png, if it was written"""
     table: Path | None = None
     """find-lr.csv, if it was written"""
+
+    def __repr__(self) -> str:
+        found = self.suggestion
+        rate = "no learning rate suggested" if found.suggested is None else f"suggested {found.suggested:g}"
+        return self._line(f"{rate} ({found.reason})", *([str(self.figure)] if self.figure else []))
 
     def to_json(self) -> dict[str, Any]:
         test, rates = self.test, self.test.curve.rates
@@ -155,5 +160,5 @@ def _write_page(result: TrainingResult) -> None:
 
 def _given_data(options: TrainOptions) -> Path:
     if options.data is None:
-        raise UsageError("DATA is missing", "pass a folder of classes, or --resume to continue a run")
+        raise UsageError("DATA is missing", "pass a folder of classes, or continue a run: bnlab train --resume")
     return options.data

@@ -8,7 +8,7 @@ from typing import Any
 from bnlab.data.split_csv import as_label
 from bnlab.errors import UsageError, printable
 
-_REMEDY = "pass a JSON file, or a file with one name a line, to --classes"
+_REMEDY = "pass a JSON file, or a file with one name a line, as classes"
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if isinstance(names, dict):
         for number in range(len(names)):
             if str(number) not in names:
-                remedy = f"number its {len(names)} names 0 to {len(names) - 1}"
+                remedy = f"number its names 0 to {len(names) - 1}"
                 raise UsageError(f"{where} has no class {number}", remedy)
         names = [names[str(number)] for number in range(len(names))]
     elif not isinstance(names, list):

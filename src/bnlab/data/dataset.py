@@ -86,7 +86,7 @@ def open_training_data(
         refused += split.refused
     if shared := photos.in_split("val", "test").count_shared(photos.in_split("train")):
         progress.warn(
-            f"{plural(shared, 'photo')} of val and test also in train, identical to the byte: accuracy will be too high"
+            f"{plural(shared, 'photo')} of val and test also in train, identical to the byte: accuracy may be too high"
         )
     return _make_dataset(data, photos, refused, own_val=own_val, reader=reader)
 
@@ -111,18 +111,21 @@ def open_recorded_data(
     known = list(places(path, listed))
     if data is not None:
         known = [Place(known[0].listed, _folder_of(data))]
-    faults: list[str] = []
+    faults: list[tuple[tuple[int, int], str]] = []
     for place in known:
         photos = place.of(listed)
-        fault = _difference(photos.in_split(*splits), progress or NullProgress())
-        if not fault:
+        numbers, fault = _difference(photos.in_split(*splits), progress or NullProgress())
+        if not any(numbers):
             return _make_dataset(path, photos, [], place=place)
-        faults.append(f"in {printable(place.now)} {fault}")
-    raise DataError(f"the photos are not those of {printable(path)}: {', and '.join(faults)}", remedy)
+        faults.append((numbers, f"in {printable(place.now)} {fault}"))
+    # Where a project was moved from, all photos are missing. That is no news, so only the other place is named.
+    fewest = min(numbers for numbers, _ in faults)
+    named = ", and ".join(fault for numbers, fault in faults if numbers == fewest)
+    raise DataError(f"the photos are not those of {printable(path)}: {named}", remedy)
 
 
-def _difference(photos: Photos, progress: Progress) -> str:
-    """How the files of photos differ from what is recorded of them; empty if they do not."""
+def _difference(photos: Photos, progress: Progress) -> tuple[tuple[int, int], str]:
+    """How many photos cannot be read, how many have other content than is recorded of them, and a text that says so."""
     refused: list[Refusal] = []
     now = with_present_content(photos, lambda photo: read_content(photo.path), refused, progress)
     changed = photos[now.hashed & photos.hashed & ~now.same_content(photos)].paths
@@ -133,7 +136,7 @@ def _difference(photos: Photos, progress: Progress) -> str:
     if changed:
         have = "has" if len(changed) == 1 else "have"
         faults.append(f"{plural(len(changed), 'photo')} {have} other content ({first_of(changed)})")
-    return " and ".join(faults)
+    return (len(refused), len(changed)), " and ".join(faults)
 
 
 def _folder_of(data: Path) -> str:
@@ -178,7 +181,7 @@ def open_evaluation_data(
             report_ignored_files(folder, progress)
     if chosen not in photos.splits | {"all"}:
         known = " or ".join(sorted(photos.splits | {"all"}))
-        raise DataError(f"{printable(data)} has no {printable(chosen)} split", f"use --split {known}")
+        raise DataError(f"{printable(data)} has no {printable(chosen)} split", f"use split {known}")
     if chosen != "all":
         photos = photos.in_split(chosen)
     if split_csv and verify:
@@ -197,7 +200,7 @@ def _report_changed(data: Path, changed: Photos, progress: Progress) -> None:
     if changed:
         progress.warn(
             f"{plural(len(changed), 'photo')} changed since the split.csv of {printable(data)} was written "
-            f"({first_of(changed.paths)}): taken as they are now, with the class and split that are listed"
+            f"({first_of(changed.paths)}): what is there now is used, with the class and split that are listed"
         )
 
 

@@ -20,7 +20,7 @@ from bnlab.errors import PhotoError, plural, printable
 from bnlab.progress import Progress
 from bnlab.recipe import MAX_MEGAPIXELS, Range
 
-TRAIN_WITH_RANGE = "if 0 to {high} is meant, train with --set pixel_range={high}"
+TRAIN_WITH_RANGE = "if 0 to {high} is meant, train with pixel_range={high}"
 _PILLOWS_LIMIT = 178_956_970  # pixels that Pillow opens at most, unless a program changes that for all of its parts
 _USUAL_MAXIMA = (255, 1023, 4095)  # of 8, 10 and 12 bits
 _loading = threading.Lock()  # of images that are the user's: two threads must not load the same one
@@ -142,7 +142,7 @@ class PhotoReader:
         for name, part in list(truncated.items())[:5]:
             progress.warn(f"the end of {printable(name)} is missing: used, for {part:.0%} of its pixels are there")
         if len(truncated) > 5:
-            progress.warn(f"and {len(truncated) - 5} more photos whose end is missing")
+            progress.warn(f"and {plural(len(truncated) - 5, 'more photo')} whose end is missing")
         if deep:
             high = next(high for high in _USUAL_MAXIMA if found.largest <= high)
             progress.warn(

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from bnlab.errors import plural
+
 # UTF-8 with this error handler encodes and decodes any string, also one with undecodable bytes as surrogates.
 ERRORS = "surrogatepass"
 _UNKNOWN = bytes(32)
@@ -119,7 +121,7 @@ class Photos(Sequence[Photo]):
         return self._table.photos(self._rows)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} photos of {len(self.labels)} classes>"
+        return f"<{plural(len(self), 'photo')} of {plural(len(self.labels), 'class')}>"
 
     def in_split(self, *splits: str) -> "Photos":
         """The photos of one or more of train, val and test."""

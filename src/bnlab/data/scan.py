@@ -51,6 +51,12 @@ class Result:
     refused: tuple[Refusal, ...] = ()
     """the photos that could not be used, and were left out"""
 
+    def _line(self, *facts: str) -> str:
+        """A repr of one line, since fields hold thousands of photos: these facts, and how much was left out."""
+        left_out = [f"{refused_number(self.refused)} left out"] if self.refused else []
+        warned = [plural(len(self.warnings), "warning")] if self.warnings else []
+        return f"<{type(self).__name__} {printable(', '.join([*facts, *left_out, *warned]))}>"
+
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
@@ -258,7 +264,7 @@ def report_refused(refused: Sequence[Refusal], *, strict: bool, progress: Progre
     if refused and strict:
         first = f"{printable(refused[0].path)}, {refused[0].reason}"
         raise DataError(
-            f"{refused_number(refused)} cannot be used (the first: {first})", "fix them or leave out --strict"
+            f"{refused_number(refused)} cannot be used (the first: {first})", "fix them or leave strict out"
         )
     for refusal in refused[:5]:
         progress.warn(f"left out {printable(refusal.path)}: {refusal.reason}")
@@ -281,7 +287,7 @@ def report_ignored_files(folder: Path, progress: Progress) -> None:
     listing = _list(folder)
     loose = sum(map(is_photo, listing.files))
     if loose:
-        progress.warn(f"left out {plural(loose, 'photo')} in {printable(folder)} that belong to none of its classes")
+        progress.warn(f"left out {plural(loose, 'photo')} of {printable(folder)} outside of its classes")
     others: Counter[str] = Counter()
     empty, system = list[str](), [str(folder / name) for name in listing.system]
     for label in listing.folders:

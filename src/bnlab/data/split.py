@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,9 +38,9 @@ class Split:
     """A folder of classes whose photos are assigned to splits."""
 
     folder: Path
-    photos: list[Photo]  # in the order of their class and path
-    refused: list[Refusal]
-    groups: list[Group]  # duplicates, as positions in `photos`
+    photos: list[Photo] = field(repr=False)  # in the order of their class and path
+    refused: list[Refusal] = field(repr=False)
+    groups: list[Group] = field(repr=False)  # duplicates, as positions in `photos`
 
     @property
     def conflicts(self) -> list[Group]:
@@ -186,7 +186,7 @@ def _check_counts(folder: Path, photos: list[Photo], refused: list[Refusal], *, 
             raise DataError(
                 f"class '{printable(label)}' in {name} has {plural(sum(numbers.values()), 'photo')}, all duplicates of "
                 f"photos in other classes, and none was assigned to train",
-                "add photos, correct their classes or use another --seed (of train: --split-seed)",
+                "add photos, correct their classes or use another seed (of train: split_seed)",
             )
     for fraction, split in ((val, "val"), (test, "test")):
         if fraction and not any(numbers[split] for numbers in counts.values()):
@@ -201,12 +201,12 @@ def _check_target(photos: Path, into: Path) -> None:
     if target.is_relative_to(source):
         raise DataError(
             f"{printable(into)} lies within {printable(photos)}, which is never written to",
-            "use another folder for --into",
+            "use another folder for into",
         )
     if source.is_relative_to(target):
-        raise DataError(f"{printable(into)} contains {printable(photos)} itself", "use a new folder for --into")
+        raise DataError(f"{printable(into)} contains {printable(photos)} itself", "use a new folder for into")
     if into.exists() and not into.is_dir():
-        raise DataError(f"{printable(into)} is a file", "use a new folder for --into")
+        raise DataError(f"{printable(into)} is a file", "use a new folder for into")
 
 
 def _row(split: Split, photo: Photo, mode: LinkMode) -> Photo:
@@ -219,11 +219,13 @@ def _row(split: Split, photo: Photo, mode: LinkMode) -> Photo:
 
 def _check_same(split: Split, rows: list[Photo], into: Path, mode: LinkMode) -> None:
     """Refuse a folder that holds anything but this split in this mode."""
-    name, remedy = printable(into), "use a new folder for --into, or remove this one"
+    name, remedy = printable(into), "use a new folder for into, or remove this one"
     if not (into / SPLIT_CSV).is_file():
         raise DataError(f"{name} exists and is not a split that bnlab wrote", remedy)
     if list(read_split_csv(into / SPLIT_CSV)) != [replace(row, path=str(into / row.path)) for row in rows]:
-        raise DataError(f"{name} holds another split (other photos, --val, --test, --seed or --list)", remedy)
+        raise DataError(
+            f"{name} holds another split (other photos, val, test or seed, or a list without photos)", remedy
+        )
     if mode == "list":
         return
     for photo, row in zip(split.photos, rows, strict=True):

@@ -72,8 +72,8 @@ def check_unchanged(photos: Photos) -> None:
     changed = photos[~_is_as_recorded(photos)].paths
     if len(changed):
         raise DataError(
-            f"{plural(len(changed), 'photo')} changed while they were read ({first_of(changed)})",
-            "begin again when nothing writes to them any more",
+            f"{plural(len(changed), 'photo')} changed while photos were read ({first_of(changed)})",
+            "begin again when nothing writes to the photos any more",
         )
 
 

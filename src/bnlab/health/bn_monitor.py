@@ -18,7 +18,7 @@ variance, it does not grow with slow drift. The effective batch size (BN103) is 
   (half precision, a mean far from 0) are left out.
 - Dead channels follow from gamma and beta by the normal distribution: P(BN > 0) = Phi(beta / |gamma|).
 
-docs/checks.md has the known limits. Validation measures how far the statistics are from the population's (BN102).
+docs/checks has the known limits. Validation measures how far the statistics are from the population's (BN102).
 """
 
 import math
@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.health.findings import Health, LayerHealth, StatisticsCost
+from bnlab.health.epoch import Health, LayerHealth
+from bnlab.health.evidence import Scores
 from bnlab.nets.blocks import ConvNormAct
 from bnlab.norm.layers import batch_norm_layers
 from bnlab.norm.norm_activation import NormActivation
@@ -85,11 +86,11 @@ class BNMonitor:
             if step % self.every == self.window - 1:
                 self._close()
 
-    def report(self, recalibration: Recalibration | None = None, cost: StatisticsCost | None = None) -> Health:
+    def report(self, recalibration: Recalibration | None = None, scores: Scores | None = None) -> Health:
         """What was measured since the last report; a new window begins.
 
-        `recalibration` is what this epoch's validation measured, and `cost` what it found that the running statistics
-        cost in accuracy.
+        `recalibration` is what this epoch's validation measured, and `scores` whether it
+        classified each photo correctly by the running statistics and by the recalibrated ones.
         """
         self._close()
         sampled = dict(zip(self._layers, self._sampled(), strict=True))
@@ -109,7 +110,7 @@ class BNMonitor:
                 )
             )
         self._clear()
-        return Health(layers=tuple(rows), cost=cost)
+        return Health(layers=tuple(rows), scores=scores)
 
     def _clear(self) -> None:
         self._batches = np.zeros(len(self._sizes), np.int64)
@@ -171,7 +172,8 @@ class BNMonitor:
             if batches:
                 assert layer.num_batches_tracked is not None
                 kept = 0.0 if layer.momentum is None else 1 - layer.momentum  # of the old statistics, by each batch
-                fields["initial"] = kept ** int(layer.num_batches_tracked)
+                fields["updates"] = int(layer.num_batches_tracked)
+                fields["initial"] = kept ** fields["updates"]
             if pairs > 1 and total > 0:
                 ratio = total / pairs
                 # 1.5: neighbouring differences share a batch, and their squares correlate by 1/4

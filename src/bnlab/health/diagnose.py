@@ -1,51 +1,28 @@
 """Diagnoses the batch normalisation of any PyTorch model: gathers the evidence, and lets the checks read it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bnlab.errors import BnlabError, UsageError, plural
+from bnlab.errors import UsageError
 from bnlab.health.batches import Batches, Metric
-from bnlab.health.evidence import Evidence, LayerEvidence, Scores
-from bnlab.health.gather import averaged as averaged_model
-from bnlab.health.gather import backends as backends_
-from bnlab.health.gather import checkpoint as checkpoint_
-from bnlab.health.gather import folding, modes, outdated, steps, uses
-from bnlab.health.gather import optimizer as optimizer_part
+from bnlab.health.evidence import Scores
 from bnlab.health.gather.backends import check_backends
 from bnlab.health.gather.checkpoint import read_checkpoint
-from bnlab.health.gather.layers import describe, find_layers, other_norms, with_trace
-from bnlab.health.gather.passes import Passes, StatisticsSwitch, run_passes
-from bnlab.health.gather.trace import Trace, trace
+from bnlab.health.gather.gather import gather
+from bnlab.health.gather.layers import find_layers
 from bnlab.health.registry import chosen, run_checks
 from bnlab.health.report import Report
 from bnlab.health.restore import restored
-from bnlab.health.statistics import dead_by_parameters
 from bnlab.health.subject import Given, Subject, TrainStep, Validate
 from bnlab.norm.model_utils import unwrap
-from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.progress import NullProgress, Progress
 
 IMAGES = 1024
-TRACED = 4  # images that are run to see how the layers are used
-GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
-    averaged_model.gather,
-    backends_.gather,
-    checkpoint_.gather,
-    folding.gather,
-    outdated.gather,
-    modes.gather,
-    steps.gather,
-    uses.gather,
-    optimizer_part.gather,
-)
-"""each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 
 
 def diagnose(
@@ -65,6 +42,7 @@ def diagnose(
     augmented: Iterable[Any] | None = None,
     sources: Callable[[Any], Any] | None = None,
     padding: Callable[[Any], Any] | None = None,
+    ranks: Sequence[Mapping[str, Any]] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     backends: Sequence[str] = ("channels_last", "bfloat16"),
@@ -105,6 +83,8 @@ def diagnose(
         augmented: batches of training images with their augmentation.
         sources: takes a batch and returns the source of each image (N), such as the camera, or real and generated.
         padding: takes a batch and returns which positions are padding: bool, N x L.
+        ranks: the state_dicts of all processes of a distributed training, to compare their statistics. Where
+            torch.distributed runs and all processes diagnose, they need not be passed.
         mean, std: the constants by which the caller normalised the images, for each colour, to compare with others.
         backends: ways to run the model that are compared with the plain one: channels_last, bfloat16, float16,
             compile, trace, script and onnx.
@@ -141,6 +121,7 @@ def diagnose(
         validate=validate,
         sources=sources,
         padding=padding,
+        ranks=ranks,
         mean=mean,
         std=std,
         backends=backends,
@@ -174,45 +155,6 @@ def diagnose(
     )
 
 
-def gather(subject: Subject) -> Evidence:
-    """Gather all evidence. The caller restores the model."""
-    network, batches = subject.network, subject.batches
-    first = batches.sample(1 << 30)
-    subject.usual = len(first)
-    layers = {name: describe(name, module) for name, module in subject.layers.items()}
-    evidence = Evidence(
-        layers=layers,
-        batch_size=len(first),
-        root_training=network.training,
-        training_modules=tuple(
-            f"{name or 'the model'} ({type(module).__name__})"
-            for name, module in network.named_modules()
-            if subject.modes[name] and not any(True for _ in module.children())
-        ),
-        other_norms=other_norms(network),
-    )
-    StatisticsSwitch(subject.layers).to("running")  # also where they are marked as outdated, so that it can be run
-    seen = _trace(subject)
-    try:
-        return _gather_rest(subject, evidence, seen)
-    finally:
-        seen.restore()
-
-
-def _gather_rest(subject: Subject, evidence: Evidence, seen: Trace) -> Evidence:
-    layers = {name: with_trace(layer, seen, subject.network) for name, layer in evidence.layers.items()}
-    order = sorted(layers.values(), key=lambda layer: (layer.depth is None, layer.depth or 0))
-    evidence = replace(evidence, layers={layer.name: layer for layer in order}, parts={"hidden": seen})
-    passes = _passes(subject, evidence)
-    evidence = _with_passes(evidence, passes)
-    parts = dict(evidence.parts)
-    for gatherer in GATHERERS:
-        with restored(subject.network):
-            parts |= gatherer(subject, replace(evidence, parts=parts))
-    _note_layers(subject, evidence, seen)
-    return replace(evidence, parts=parts, notes=tuple(subject.notes))
-
-
 def _network(model: nn.Module, notes: list[str]) -> nn.Module:
     """The network that a model wraps."""
     if hasattr(model, "_orig_mod"):
@@ -234,91 +176,3 @@ def _network(model: nn.Module, notes: list[str]) -> nn.Module:
         return unwrap(inner)
     except ValueError as error:
         raise UsageError(str(error).partition(":")[0], str(error).partition(": ")[2]) from None
-
-
-def _trace(subject: Subject) -> Trace:
-    sample = subject.batches.sample(TRACED)
-    try:
-        with evaluation_mode(subject.network):
-            if isinstance(subject.network, torch.jit.ScriptModule):
-                return Trace()
-            return trace(subject.network, subject.layers, lambda: subject.call(sample))
-    except BnlabError:
-        raise
-    except Exception as error:  # of any type: it is the caller's own code
-        text = (str(error).strip().splitlines() or [""])[0]
-        raise UsageError(
-            f"the model cannot be run on {plural(len(sample), 'image')} of the shape {list(sample.images.shape[1:])} "
-            f"({type(error).__name__}: {text[:200]})",
-            "pass batches as the model takes them, or forward=, which calls it",
-        ) from error
-
-
-def _passes(subject: Subject, evidence: Evidence) -> Passes:
-    total = subject.batches.images
-    try:
-        total = total if total is not None else subject.usual * len(subject.batches.source)  # type: ignore[arg-type]
-    except TypeError:  # it has no length
-        total = 0
-    with subject.progress.task("diagnosing", 3 * (total or 0), "images") as task:
-        suspects = {name: dead_by_parameters(layer) for name, layer in evidence.layers.items()}
-        return run_passes(subject.network, subject.layers, subject.batches, task, suspects)
-
-
-def _with_passes(evidence: Evidence, passes: Passes) -> Evidence:
-    layers = {
-        name: replace(
-            layer,
-            evaluation=passes.evaluation.get(name),
-            batch=passes.batch.get(name),
-            positives=passes.positives.get(name),
-        )
-        for name, layer in evidence.layers.items()
-    }
-    return replace(
-        evidence,
-        layers=layers,
-        scores=passes.scores,
-        images=passes.images,
-        batches=len(passes.batch_sizes),
-        last_batch_size=passes.batch_sizes[-1],
-        single=passes.single,
-        classes_in_batch=classes_in_batch(passes.labels, passes.batch_sizes),
-    )
-
-
-def classes_in_batch(labels: Tensor | None, sizes: Sequence[int]) -> tuple[float, float] | None:
-    """How many classes a batch has on average, and how many it would have if the images were shuffled."""
-    if labels is None or len(sizes) < 2:
-        return None
-    counts = np.unique(labels.numpy(), return_counts=True)[1]
-    n, found, shuffled = len(labels), 0.0, 0.0
-    for part in torch.split(labels, list(sizes)):
-        found += len(np.unique(part.numpy()))
-        # a class of c images is absent from a batch of b with probability C(n - c, b) / C(n, b)
-        absent = [_absent(n, int(c), len(part)) for c in counts]
-        shuffled += len(counts) - sum(absent)
-    return found / len(sizes), shuffled / len(sizes)
-
-
-def _absent(n: int, c: int, b: int) -> float:
-    if c + b > n:
-        return 0.0
-    i = np.arange(c)
-    return float(np.exp(np.log((n - b - i) / (n - i)).sum()))
-
-
-def _note_layers(subject: Subject, evidence: Evidence, seen: Trace) -> None:
-    """Say what kind of normalisation there is, if it is not what one expects."""
-    if not evidence.layers and not isinstance(subject.network, torch.jit.ScriptModule):
-        kinds = ", ".join(f"{number} {kind}" for kind, number in evidence.other_norms.items())
-        rest = f"; its {kinds} keep no statistics" if kinds else ""
-        subject.notes.append(
-            f"the model has no layer that keeps statistics{rest}, so most checks have nothing to check"
-        )
-    never = [name for name in evidence.layers if name not in seen.used]
-    if never and seen.used:
-        subject.notes.append(f"never reached by the forward: {', '.join(never[:8])}{', ...' if len(never) > 8 else ''}")
-
-
-__all__ = ["GATHERERS", "IMAGES", "LayerEvidence", "classes_in_batch", "diagnose", "gather"]

@@ -18,6 +18,7 @@ T = TypeVar("T")
 Family = Literal["batch", "instance", "whitening", "frozen"]
 """frozen: a class that keeps statistics as constants, such as torchvision's FrozenBatchNorm2d"""
 SCORINGS = ("running", "batch", "population")
+SAMPLED_BATCHES = 8  # from which on the effective batch size can be told
 _OFF_MEAN, _OFF_VARIANCE = 0.1, 1.25  # as in norm.recalibrate: standard deviations, and a factor
 
 PARTS = {  # a check needs some of these; the text says how to have them measured
@@ -35,7 +36,8 @@ PARTS = {  # a check needs some of these; the text says how to have them measure
     "reference": "training images without augmentation: pass reference=",
     "sources": "which source each image comes from: pass sources=",
     "padding": "which positions are padding: pass padding=",
-    "ranks": "more than one process",
+    "ranks": "the statistics of more than one process: diagnose in all of them, or pass ranks=",
+    "sync": "synchronised layers",
     "folding": "a model that runs on a batch",
     "backends": "a model that runs on a batch",
     "preprocessing": "images as N x 3 x H x W",
@@ -61,21 +63,14 @@ class Sample:
     variance: Floats
     between: Floats
     """variance between batches of the batch mean, for batches of the usual size"""
+    successive: Floats | None = None
+    """the same by half the mean squared difference of successive batches, in which slow drift does not count"""
     between_images: Floats | None = None
-    """variance between images of the image's mean, within batches; None where images are not independent"""
+    """variance between images of the image's mean, within batches; None where an image has several rows"""
     groups: Floats | None = None
     """groups x 2 x C: means and variances of up to 32 parts of the batches, for a bootstrap"""
     largest: float = 0.0
     """the largest |value|; infinite if any value was not finite"""
-
-    @property
-    def effective_batch(self) -> float:
-        """N_eff: variance / variance between batches, pooled over channels. A batch is worth so many values."""
-        live = (self.variance > 0) & (self.between >= 0)
-        if not live.any():
-            return float("nan")
-        ratio = float((self.between[live] / self.variance[live]).mean())
-        return 1 / ratio if ratio > 0 else float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +139,8 @@ class LayerEvidence:
     """batches that gave the effective batch"""
     dead: int = 0
     """channels of which the ReLU after the layer passes fewer than 1 in 1,000 values, by gamma and beta"""
+    near_zero: int | None = None
+    """channels whose |gamma| is below 1% of the layer's median"""
     off_share: float | None = None
     """fraction of channels whose running statistics are off; see `off`"""
     mean_off: float | None = None
@@ -256,7 +253,8 @@ class Evidence:
         if part == "population":
             return any(layer.batch is not None or layer.off_share is not None for layer in self.layers.values())
         if part == "effective_batch":
-            return any(layer.effective_batch is not None for layer in self.layers.values())
+            sampled = [layer.batch.batches if layer.batch else layer.sampled for layer in self.normalised]
+            return any(number >= SAMPLED_BATCHES for number in sampled)
         return self.parts.get(part) is not None
 
     def part(self, name: str, kind: type[T]) -> T:

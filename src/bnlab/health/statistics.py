@@ -1,9 +1,11 @@
 """Statistical tests of channels: many at once, so that chance alone reports few."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.health.evidence import Floats, LayerEvidence, distances, is_off
+from bnlab.health.evidence import Floats, LayerEvidence, Sample, distances, is_off
 
 RECTIFIERS = ("relu", "relu6")  # what passes nothing below 0
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg 1995: of the channels that are called significant
@@ -11,14 +13,14 @@ OFF_SHARE = 0.5  # of a layer's channels, where no test tells chance apart or th
 OFF_SHARE_OF_COST = 0.1  # where both do
 
 
-def significant(difference: Floats, error: Floats) -> NDArray[np.bool_]:
+def significant(difference: Floats, error: Floats, q: float = FALSE_DISCOVERIES) -> NDArray[np.bool_]:
     """Which differences their standard errors do not explain, by the normal distribution; false where either is NaN."""
     from scipy.stats import norm
 
     with np.errstate(all="ignore"):
         z = np.abs(difference) / error
     p = 2 * norm.sf(z)
-    return benjamini_hochberg(np.where(np.isnan(p), 1.0, p))
+    return benjamini_hochberg(np.where(np.isnan(p), 1.0, p), q)
 
 
 def benjamini_hochberg(p: Floats, q: float = FALSE_DISCOVERIES) -> NDArray[np.bool_]:
@@ -80,3 +82,38 @@ def dead_by_parameters(layer: LayerEvidence) -> NDArray[np.bool_]:
         return np.zeros(layer.channels, bool)
     beta = np.zeros_like(layer.gamma) if layer.beta is None else layer.beta
     return beta <= DEAD * np.abs(layer.gamma)
+
+
+def effective_batch(sample: Sample, eps: float) -> tuple[float, float] | None:
+    """N_eff = variance / variance between batches, pooled over channels, and the upper end of its 95% interval.
+
+    Channels whose variance is below eps, which they are normalised by, are left out; None if none remains, or if there
+    is one batch. The variance between K batches has the distribution of chi-square with (K - 1) times as many degrees
+    of freedom as there are independent channels (Satterthwaite 1946), of which there are fewer than channels.
+    """
+    from scipy.stats import chi2
+
+    live = (sample.variance > eps) & np.isfinite(sample.between)
+    if sample.batches < 2 or not live.any():
+        return None
+    ratio = float((sample.between[live] / sample.variance[live]).mean())
+    if ratio <= 0:
+        return math.inf, math.inf
+    means = None if sample.groups is None else sample.groups[:, 0, live]  # G x C
+    channels = 1.0 if means is None else _independent_channels(means / np.sqrt(sample.variance[live]))
+    degrees = (sample.batches - 1) * channels
+    return 1 / ratio, float(chi2.ppf(0.975, degrees)) / degrees / ratio
+
+
+def _independent_channels(values: Floats) -> float:
+    """How many independent channels are worth C correlated ones: (tr S)^2 / tr(S^2) of their covariance S, by G x C
+    values; tr(S^2) is estimated without bias (Bai & Saranadasa 1996). Of two values or fewer: 1.
+    """
+    n, channels = len(values) - 1, values.shape[1]
+    if n < 2:
+        return 1.0
+    centred = values - values.mean(0)
+    gram = centred @ centred.T / n  # G x G: its eigenvalues are those of S
+    trace, squares = float(np.trace(gram)), float((gram**2).sum())
+    unbiased = n**2 / ((n - 1) * (n + 2)) * (squares - trace**2 / n)
+    return float(np.clip(trace**2 / unbiased, 1, channels)) if unbiased > 0 else float(channels)

@@ -28,6 +28,7 @@ class Given:
     augmented: Batches | None = None
     sources: Callable[[Any], Any] | None = None
     padding: Callable[[Any], Any] | None = None
+    ranks: Sequence[Mapping[str, Any]] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     backends: Sequence[str] = ("channels_last", "bfloat16")

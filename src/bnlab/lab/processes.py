@@ -71,7 +71,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, task: Task) -> None:
                     future.result()
         except BrokenProcessPool:  # the pool has sent the other workers a SIGTERM
             raise OutOfMemoryError(
-                f"one of {processes} processes was killed, most likely because memory ran out", "try fewer --processes"
+                f"one of {processes} processes was killed, most likely because memory ran out", "try fewer processes"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

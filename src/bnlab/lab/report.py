@@ -25,6 +25,9 @@ class Report:
     results: Results
     folder: Path = Path()
 
+    def __repr__(self) -> str:
+        return f"<Report {self.study.name}: {self.conclusion.verdict}, {self.folder}>"
+
     @cached_property
     def conclusion(self) -> Conclusion:
         return self.study.conclude(self.results).with_overlap(self.experiment.splits.overlap)

@@ -139,7 +139,7 @@ def open_study_splits(
     number, classes = len(photos), len({photo.label for photo in photos})
     if classes < 2 or number < min_photos:
         raise DataError(
-            f"{name} has {plural(number, 'usable photo')} of {classes} class{'es' * (classes != 1)}",
+            f"{name} has {plural(number, 'usable photo')} of {plural(classes, 'class')}",
             f"this study needs {min_photos} photos of 2 classes or more",
         )
     return StudySplits(name, kind, folder, photos, len(found), refused)

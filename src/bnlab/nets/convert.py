@@ -127,7 +127,7 @@ def _prefix(tensors: Mapping[str, Tensor], file: str) -> str:
     if len(largest) > 1:
         names = ", ".join(f"'{printable(prefix)}'" for prefix in largest)
         raise ClassifierError(
-            f"{file} holds {len(largest)} networks, whose names begin with {names}", "choose one with --prefix"
+            f"{file} holds {len(largest)} networks, whose names begin with {names}", "pass one of them as prefix"
         )
     return largest[0] if largest else ""
 

@@ -184,7 +184,7 @@ def _choose(
     if len(best) > 1:
         raise ClassifierError(
             f"{file} holds {len(best)} sets of weights that fit, with {' and '.join(map(_prefix_text, best))}",
-            "choose one with --prefix",
+            "choose one as prefix",
         )
     return best[0] if best else max(fits, key=lambda name: (fits[name].fitting, -len(name)), default="")
 

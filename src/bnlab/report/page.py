@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bnlab.classifier.evaluate import Evaluation
 from bnlab.data.photo_file import PhotoReader
-from bnlab.errors import PhotoError, printable
+from bnlab.errors import PhotoError, plural, printable
 from bnlab.files import read_json, write_atomic
 from bnlab.report import figures
 from bnlab.report.figures import Rows
@@ -31,6 +31,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {
         "percent": _percent,
+        "plural": plural,
         "format_number": format_number,
         "printable": printable,
         "thumbnail": _thumbnail,
@@ -85,7 +86,8 @@ def mistakes_png(evaluation: Evaluation) -> bytes:
             images.append(photo)
             titles.append("\n".join(map(printable, lines)))
     number = len(evaluation.mistakes())
-    heading = f"the {len(images)} most confident of {number} mistakes in {evaluation.n} photos"
+    most = "" if len(images) == number else f"the {len(images)} most confident of "
+    heading = f"{most}{plural(number, 'mistake')} in {plural(evaluation.n, 'photo')}"
     return figures.photos_png(images, titles, heading)
 
 

@@ -188,7 +188,7 @@ def check_network(recipe: Recipe) -> None:
     """Raise a UsageError unless the network can be built and initialised as the recipe says; this allocates nothing."""
     if recipe.init is None and (recipe.freeze != "none" or recipe.freeze_bn):
         what = f"freeze {recipe.freeze}" if recipe.freeze != "none" else "freeze_bn"
-        raise UsageError(f"{what} would freeze random weights", "give --init FILE, the classifier to start from")
+        raise UsageError(f"{what} would freeze random weights", "give init, the classifier to start from")
     with torch.device("meta"):
         network, frozen = new_network(recipe, classes=2)
     network.check_size(recipe.size, recipe.size)

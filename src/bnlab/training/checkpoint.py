@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from bnlab.errors import BnlabError, OutOfMemoryError, RunError, printable, quoted
+from bnlab.errors import BnlabError, OutOfMemoryError, RunError, printable
 from bnlab.files import file_sha256, write_atomic
 from bnlab.machine import is_out_of_memory
 from bnlab.recipe import LENGTH_KEYS, MACHINE_KEYS, Recipe
 from bnlab.runs import Run
 from bnlab.training.build import Stateful
-from bnlab.training.extend import extend
+from bnlab.training.extend import extend, new_run_from
 from bnlab.training.schedule import Plan, StepTimes
 from bnlab.training.state import TrainState
 
@@ -56,7 +56,7 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful], *, longe
         if run.last.exists():
             raise RunError(
                 f"run {printable(run.folder)} has lost its state.pt, which a resume needs",
-                f"begin a new run with --init {quoted(run.last)}",
+                new_run_from(run),
             )
         return TrainState()
     document = read_state(run)
@@ -67,7 +67,7 @@ def load_state(run: Run, recipe: Recipe, parts: Mapping[str, Stateful], *, longe
         if set(changed) - LENGTH_KEYS:
             raise RunError(
                 f"the recipe of {printable(path.parent)} was changed after it began ({', '.join(changed)})",
-                "change it back, or begin a new run with --init",
+                "change it back, or begin a new run with init",
             )
         if document["split"] != file_sha256(run.split):
             raise RunError(

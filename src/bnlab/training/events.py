@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bnlab.files import storage_errors
-from bnlab.health.findings import Health
+from bnlab.health.epoch import Health
 from bnlab.runs import Run
 from bnlab.training.state import Row
 

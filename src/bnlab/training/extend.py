@@ -1,6 +1,6 @@
 """Trains a run for more epochs or steps than it was begun with, where its schedule does not depend on their number."""
 
-from bnlab.errors import RunError, printable, quoted
+from bnlab.errors import RunError, plural, printable, quoted
 from bnlab.recipe import Recipe
 from bnlab.runs import Run
 from bnlab.training.schedule import Plan
@@ -19,24 +19,25 @@ def extend(run: Run, state: TrainState, before: Recipe, recipe: Recipe) -> None:
     name, plan = f"run {printable(run.folder)}", state.plan
     wanted = Plan.of(recipe, plan.batches)
     if before.time is not None or before.plan:
-        same = f" --time {before.time:.0f}s" if before.time else ""
+        same: dict[str, object] = {"time": f"{before.time:.0f}s"} if before.time else {}
         has_ended = state.step == plan.steps or out_of_patience(state, recipe)
         raise RunError(
             f"the length and the schedule of {name} follow from a given time",
-            f"{_new_run(run)}{same}" if has_ended else "leave epochs and steps out",
+            new_run_from(run, **same) if has_ended else "leave epochs and steps out",
         )
     if recipe.steps and recipe.steps == before.steps and recipe.epochs != before.epochs:
-        raise RunError(f"{name} counts steps, not epochs", "pass --set steps=NUMBER")
+        raise RunError(f"{name} counts steps, not epochs", "pass steps=NUMBER")
     if wanted.steps <= state.step:
-        done = f"{state.step} steps" if recipe.steps else f"{state.step / plan.batches:.4g} epochs"
+        epochs = state.step / plan.batches
+        done = plural(state.step, "step") if recipe.steps else f"{epochs:.4g} epoch{'s' * (epochs != 1)}"
         raise RunError(f"{name} has trained {done} already", "pass a larger number")
     if wanted.steps != plan.steps and recipe.schedule == "one-cycle":
-        more = f"--epochs {max(1, recipe.epochs - state.epoch)}"
+        more: dict[str, object] = {"epochs": max(1, recipe.epochs - state.epoch)}
         if recipe.steps:
-            more = f"--set steps={wanted.steps - state.step}"
+            more = {"set": f"steps={wanted.steps - state.step}"}
         raise RunError(
             f"{name} has the schedule one-cycle, whose learning rate ends at 0 after {_length(before, plan)}",
-            f"{_new_run(run)} {more}" if state.step == plan.steps else "leave epochs and steps out, or begin a new run",
+            new_run_from(run, **more) if state.step == plan.steps else "leave epochs and steps out, or begin a new run",
         )
     if out_of_patience(state, recipe):
         state.patience_from = validated_epochs(state)[-1]
@@ -48,9 +49,11 @@ def extend(run: Run, state: TrainState, before: Recipe, recipe: Recipe) -> None:
     state.plan = plan.changed(state.step, wanted.steps, wanted.every)
 
 
-def _new_run(run: Run) -> str:
-    return f"begin a new run from its weights: bnlab train DATA --init {quoted(run.last)}"
+def new_run_from(run: Run, **options: object) -> str:
+    """The remedy where a run does not go on: a new one from its weights, with these options of the command line."""
+    more = "".join(f" --{key} {value}" for key, value in options.items())
+    return f"begin a new run from its weights: bnlab train DATA --init {quoted(run.last)}{more}"
 
 
 def _length(recipe: Recipe, plan: Plan) -> str:
-    return f"{recipe.steps} steps" if recipe.steps else f"{plan.epochs} epochs"
+    return plural(recipe.steps, "step") if recipe.steps else plural(plan.epochs, "epoch")

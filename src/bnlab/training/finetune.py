@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from bnlab.classifier.file import load_network
+from bnlab.classifier.file import file_of, load_network
 from bnlab.classifier.seen import UNKNOWN_HISTORY, Ancestor, History
 from bnlab.config import Settings, with_changes
 from bnlab.data.photos import Photos
@@ -27,6 +27,8 @@ _LAST_LAYER = ("fc.weight", "fc.bias")
 def inherit_from_init(settings: Settings) -> Settings:
     """Take the architecture and the colour statistics from the file in `init`; its size and pixel range unless set.
 
+    If `init` is the folder of a run, it becomes the file that is read.
+
     Raises:
         ClassifierError: the file cannot be read.
         UsageError: the user set the architecture or the colour statistics to something else.
@@ -34,8 +36,9 @@ def inherit_from_init(settings: Settings) -> Settings:
     recipe = settings.recipe
     if recipe.init is None:
         return settings
-    name = printable(recipe.init)
-    network, card = load_network(Path(recipe.init))
+    file = file_of(recipe.init)
+    settings, name = with_changes(settings, {"init": str(file)}, settings.origin["init"]), printable(file)
+    network, card = load_network(file)
     preprocessing = card.preprocessing
     inherited: dict[str, Any] = {"network": card.network, "mean": preprocessing.mean, "std": preprocessing.std}
     inherited |= {key: value for key, value in network.arguments.items() if key in ARCHITECTURE_KEYS}
@@ -44,7 +47,7 @@ def inherit_from_init(settings: Settings) -> Settings:
         if key == "norm_momentum" or (key == "norm" and _same_tensors(own, inherited[key])):
             del inherited[key]
         elif own != inherited[key]:
-            raise UsageError(f"--init {name} has the {key} {inherited[key]}, not {own}", f"leave {key} out")
+            raise UsageError(f"init {name} has the {key} {inherited[key]}, not {own}", f"leave {key} out")
     unless_set = {key: getattr(preprocessing, key) for key in ("size", "resize", "crop_fraction")}
     unless_set["backbone_lr_factor"] = BACKBONE_LR_FACTOR
     inherited |= {key: value for key, value in unless_set.items() if key not in settings.origin}
@@ -85,11 +88,11 @@ def report_seen(photos: Photos, history: History, progress: Progress) -> None:
             count = replace(count, val=0)
         if count.train or count.val:
             for sentence in count.sentences("the file in init was", f"photos of {split}"):
-                progress.warn(f"{sentence}, so the accuracy on {split} will be too high: {_SAME_SPLIT}")
+                progress.warn(f"{sentence}, so the accuracy on {split} may be too high: {_SAME_SPLIT}")
     if not history.seen.complete:
         progress.note(
             "the file in init does not say which photos it was trained on: "
-            "if some of them are in val or test, the accuracy there will be too high"
+            "if some of them are in val or test, the accuracy there may be too high"
         )
 
 

@@ -252,7 +252,7 @@ def _divergence_remedy(state: TrainState, context: TrainingContext) -> Iterator[
     except DivergedError as error:
         step = error.step if isinstance(error, LossNotFiniteError) else state.step - 1
         highest, rate = context.recipe.learning_rate, state.plan.learning_rate(context.recipe, step)
-        remedy = f"try --learning-rate {highest / 3:.2g}"
+        remedy = f"try learning_rate={highest / 3:.2g}"
         if not (is_normalised(context.network) or context.recipe.init):
             remedy += ", or a network with batch normalisation"
         raise DivergedError(

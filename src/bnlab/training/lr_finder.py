@@ -12,7 +12,7 @@ there is no lag, and an explosion at the end does not reach far back. Past steps
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -43,9 +43,9 @@ _LEAST = 8  # steps: fewer show no trend
 class Curve:
     """Loss by learning rate, one entry a step; finite losses only."""
 
-    rates: tuple[float, ...]  # rising, in equal ratios
-    losses: tuple[float, ...]  # of each batch, before the step at that rate
-    smoothed: tuple[float, ...]
+    rates: tuple[float, ...] = field(repr=False)  # rising, in equal ratios
+    losses: tuple[float, ...] = field(repr=False)  # of each batch, before the step at that rate
+    smoothed: tuple[float, ...] = field(repr=False)
     """averaged over the neighbouring steps; a loss of more than four times the lowest counts as four times"""
     diverged_at: float | None = None
     """the rate that ended the sweep: the loss became four times the lowest, or not finite; None: it reached the end"""
@@ -107,7 +107,7 @@ def lr_range_test(data: Path, settings: Settings, *, strict: bool, progress: Pro
     if not curve.rates:
         raise DivergedError(
             "the loss was not finite before any step, so no learning rate is to blame",
-            "check mean, std and the file of --init",
+            "check mean, std and the file in init",
         )
     refused = prepared.dataset.refused
     return LrRangeTest(curve=curve, recipe=recipe, device=device, classes=classes, photos=photos, refused=refused)

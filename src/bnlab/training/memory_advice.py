@@ -44,14 +44,10 @@ def suggest_batch_size(context: TrainingContext) -> str:
     batch = next((b for b in batches if _fits(context, b, recipe.size)), None)
     sizes = (recipe.size * n // 64 * 16 for n in (3, 2, 1))
     size = next((s for s in sizes if s >= context.network.smallest_side and _fits(context, recipe.batch_size, s)), None)
-    found = [f"--batch-size {batch}"] * (batch is not None) + [f"--size {size}"] * (size is not None)
+    found = [f"batch_size={batch}"] * (batch is not None) + [f"size={size}"] * (size is not None)
     if not found:
         return "close what else takes memory, or take a network of a smaller width"
-    kept = (
-        f"; --set accumulate={recipe.accumulate * recipe.batch_size // batch} keeps the photos of a step"
-        if batch
-        else ""
-    )
+    kept = f"; accumulate={recipe.accumulate * recipe.batch_size // batch} keeps the photos of a step" if batch else ""
     return f"{' or '.join(found)} fits{kept}"
 
 

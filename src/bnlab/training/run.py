@@ -12,12 +12,11 @@ from bnlab.data.dataset import open_recorded_data
 from bnlab.data.location import DATA_JSON
 from bnlab.data.split_csv import write_split_csv
 from bnlab.data.verify import check_unchanged
-from bnlab.errors import UsageError, plural, printable, quoted
+from bnlab.errors import UsageError, plural, printable
 from bnlab.files import (
     read_json,
     remove_drafts,
     write_atomic,
-    write_csv,
     write_json,
 )
 from bnlab.machine import choose_device, environment
@@ -28,7 +27,7 @@ from bnlab.training import build, loop
 from bnlab.training.checkpoint import read_state
 from bnlab.training.finetune import load_pretrained, read_history, write_history
 from bnlab.training.no_effect import Situation, without_effect
-from bnlab.training.session import Report, Session, TrainingResult
+from bnlab.training.session import Report, Session, TrainingResult, write_refused
 
 
 def train(
@@ -58,8 +57,7 @@ def train(
         write_split_csv(run.split, dataset.photos)
         dataset.place.record(run.folder)
         write_json(run.environment, environment(prepared.device))
-        if dataset.refused:
-            write_csv(run.refused, ("path", "class", "reason"), ((r.path, r.label, r.reason) for r in dataset.refused))
+        write_refused(run, dataset.refused)
         if prepared.settings.recipe.init is not None:
             write_history(run, prepared.history)  # a resume may no longer find the file in `init`
         write_atomic(run.recipe, to_yaml(prepared.settings))
@@ -103,8 +101,7 @@ def resume(
             run.split,
             data=data,
             splits=("train", "val"),
-            remedy=f"restore them, pass their folder (bnlab train DATA --resume --name {quoted(run.name)}), or begin a "
-            "new run",
+            remedy=f"restore them, pass their folder ({run.resume_command('DATA')}), or begin a new run",
             progress=progress,
         )
         network, frozen = build.new_network(recipe, classes=len(dataset.classes))
@@ -126,7 +123,7 @@ def resume(
         if data is not None or not (run.folder / DATA_JSON).exists():
             dataset.place.record(run.folder)
         if any(getattr(written.recipe, key) != getattr(recipe, key) for key in longer):
-            length = f"{session.state.plan.steps} steps ({plural(session.state.plan.epochs, 'epoch')}) in all"
+            length = f"{plural(session.state.plan.steps, 'step')} ({plural(session.state.plan.epochs, 'epoch')}) in all"
             progress.note(f"run {printable(run.folder)} now has {length}")
             origin = f"{YOURS}, on a resume after {plural(session.state.epoch, 'epoch')}"
             settings = with_changes(settings, {key: changes[key] for key in longer}, origin)

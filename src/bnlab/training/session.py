@@ -1,9 +1,9 @@
 """A training of a run folder: its callbacks, its files, its checkpoints and its messages."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bnlab.classifier.predict import Classifier
 from bnlab.classifier.seen import History, SeenCount, SeenPhotos, photos_by_split
 from bnlab.config import with_changes, with_lines_of
 from bnlab.data.scan import Refusal, Result
-from bnlab.errors import Interrupted, PhotoError, printable, quoted
+from bnlab.errors import Interrupted, PhotoError, plural, printable, quoted
 from bnlab.files import (
     file_sha256,
     read_csv,
@@ -25,12 +25,12 @@ from bnlab.files import (
     write_csv,
 )
 from bnlab.health.bn_monitor import BNMonitor
-from bnlab.health.findings import Finding
+from bnlab.health.check import Finding
 from bnlab.machine import versions
 from bnlab.nets.freeze import Frozen
 from bnlab.progress import NullProgress, Progress
 from bnlab.recipe import MACHINE_KEYS, PLAN_KEYS
-from bnlab.runs import RUNS, Run
+from bnlab.runs import Run
 from bnlab.training import build, loop
 from bnlab.training.checkpoint import load_state, save_state
 from bnlab.training.events import event_writer, scalars
@@ -57,8 +57,12 @@ class TrainingResult(Result):
     frozen: Frozen
     seen: SeenCount
     """how many photos of val the earlier trainings saw, from whose weights it started"""
-    classifier: Classifier = field(repr=False)
+    classifier: Classifier
     """that of the best epoch"""
+
+    def __repr__(self) -> str:
+        top1 = f"val top-1 {self.val_top1:.1%} (n = {self.evaluation.n})"
+        return self._line(f"{self.run.folder}", top1, plural(self.epochs, "epoch"), f"{self.seconds:.0f} s")
 
     def to_json(self) -> dict[str, Any]:
         """The document of `bnlab train --json`."""
@@ -199,7 +203,7 @@ class Session:
             if is_best:
                 save_classifier(run.best, self.validator.network, card)
             save_classifier(run.last, self.validator.network, card)
-            health = self.monitor.report(validation.recalibration, validation.statistics_cost)
+            health = self.monitor.report(validation.recalibration, validation.scores)
             self.stale = None
         else:
             health = self.monitor.report()
@@ -212,17 +216,17 @@ class Session:
         self.progress.note(describe(row, state.plan.epochs, is_best))
         self.context.loader.reader.report(self.progress)
         for finding in health.findings():
-            if finding.code == "BN102":  # statistics always lag while the learning rate is high
+            if finding.id == "BN102":  # statistics always lag while the learning rate is high
                 self.stale = finding
-            elif finding.code not in self.warned:
+            elif finding.id not in self.warned:
                 self.progress.warn(str(finding))
-                self.warned.add(finding.code)
+                self.warned.add(finding.id)
 
     def _report_start(self) -> None:
         state, recipe, dataset = self.state, self.context.recipe, self.prepared.dataset
         name, plan, frozen = printable(self.run.folder), self.state.plan, self.prepared.frozen
         if plan.steps and (state.epoch >= plan.epochs or out_of_patience(state, recipe)):
-            self.progress.note(f"run {name} is complete: {state.epoch} of {plan.epochs} epochs")
+            self.progress.note(f"run {name} is complete: {state.epoch} of {plural(plan.epochs, 'epoch')}")
             return
         photos = ", ".join(f"{len(dataset.in_split(split))} {split}" for split in ("train", "val"))
         doing = f"resuming {name} at step {state.step} of {plan.steps}" if state.step else f"training {name}"
@@ -237,7 +241,6 @@ class Session:
 
     def result(self, classifier: Classifier, evaluation: Evaluation, state: TrainState) -> TrainingResult:
         assert state.best is not None  # at least one epoch has ended
-        refused = read_csv(self.run.refused) if self.run.refused.exists() else ()  # a resume has refused none itself
         return TrainingResult(
             run=self.run,
             epochs=state.epoch,
@@ -248,8 +251,20 @@ class Session:
             frozen=self.prepared.frozen,
             seen=self.seen,
             classifier=classifier,
-            refused=tuple(Refusal(row["path"], row["reason"], row["class"]) for row in refused),
+            refused=_read_refused(self.run),  # a resume has refused none itself
         )
+
+
+def write_refused(run: Run, refused: Sequence[Refusal]) -> None:
+    """Write refused.csv, if there is anything to write; its column `kind` is photo or folder."""
+    if refused:
+        rows = ((r.path, r.label, r.reason, "folder" if r.is_folder else "photo") for r in refused)
+        write_csv(run.refused, ("path", "class", "reason", "kind"), rows)
+
+
+def _read_refused(run: Run) -> tuple[Refusal, ...]:
+    rows = read_csv(run.refused) if run.refused.exists() else ()
+    return tuple(Refusal(row["path"], row["reason"], row["class"], row.get("kind") == "folder") for row in rows)
 
 
 def _steps_made(state: TrainState) -> dict[str, Any]:
@@ -277,9 +292,7 @@ def _card(run: Run, context: build.TrainingContext, history: History) -> Card:
 @contextmanager
 def _how_to_go_on(run: Run) -> Iterator[None]:
     """Add the command that resumes the run to interruptions and to errors of photos that can no longer be read."""
-    command = f"bnlab.resume({run.name!r}, runs={str(run.folder.parent)!r})"
-    if run.folder.parent == RUNS:
-        command = f"bnlab train --resume --name {quoted(run.name)}"
+    command = run.resume_command()
     try:
         yield
     except PhotoError as error:

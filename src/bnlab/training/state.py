@@ -18,7 +18,7 @@ class LossNotFiniteError(DivergedError):
     """The loss of step `step`, counted from 0, is NaN or infinite. `fit` adds where and at which learning rate."""
 
     def __init__(self, loss: float, step: int) -> None:
-        super().__init__(f"the loss became {loss}", "check mean, std and the file of --init")
+        super().__init__(f"the loss became {loss}", "check mean, std and the file in init")
         self.step = step
 
 

@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 
-from bnlab.errors import UsageError
+from bnlab.errors import UsageError, plural
 from bnlab.progress import Progress
 from bnlab.recipe import Recipe
 from bnlab.training.build import TrainingContext, scratch_copy
@@ -85,14 +85,14 @@ class TimeBudget:
             raise UsageError(
                 f"not one step fits into {self.seconds:.0f} s: one takes {one:.2f} s, and what goes before and after "
                 f"{before + times.validation + times.last:.0f} s",
-                "give more --time, or a smaller --size",
+                "give more time, or a smaller size",
             )
         self._announced = plan.steps
         wanted = recipe.validate_every
         if wanted and replace(plan, every=wanted).validations(0) > plan.validations(0):
             progress.warn(_left_out(wanted))
         progress.note(
-            f"{plan.steps} steps ({plan.steps / batches:.1f} epochs) fit into the time at this speed: one takes "
+            f"the time is enough for {plural(plan.steps, 'step')} ({plan.steps / batches:.1f} epochs): one takes "
             f"{one:.3f} s at {recipe.size} px, a validation {validation:.1f} s"
         )
         return plan, times
@@ -206,10 +206,11 @@ class TimeBudget:
     def _report(self, plan: Plan, changed: Plan, recipe: Recipe, progress: Progress) -> None:
         if changed.every > recipe.validate_every == plan.every:
             progress.warn(_left_out(plan.every))
+        steps = plural(changed.steps, "step")
         if changed.steps * _ANNOUNCED <= self._announced:
-            progress.warn(f"slower than planned: {changed.steps} steps in place of {self._announced}, to end on time")
+            progress.warn(f"slower than planned: {steps} in place of {self._announced}, to end on time")
         elif changed.steps >= self._announced * _ANNOUNCED:
-            progress.note(f"faster than planned: {changed.steps} steps in place of {self._announced}, to use the time")
+            progress.note(f"faster than planned: {steps} in place of {self._announced}, to use the time")
         else:
             return
         self._announced = changed.steps

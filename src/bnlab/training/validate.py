@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from bnlab.data.loader import preprocessed_batches
 from bnlab.data.photos import Photo
 from bnlab.data.preprocess import normalise
 from bnlab.errors import DivergedError, PhotoError, UsageError
-from bnlab.health.findings import StatisticsCost
+from bnlab.health.evidence import Scores
 from bnlab.machine import release_memory
 from bnlab.nets.network import TableNetwork
 from bnlab.norm import NotFiniteError, Recalibration, TooFewValuesError, recalibrate
@@ -37,12 +38,15 @@ class ValidationResult:
     seconds: float  # time that the recalibration took
 
     @property
-    def statistics_cost(self) -> StatisticsCost | None:
-        """The accuracy that the running statistics cost, compared with the recalibrated ones."""
+    def scores(self) -> Scores | None:
+        """Whether each photo is classified correctly by the running statistics and by the recalibrated ones."""
         if self.running is None:
             return None
-        correct = [evaluation.predicted == evaluation.targets for evaluation in (self.running, self.evaluation)]
-        return StatisticsCost.measure(*correct)
+        running, population = (
+            (evaluation.predicted == evaluation.targets).astype(np.float64)
+            for evaluation in (self.running, self.evaluation)
+        )
+        return Scores(running=running, population=population)
 
 
 class Validator:
@@ -130,7 +134,7 @@ def recalibrate_network(network: TableNetwork, batches: Iterator[Tensor]) -> Rec
         return recalibrate(network, batches)
     except NotFiniteError as error:
         problem = f"values that are not finite reach {error.layer} in recalibration"
-        raise DivergedError(problem, "train with a lower --learning-rate") from None
+        raise DivergedError(problem, "train with a lower learning_rate") from None
     except TooFewValuesError as error:
         raise UsageError(f"recalibration: {error}", "raise recalibration_images") from None
 

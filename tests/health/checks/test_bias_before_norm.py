@@ -52,6 +52,20 @@ def test_a_bias_that_drifted_is_a_warning(factor: float, severity: str) -> None:
     assert finding.numbers["drifted"] == (["bn2"] if severity == "warn" else [])
 
 
+def test_a_bias_of_the_size_of_the_weights_has_not_drifted() -> None:
+    """It is far above the standard deviation, since the inputs hardly vary."""
+    network = sound_network(bias=True)
+    assert isinstance(network.conv1, nn.Conv2d) and network.conv1.bias is not None
+    network.conv1.bias.data[:] = 0.1
+    finding = found(network, [x / 1000 for x in images(256, 32)])[0]
+    layer = network.bn1
+    assert isinstance(layer, nn.BatchNorm2d)
+    layer.eps = 1e-12
+    finding = found(network, [x / 1000 for x in images(256, 32)])[0]
+    assert finding.numbers["largest"] > 32
+    assert finding.severity == "info"
+
+
 def test_is_silent_without_a_bias() -> None:
     assert "BN013" not in health.diagnose(sound_network(), images(64, 32))
 

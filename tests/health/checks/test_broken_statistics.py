@@ -53,6 +53,7 @@ def test_recalibration_does_not_repair_parameters() -> None:
     finding = health.diagnose(network, images(64, 32), select=["BN008"]).findings[0]
     assert finding.safety == "display only"
     assert "gamma or beta" in finding.cause
+    assert "older checkpoint" in finding.remedy
 
 
 def test_is_silent_on_sound_statistics() -> None:

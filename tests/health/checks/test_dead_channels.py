@@ -31,6 +31,12 @@ def test_finds_dead_channels() -> None:
     assert (finding.numbers["values"], finding.numbers["at_most"]) == (values, 3 / values)
 
 
+@pytest.mark.parametrize(("number", "severity"), [(4, "info"), (5, "warn")])
+def test_more_than_a_quarter_is_a_warning(number: int, severity: str) -> None:
+    (finding,) = health.diagnose(with_dead(*range(number)), images(64, 32), select=["BN109"]).findings
+    assert (finding.numbers["dead"], finding.severity) == (number, severity)
+
+
 def test_is_silent_on_a_sound_network() -> None:
     network = sound_network()
     assert "BN109" not in health.diagnose(network, teacher_batches(network))

@@ -19,10 +19,20 @@ def with_scaled_channels(number: int, factor: float) -> nn.Sequential:
 
 @pytest.mark.parametrize(("number", "severity"), [(1, "info"), (8, "info"), (9, "warn"), (16, "warn")])
 def test_finds_channels_below_eps(number: int, severity: str) -> None:
-    finding = health.diagnose(with_scaled_channels(number, 1e-3), images(128, 32))["BN009"]
+    finding = health.diagnose(with_scaled_channels(number, 1e-4), images(128, 32))["BN009"]
     assert (finding.layers, finding.severity) == (("bn2",), severity)
     assert finding.numbers["below_eps"] == number / 16
     assert finding.numbers["eps"] == 1e-5
+
+
+def test_variances_not_far_below_eps_are_advice() -> None:
+    network = with_scaled_channels(16, 1e-3)
+    finding = health.diagnose(network, images(128, 32), select=["BN009"]).findings[0]
+    assert finding.severity == "info"
+    assert 1e-7 < finding.numbers["median"] < 1e-5  # eps / 100 and eps
+    assert isinstance(network.bn2, nn.BatchNorm2d)
+    network.bn2.eps *= 100
+    assert health.diagnose(network, images(128, 32), select=["BN009"]).findings[0].severity == "warn"
 
 
 def test_is_silent_where_eps_is_small() -> None:

@@ -63,6 +63,7 @@ def test_reads_what_a_layer_shows_without_images() -> None:
     )
     (finding,) = check(Evidence(layers={"bn": layer}))
     assert (finding.layers, finding.numbers["near_zero"]) == (("bn",), 3)
+    assert not check(Evidence(layers={"bn": replace(layer, gamma=np.r_[-np.ones(3), np.ones(37)])}))  # not near 0
     two = np.r_[np.zeros(2), np.ones(38)]
     assert not check(Evidence(layers={"bn": replace(layer, gamma=two)}))  # 5% and no more
     assert not check(Evidence(layers={"bn": replace(layer, gamma_trained=False)}))

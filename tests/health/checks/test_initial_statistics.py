@@ -59,8 +59,57 @@ def test_is_silent_on_recalibrated_statistics_of_few_batches(seed: int) -> None:
 def test_is_silent_below_1_percent() -> None:
     network = trained(small_network(), 0.1, images(1440, 32, seed=5))  # 0.9^45 = 0.87%
     assert not health.diagnose(network, images(256, 32), select=["BN007"]).findings
-    network = trained(small_network(), 0.1, images(768, 32, seed=5))  # 0.9^24 = 8%
+    network = trained(small_network(), 0.1, images(320, 32, seed=5))  # 0.9^10 = 35%
     assert health.diagnose(network, images(256, 32), select=["BN007"]).findings
+
+
+def planted(weight: float, updates: int) -> health.Report:
+    """The report on layers whose statistics are those of the images but for this weight of the initial ones."""
+    layers = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)).eval()
+    generator = torch.Generator().manual_seed(5)
+    batches = [10 * torch.randn(64, 4, 16, 16, generator=generator) for _ in range(32)]
+    recalibrate(layers, batches)
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.mul_(1 - weight)
+            layer.running_var.lerp_(torch.ones(()), weight)
+            assert layer.num_batches_tracked is not None
+            layer.num_batches_tracked.fill_(updates)
+    return health.diagnose(layers, batches, images=None, select=["BN007"])
+
+
+@pytest.mark.parametrize(
+    ("weight", "updates", "found"),
+    [
+        (0.9**43, 43, True),  # 1.08%
+        (0.9**44, 44, False),  # 0.97%
+        (0.40, 5, True),  # by the counter, 59%
+        (0.25, 5, False),
+        (0.50, 10, True),  # by the counter, 35%
+        (0.60, 10, False),
+    ],
+)
+def test_the_weight_must_be_that_of_the_counter(weight: float, updates: int, found: bool) -> None:
+    report = planted(weight, updates)
+    assert [round(f.numbers["weight"], 3) for f in report.findings] == [round(weight, 3)] * found
+
+
+def test_layers_of_the_same_counter_must_agree() -> None:
+    """The first of three layers is off as after 20 batches; the others say that there were more."""
+    network = nn.Sequential(nn.BatchNorm2d(3), sound_network()).eval()
+    generator = torch.Generator().manual_seed(5)
+    batches = [10 * torch.randn(64, 3, 12, 12, generator=generator) for _ in range(20)]
+    recalibrate(network, batches)
+    first = network[0]
+    assert isinstance(first, nn.BatchNorm2d) and first.running_var is not None and first.running_mean is not None
+    first.running_var.lerp_(torch.ones(3), 0.9**20)
+    first.running_mean.mul_(1 - 0.9**20)
+    assert not health.diagnose(network, batches, images=None, select=["BN007"]).findings
+    assert first.num_batches_tracked is not None
+    first.num_batches_tracked.add_(1)  # now it has a counter of its own
+    (finding,) = health.diagnose(network, batches, images=None, select=["BN007"]).findings
+    assert finding.layers == ("0",)
 
 
 def test_is_silent_where_one_batch_cannot_tell() -> None:

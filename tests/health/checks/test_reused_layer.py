@@ -18,7 +18,7 @@ class Shared(nn.Module):
         self.shift, self.scale = shift, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc((self.bn(x) + self.other(self.scale * x.flip(0, -1) + self.shift)).mean((2, 3)))
+        return self.fc((self.bn(x) + self.other(self.scale * x.flip(-1) + self.shift)).mean((2, 3)))
 
 
 def shared(shift: float = 0.0, scale: float = 1.0, *, own: bool = False) -> tuple[nn.Module, list[Tensor]]:

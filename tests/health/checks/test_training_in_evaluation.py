@@ -126,3 +126,26 @@ def test_layers_without_statistics_are_left_to_their_own_check() -> None:
     report = health.diagnose(network.eval(), teacher_batches(sound_network()))
     assert "BN002" not in report
     assert "BN003" in report
+
+
+def test_a_function_is_not_blamed_for_a_layer_without_statistics() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = sound_network()
+            self.inner[1] = nn.BatchNorm2d(8, track_running_stats=False)
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("var", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(self.inner(x), self.mean, self.var, training=self.training)
+
+    report = health.diagnose(Both().eval(), teacher_batches(sound_network()))
+    assert report.evidence.parts["alone"].depends_on_batch
+    assert "BN002" not in report
+
+
+def test_is_silent_about_layers_that_are_never_reached() -> None:
+    network = sound_network()
+    network[1].extra = nn.BatchNorm2d(8).train()
+    assert "BN002" not in health.diagnose(network, teacher_batches(sound_network()))

@@ -13,6 +13,7 @@ from bnlab.health.batches import Batches
 from bnlab.health.gather.layers import find_layers
 from bnlab.health.gather.passes import Passes, run_passes
 from bnlab.health.restore import restored
+from bnlab.health.statistics import effective_batch
 from bnlab.norm import BatchNorm2d, GhostBatchNorm2d, Whitening2d, recalibrate
 from bnlab.progress import NullProgress
 
@@ -101,7 +102,42 @@ def test_the_effective_batch_of_independent_values_is_their_number() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(50)).eval()
     found = run(model, [torch.randn(32, 50) for _ in range(40)])
-    assert found.batch["0"].effective_batch == pytest.approx(32, rel=0.1)
+    size, at_most = effective_batch(found.batch["0"], 1e-5) or (0, 0)
+    assert size == pytest.approx(32, rel=0.1)
+    assert size < at_most < 1.1 * size
+
+
+def test_successive_differences_do_not_count_slow_drift() -> None:
+    """The mean rises by 1 in each of 41 batches: their variance is 143.5, and half the squared step 0.5."""
+    torch.manual_seed(0)
+    drift = torch.arange(41.0)[:, None, None]
+    found = run(nn.Sequential(nn.BatchNorm1d(3)).eval(), [*(torch.randn(500, 3) + drift)])
+    sample = found.evaluation["0"]
+    assert sample.successive is not None
+    np.testing.assert_allclose(sample.between, 143.5, rtol=0.01)
+    np.testing.assert_allclose(sample.successive, 0.5, rtol=0.05)
+
+
+def test_successive_differences_of_batches_of_unequal_sizes() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(n, 3) for n in (8, 8, 4)]
+    found = run(nn.Sequential(nn.BatchNorm1d(3)).eval(), batches).evaluation["0"]
+    a, b, c = (batch.mean(0).numpy() for batch in batches)
+    expected = (8 * 8 / 16 * (b - a) ** 2 + 8 * 4 / 12 * (c - b) ** 2) / 2 / 8
+    np.testing.assert_allclose(found.successive, expected, rtol=1e-4)  # type: ignore[arg-type]
+
+
+def test_where_an_image_has_several_rows_nothing_is_said_of_single_images() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(x.flatten(0, 1))  # N * L x C
+
+    found = run(Rows().eval(), [torch.randn(8, 5, 4) for _ in range(3)])
+    assert found.evaluation["bn"].between_images is None
 
 
 @pytest.mark.parametrize("norm", [BatchNorm2d, GhostBatchNorm2d, Whitening2d, nn.InstanceNorm2d, nn.SyncBatchNorm])

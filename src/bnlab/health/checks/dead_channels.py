@@ -13,8 +13,8 @@ Such a channel carries almost no signal and gets almost no gradient, so it does 
 
 ## Reported when
 
-More than 5% of a layer's channels are dead. In the doctor n must be at least 300. While bnlab trains, in layers whose
-gamma is trained.
+More than 5% of a layer's channels are dead: advice; a warning if more than a quarter of them are. In the doctor n
+must be at least 300. While bnlab trains, in layers whose gamma is trained.
 
 ## Known limits
 
@@ -41,6 +41,7 @@ from bnlab.health.evidence import Evidence, LayerEvidence
 
 CHECK = Check(id="BN109", name="dead-channels", severity="warn", stage="preview", safety="unsafe")
 _CHANNELS = 0.05  # of a layer
+_MANY = 0.25
 _VALUES = 300  # of a channel, none of which is positive
 
 
@@ -58,6 +59,7 @@ def check(evidence: Evidence) -> list[Finding]:
     values = worst.evaluation.count if worst.name in counted and worst.evaluation is not None else None
     return [
         CHECK.finding(
+            severity="warn" if numbers[worst.name] > _MANY * worst.channels else "info",
             layers=names,
             message=(
                 f"the ReLU after the layer passes {'nothing' if values else 'fewer than 1 in 1,000 values'} of some "
@@ -74,7 +76,10 @@ def check(evidence: Evidence) -> list[Finding]:
                 "which": {name: counted[name] for name in names if name in counted},
             },
             cause="a step of the training was too large",
-            remedy="use a third of the learning rate, a longer warm-up, or a leaky ReLU; or prune these channels",
+            remedy=(
+                "use a third of the learning rate (learning_rate), a longer warm-up (warmup), or a leaky ReLU "
+                "(activation=leaky_relu); or prune these channels"
+            ),
         )
     ]
 

@@ -15,8 +15,8 @@ PyTorch's 0.00001) computes something else.
 
 ## Reported when
 
-More than 5% of a layer's channels have a variance below eps (advice), or more than half of them (a warning: the layer
-as a whole does not normalise).
+More than 5% of a layer's channels have a variance below eps: advice. A warning if more than half have one below eps /
+100: their outputs have a standard deviation of less than 0.1, so the layer as a whole does not normalise.
 
 ## Known limits
 
@@ -42,6 +42,7 @@ from bnlab.health.evidence import Evidence, Floats, LayerEvidence
 CHECK = Check(id="BN009", name="eps-dominates", severity="warn", stage="preview", safety="unsafe")
 _SHARE = 0.05  # of a layer's channels
 _MOST = 0.5
+_FAR_BELOW = 0.01  # times eps
 _CONSTANT = 1e-6  # times eps
 
 
@@ -50,25 +51,32 @@ def check(evidence: Evidence) -> list[Finding]:
     failing = [layer for layer in evidence.layers.values() if shares[layer.name] > _SHARE]
     if not failing:
         return []
-    failing.sort(key=lambda layer: -shares[layer.name])
+    failing.sort(key=lambda layer: (-_share(layer, _FAR_BELOW), -shares[layer.name]))
     worst, names = failing[0], tuple(layer.name for layer in failing)
     variance = _variance(worst)
     assert variance is not None
     median = float(np.median(variance))
     near = _share(worst, 10)
+    passing = [layer.name for layer in failing if _share(layer, _FAR_BELOW) > _MOST]
     return [
         CHECK.finding(
-            severity="warn" if shares[worst.name] > _MOST else "info",
+            severity="warn" if passing else "info",
             layers=names,
             message=(
                 f"more than {_SHARE:.0%} of the channels have a variance below eps in "
                 f"{name_layers(names, of=len(evidence.layers))}; in {worst.name}, {shares[worst.name]:.0%} are below "
                 f"eps = {worst.eps:g} and {near:.0%} below 10 eps, and the median variance is {median:.2g}"
             ),
-            numbers={"below_eps": shares[worst.name], "below_10_eps": near, "eps": worst.eps, "median": median},
+            numbers={
+                "below_eps": shares[worst.name],
+                "below_10_eps": near,
+                "eps": worst.eps,
+                "median": median,
+                "passing": passing,
+            },
             cause=(
                 "the input of the layer is scaled down, or its eps is large"
-                if shares[worst.name] > _MOST
+                if passing or shares[worst.name] > _MOST
                 else "channels that carry almost nothing; see the dead channels, if there are some"
             ),
             remedy="scale the input to a variance of about 1, or train with a smaller eps",

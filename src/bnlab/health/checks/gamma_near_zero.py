@@ -44,7 +44,7 @@ _CHANNELS = 0.05  # of a layer
 
 
 def check(evidence: Evidence) -> list[Finding]:
-    layers = [layer for layer in evidence.layers.values() if layer.gamma_trained and layer.gamma is not None]
+    layers = [layer for layer in evidence.layers.values() if layer.gamma_trained]
     found = {layer.name: _count(layer) for layer in layers}
     failing = [layer for layer in layers if max(found[layer.name]) > _CHANNELS * layer.channels]
     if not failing:
@@ -67,14 +67,15 @@ def check(evidence: Evidence) -> list[Finding]:
                 "total": [sum(found[name][i] for name in names) for i in (0, 1)],
             },
             cause="the network is wider than it needs to be, or the learning rate was too high",
-            remedy="try a smaller width or a lower learning rate",
+            remedy="try a smaller width or a lower learning rate (width, learning_rate)",
         )
     ]
 
 
 def _count(layer: LayerEvidence) -> tuple[int, int]:
     """How many channels are near zero, and how many are linear."""
-    assert layer.gamma is not None
+    if layer.gamma is None:  # by the monitor of a training
+        return layer.near_zero or 0, 0
     gamma = np.abs(layer.gamma)
     small = gamma < _NEAR_ZERO * np.median(gamma)
     if layer.beta is None or layer.activation not in RECTIFIERS:

@@ -14,16 +14,19 @@ do with them.
 
 ## Reported when
 
-In a layer, the weight by the counter is above 1%; the weight by the numbers is above 1% and above half of that by the
-counter; and chance does not explain the latter: it is above the 99.9% point of a t-distribution times its standard
-error. With K batches that error is s sqrt(max(m / (2 - m), 1 / n) + 1 / K), where s is the standard deviation of the
-weight between batches. Two batches are needed. If the images are labelled and the accuracy by recalibrated statistics
-is not better by at least 1 percentage point with p < 0.01, it is advice, otherwise a warning.
+In a layer, the weight by the counter is above 1%; the weight by the numbers is above 1% and between half of that by
+the counter and one and a half times it; and chance does not explain it: it is above the 99.9% point of a
+t-distribution times its standard error. With K batches that error is s sqrt(max(m / (2 - m), 1 / n) + 1 / K), where s
+is the standard deviation of the weight between batches. Two batches are needed. Layers with the same m and n have the
+same weight, so more than half of those whose error is small enough to tell must agree. If the images are labelled and
+the accuracy by recalibrated statistics is not better by at least 1 percentage point with p < 0.01, it is advice,
+otherwise a warning.
 
 ## Known limits
 
 If the inputs of a layer have mean 0 and variance 1 anyhow, the weight cannot be told from the numbers, and does no
-harm. If the images are not like those of the training, the numbers are shifted by that, too.
+harm. If statistics were recalibrated on few batches of images of another variance, this may look the same in a
+network with one layer or two.
 
 ## Remedy
 
@@ -50,12 +53,13 @@ CHECK = Check(
     needs=("population",),
 )
 _WEIGHT = 0.01
-_OF_EXPECTED = 0.5  # a smaller part of the weight by the counter means that the statistics were replaced since
+_LEAST, _MOST = 0.5, 1.5  # times the weight by the counter; others mean that the statistics were replaced since
+_AGREEING = 0.5  # of the layers
 _CONFIDENCE = 0.999
 
 
 def check(evidence: Evidence) -> list[Finding]:
-    weights = {layer.name: weight for layer in evidence.normalised if (weight := _weight(layer)) is not None}
+    weights = _weights(evidence)
     if not weights:
         return []
     names = tuple(sorted(weights, key=lambda name: -weights[name]))
@@ -85,15 +89,23 @@ def check(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def _weight(layer: LayerEvidence) -> float | None:
-    """The weight of the initial statistics, if the layer is to be reported."""
-    expected = layer.initial_weight
-    if expected is None or expected <= _WEIGHT:
-        return None
-    found, error = weight_of_initial(layer), _error(layer)
-    if found is None or error is None or found <= max(_WEIGHT, _OF_EXPECTED * expected, error):
-        return None
-    return found
+def _weights(evidence: Evidence) -> dict[str, float]:
+    """The weights of the initial statistics in the layers that are to be reported."""
+    groups: dict[tuple[float | None, int | None], dict[str, float]] = {}  # of all layers that can be told
+    for layer in evidence.normalised:
+        expected = layer.initial_weight
+        if expected is None or expected <= _WEIGHT:
+            continue
+        found, error = weight_of_initial(layer), _error(layer)
+        if found is not None and error is not None and error < expected:
+            agrees = found > max(_WEIGHT, error) and _LEAST < found / expected < _MOST
+            groups.setdefault((layer.momentum, layer.updates), {})[layer.name] = found if agrees else 0.0
+    weights: dict[str, float] = {}
+    for group in groups.values():
+        agreeing = {name: weight for name, weight in group.items() if weight}
+        if len(agreeing) > _AGREEING * len(group):
+            weights |= agreeing
+    return weights
 
 
 def _error(layer: LayerEvidence) -> float | None:

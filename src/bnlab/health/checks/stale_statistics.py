@@ -89,6 +89,11 @@ def check(evidence: Evidence) -> list[Finding]:
             f"{worst.updates} batches"
         )
         remedy = "recalibrate; in training, raise the momentum"
+    if worst.batch is None:  # by the monitor of a training
+        remedy = (
+            "none for best.safetensors and last.safetensors, which hold the population statistics; elsewhere "
+            "recalibrate, raise norm_momentum or lower learning_rate"
+        )
     return [
         CHECK.finding(
             layers=names,

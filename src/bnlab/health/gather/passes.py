@@ -12,7 +12,7 @@ T = C1 + C2 + ... channels.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +23,15 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bnlab.health.batches import Batch, Batches
 from bnlab.health.evidence import Floats, Sample, Scores
 from bnlab.health.gather.positives import counting
+from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.norm import moments, own_forward
 from bnlab.norm.freeze import Freezable
-from bnlab.norm.ghost import GhostBatchNorm
-from bnlab.norm.layers import BatchNorm, StatisticsMode
+from bnlab.norm.layers import StatisticsMode
 from bnlab.norm.moments import Moments
 from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.norm.whitening import Whitening
 from bnlab.progress import Task
 
-Which = Literal["running", "batch", "population"]
 GROUPS = 32
 _BatchNormBase = nn.modules.batchnorm._BatchNorm
 
@@ -58,54 +57,6 @@ class Passes:
     """by layer, how many outputs of each channel are not at most 0 in evaluation; NaN: not counted"""
 
 
-class StatisticsSwitch:
-    """Chooses what the layers of a network normalise by. Used within `restored`, which undoes it."""
-
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.layers = layers
-        self.buffers = {name: dict(layer._buffers) for name, layer in layers.items()}
-        self.replaces = {name for name, layer in layers.items() if _normalises_by_moments(layer)}
-        self.modes = {name: layer._statistics for name, layer in layers.items() if isinstance(layer, StatisticsMode)}
-        self.which: Which = "running"
-
-    def to(self, which: Which, population: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
-        """By the running statistics, by those of each batch, or by the given ones where a layer has some."""
-        self.which = which
-        for name, layer in self.layers.items():
-            layer._buffers.update(self.buffers[name])
-            if isinstance(layer, StatisticsMode):
-                by_batch = which == "batch" and name not in self.replaces
-                own = self.modes[name] if which == "running" and self.modes[name] == "batch" else "running"
-                layer._statistics = "batch" if by_batch else own
-            elif isinstance(layer, _InstanceNorm):
-                layer.track_running_stats = which != "batch" and self.buffers[name].get("running_mean") is not None
-                if which == "batch":  # of each image by itself, as in training
-                    layer._buffers.update(running_mean=None, running_var=None)
-            elif which == "batch" and name not in self.replaces and isinstance(layer, _BatchNormBase):
-                layer._buffers.update(running_mean=None, running_var=None)
-            if which == "population" and population is not None and name in population:
-                mean, variance = population[name]
-                key = "running_covariance" if isinstance(layer, Whitening) else "running_var"
-                layer._buffers.update({"running_mean": mean, key: variance})
-
-    def replace(self, name: str, batch: Moments) -> None:
-        """Let a layer normalise by what was measured of its input, which it need not compute again."""
-        like = self.buffers[name]["running_mean"]
-        assert like is not None
-        mean, variance = batch.mean.to(like), batch.variance(unbiased=False).to(like)
-        self.layers[name]._buffers.update(running_mean=mean, running_var=variance)
-
-
-def _normalises_by_moments(layer: nn.Module) -> bool:
-    """Whether the layer normalises by one mean and one variance of each channel, which its buffers can hold."""
-    mean = layer._buffers.get("running_mean")
-    if mean is None or mean.dtype not in (torch.float32, torch.float64):
-        return False
-    if isinstance(layer, _InstanceNorm | Whitening | GhostBatchNorm):
-        return False
-    return not (isinstance(layer, BatchNorm) and layer.example_weight)
-
-
 @torch.no_grad()
 def run_passes(
     network: nn.Module,
@@ -119,7 +70,7 @@ def run_passes(
     `count` gives channels whose positive outputs are counted, by layer.
     """
     switch = StatisticsSwitch(layers)
-    evaluation, batch = _Recorder(layers, images=True), _Recorder(layers, images=False)
+    evaluation, batch = Recorder(layers, images=True), Recorder(layers, images=False)
     positives = {name: np.where(channels, 0.0, np.nan) for name, channels in (count or {}).items() if channels.any()}
     running, by_batch, again = _ScoreList(), _ScoreList(), _ScoreList()
     sizes: list[int] = []
@@ -134,10 +85,10 @@ def run_passes(
             for one in batches:
                 switch.to("running")
                 running.add(batches, network, one)
-                evaluation.end_batch()
+                evaluation.end_batch(len(one))
                 switch.to("batch")
                 by_batch.add(batches, network, one)
-                batch.end_batch()
+                batch.end_batch(len(one))
                 sizes.append(len(one))
                 if one.labels is not None and one.labels.ndim == 1:
                     labels.append(one.labels.cpu())
@@ -205,7 +156,7 @@ def _single_values_pass(switch: StatisticsSwitch) -> Iterator[None]:
 
 @contextmanager
 def measuring(
-    layers: Mapping[str, nn.Module], switch: StatisticsSwitch, evaluation: "_Recorder", batch: "_Recorder"
+    layers: Mapping[str, nn.Module], switch: StatisticsSwitch, evaluation: "Recorder", batch: "Recorder"
 ) -> Iterator[None]:
     """Within this context, each forward measures the inputs of the layers."""
     own = {
@@ -242,7 +193,7 @@ def measuring(
 
 
 @dataclass
-class _Recorder:
+class Recorder:
     """Adds up what is measured of each layer. Uses of a layer within a batch are merged."""
 
     layers: Mapping[str, nn.Module]
@@ -253,8 +204,8 @@ class _Recorder:
     now_images: dict[str, Tensor] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
     groups: dict[str, list[Moments | None]] = field(default_factory=dict)
-    weights: dict[str, tuple[float, float, int]] = field(default_factory=dict)
-    """values of the first batch and of all, and the number of batches"""
+    weights: dict[str, tuple[float, float, int, float]] = field(default_factory=dict)
+    """values of the first batch and of all, the number of batches, and the values of the last one"""
     sums: dict[str, Floats] = field(default_factory=dict)
     image_sums: dict[str, Floats] = field(default_factory=dict)
     covariances: dict[str, Moments] = field(default_factory=dict)
@@ -273,7 +224,8 @@ class _Recorder:
             means = (x.mean(positions) if positions else x).double().cpu()  # N x C
             self.now_images[name] = means
 
-    def end_batch(self) -> None:
+    def end_batch(self, size: int) -> None:
+        """The batch had so many images."""
         for name, parts in self.now.items():
             found = moments.merge(parts)
             if not (found.mean.isfinite().all() and found.scatter.isfinite().all()):
@@ -282,16 +234,18 @@ class _Recorder:
             group = self.groups.setdefault(name, [None] * GROUPS)
             which = self.number % GROUPS
             group[which] = moments.merge([*filter(None, [group[which]]), found])
-            # weighted sums of the batch means: weight, and for each channel w * mean and w * mean^2
+            # weighted sums of the batch means: w * mean, w * mean^2, and of the squared successive differences
             mean, w = found.mean.numpy(), float(found.count)
-            base = self.sums.setdefault(name, np.concatenate([mean[None], np.zeros((2, len(mean)))]))
+            base = self.sums.setdefault(name, np.concatenate([mean[None], np.zeros((4, len(mean)))]))
             off = mean - base[0]  # from the first batch's, which keeps the sums exact
             base[1] += w * off
             base[2] += w * off**2
-            usual, total, k = self.weights.get(name, (w, 0.0, 0))
-            self.weights[name] = usual, total + w, k + 1
+            usual, total, k, last = self.weights.get(name, (w, 0.0, 0, 0.0))
+            base[3] += w * last / (w + last) * (off - base[4]) ** 2  # nothing for the first batch, whose last is 0
+            base[4] = off
+            self.weights[name] = usual, total + w, k + 1, w
             images = self.now_images.get(name)
-            if images is not None and len(images) > 1:
+            if images is not None and len(images) == size > 1:  # of other rows, an image has several
                 spread = (images - images.mean(0)).square().sum(0).numpy()
                 row = self.image_sums.setdefault(name, np.zeros((2, len(mean))))
                 row[0] += spread
@@ -304,11 +258,11 @@ class _Recorder:
         for name, parts in self.groups.items():
             groups = [part for part in parts if part is not None]
             whole = moments.merge(groups)
-            usual, total, k = self.weights[name]
-            _, first, second = self.sums[name]
+            usual, total, k, _ = self.weights[name]
+            _, first, second, successive, _ = self.sums[name]
             # for batches of the size of the first one, from batches that may differ in size
             scatter = (second - first**2 / total).clip(min=0)
-            between = scatter / ((k - 1) * usual) if k > 1 else np.full_like(first, np.nan)
+            pairs = (k - 1) * usual if k > 1 else np.nan
             variance = whole.variance(unbiased=True).numpy()
             images = self.image_sums.get(name)
             stacked = np.stack([np.stack([g.mean.numpy(), g.variance(unbiased=False).numpy()]) for g in groups])
@@ -317,7 +271,8 @@ class _Recorder:
                 batches=k,
                 mean=whole.mean.numpy(),
                 variance=np.nan_to_num(variance, nan=0.0),
-                between=between,
+                between=scatter / pairs,
+                successive=successive / pairs,
                 between_images=None if images is None else images[0] / np.maximum(images[1], 1),
                 groups=stacked,  # groups x 2 x C
                 largest=self.largest[name],
