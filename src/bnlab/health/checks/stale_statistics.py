@@ -6,12 +6,12 @@ The images are run with the weights fixed and each layer normalised by its batch
 variances of the layers' inputs are the population statistics. For each channel, the running mean is compared with that
 mean, and the running variance with that variance, and the images are classified with both.
 
-A difference counts if chance does not explain it, and if it is large enough to matter. With momentum m and K batches, a
-running mean that is right differs from the measured one by chance with variance s (m / (2 - m) + 1 / K), where s is the
-variance between batches of the batch mean. A channel is off if that test is significant (5 in 10,000, and 1% of the
-layer's channels at most by chance, Benjamini & Hochberg 1995) and its mean is off by more than 0.1 standard deviations,
-or if its variance is off by more than a factor of 1.25. While bnlab trains, channels are off by these two thresholds
-alone.
+A channel is off if its mean differs by more than 0.1 standard deviations or its variance by more than a factor of 1.25,
+and if chance does not explain the difference. With momentum m and K batches, a running mean that is right differs from
+the measured one by chance with variance s (m / (2 - m) + 1 / K), where s is the variance between batches of the batch
+mean, and a running variance likewise; of statistics that count n batches, 1 / n stands for m / (2 - m) if it is larger.
+Of the channels of a layer that are found significant by Student's t, 1% are so by chance (Benjamini & Hochberg 1995).
+While bnlab trains, channels are off by the two thresholds alone.
 
 ## Why it is bad
 

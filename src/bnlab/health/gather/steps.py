@@ -88,12 +88,9 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
             "train_step= in all of them"
         )
         return {}
-    try:
+    with subject.noting("the model cannot be run in training mode"):
         return {"training": run_forward(subject)}
-    except Exception as error:  # of any type: it is the caller's own code
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        subject.notes.append(f"the model cannot be run in training mode ({type(error).__name__}: {text})")
-        return {}
+    return {}
 
 
 def run_forward(subject: Subject) -> TrainingSteps:
