@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=passive python benchmarks/doctor.py [ROUNDS] [SIZE]
 
 The network is bn_googlenet on 1,024 images of SIZE px (default: 128) in batches of 32. Memory is measured for 256 and
-for 1,024 images: the highest resident memory of a process of its own, which must not grow with the number of batches
+for 1,024 images: the highest resident memory of a separate process, which must not grow with the number of batches
 beyond the images themselves, which are views of one batch. The script needs Linux.
 """
 

@@ -4,12 +4,8 @@
     python benchmarks/doctor_zoo.py resnet18 levit_128s --faults bgr-input
     python benchmarks/doctor_zoo.py --costs                              without the doctor: what each fault costs
 
-timm is no dependency of bnlab. Use an environment of its own: `pip install -c constraints.txt torch`, then `pip
-install --no-deps timm torchvision`, `pip install huggingface_hub`, and bnlab with its dependencies. Beside a CPU build
-of torch, `import torchvision` fails because torch lacks the operators torchvision::nms and torchvision::qnms, which no
-network uses: declare them before with `torch.library.Library("torchvision", "DEF").define("nms(Tensor dets, Tensor
-scores, float iou_threshold) -> Tensor")`, and the same for qnms, in a sitecustomize.py of that environment, which keeps
-the Library in a variable. No weights are downloaded.
+timm is no dependency of bnlab. Install it in another environment, beside bnlab and a torchvision that fits the build of
+torch there. No weights are downloaded.
 
 A network is made sound as follows. Its weights are timm's initial ones; each gamma is drawn from N(1, 0.2) and each
 beta from N(0, 0.2), where 0.2 is the standard deviation. Its running statistics are recalibrated on images of ten
@@ -383,7 +379,7 @@ def lost_eps(network: Network, _: Path) -> Case:
 
 @fault("pruned-weights", "the smaller 60% of each weight set to 0 after the statistics", "BN102", "BN027")
 def pruned_weights(network: Network, _: Path) -> Case:
-    # Labels by the pruned network with statistics of its own: recalibration wins all back, as it does after a pruning
+    # Labels by the pruned network with statistics measured after pruning: recalibration wins all back, as after one
     # that spares what was learned, and as it cannot where random weights are lost.
     copied = copy.copy(network)
     copied.model, copied.batches = copy.deepcopy(network.model), list(network.batches)

@@ -33,8 +33,6 @@ def test_every_option_in_the_readme_exists() -> None:
     commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
     names = ("nets", "training", "health")
     pages = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in names)
-        (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("nets", "training", "health")
-    )
     used = re.findall(r"^\$ bnlab (\w+)(.*)$", pages, re.MULTILINE)
     verbs = {"split", "train", "evaluate", "predict", "doctor", "net", "import", "machine", "study"}
     assert {verb for verb, _ in used} == verbs

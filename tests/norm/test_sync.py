@@ -1,7 +1,5 @@
 """Two processes against one that has the batches of both; gloo, on the CPU."""
 
-import multiprocessing
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab.norm import BatchNorm2d, SyncBatchNorm, TooFewValuesError, convert_sync, freeze, recalibrate, revert_sync
 from tests.norm.subclasses import Activated, AnyShape, Direct, Doubled, Synchronised
+from tests.two_processes import run_scenes
 
 Found = dict[str, Any]
 
@@ -218,23 +216,10 @@ SCENES: dict[str, Callable[[int], Any]] = {
 }
 
 
-def act(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save({name: scene(rank) for name, scene in SCENES.items()}, f"{folder}/{rank}")
-    dist.barrier()
-    os._exit(0)  # torch's own way out aborts now and then: "terminate called without an active exception"
-
-
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
     """What each of two processes found in each scene."""
-    folder = Path(tmp_path_factory.mktemp("processes"))
-    # Both processes are forked from a server that has imported what takes seconds.
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "torch._dynamo"])
-    torch.multiprocessing.start_processes(act, args=(str(folder),), nprocs=2, start_method="forkserver")
-    first, second = (torch.load(folder / str(rank)) for rank in range(2))
-    return first, second
+    return run_scenes(__name__, Path(tmp_path_factory.mktemp("processes")))
 
 
 def assert_close(found: Tensor, expected: Tensor, what: str = "") -> None:

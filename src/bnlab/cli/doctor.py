@@ -28,7 +28,7 @@ def doctor(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Find faults of batch normalisation, with their cost in accuracy, their cause and the command that repairs them.
+    """Find faults of batch normalisation, with their cost in accuracy, their cause and the remedy.
 
     For a network that is good in training and bad in evaluation: a classifier file, or any PyTorch network. The photos
     are run by running, by batch and by recalibrated statistics; checks read what was measured, and the repairs that

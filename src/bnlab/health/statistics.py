@@ -13,13 +13,17 @@ OFF_SHARE = 0.5  # of a layer's channels, where no test tells chance apart or th
 OFF_SHARE_OF_COST = 0.1  # where both do
 
 
-def significant(difference: Floats, error: Floats, q: float = FALSE_DISCOVERIES) -> NDArray[np.bool_]:
-    """Which differences their standard errors do not explain, by the normal distribution; false where either is NaN."""
-    from scipy.stats import norm
+def significant(
+    difference: Floats, error: Floats, q: float = FALSE_DISCOVERIES, degrees: float = math.inf
+) -> NDArray[np.bool_]:
+    """Which differences their standard errors do not explain, where these have so many degrees of freedom (Student's
+    t; infinitely many: the normal distribution); false where either is NaN.
+    """
+    from scipy.stats import t
 
     with np.errstate(all="ignore"):
-        z = np.abs(difference) / error
-    p = 2 * norm.sf(z)
+        size = np.abs(difference) / error
+    p = 2 * t.sf(size, degrees)
     return benjamini_hochberg(np.where(np.isnan(p), 1.0, p), q)
 
 
@@ -96,14 +100,27 @@ def off_share(layer: LayerEvidence) -> float | None:
         return layer.off_share
     sample = layer.batch
     off = is_off(*distances(layer.running_mean, layer.running_variance, sample.mean, sample.variance, layer.eps))
-    momentum = 0.1 if layer.momentum is None else min(layer.momentum, 1.0)
-    noise = sample.between * (momentum / (2 - momentum) + 1 / sample.batches)
-    chance = significant(layer.running_mean - sample.mean, np.sqrt(noise))
-    far_variance = is_off(
-        np.zeros_like(sample.mean),
-        distances(sample.mean, layer.running_variance, sample.mean, sample.variance, layer.eps)[1],
-    )
-    return float((off & (chance | far_variance)).mean())
+    mean_error, variance_error = _errors(layer, sample)
+    degrees = max(1, min(sample.batches, 32) - 1)
+    by_mean = significant(layer.running_mean - sample.mean, mean_error, degrees=degrees)
+    by_variance = significant(layer.running_variance - sample.variance, variance_error, degrees=degrees)
+    return float((off & (by_mean | by_variance | ~np.isfinite(layer.running_mean + layer.running_variance))).mean())
+
+
+def _errors(layer: LayerEvidence, sample: Sample) -> tuple[Floats, Floats]:
+    """Standard errors of the difference between running statistics that are right and those measured, C each.
+
+    Running statistics are a moving average with momentum m, or an average of n batches if these have been recalibrated
+    and n is small: the more uncertain of the two is assumed.
+    """
+    momentum = 0.0 if layer.momentum is None else min(layer.momentum, 1.0)
+    share = max(momentum / (2 - momentum), 1 / layer.updates if layer.updates else 0.0) + 1 / sample.batches
+    groups = None if sample.groups is None else sample.groups[:, 1]  # variances of G parts of the batches, G x C
+    if groups is None or len(groups) < 2:
+        of_variance = np.full_like(sample.variance, np.inf)
+    else:
+        of_variance = groups.var(0, ddof=1) * sample.batches / len(groups)  # of one batch
+    return np.sqrt(sample.between * share), np.sqrt(of_variance * share)
 
 
 DEAD = -3.0902  # Phi(DEAD) = 1 in 1,000

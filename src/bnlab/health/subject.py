@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from bnlab.errors import BnlabError
 from bnlab.health.batches import Batch, Batches
+from bnlab.norm.sync import SyncBatchNorm
 from bnlab.progress import NullProgress, Progress
 
 TrainStep = Callable[[nn.Module, Any], object]
@@ -64,3 +67,31 @@ class Subject:
     def call(self, batch: Batch, model: nn.Module | None = None) -> Any:
         """The output of the network, or of another model, for a batch."""
         return self.batches.call(self.network if model is None else model, batch)
+
+    def noting(self, what: str) -> "Noting":
+        """A context that notes what could not be done, instead of raising what the caller's code or torch raises."""
+        return Noting(self.notes, what)
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether a forward in training mode waits for other processes, which may make no diagnosis."""
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return several and any(isinstance(m, nn.SyncBatchNorm | SyncBatchNorm) for m in self.layers.values())
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Within this context, an error becomes a note. bnlab's own errors, which are about what the caller gave, pass."""
+
+    notes: list[str]
+    what: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, BnlabError):
+            return False
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        self.notes.append(f"{self.what} ({type(error).__name__}{f': {text}' if text else ''})")
+        return True

@@ -72,6 +72,13 @@ def test_is_silent_where_the_average_is_near() -> None:
     assert "BN017" not in diagnosed(*averaged_network(1.02))
 
 
+def test_is_silent_where_it_costs_nothing() -> None:
+    raw, averaged = averaged_network(4)
+    batches = teacher_batches(raw, batches=16)
+    report = health.diagnose(raw, batches, averaged=averaged, metric=lambda output, batch: torch.ones(len(output)))
+    assert "BN017" not in report
+
+
 def test_without_an_averaged_model_it_is_skipped() -> None:
     network = sound_network()
     report = health.diagnose(network, teacher_batches(network))

@@ -48,6 +48,16 @@ def test_finds_values_that_half_precision_does_not_hold() -> None:
     assert found.numbers["changed"] > 0
 
 
+def test_is_silent_where_rounding_the_images_explains_it() -> None:
+    model = network()
+    model[1].running_mean = model[0](IMAGES + 1000).detach().mean((0, 2, 3))
+    report = health.diagnose(model, [IMAGES + 1000], backends=["bfloat16"])
+    (parity,) = report.evidence.parts["backends"]
+    assert parity.difference > 0.25
+    assert parity.changed > 0
+    assert "BN020" not in report
+
+
 def test_finds_values_that_overflow_float16() -> None:
     model = network(bias=1e5)
     found = health.diagnose(model, [IMAGES], backends=["float16"])["BN020"]

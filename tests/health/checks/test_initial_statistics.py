@@ -107,7 +107,7 @@ def test_layers_of_the_same_counter_must_agree() -> None:
     first.running_mean.mul_(1 - 0.9**20)
     assert not health.diagnose(network, batches, images=None, select=["BN007"]).findings
     assert first.num_batches_tracked is not None
-    first.num_batches_tracked.add_(1)  # now it has a counter of its own
+    first.num_batches_tracked.add_(1)  # now it has a separate counter
     (finding,) = health.diagnose(network, batches, images=None, select=["BN007"]).findings
     assert finding.layers == ("0",)
 

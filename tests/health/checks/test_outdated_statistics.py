@@ -62,6 +62,13 @@ def test_is_silent_on_pruned_weights_that_were_recalibrated() -> None:
     assert "BN027" not in diagnosed(pruned(0.0))
 
 
+def test_is_silent_where_it_costs_nothing() -> None:
+    batches = teacher_batches(sound_network(), batches=32)
+    report = health.diagnose(pruned(0.75), batches, metric=lambda output, batch: torch.ones(len(output)))
+    assert "BN027" not in report
+    assert "BN027" in health.diagnose(pruned(0.75), [x for x, _ in batches])
+
+
 def test_is_silent_where_statistics_are_off_for_another_reason() -> None:
     network = sound_network()
     network[4].running_mean.add_(1)

@@ -46,6 +46,12 @@ def test_is_silent_on_a_head_of_32_images(seed: int) -> None:
     assert "BN103" not in diagnose(network(), batches(32, number=32, seed=seed), select=["BN103"])
 
 
+def test_is_silent_on_32_images_that_are_alike() -> None:
+    """Pairs of equal images are worth half, which is a fault of the order (BN105), not of the size."""
+    given = [x.repeat(2, 1, 1) for x in batches(16)]
+    assert "BN103" not in diagnose(network(), given, select=["BN103"])
+
+
 def test_fewer_than_eight_batches_are_too_few() -> None:
     assert "eight" in diagnose(network(), batches(8, number=7), select=["BN103"]).skipped["BN103"]
     assert "BN103" in diagnose(network(), batches(8, number=8), select=["BN103"])

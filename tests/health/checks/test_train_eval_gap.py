@@ -27,7 +27,7 @@ def test_finds_the_gap_and_names_recalibration() -> None:
     assert (finding.cost.before, finding.cost.after) == (0.5, 1.0)
     assert finding.cause == "the running statistics do not fit: recalibrated ones give 100.0%"
     assert finding.safety == "safe"
-    assert "bnlab recalibrate" in finding.command
+    assert "norm.recalibrate" in finding.command
 
 
 def test_is_silent_on_its_sound_twin() -> None:

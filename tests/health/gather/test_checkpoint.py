@@ -49,6 +49,12 @@ def test_parameters_that_are_missing_or_others_are_counted() -> None:
     assert saved(state | {"0.weight": state["0.weight"] + 1}).other_weights == 1
 
 
+def test_weights_in_half_precision_are_the_same_as_exactly_as_it_can_tell() -> None:
+    state = sound_network().state_dict()
+    half = saved({key: value.half() if value.is_floating_point() else value for key, value in state.items()})
+    assert (half.differing, half.other_weights) == ((), 0)
+
+
 def test_tensors_of_other_shapes_do_not_fit() -> None:
     state = sound_network().state_dict()
     part = saved(state | {"1.running_mean": torch.zeros(5)})

@@ -71,6 +71,13 @@ def test_statistics_in_a_plain_list_are_restored_after_an_error() -> None:
     assert not norm.running_mean.any()  # type: ignore[union-attr]
 
 
+def test_a_registered_module_within_one_that_is_not_registered() -> None:
+    inner = Net(lambda net, x: F.batch_norm(x, None, None, training=True))
+    wrapper = nn.Sequential(inner)
+    network = Net(lambda net, x: wrapper(x), inner=inner)
+    assert hidden(network) == Hidden("inner", "", "batch", "none", by_batch=True)
+
+
 def test_functional_instance_norm() -> None:
     network = Net(lambda net, x: F.instance_norm(net.conv(x)), conv=nn.Conv2d(3, 3, 1))
     assert hidden(network) == Hidden("", "", "instance", "none", by_batch=True)

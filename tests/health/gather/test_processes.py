@@ -1,7 +1,5 @@
 """Two processes that diagnose (gloo, on the CPU), and what the caller may pass in their place."""
 
-import multiprocessing
-import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +14,7 @@ from bnlab.errors import UsageError
 from bnlab.health import diagnose
 from bnlab.health.gather import processes
 from bnlab.norm import SyncBatchNorm
+from tests.two_processes import run_scenes
 
 Found = dict[str, Any]
 
@@ -43,9 +42,9 @@ def differ(rank: int) -> Found:
 
 
 def alone(rank: int) -> Found:
-    """The second process makes no diagnosis, and the first goes on after a while."""
+    """The second process makes no diagnosis, and the first goes on after a while; its layers would wait in training."""
     processes.WAIT = timedelta(seconds=0.2)
-    result = found(network()) if rank == 0 else {}
+    result = found(network(layer=SyncBatchNorm)) if rank == 0 else {}
     processes.WAIT = timedelta(seconds=60)
     dist.barrier()
     return result
@@ -68,6 +67,7 @@ class Branch(nn.Module):
         return x
 
 
+processes.WAIT = timedelta(seconds=60)  # on a busy machine
 SCENES: dict[str, Callable[[int], Found]] = {
     "alone": alone,
     "differ": differ,
@@ -79,23 +79,10 @@ SCENES: dict[str, Callable[[int], Found]] = {
 }
 
 
-def act(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    processes.WAIT = timedelta(seconds=60)  # on a busy machine
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save({name: scene(rank) for name, scene in SCENES.items()}, f"{folder}/{rank}")
-    dist.barrier()
-    os._exit(0)  # torch's own way out aborts now and then: "terminate called without an active exception"
-
-
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
     """What each of two processes found in each scene."""
-    folder = Path(tmp_path_factory.mktemp("processes"))
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "torch._dynamo"])
-    torch.multiprocessing.start_processes(act, args=(str(folder),), nprocs=2, start_method="forkserver")
-    first, second = (torch.load(folder / str(rank), weights_only=False) for rank in range(2))
-    return first, second
+    return run_scenes(__name__, Path(tmp_path_factory.mktemp("processes")))
 
 
 @pytest.mark.slow
@@ -120,6 +107,7 @@ def test_processes_that_agree_have_no_findings(scenes: tuple[Found, Found], scen
 def test_a_process_does_not_wait_for_ever(scenes: tuple[Found, Found]) -> None:
     assert "BN015" in scenes[0]["alone"]["skipped"]
     assert any("within 0.2 seconds" in note for note in scenes[0]["alone"]["notes"])
+    assert any("not run in training mode" in note for note in scenes[0]["alone"]["notes"])
 
 
 @pytest.mark.slow

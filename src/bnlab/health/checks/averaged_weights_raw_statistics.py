@@ -1,4 +1,4 @@
-"""An averaged model (EMA, SWA) normalises by statistics that are not those of its own weights.
+"""An averaged model (EMA, SWA) normalises by statistics of other weights.
 
 ## What it measures
 
@@ -75,9 +75,7 @@ def check(evidence: Evidence) -> list[Finding]:
     }
     cause = causes[found.buffers]
     if found.use_buffers and found.buffers == "others":
-        cause = (
-            "its running statistics are averages of the raw models' (use_buffers=True), not those of its own weights"
-        )
+        cause = "its running statistics are averages of the raw models' (use_buffers=True), not of the averaged weights"
     return [
         CHECK.finding(
             layers=names,

@@ -80,7 +80,7 @@ def _finding(parity: Parity) -> Finding:
         cause="the model's code depends on how it is run"
         if parity.exact
         else "values that half precision cannot hold: too large, or with a mean that is large beside the deviation",
-        remedy=f"validate the model as it is deployed, and do not use {parity.way} before this is mended"
+        remedy=f"validate the model as it is deployed, and do not use {parity.way} until this is repaired"
         if parity.exact
         else "keep what comes before and in that layer in float32",
     )

@@ -15,10 +15,10 @@ of what is left: at 32 standard deviations, neighbouring bfloat16 numbers are a 
 
 ## Reported when
 
-There is such a bias: advice. A warning if it has drifted in more than 5% of a layer's channels: it is above 4 times
-the largest |weight| of its channel (by default, both begin within the same bounds) and above 32 standard deviations
-of the normalisation layer's input, the mean of that input is above 32, too, and the bias is the larger part of it.
-Channels whose variance is below eps are not counted.
+There is such a bias: advice. A warning if it has drifted in more than 5% of a layer's channels: it is above 4 times the
+largest |weight| of its layer (by default, both begin within the same bounds) and above 32 standard deviations of the
+normalisation layer's input, the mean of that input is above 32, too, and the bias is the larger part of it. Channels
+whose variance is below eps are not counted.
 
 ## Known limits
 
@@ -41,7 +41,7 @@ from bnlab.health.evidence import Evidence, LayerEvidence
 
 CHECK = Check(id="BN013", name="bias-before-norm", severity="info", stage="preview", safety="safe")
 _DRIFTED = 32.0  # standard deviations
-_MOVED = 4.0  # times the largest weight of its channel; by default both begin within the same bounds
+_MOVED = 4.0  # times the largest weight; by default both begin within the same bounds
 _CHANNELS = 0.05  # of a layer
 
 
@@ -102,8 +102,13 @@ def _drifted(layer: LayerEvidence) -> bool:
     if sample is None or bias is None:
         return False
     limit = _DRIFTED * np.sqrt(sample.variance)
-    moved = np.zeros(len(bias), bool) if layer.before_weight is None else np.abs(bias) > _MOVED * layer.before_weight
-    far = moved & (np.abs(bias) > limit) & (np.abs(sample.mean) > limit) & (np.abs(sample.mean - bias) < np.abs(bias))
+    weight = np.inf if layer.before_weight is None else layer.before_weight.max()
+    far = (
+        (np.abs(bias) > _MOVED * weight)
+        & (np.abs(bias) > limit)
+        & (np.abs(sample.mean) > limit)
+        & (np.abs(sample.mean - bias) < np.abs(bias))
+    )
     return float((far & (sample.variance > layer.eps)).mean()) > _CHANNELS
 
 

@@ -116,7 +116,7 @@ def _broken_finding(evidence: Evidence, broken: list[LayerEvidence]) -> Finding:
             else "take an older checkpoint, or images whose values are finite, and recalibrate in float32"
         ),
         safety="safe" if trained and measured else "display only",
-        command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+        command="bnlab.norm.recalibrate(model, batches)",
     )
 
 

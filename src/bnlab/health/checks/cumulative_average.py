@@ -67,7 +67,7 @@ def check(evidence: Evidence) -> list[Finding]:
                 cost=cost,
                 cause="the average goes over a training in which the weights changed",
                 remedy="recalibrate; in training, set the momentum to 0.1",
-                command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+                command="bnlab.norm.recalibrate(model, batches)",
             )
         ]
     if layers and (evidence.has("optimizer") or evidence.has("train_step")):

@@ -84,7 +84,7 @@ def check(evidence: Evidence) -> list[Finding]:
                 else "no batch has updated the statistics"
             ),
             remedy="recalibrate; in training, raise the momentum",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command="bnlab.norm.recalibrate(model, batches)",
         )
     ]
 

@@ -48,7 +48,7 @@ from bnlab.health.statistics import OFF_SHARE, OFF_SHARE_OF_COST, off_share
 CHECK = Check(
     id="BN027", name="outdated-statistics", severity="error", stage="preview", safety="safe", needs=("outdated",)
 )
-_RECALIBRATE = "bnlab recalibrate MODEL --data FOLDER --output FILE"
+_RECALIBRATE = "bnlab.norm.recalibrate(model, batches)"
 
 
 def check(evidence: Evidence) -> list[Finding]:

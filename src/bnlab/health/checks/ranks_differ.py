@@ -91,7 +91,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=ranks.cost,
             cause=_cause(layer, ranks),
             remedy="recalibrate on images of all processes; in training, synchronise the layers and shuffle images",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command="bnlab.norm.recalibrate(model, batches)",
         )
     ]
 

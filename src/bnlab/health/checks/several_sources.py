@@ -78,7 +78,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=sources.cost,
             cause="one set of running statistics for sources that differ",
             remedy=(
-                "normalise each source by statistics of its own, with shared gamma and beta"
+                "keep separate statistics for each source, with shared gamma and beta"
                 if costs
                 else "none is needed for accuracy: statistics of each source do not raise it"
             ),

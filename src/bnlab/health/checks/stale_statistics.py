@@ -6,12 +6,12 @@ The images are run with the weights fixed and each layer normalised by its batch
 variances of the layers' inputs are the population statistics. For each channel, the running mean is compared with that
 mean, and the running variance with that variance, and the images are classified with both.
 
-A difference counts if chance does not explain it, and if it is large enough to matter. With momentum m and K batches, a
-running mean that is right differs from the measured one by chance with variance s (m / (2 - m) + 1 / K), where s is the
-variance between batches of the batch mean. A channel is off if that test is significant (5 in 10,000, and 1% of the
-layer's channels at most by chance, Benjamini & Hochberg 1995) and its mean is off by more than 0.1 standard deviations,
-or if its variance is off by more than a factor of 1.25. While bnlab trains, channels are off by these two thresholds
-alone.
+A channel is off if its mean differs by more than 0.1 standard deviations or its variance by more than a factor of 1.25,
+and if chance does not explain the difference. With momentum m and K batches, a running mean that is right differs from
+the measured one by chance with variance s (m / (2 - m) + 1 / K), where s is the variance between batches of the batch
+mean, and a running variance likewise; of statistics that count n batches, 1 / n stands for m / (2 - m) if it is larger.
+Of the channels of a layer that are found significant by Student's t, 1% are so by chance (Benjamini & Hochberg 1995).
+While bnlab trains, channels are off by the two thresholds alone.
 
 ## Why it is bad
 
@@ -37,7 +37,7 @@ difference alone is not reported where its cost can be measured. Few images cann
 ## Remedy
 
 Recalibrate: measure the population statistics anew, on 1,000 to 10,000 training images without augmentation
-(`bnlab recalibrate`, `bnlab.norm.recalibrate`). The weights are not changed. If the initial statistics (mean 0,
+(`bnlab.norm.recalibrate`). The weights are not changed. If the initial statistics (mean 0,
 variance 1) still weigh more than 1%, which is (1 - m)^n after n batches, raise the momentum or train longer. The files
 that bnlab trains, best.safetensors and last.safetensors, hold the population statistics and lose nothing; raise
 norm_momentum or lower learning_rate in the recipe if the network is used with its running statistics elsewhere.
@@ -107,7 +107,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=cost,
             cause=cause,
             remedy=remedy,
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command="bnlab.norm.recalibrate(model, batches)",
         )
     ]
 

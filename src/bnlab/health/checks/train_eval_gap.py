@@ -57,7 +57,7 @@ def check(evidence: Evidence) -> list[Finding]:
     if recalibrated is not None and recalibrated.matters:
         after = f"{recalibrated.after:.1%}" if recalibrated.is_accuracy else f"{recalibrated.after:.4g}"
         cause = f"the running statistics do not fit: recalibrated ones give {after}"
-        repair = {"remedy": "recalibrate", "command": "bnlab recalibrate MODEL --data FOLDER --output FILE"}
+        repair = {"remedy": "recalibrate", "command": "bnlab.norm.recalibrate(model, batches)"}
     else:
         cause = "not the running statistics alone, since recalibration does not win it back"
         repair = {"remedy": "see the other findings; without any, train with larger batches", "safety": "unsafe"}

@@ -148,5 +148,5 @@ def _causes(steps: TrainingSteps, counts: LayerSteps, layer: LayerEvidence) -> t
         remedies.append("let one forward of a step move the statistics, with momentum 0 in the others")
     if not causes:
         causes.append(f"training calls {layer.name} more often than evaluation does")
-        remedies.append("use a layer of its own for each use, or lower the momentum")
+        remedies.append("use a separate layer for each use, or lower the momentum")
     return causes, remedies, command

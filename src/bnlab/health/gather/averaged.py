@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bnlab.errors import BnlabError, UsageError
+from bnlab.errors import UsageError
 from bnlab.health.evidence import Evidence, LayerEvidence, Scores
 from bnlab.health.gather.layers import describe, find_layers
 from bnlab.health.gather.passes import run_passes
@@ -48,14 +48,12 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
         )
     network = unwrapped(given, subject.network)
     layers = find_layers(network)
-    try:
-        with restored(given), subject.progress.task("the averaged model", 3 * evidence.images, "images") as task:
-            described = {name: describe(name, layer) for name, layer in layers.items()}
-            passes = run_passes(network, layers, subject.batches, task)
-    except BnlabError:
-        raise
-    except Exception as error:  # of any type: it is the caller's own code
-        subject.notes.append(f"the averaged model cannot be run on the images ({type(error).__name__})")
+    passes = None
+    task = subject.progress.task("the averaged model", 3 * evidence.images, "images")
+    with subject.noting("the averaged model cannot be run on the images"), restored(given), task as progress:
+        described = {name: describe(name, layer) for name, layer in layers.items()}
+        passes = run_passes(network, layers, subject.batches, progress)
+    if passes is None:
         return {}
     raw = None if evidence.scores is None else evidence.scores.means()["running"]
     use_buffers, weights = getattr(given, "use_buffers", None), getattr(given, "n_averaged", None)

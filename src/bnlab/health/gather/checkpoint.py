@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import BnlabError, UsageError
+from bnlab.errors import UsageError
 from bnlab.health.evidence import Evidence, Floats
 from bnlab.health.gather.parity import IMAGES, difference, outputs
 from bnlab.health.subject import Subject
@@ -85,7 +85,7 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
     if isinstance(network, torch.jit.ScriptModule):
         return {}
     parts: dict[str, Any] = {}
-    try:
+    with subject.noting("saving and loading could not be tried"):  # hooks of the caller may run
         own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
         names = {f"{layer}.{key}" for layer, key in _statistics(layers)}
         whole = names <= own.keys()
@@ -94,10 +94,6 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
         )
         if subject.given.checkpoint is not None:
             parts["checkpoint"] = inspect(subject, subject.given.checkpoint, evidence)
-    except BnlabError:
-        raise
-    except Exception as error:  # of any type: hooks of the caller's own may run
-        subject.notes.append(f"saving and loading could not be tried ({type(error).__name__})")
     return parts
 
 

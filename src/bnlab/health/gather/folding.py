@@ -29,14 +29,10 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
     if not evidence.normalised or isinstance(subject.network, torch.jit.ScriptModule):
         return {}
     batch = subject.batches.sample(IMAGES)
-    try:
-        with evaluation_mode(subject.network), torch.no_grad():
-            folding = fold(subject.network)
-            if not folding.folded:
-                return {}
+    with subject.noting("folding could not be tried"), evaluation_mode(subject.network), torch.no_grad():
+        folding = fold(subject.network)
+        if folding.folded:
             plain = outputs(subject, batch, subject.network)
             parity = compare(subject, batch, plain, outputs(subject, batch, folding.model), "folded")
-    except Exception as error:  # of any type: it is the caller's own code
-        subject.notes.append(f"folding could not be tried ({type(error).__name__})")
-        return {}
-    return {"folding": Folded(parity=parity, folded=tuple(folding.folded), kept=folding.kept)}
+            return {"folding": Folded(parity=parity, folded=tuple(folding.folded), kept=folding.kept)}
+    return {}

@@ -109,14 +109,10 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
     modules = dict(network.named_modules())
     random = tuple(_with_class(name, m) for name, m in modules.items() if subject.modes.get(name) and drops(m))
     found["modes"] = Modes(random=random, trained=any(p.requires_grad for p in network.parameters()))
-    try:
-        found["alone"] = None if evidence.root_training else run_alone(subject)
+    with subject.noting("whether outputs depend on the batch could not be measured"):
+        waits = subject.waits_for_others and any(subject.modes[name] for name in subject.layers)
+        found["alone"] = None if evidence.root_training or waits else run_alone(subject)
         found["train_mode"] = set_to_training(subject) if evidence.root_training else None
-    except Exception as error:  # of any type: it is the caller's own code
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        subject.notes.append(
-            f"whether outputs depend on the batch could not be measured ({type(error).__name__}: {text})"
-        )
     if subject.given.validate is not None:
         found["validation"] = run_validation(subject, subject.given.validate)
     return found

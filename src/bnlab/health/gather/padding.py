@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import BnlabError, UsageError
+from bnlab.errors import UsageError
 from bnlab.health.batches import Batch
 from bnlab.health.evidence import Evidence, Floats
 from bnlab.health.subject import Subject
@@ -99,14 +99,9 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
     """
     if subject.given.padding is None or not subject.layers:
         return {}
-    try:
-        padding = _measure(subject, evidence)
-    except BnlabError:
-        raise
-    except Exception as error:  # of any type: it is the caller's own code
-        subject.notes.append(f"padding was not measured, since {type(error).__name__} was raised: {error}")
-        return {}
-    return {} if padding is None else {"padding": padding}
+    with subject.noting("padding could not be measured"):
+        return {"padding": _measure(subject, evidence)}
+    return {}
 
 
 def _measure(subject: Subject, evidence: Evidence) -> Padding | None:

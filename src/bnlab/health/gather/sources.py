@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bnlab.errors import BnlabError, UsageError, plural
+from bnlab.errors import UsageError, plural
 from bnlab.health.batches import Batch
 from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Evidence, Floats, Sample
@@ -54,14 +54,9 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
     """
     if subject.given.sources is None or not subject.layers:
         return {}
-    try:
-        sources = _measure(subject, evidence)
-    except BnlabError:
-        raise
-    except Exception as error:  # of any type: it is the caller's own code
-        subject.notes.append(f"the sources were not compared, since {type(error).__name__} was raised: {error}")
-        return {}
-    return {} if sources is None else {"sources": sources}
+    with subject.noting("the sources could not be compared"):
+        return {"sources": _measure(subject, evidence)}
+    return {}
 
 
 def _measure(subject: Subject, evidence: Evidence) -> Sources | None:

@@ -82,12 +82,15 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
         return {"training": found, "train_step": found}
     if not subject.layers:
         return {}
-    try:
-        return {"training": run_forward(subject)}
-    except Exception as error:  # of any type: it is the caller's own code
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        subject.notes.append(f"the model cannot be run in training mode ({type(error).__name__}: {text})")
+    if subject.waits_for_others:
+        subject.notes.append(
+            "the model was not run in training mode, since its synchronised layers wait for the other processes: pass "
+            "train_step= in all of them"
+        )
         return {}
+    with subject.noting("the model cannot be run in training mode"):
+        return {"training": run_forward(subject)}
+    return {}
 
 
 def run_forward(subject: Subject) -> TrainingSteps:

@@ -59,12 +59,10 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
                 lambda _, args, kwargs, name=name: note(name, args, kwargs), with_kwargs=True
             )
             stack.callback(handle.remove)
-        try:
+        with subject.noting("the uses of layers could not be measured"):
             subject.call(batch)
-        except Exception as error:  # of any type: it is the caller's own code
-            subject.notes.append(f"the uses of layers could not be measured ({type(error).__name__})")
-            return {}
-    return {"uses": Uses(images=len(batch), layers={name: tuple(uses) for name, uses in found.items()})}
+            return {"uses": Uses(images=len(batch), layers={name: tuple(uses) for name, uses in found.items()})}
+    return {}
 
 
 def _measure(x: Tensor, origin: Floats | None) -> Use:
