@@ -107,6 +107,7 @@ def test_is_silent_about_bluish_images_without_labels() -> None:
 TRIALS = {
     "clear": (Trial(name="", distance=0.6), Trial(name="", distance=0.29), None, True),
     "not_near": (Trial(name="", distance=0.9), Trial(name="", distance=0.41), None, False),
+    "swapped_and_not_near": (Trial(name="", distance=0.5), Trial(name="", distance=0.2, swapped=True), None, False),
     "slight": (Trial(name="", distance=0.36), Trial(name="", distance=0.28, swapped=True), None, False),
     "slight_and_surer": (Trial(name="", distance=0.36), Trial(name="", distance=0.28, swapped=True), 2.4, True),
     "slight_and_unsure": (Trial(name="", distance=0.36), Trial(name="", distance=0.28, swapped=True), 2.3, False),
