@@ -41,6 +41,8 @@ def test_is_silent_about_statistics_of_plain_images() -> None:
     network = trained_on(normalised(photos(256)))
     labelled = with_teacher(network, normalised(photos(256, seed=1)))
     assert ID not in health.diagnose(network, labelled, augmented=batches(augmented(2)), select=[ID])
+    unlabelled = [x for x, _ in labelled]
+    assert ID not in health.diagnose(network, unlabelled, augmented=batches(augmented(2)), select=[ID])
     plain = batches(normalised(photos(256, seed=2)))
     assert ID not in health.diagnose(network, labelled, augmented=plain, select=[ID])
     assert ID in health.diagnose(network, labelled, select=[ID]).skipped

@@ -3,6 +3,9 @@ import torch
 from torch import Tensor
 
 from bnlab import health
+from bnlab.health.checks.wrong_preprocessing import better
+from bnlab.health.evidence import Evidence
+from bnlab.health.gather.inputs import Trial, Trials
 from tests.health.checks.photos import MEAN, STD, batches, normalised, photos, small_network, trained_on, with_teacher
 
 ID = "BN112"
@@ -89,3 +92,31 @@ def test_sees_images_as_they_enter_the_network() -> None:
 def test_is_skipped_without_images() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(8)).eval()
     assert ID in health.diagnose(network, list(torch.randn(64, 5).split(16))).skipped
+
+
+def test_is_silent_about_bluish_images_without_labels() -> None:
+    """Nearer with red and blue swapped, but not near: nothing but the classes could tell, and there are none."""
+    network = trained_on(normalised(photos(256)))[:-1]
+    blue = normalised(photos(256, seed=1, colour=(0.34, 0.46, 0.6)))
+    report = health.diagnose(network, batches(blue), select=[ID], metric=lambda output, _: output[:, 0])
+    trials = report.evidence.parts["preprocessing"]
+    assert trials.best.swapped and trials.best.distance < 0.5 * trials.present.distance
+    assert trials.present.distance - trials.best.distance > 0.15 and ID not in report
+
+
+TRIALS = {
+    "clear": (Trial(name="", distance=0.6), Trial(name="", distance=0.29), None, True),
+    "not_near": (Trial(name="", distance=0.9), Trial(name="", distance=0.41), None, False),
+    "swapped_and_not_near": (Trial(name="", distance=0.5), Trial(name="", distance=0.2, swapped=True), None, False),
+    "slight": (Trial(name="", distance=0.36), Trial(name="", distance=0.28, swapped=True), None, False),
+    "slight_and_surer": (Trial(name="", distance=0.36), Trial(name="", distance=0.28, swapped=True), 2.4, True),
+    "slight_and_unsure": (Trial(name="", distance=0.36), Trial(name="", distance=0.28, swapped=True), 2.3, False),
+    "no_nearer": (Trial(name="", distance=0.31), Trial(name="", distance=0.28, swapped=True), 5.0, False),
+}
+
+
+@pytest.mark.parametrize("case", TRIALS)
+def test_rule(case: str) -> None:
+    present, best, certainty, found = TRIALS[case]
+    trials = Trials(layer="1", present=present, others=(best,), certainty=certainty)
+    assert (better(Evidence(layers={}, parts={"preprocessing": trials})) is not None) is found
