@@ -161,6 +161,9 @@ class DoctorOptions(_Inference, ModelOptions):
     """The exit status is 1 if there is a finding of this severity or a worse one."""
     baseline: Annotated[Path | None, typer.Option(metavar="FILE")] = None
     """File diagnosis.json of an earlier diagnosis: what it found is known, and is not reported again."""
+    fix: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    """New file to write the repaired weights to: those repairs are made that cannot change what was trained and that
+    help. The photos are then also those that statistics are measured on, unless there is a reference."""
     name: str | None = None
     """Name of the folder in runs/ (default: doctor, doctor2, ...)."""
     workers: Annotated[int, Field(ge=-1, le=256)] = -1

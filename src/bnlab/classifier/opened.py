@@ -126,8 +126,7 @@ def check_classes(data: Path, photos: Photos, classes: Sequence[str], model: Ope
     if unknown:
         names = ", ".join(printable(name) for name in unknown[:5])
         raise ClassifierError(
-            f"{printable(data)} has {plural(len(unknown), 'class').replace('classs', 'classes')} that the model does "
-            f"not know ({names})",
+            f"{printable(data)} has {plural(len(unknown), 'class')} that the model does not know ({names})",
             f"it knows {', '.join(printable(name) for name in classes[:20])}; rename or remove the others",
         )
     outputs = _outputs(model.network)

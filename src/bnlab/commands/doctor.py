@@ -9,6 +9,7 @@ from bnlab.classifier.opened import (
     OpenedModel,
     check_classes,
     check_output,
+    is_code,
     measured_on,
     open_model,
     photo_batches,
@@ -18,7 +19,7 @@ from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photo_batches import PhotoBatches
 from bnlab.data.photos import Photos
 from bnlab.data.scan import Refusal, Result, report_refused
-from bnlab.errors import DataError, UsageError, printable
+from bnlab.errors import DataError, UsageError, printable, quoted
 from bnlab.files import write_atomic, write_json
 from bnlab.health import Repaired, diagnose, repair
 from bnlab.health.check import Finding, finding_key
@@ -92,10 +93,11 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
     repaired = None
     if options.fix is not None:
         repaired = _fix(options.fix, model, report, split, batches, reference, progress)
+    findings = [_with_command(finding, options) for finding in report.findings]
     report = replace(
         report,
-        findings=tuple(finding for finding in report.findings if finding.key() not in known),
-        known=tuple(finding for finding in report.findings if finding.key() in known),
+        findings=tuple(finding for finding in findings if finding.key() not in known),
+        known=tuple(finding for finding in findings if finding.key() in known),
     )
     result = DoctorResult(
         report=report,
@@ -107,6 +109,19 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
         refused=tuple(batches.refused),
     )
     return _with_files(result, model) if write else result
+
+
+def _with_command(finding: Finding, options: DoctorOptions) -> Finding:
+    """The finding with a command of the shell, where its own is a line of Python that a verb does as well."""
+    if not finding.command.startswith("bnlab.norm.recalibrate("):
+        return finding
+    words = ["bnlab", "recalibrate", quoted(options.model)]
+    for name in ("weights", "classes", "size", "resize", "mean", "std"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name}", quoted(str(value))]
+    new = "recalibrated" + (".pt" if is_code(options.model) else ".safetensors")
+    data = options.data if options.reference is None else options.reference
+    return replace(finding, command=" ".join([*words, "--data", quoted(data), "--output", new]))
 
 
 def _fix(

@@ -4,7 +4,23 @@ from bnlab.health import repairs
 from bnlab.health.check import Check, Finding
 from bnlab.health.compare import Comparison
 from bnlab.health.diagnose import diagnose
+from bnlab.health.epoch import Health, LayerHealth
 from bnlab.health.repair import Applied, Repaired, repair
 from bnlab.health.report import Report
+from bnlab.health.watch import Watch, watch
 
-__all__ = ["Applied", "Check", "Comparison", "Finding", "Repaired", "Report", "diagnose", "repair", "repairs"]
+__all__ = [
+    "Applied",
+    "Check",
+    "Comparison",
+    "Finding",
+    "Health",
+    "LayerHealth",
+    "Repaired",
+    "Report",
+    "Watch",
+    "diagnose",
+    "repair",
+    "repairs",
+    "watch",
+]

@@ -63,7 +63,8 @@ class BNMonitor:
             raise ValueError(f"window must be at least 2 steps and at most every={every}, not {window}")
         self.window, self.every = window, every
         self._all = dict(batch_norm_layers(network))
-        self._rectified = set(_rectified(network))
+        self.rectified = set(_rectified(network))
+        """the layers whose output goes straight into a ReLU"""
         kept = ("running_mean", "running_var", "num_batches_tracked")
         self._layers = {n: m for n, m in self._all.items() if all(m._buffers.get(key) is not None for key in kept)}
         self._sizes = np.array([layer.num_features for layer in self._layers.values()], dtype=np.int64)
@@ -97,7 +98,7 @@ class BNMonitor:
         recalibrated = recalibration.layers if recalibration else {}
         rows = []
         for name, layer in self._all.items():
-            fields = sampled.get(name, {}) | _affine(layer, rectified=layer in self._rectified)
+            fields = sampled.get(name, {}) | _affine(layer, rectified=layer in self.rectified)
             if found := recalibrated.get(name):
                 fields |= {"mean_off": found.mean_off, "variance_off": found.variance_off, "off_share": found.off_share}
             rows.append(
@@ -200,7 +201,7 @@ def _affine(layer: _BatchNorm, *, rectified: bool) -> dict[str, Any]:
 
 
 def _rectified(network: nn.Module) -> Iterator[nn.Module]:
-    """The layers whose output goes straight into a ReLU."""
+    """Those of bnlab's blocks, and those of a Sequential."""
     for module in network.modules():
         pairs: list[tuple[nn.Module, nn.Module]] = []
         if isinstance(module, ConvNormAct | NormActivation):

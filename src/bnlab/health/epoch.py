@@ -12,6 +12,7 @@ from bnlab.health.evidence import Evidence, LayerEvidence, Scores
 from bnlab.health.registry import chosen, run_checks
 
 CHECKS = ("BN102", "BN103", "BN109", "BN110")
+_LAYER_TAGS = ("mean_off", "variance_off", "effective_batch", "dead", "gamma_near_zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,13 @@ class Health:
             found["norm_dead_share"] = sum(row.dead for row in self.layers) / channels
             found["norm_gamma_near_zero_share"] = sum(row.gamma_near_zero for row in self.layers) / channels
         return found
+
+    def tags(self) -> dict[str, float]:
+        """The totals and the numbers of each layer by their tags in TensorBoard; what was not measured is left out."""
+        values: dict[str, float | None] = {key.replace("_", "/", 1): value for key, value in self.scalars().items()}
+        for layer in self.layers:
+            values |= {f"norm_{key}/{layer.name}": getattr(layer, key) for key in _LAYER_TAGS}
+        return {tag: value for tag, value in values.items() if value is not None}
 
     def findings(self) -> list[Finding]:
         """One finding for each check that layers fail, in the order of their ids."""

@@ -10,15 +10,11 @@ from bnlab.runs import Run
 from bnlab.training.state import Row
 
 _SCALARS = ("train_loss", "train_top1", "val_loss", "val_top1", "running_top1", "learning_rate", "images_per_second")
-_LAYER_SCALARS = ("mean_off", "variance_off", "effective_batch", "dead", "gamma_near_zero")
 
 
 def scalars(row: Row, health: Health) -> dict[str, float]:
     """The metrics of an epoch and the health of its layers, by their tags in TensorBoard."""
-    totals = {key: row[key] for key in _SCALARS} | health.scalars()
-    values = {key.replace("_", "/", 1): value for key, value in totals.items()}
-    for layer in health.layers:
-        values |= {f"norm_{key}/{layer.name}": getattr(layer, key) for key in _LAYER_SCALARS}
+    values = {key.replace("_", "/", 1): row[key] for key in _SCALARS} | health.tags()
     return {tag: value for tag, value in values.items() if value is not None}
 
 

@@ -58,23 +58,26 @@ def attribute(subject: Subject, evidence: Evidence, findings: Sequence[Finding])
     if scores is None or scores.batch is None or scores.running is None or evidence.sorted_by_class:
         return None
     causes = _causes(subject, evidence, {finding.id for finding in findings})
+    with subject.noting("what explains the gap was not measured"):
+        return _attribute(subject, evidence, causes, scores.batch)
+    return None
+
+
+def _attribute(
+    subject: Subject, evidence: Evidence, causes: Sequence["_Cause"], by_batch: Floats
+) -> Attribution | None:
     ways = _Ways(subject, evidence, causes)
-    try:
-        gap = Comparison.measure(ways.scores([]), scores.batch)
-        if not gap.matters:
-            return None
-        alone = {cause: Comparison.measure(ways.scores([]), ways.scores([cause])) for cause in causes}
-        helping = [cause for cause in causes if alone[cause].matters or _is_missed(ways, causes, cause)]
-        together = Comparison.measure(ways.scores([]), ways.scores(helping)) if helping else None
-        explained = []
-        for cause in causes:
-            rest = [other for other in helping if other is not cause]
-            without = Comparison.measure(ways.scores(helping), ways.scores(rest)) if cause in helping else None
-            explained.append(Explained(cause=cause.name, check=cause.check, alone=alone[cause], without=without))
-    except Exception as error:  # of any type: it is the caller's own code
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        subject.notes.append(f"what explains the gap was not measured ({type(error).__name__}: {text})")
+    gap = Comparison.measure(ways.scores([]), by_batch)
+    if not gap.matters:
         return None
+    alone = {cause: Comparison.measure(ways.scores([]), ways.scores([cause])) for cause in causes}
+    helping = [cause for cause in causes if alone[cause].matters or _is_missed(ways, causes, cause)]
+    together = Comparison.measure(ways.scores([]), ways.scores(helping)) if helping else None
+    explained = []
+    for cause in causes:
+        rest = [other for other in helping if other is not cause]
+        without = Comparison.measure(ways.scores(helping), ways.scores(rest)) if cause in helping else None
+        explained.append(Explained(cause=cause.name, check=cause.check, alone=alone[cause], without=without))
     if ways.passes:
         subject.notes.append(f"to attribute the gap, the images were run {plural(ways.passes, 'more time')}")
     return Attribution(gap=gap, causes=tuple(explained), together=together)

@@ -87,12 +87,9 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
     if not layers or layers[0].depth != min(x.depth for x in evidence.layers.values() if x.depth is not None):
         return {}
     parts: dict[str, Any] = {}
-    for ask in (_preprocessing, _resolution, _eps):
-        try:
+    for what, ask in (("preprocessing", _preprocessing), ("resolution", _resolution), ("eps", _eps)):
+        with subject.noting(f"whether {what} explains the statistics was not measured"):
             parts |= ask(subject, layers)
-        except Exception as error:  # of any type: it is the caller's own code
-            what = ask.__name__.strip("_")
-            subject.notes.append(f"whether {what} explains the statistics was not measured ({type(error).__name__})")
     return parts
 
 

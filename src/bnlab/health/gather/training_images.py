@@ -60,15 +60,13 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
         return parts
     given = subject.given
     population: Population = {}
-    try:
+    with subject.noting("the training images were not measured"):
         if given.reference is not None:
             parts["reference"], population = _reference(subject, given.reference)
         if given.augmented is not None:
             parts["augmented"] = _augmented(subject, evidence, given.augmented, parts.get("reference"), population)
+    with subject.noting("what dropout does was not measured"):
         parts["dropout"] = _dropout(subject)
-    except Exception as error:  # of any type: it is the caller's own code
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        subject.notes.append(f"training images or dropout were not measured ({type(error).__name__}: {text})")
     return parts
 
 
