@@ -4,14 +4,13 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import quote
 
 import generate_api
+from typer.testing import CliRunner
 
+from bnlab.cli import app
 from bnlab.config import load_settings
 from bnlab.health.registry import Entry, all_checks
 from bnlab.lab.experiment import SETTABLE
@@ -46,10 +45,8 @@ def pages() -> dict[Path, str]:
 def _commands() -> str:
     parts = ["# Commands\n\n`make docs` writes this page from the help of the commands.\n"]
     for verb in ("", *VERBS):
-        words = [sys.executable, "-m", "bnlab", *([verb] if verb else []), "--help"]
-        text = subprocess.run(
-            words, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "100"}
-        ).stdout
+        words = [verb, "--help"] if verb else ["--help"]
+        text = CliRunner().invoke(app, words, prog_name="bnlab", terminal_width=98).output
         parts.append(f"## `bnlab{f' {verb}' if verb else ''}`\n\n```text\n{text.strip()}\n```\n")
     return "\n".join(parts)
 

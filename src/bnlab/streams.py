@@ -16,6 +16,8 @@ class Use(IntEnum):
     EVALUATION_ORDER = 5  # of the photos that a study evaluates on
     GRADIENT_WEIGHTS = 6  # of the outputs whose gradient a study measures
     DEMO_ANSWERS = 7  # the photos that the demo shows
+    BOOTSTRAP = 8  # the parts of a sample, drawn with replacement
+    NOISE = 9  # of running statistics, which are averages of few batches
 
 
 def random_stream(seed: int, use: Use, *numbers: int) -> np.random.Generator:

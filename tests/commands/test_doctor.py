@@ -18,7 +18,8 @@ from bnlab.nets.network import TableNetwork
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
-FAST = ("--workers", 0, "--batch-size", 8)
+FAST = ("--workers", 0, "--batch-size", 18)
+GAP = ("--select", "BN101", "--select", "BN102")
 CODE = """
 from torch import nn
 
@@ -70,10 +71,10 @@ def spoil(file: Path) -> None:
 
 def test_stale_statistics_fail_and_a_baseline_knows_them(bnlab: Run, run_copy: Path, photos: Path) -> None:
     spoil(run_copy / "best.safetensors")
-    done = bnlab("doctor", run_copy, "--data", photos, *FAST)
+    done = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP)
     assert done.status == 1
     assert "BN101 train-eval-gap" in done.out
-    again = bnlab("doctor", run_copy, "--data", photos, *FAST, "--baseline", "runs/doctor/diagnosis.json")
+    again = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP, "--baseline", "runs/doctor/diagnosis.json")
     assert again.status == 0
     assert "of the baseline not shown" in again.out
     only = bnlab("doctor", run_copy, "--data", photos, *FAST, "--select", "gamma-near-zero", "--fail-on", "error")
@@ -167,7 +168,7 @@ def test_fix_writes_a_repaired_classifier(bnlab: Run, run_copy: Path, photos: Pa
     teach(file, photos)
     spoil(file)
     before = file.read_bytes()
-    done = bnlab("doctor", run_copy, "--data", photos, *FAST, "--fix", "new/f.safetensors", "--json")
+    done = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP, "--fix", "new/f.safetensors", "--json")
     assert done.status == 1, done.err
     fix = json.loads(done.out)["fix"]
     assert fix["output"] == "new/f.safetensors"
@@ -175,12 +176,12 @@ def test_fix_writes_a_repaired_classifier(bnlab: Run, run_copy: Path, photos: Pa
     assert fix["comparison"]["after"] > fix["comparison"]["before"]
     assert fix["comparison"]["p"] < 0.01
     assert file.read_bytes() == before
-    again = bnlab("doctor", "new/f.safetensors", "--data", photos, *FAST, "--fix", "g.safetensors", "--json")
+    again = bnlab("doctor", "new/f.safetensors", "--data", photos, *FAST, *GAP, "--fix", "g.safetensors", "--json")
     assert json.loads(again.out)["accuracy"]["running"] == fix["comparison"]["after"]
     assert json.loads(again.out)["fix"]["output"] is None
     assert "g.safetensors was not written, since no safe repair helps" in again.err
     assert not Path("g.safetensors").exists()
-    shown = bnlab("doctor", run_copy, "--data", photos, *FAST, "--fix", "h.safetensors").out
+    shown = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP, "--fix", "h.safetensors").out
     assert "Recalibrate (safe) changed 43 layers" in shown
     assert "h.safetensors: the repaired weights." in shown
 

@@ -114,7 +114,7 @@ def other_classifier(trained: Path, file: Path, order: tuple[int, ...] = (2, 0, 
     return file
 
 
-def test_the_document_and_crops(bnlab: Command, trained: Path) -> None:
+def test_the_document(bnlab: Command, trained: Path) -> None:
     best, data = trained / "best.safetensors", trained.parents[1] / "data"
     plain, one = (json.loads(bnlab("evaluate", best, data, *some, "--json").out) for some in ((), ("--crops", 1)))
     assert list(plain) == [
@@ -131,15 +131,20 @@ def test_the_document_and_crops(bnlab: Command, trained: Path) -> None:
     assert table.splitlines()[1].startswith("top-1                    ")
     files = {path.name for path in Path("runs/evaluate").iterdir()}
     assert files >= {"evaluation.json", "predictions.csv", "confusion.png", "reliability.png", "report.html"}
-    for number in (10, 144):
-        done = bnlab("evaluate", best, data, "--crops", number, "--name", f"of{number}")
-        assert done.out.splitlines()[1].rstrip() == f"averaged over            {number} crops of each photo"
-        document = json.loads(Path(f"runs/of{number}/evaluation.json").read_text("utf-8"))
-        assert (document["crops"], document["n"]) == (number, 12)
-        assert document["ece"] != plain["ece"]
-        page = Path(f"runs/of{number}/report.html").read_text("utf-8")
-        assert f"bn_small_inception, 32 px; the mean of {number} crops of each photo" in page
     assert "crops of each photo" not in Path("runs/evaluate/report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("number", [10, pytest.param(144, marks=pytest.mark.slow)])
+def test_answers_for_crops_are_averaged(bnlab: Command, trained: Path, number: int) -> None:
+    best, data = trained / "best.safetensors", trained.parents[1] / "data"
+    plain = json.loads(bnlab("evaluate", best, data, "--json").out)
+    done = bnlab("evaluate", best, data, "--crops", number, "--name", f"of{number}")
+    assert done.out.splitlines()[1].rstrip() == f"averaged over            {number} crops of each photo"
+    document = json.loads(Path(f"runs/of{number}/evaluation.json").read_text("utf-8"))
+    assert (document["crops"], document["n"]) == (number, 12)
+    assert document["ece"] != plain["ece"]
+    page = Path(f"runs/of{number}/report.html").read_text("utf-8")
+    assert f"bn_small_inception, 32 px; the mean of {number} crops of each photo" in page
 
 
 def test_evaluating_an_ensemble(bnlab: Command, trained: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_state_dict_of_a_network_of_the_callers_own(
     ("words", "parts"),
     [
         (["RUN", "--output", "own_net.py"], ["own_net.py does not end in .safetensors"]),
-        (["RUN", "--output", "there.safetensors"], ["there.safetensors exists already", "--output"]),
+        (["RUN", "--output", "there.safetensors"], ["there.safetensors exists already", "to output"]),
         (["own_net.py:make", "--output", "w.bin"], ["w.bin ends in none of .safetensors, .pt, .pth"]),
         (["own_net.py:plain", "--output", "w.pt"], ["own_net.py:plain has no normalisation layer"]),
         (["own_net.py:broken", "--output", "w.pt"], ["no such luck"]),

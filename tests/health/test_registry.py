@@ -1,14 +1,20 @@
 """The checks: that each has a file, an id, a page and both kinds of tests; how they are chosen and run."""
 
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from bnlab.errors import UsageError
+from bnlab.health import checks, diagnose
 from bnlab.health.check import HEADINGS
 from bnlab.health.evidence import PARTS, Evidence
-from bnlab.health.registry import all_checks, chosen, find_check, run_checks
+from bnlab.health.gather import gather
+from bnlab.health.registry import Entry, all_checks, chosen, find_check, run_checks
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = all_checks()
@@ -50,6 +56,30 @@ def test_a_check_that_lacks_evidence_is_skipped_with_the_reason() -> None:
     assert skipped["BN102"].startswith("it needs ")
 
 
-def test_every_part_is_needed_by_some_check_or_measured_for_all() -> None:
-    needed = {part for entry in ENTRIES for part in entry.check.needs}
-    assert needed <= {*PARTS}
+def parts_read(file: str) -> set[str]:
+    """The parts whose names the source of a check, or of a check that it imports, passes to the evidence."""
+    text = (Path(checks.__path__[0]) / f"{file}.py").read_text("utf-8")
+    found = {*re.findall(r"""(?:\.part|\.has|parts\.get)\("(\w+)\"""", text)}
+    for names in re.findall(r"from bnlab.health.checks import (.+)", text):
+        found = found.union(*(parts_read(name) for name in names.split(", ")))
+    return found & {*PARTS}
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=IDS)
+def test_a_check_names_the_parts_that_it_reads(entry: Entry) -> None:
+    """Only those are measured."""
+    assert parts_read(entry.file) <= {*entry.check.needs, *entry.check.reads}
+
+
+def test_only_what_the_chosen_checks_read_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    watched = {partial(seen, measured, one): parts for one, parts in gather.GATHERERS.items()}
+    monkeypatch.setattr(gather, "GATHERERS", watched)
+    model, images = nn.Sequential(nn.BatchNorm1d(2)).eval(), [torch.randn(4, 2)] * 2
+    diagnose(model, images, select=["gamma-near-zero", "reused-layer"])
+    assert measured == ["bnlab.health.gather.uses"]
+
+
+def seen(measured: list[str], gatherer: Any, *arguments: Any) -> Any:
+    measured.append(gatherer.__module__)
+    return gatherer(*arguments)

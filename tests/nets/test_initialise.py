@@ -141,7 +141,9 @@ def test_with_lsuv_a_deep_network_without_bn_learns_from_a_bad_scale(fitted: boo
     assert (loss.item() < 0.3) == fitted, loss.item()  # guessing has log 2
 
 
-@pytest.mark.parametrize("scale", ["gaussian:0.001", "gaussian:0.01", "he", "gaussian:0.2"])
+@pytest.mark.parametrize(
+    "scale", [pytest.param("gaussian:0.001", marks=pytest.mark.slow), "gaussian:0.01", "he", "gaussian:0.2"]
+)
 def test_a_batch_normalised_network_learns_from_weights_of_any_scale(scale: str) -> None:
     """From scratch, with both heads, which torchvision's own network did not (pytorch/vision#821)."""
     torch.manual_seed(0)

@@ -75,7 +75,7 @@ def batches_of(number: int, size: int, batch: int) -> list[tuple[np.ndarray, np.
     [
         ("bn_small_inception", torch.float32, 12, 1e-4),
         ("bn_small_inception", torch.float64, 12, 1e-9),
-        ("bn_googlenet", torch.float64, 5, 1e-8),
+        pytest.param("bn_googlenet", torch.float64, 5, 1e-8, marks=pytest.mark.slow),
     ],
     ids=str,
 )

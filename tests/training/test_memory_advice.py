@@ -54,6 +54,7 @@ def test_what_is_suggested_was_tried(context: TrainingContext, monkeypatch: pyte
     assert all(torch.equal(before[name], value) for name, value in context.network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_batch_of_accumulated_steps_is_tried_with_as_many_batches(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_batch_of_accumulated_steps_is_tried_with_as_many_batches(
     assert tried == [(24, 96), (12, 96), (48, 64), (48, 48)]
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_other_remedies_are_named(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = limited(monkeypatch, 0)
     assert "smaller width" in suggest_batch_size(context)

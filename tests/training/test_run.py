@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def dying_at(fatal: int) -> Callable[[Path, Path], Path]:
     return rename
 
 
-@pytest.mark.parametrize("network", ["bn_small_inception", pytest.param("bn_googlenet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["bn_small_inception", "bn_googlenet"])
 def test_dying_at_any_write_it_ends_in_the_same_bits(data: Path, monkeypatch: pytest.MonkeyPatch, network: str) -> None:
     """Just before each rename of state, classifiers and metrics in two epochs, with and without auxiliary heads."""
     options = {"network": network, "auxiliary": network == "bn_googlenet", "batch_size": 12, "checkpoint_seconds": 0}
@@ -175,6 +177,7 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_with_all_that_a_recipe_has_neither_deaths_nor_caches_nor_workers_change_a_bit(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +219,7 @@ def test_epochs_without_validation_and_an_incomplete_last_epoch(data: Path) -> N
     assert [row["val_top1"] == "" for row in metrics(result.run)] == [True, False, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_time_is_kept_and_its_training_can_be_killed_and_repeated(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +289,10 @@ def test_a_time_too_short_for_a_step_is_refused(data: Path) -> None:
     assert trained_on(data, epochs=1).epochs == 1  # under the same name
 
 
-@pytest.mark.parametrize("changes", [{4: 5}, {2: 4, 3: 9}, {7: 8}], ids=str)
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("changes", [{4: 5}, SLOW({2: 4, 3: 9}), SLOW({7: 8})], ids=str)
 def test_a_plan_that_changes_within_an_epoch_is_kept_and_resumed(
     data: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[int, int]
 ) -> None:

@@ -69,7 +69,7 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
     """Diagnose, repair if `options.fix` asks for it, and `write` diagnosis.json and report.html to a new run folder."""
     progress = LoggedProgress(progress)
     if options.fix is not None:
-        check_output(options.fix, options.model, "--fix")
+        check_output(options.fix, options.model, "fix")
     check_free(options.runs, options.name)
     known = _read_baseline(options.baseline) if options.baseline else frozenset[str]()
     model = open_model(options)
@@ -115,13 +115,12 @@ def _with_command(finding: Finding, options: DoctorOptions) -> Finding:
     """The finding with a command of the shell, where its own is a line of Python that a verb does as well."""
     if not finding.command.startswith("bnlab.norm.recalibrate("):
         return finding
-    words = ["bnlab", "recalibrate", quoted(options.model)]
-    for name in ("weights", "classes", "size", "resize", "mean", "std"):
-        value = getattr(options, name)
-        words += [] if value is None else [f"--{name}", quoted(str(value))]
+    given = {name: getattr(options, name) for name in ("weights", "classes", "size", "resize", "mean", "std")}
+    words = [f" --{name} {quoted(str(value))}" for name, value in given.items() if value is not None]
+    data = quoted(options.data if options.reference is None else options.reference)
     new = "recalibrated" + (".pt" if is_code(options.model) else ".safetensors")
-    data = options.data if options.reference is None else options.reference
-    return replace(finding, command=" ".join([*words, "--data", quoted(data), "--output", new]))
+    command = f"bnlab recalibrate {quoted(options.model)}{''.join(words)} --data {data} --output {new}"
+    return replace(finding, command=command)
 
 
 def _fix(

@@ -42,7 +42,7 @@ class FreezeResult(Result):
 def run(options: FreezeOptions, progress: Progress) -> FreezeResult:
     """Freeze the normalisation layers, measure accuracy if photos are given, and write the classifier file."""
     progress = LoggedProgress(progress)
-    check_new_file(options.output, "--output")
+    check_new_file(options.output, "output")
     model = open_classifier(options.classifier)
     assert model.card is not None
     assert model.classes is not None

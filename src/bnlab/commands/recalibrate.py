@@ -51,7 +51,7 @@ class RecalibrateResult(Result):
 def run(options: RecalibrateOptions, progress: Progress) -> RecalibrateResult:
     """Recalibrate a copy, compare it with the network on the same photos, and write it."""
     progress = LoggedProgress(progress)
-    check_output(options.output, options.model, "--output")
+    check_output(options.output, options.model, "output")
     model = open_model(options)
     if not find_layers(model.network):
         raise UsageError(

@@ -77,7 +77,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What a check is. `needs` are parts of the evidence (`evidence.PARTS`), and it takes `images` at least."""
+    """What a check is."""
 
     id: str
     name: str
@@ -85,7 +85,11 @@ class Check:
     stage: Stage
     safety: Safety
     needs: tuple[str, ...] = ()
+    """the parts of the evidence without which it is not made; see `evidence.PARTS`"""
+    reads: tuple[str, ...] = ()
+    """the parts that it reads, too, where they were measured"""
     images: int = 0
+    """how many it takes at least"""
 
     def finding(self, *, message: str, cause: str, remedy: str, **more: Any) -> Finding:
         """A finding of this check; severity and safety are the check's unless given."""

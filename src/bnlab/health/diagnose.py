@@ -136,6 +136,7 @@ def diagnose(
         given=given,
         device=device,
         modes={name: module.training for name, module in network.named_modules()},
+        parts={part for entry in entries for part in (*entry.check.needs, *entry.check.reads)},
         notes=notes,
         progress=progress or NullProgress(),
     )

@@ -42,6 +42,7 @@ PARTS = {  # a check needs some of these; the text says how to have them measure
     "backends": "a model that runs on a batch",
     "preprocessing": "images as N x 3 x H x W",
     "resolution": "images as N x C x H x W",
+    "colours": "images as N x 3 x H x W",
     "eps": "running statistics, and a forward that works",
     "dropout": "a forward with batch statistics that works",
     "alone": "a model that runs on a batch",

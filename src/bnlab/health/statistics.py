@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.health.evidence import Floats, LayerEvidence, Sample, distances, is_off
+from bnlab.streams import Use, random_stream
 
 RECTIFIERS = ("relu", "relu6")  # what passes nothing below 0
 FALSE_DISCOVERIES = 0.01  # q of Benjamini & Hochberg 1995: of the channels that are called significant
@@ -62,7 +63,7 @@ def resampled(sample: Sample, seed: int, draws: int = 400) -> tuple[Floats, Floa
 
     assert sample.groups is not None
     parts = len(sample.groups)
-    weights = np.random.default_rng(seed).multinomial(parts, np.full(parts, 1 / parts), draws) / parts
+    weights = random_stream(seed, Use.BOOTSTRAP).multinomial(parts, np.full(parts, 1 / parts), draws) / parts
     mean, variance = sample.groups[:, 0], sample.groups[:, 1]  # parts x C
     centre = mean.mean(0)
     means = weights @ (mean - centre)  # draws x C

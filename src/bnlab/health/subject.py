@@ -1,6 +1,6 @@
 """What is diagnosed: the model, its layers, its batches, and what else the caller gave."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import BnlabError
 from bnlab.health.batches import Batch, Batches
+from bnlab.health.evidence import PARTS
 from bnlab.norm.sync import SyncBatchNorm
 from bnlab.progress import NullProgress, Progress
 
@@ -52,6 +53,8 @@ class Subject:
     device: torch.device
     modes: Mapping[str, bool]
     """the mode of each module, by name, in which the caller passed it"""
+    parts: Set[str] = frozenset(PARTS)
+    """the parts of the evidence that the chosen checks read"""
     usual: int = 0
     """the size of the first batch"""
     notes: list[str] = field(default_factory=list)

@@ -191,14 +191,22 @@ def code_digest(module: str, source: Path = _SOURCE) -> str:
         shows = any(f"{inner}.".startswith(f"{other}.") for other in _NOT_MEASURING)
         if name in code or inner == name or file is None or shows:  # inner is name in other packages
             continue
-        tree = _WithoutDocstrings().visit(ast.parse(file.read_bytes()))
-        code[name] = ast.dump(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                pending += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:  # what is imported may be a module
-                pending += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        code[name], imported = _read(file.read_bytes())
+        pending += imported
     return hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()
+
+
+@cache
+def _read(text: bytes) -> tuple[str, tuple[str, ...]]:
+    """The code of a module without comments and docstrings, and what it imports."""
+    tree = _WithoutDocstrings().visit(ast.parse(text))
+    imported: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:  # what is imported may be a module
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return ast.dump(tree), tuple(imported)
 
 
 class _WithoutDocstrings(ast.NodeTransformer):

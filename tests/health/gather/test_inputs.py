@@ -6,7 +6,7 @@ from bnlab import health
 from bnlab.health.statistics import shift_of
 from tests.health.checks.photos import batches, normalised, photos, trained_on
 
-SELECT = ["BN112"]  # what is gathered does not depend on it
+SELECT = ["BN112", "BN113", "BN026"]
 
 
 def test_nothing_is_tried_where_the_statistics_fit() -> None:

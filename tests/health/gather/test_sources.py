@@ -93,5 +93,5 @@ def test_each_source_is_measured_in_batches_of_the_usual_size() -> None:
         select=["BN023"],
     )
     assert report["BN023"].cost is not None
-    # after the main passes: by running statistics, by source; two whole batches; by the source's statistics
+    # after the main passes: by running statistics, by source; two whole batches; by the statistics of the source
     assert sizes[-10:] == [16] * 4 + [32] * 2 + [16] * 4

@@ -90,6 +90,7 @@ def test_sizes_end_with_the_whole_batch(make_experiment: MakeExperiment) -> None
     assert sizes(make_experiment(), 64) == [2, 4, 8, 32, 64]
 
 
+@pytest.mark.slow
 def test_from_photos_to_plots(make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "sizes", lambda experiment, whole: [2, whole])
     found = batch_size.measure(make_experiment(steps=3, size=16, seeds=1))

@@ -133,6 +133,7 @@ def test_a_training_that_diverges_is_guessing_from_there_on(
     assert [row["images"] for row in found["images"]] == counts(int(found["images"][0]["of"] or 0))
 
 
+@pytest.mark.slow
 def test_from_photos_to_plots(make_experiment: MakeExperiment) -> None:
     found = inference_statistics.measure(make_experiment(size=16, seeds=1))
     assert [row["step"] for row in where(found["probes"], seed=0, statistics=BATCH)] == [5, 6]

@@ -140,6 +140,7 @@ def test_norms_of_a_weight_by_hand() -> None:
     assert later.squares == probe.squares
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mlps")
 def test_from_photos_to_plots(make_experiment: MakeExperiment) -> None:
     results = STUDY.measure(make_experiment(steps=4))

@@ -143,6 +143,7 @@ def test_a_probe_changes_nothing_and_has_both_lengths(make_experiment: MakeExper
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mlps")
 def test_from_photos_to_plots(make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "RATES", (0.003, 0.01))

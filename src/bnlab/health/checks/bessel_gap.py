@@ -43,6 +43,7 @@ CHECK = Check(
     stage="preview",
     safety="display only",
     needs=("batch",),
+    reads=("sync",),
 )
 _GAP = 1.05  # N / (N - 1)
 _LARGE_GAP = 1.25  # the factor from which on a variance is off

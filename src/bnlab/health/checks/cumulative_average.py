@@ -37,7 +37,14 @@ and Better Generalization", section 3.2, where it is right.
 from bnlab.health.check import Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence, distances, is_off
 
-CHECK = Check(id="BN028", name="cumulative-average", severity="warn", stage="preview", safety="safe")
+CHECK = Check(
+    id="BN028",
+    name="cumulative-average",
+    severity="warn",
+    stage="preview",
+    safety="safe",
+    reads=("optimizer", "train_step"),
+)
 _OFF_SHARE = 0.5  # of a layer's channels
 _UPDATES = 100
 _MOMENTUM = 'for m in model.modules(): hasattr(m, "momentum") and setattr(m, "momentum", 0.1)'

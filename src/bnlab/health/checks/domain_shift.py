@@ -54,6 +54,7 @@ from bnlab.health.evidence import Evidence, Floats, LayerEvidence, Sample
 from bnlab.health.gather.inputs import Colours
 from bnlab.health.gather.training_images import ReferenceEvidence
 from bnlab.health.statistics import resampled, shift_of, shifts, weight_of_initial
+from bnlab.streams import Use, random_stream
 
 CHECK = Check(
     id="BN111",
@@ -62,6 +63,7 @@ CHECK = Check(
     stage="preview",
     safety="unsafe",
     needs=("running",),
+    reads=("reference", "colours", "preprocessing", "resolution"),
     images=64,
 )
 _FAR = 0.2
@@ -164,7 +166,7 @@ def _chance(sample: Sample, other: Sample | None, layer: LayerEvidence, variance
         mean, std = mean - means, std - stds
     elif layer.momentum:
         m = min(layer.momentum, 1.0)
-        noise = np.random.default_rng(3).standard_normal(mean.shape)
+        noise = random_stream(0, Use.NOISE).standard_normal(mean.shape)
         mean = mean + noise * np.sqrt(np.nan_to_num(sample.between) * m / (2 - m))
     base = np.sqrt(variance.clip(min=0))
     return np.asarray(shifts(mean, (base + std).clip(min=0) ** 2, np.zeros_like(variance), variance).mean(1))

@@ -43,6 +43,7 @@ CHECK = Check(
     severity="warn",
     stage="preview",
     safety="unsafe",
+    reads=("eps",),
 )
 _OFF, _FIT, _RATIO = 0.1, 0.2, 2.0
 _LIKE = 1.3  # times the best distance: as good as the best

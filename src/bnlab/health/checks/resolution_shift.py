@@ -45,6 +45,7 @@ CHECK = Check(
     safety="safe",
     needs=("resolution",),
     images=16,
+    reads=("preprocessing",),
 )
 _RATIO, _GAIN, _FIT = 1.5, 0.05, 0.4
 

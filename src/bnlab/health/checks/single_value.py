@@ -37,7 +37,9 @@ Ioffe & Szegedy 2015, Algorithm 1; pytorch#4534 (an error in training for a batc
 from bnlab.health.check import Check, Finding, name_layers
 from bnlab.health.evidence import Evidence
 
-CHECK = Check(id="BN001", name="single-value", severity="error", stage="preview", safety="display only")
+CHECK = Check(
+    id="BN001", name="single-value", severity="error", stage="preview", safety="display only", reads=("train_step",)
+)
 
 
 def check(evidence: Evidence) -> list[Finding]:

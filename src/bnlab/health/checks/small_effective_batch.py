@@ -56,6 +56,7 @@ CHECK = Check(
     stage="preview",
     safety="unsafe",
     needs=("effective_batch",),
+    reads=("sync",),
 )
 _EFFECTIVE_BATCH = 32  # values
 

@@ -42,6 +42,7 @@ CHECK = Check(
     stage="preview",
     safety="unsafe",
     needs=("train_mode",),
+    reads=("train_step",),
 )
 
 

@@ -54,6 +54,7 @@ CHECK = Check(
     stage="preview",
     safety="display only",
     needs=("modes",),
+    reads=("alone", "hidden", "validation", "train_step"),
 )
 _FOUND_CAUSE = "code that calls train() on a part of the model, or evaluates before it calls eval()"
 

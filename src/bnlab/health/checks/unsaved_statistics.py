@@ -48,6 +48,7 @@ CHECK = Check(
     stage="preview",
     safety="display only",
     needs=("state_dict",),
+    reads=("checkpoint",),
 )
 
 

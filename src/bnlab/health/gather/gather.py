@@ -27,23 +27,23 @@ from bnlab.health.subject import Subject
 from bnlab.norm.recalibrate import evaluation_mode
 
 TRACED = 4  # images that are run to see how the layers are used
-GATHERERS: tuple[Callable[[Subject, Evidence], Mapping[str, Any]], ...] = (
-    averaged_model.gather,
-    backends_.gather,
-    checkpoint_.gather,
-    folding.gather,
-    outdated.gather,
-    modes.gather,
-    steps.gather,
-    uses.gather,
-    optimizer_part.gather,
-    processes.gather,
-    sources_part.gather,
-    padding_part.gather,
-    inputs.gather,
-    training_images.gather,
-)
-"""each measures parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
+GATHERERS: Mapping[Callable[[Subject, Evidence], Mapping[str, Any]], tuple[str, ...]] = {
+    averaged_model.gather: ("averaged",),
+    backends_.gather: ("backends",),
+    checkpoint_.gather: ("state_dict", "checkpoint"),
+    folding.gather: ("folding",),
+    outdated.gather: ("outdated",),
+    modes.gather: ("modes", "alone", "train_mode", "validation"),
+    steps.gather: ("training", "train_step"),
+    uses.gather: ("uses",),
+    optimizer_part.gather: ("optimizer",),
+    processes.gather: ("sync", "ranks"),
+    sources_part.gather: ("sources",),
+    padding_part.gather: ("padding",),
+    inputs.gather: ("preprocessing", "colours", "resolution", "eps"),
+    training_images.gather: ("reference", "augmented", "dropout"),
+}
+"""each measures these parts of the evidence beyond the passes over all images, if the caller gave what it takes"""
 
 
 def gather(subject: Subject) -> Evidence:
@@ -78,9 +78,10 @@ def _gather_rest(subject: Subject, evidence: Evidence, seen: Trace) -> Evidence:
     passes = _passes(subject, evidence)
     evidence = _with_passes(evidence, passes)
     parts = dict(evidence.parts)
-    for gatherer in GATHERERS:
-        with restored(subject.network):
-            parts |= gatherer(subject, replace(evidence, parts=parts))
+    for gatherer, measured in GATHERERS.items():
+        if not subject.parts.isdisjoint(measured):
+            with restored(subject.network):
+                parts |= gatherer(subject, replace(evidence, parts=parts))
     _note_layers(subject, evidence, seen)
     return replace(evidence, parts=parts, notes=tuple(subject.notes))
 

@@ -88,6 +88,8 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
         return {}
     parts: dict[str, Any] = {}
     for what, ask in (("preprocessing", _preprocessing), ("resolution", _resolution), ("eps", _eps)):
+        if what not in subject.parts and not (what == "preprocessing" and "colours" in subject.parts):
+            continue
         with subject.noting(f"whether {what} explains the statistics was not measured"):
             parts |= ask(subject, layers)
     return parts

@@ -65,6 +65,8 @@ def gather(subject: Subject, evidence: Evidence) -> dict[str, Any]:
             parts["reference"], population = _reference(subject, given.reference)
         if given.augmented is not None:
             parts["augmented"] = _augmented(subject, evidence, given.augmented, parts.get("reference"), population)
+    if "dropout" not in subject.parts:
+        return parts
     with subject.noting("what dropout does was not measured"):
         parts["dropout"] = _dropout(subject)
     return parts
