@@ -16,7 +16,8 @@ fault lowers it. The unfitted network is the same one with running statistics th
 not fit is then a true finding.
 
 A fault counts as found if one of the checks that are named for it reports an error or a warning which the sound network
-does not get, and names the faulty layer where there is a single one.
+does not get, and names the faulty layer where there is a single one. Only those checks are made of a planted fault, and
+all checks of the sound and of the unfitted network.
 """
 
 import argparse
@@ -444,14 +445,14 @@ class Row:
     faults: dict[str, dict[str, Any]]  # by name; without those that do not apply
 
 
-def diagnosed(case: Case) -> Diagnosis:
+def diagnosed(case: Case, select: tuple[str, ...] = ()) -> Diagnosis:
     from bnlab.health import diagnose
 
     found = Diagnosis()
     models = [case.model, *(value for value in case.arguments.values() if isinstance(value, nn.Module))]
     before = [state(model) for model in models]
     try:
-        report = diagnose(case.model, case.batches, mean=MEAN, std=STD, **case.arguments)
+        report = diagnose(case.model, case.batches, mean=MEAN, std=STD, select=select, **case.arguments)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         found.crash = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {error}"
@@ -498,7 +499,7 @@ def measure(name: str, chosen: list[str], options: argparse.Namespace) -> Row:
         _, ids, plant = FAULTS[key]
         with tempfile.TemporaryDirectory() as folder:
             case = plant(network, Path(folder))
-            diagnosis = diagnosed(case)
+            diagnosis = diagnosed(case, ids)
             by = found_by(case, ids, diagnosis, base)
             row.faults[key] = {"found": by, "accuracy": case.accuracy() if case.costs else None, **asdict(diagnosis)}
     return row
