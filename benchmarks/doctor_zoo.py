@@ -77,7 +77,7 @@ SIZE = 64  # of all others: 32 px suffice for them, with a single value of each 
 
 CLASSES, NOISE = 10, 0.2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the usual ones of ImageNet
-BATCH, TRAINING, FITTING, IMAGES = 64, 1024, 512, 384  # FITTING of the TRAINING images fit the last layer
+BATCH, TRAINING, IMAGES = 64, 512, 256  # images; TRAINING are for the statistics and the last layer
 
 Batch = tuple[Tensor, Tensor]  # images N x 3 x H x W as the network takes them, and labels N
 
@@ -193,12 +193,12 @@ def fitted(network: Network) -> Network:
     heads = last_layers(model)
     inputs: dict[nn.Module, list[Tensor]] = {head: [] for head in heads}
     hooks = [head.register_forward_pre_hook(lambda m, args: inputs[m].append(args[0].flatten(1))) for head in heads]
-    for part in images[:FITTING].split(BATCH):
+    for part in images.split(BATCH):
         model(part)
     for hook in hooks:
         hook.remove()
     for head in heads:
-        fit_ridge(head, torch.cat(inputs[head]).double(), classes[:FITTING])
+        fit_ridge(head, torch.cat(inputs[head]).double(), classes)
     generator = torch.Generator().manual_seed(network.seed)
     for i, (x, _) in enumerate(network.batches):
         own = model(x).argmax(1)

@@ -39,3 +39,13 @@ def test_applies_or_undoes_conventions_if_none_explains_the_values() -> None:
 def test_describes_all_images() -> None:
     low, high = describe_pixels([torch.zeros(1, 3, 2, 2), torch.full((2, 3, 2, 2), 5.0)])
     assert np.array_equal(low, [0, 0, 0]) and np.array_equal(high, [5, 5, 5])
+
+
+@pytest.mark.parametrize(("unit", "scale"), [(1, 255), (255, 1)])
+def test_sees_that_the_mean_and_std_are_of_another_range_than_the_pixels(unit: int, scale: int) -> None:
+    pixels, mean, std = photos(8), torch.tensor([0.5, 0.45, 0.4]), torch.tensor([0.2, 0.25, 0.22])
+    wrong = (scale * pixels - unit * mean.view(3, 1, 1)) / (unit * std.view(3, 1, 1))
+    name, found = changes(describe_pixels([wrong]), (unit * mean).tolist(), (unit * std).tolist())
+    assert name.startswith(f"pixels from 0 to {scale} with the given mean and std")
+    back = next(change for change in found if change.name == "pixels from 0 to 1")
+    torch.testing.assert_close(back.apply(wrong), pixels, rtol=1e-4, atol=1e-4)

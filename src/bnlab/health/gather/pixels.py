@@ -79,8 +79,14 @@ def changes(
     if mean is not None or std is not None:
         means = np.broadcast_to(np.asarray(0 if mean is None else mean, np.float64), 3)
         stds = np.broadcast_to(np.asarray(1 if std is None else std, np.float64), 3)
-        unit = 255 if max(means.max(), stds.max()) > 2 else 1
-        sources = [Convention("images with the given mean and std", means / unit, stds / unit)]
+        unit, other = (255, 1) if max(means.max(), stds.max()) > 2 else (1, 255)
+        usual = Convention("images with the given mean and std", means / unit, stds / unit)
+        mistaken = Convention(
+            f"pixels from 0 to {other} with the given mean and std, which are of pixels from 0 to {unit}",
+            means / other,
+            stds / other,
+        )
+        sources = [mistaken] if _explains(mistaken, values) and not _explains(usual, values) else [usual]
     else:
         sources = sorted((c for c in CONVENTIONS if _explains(c, values)), key=lambda c: _unused(c, values))
     found: dict[tuple[object, ...], Change] = {}
