@@ -74,6 +74,9 @@ def test_stale_statistics_fail_and_a_baseline_knows_them(bnlab: Run, run_copy: P
     done = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP)
     assert done.status == 1
     assert "BN101 train-eval-gap" in done.out
+    command = f"bnlab recalibrate {run_copy} --data {photos} --output recalibrated.safetensors"
+    assert command in done.out
+    assert not [line for line in done.out.splitlines() if line.endswith(" ")]
     again = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP, "--baseline", "runs/doctor/diagnosis.json")
     assert again.status == 0
     assert "of the baseline not shown" in again.out

@@ -43,7 +43,8 @@ def show_result(as_json: bool, document: Any, shown: RenderableType, last: str) 
                 out.print(shown, markup=False, soft_wrap=isinstance(shown, str))
                 if last:
                     out.print("\n" + last, markup=False, soft_wrap=True)
-            sys.stdout.write(text.get())
+            lines = text.get().split("\n")
+            sys.stdout.write("\n".join(lines if width is None else map(str.rstrip, lines)))  # tables pad their rows
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed stdout; without this, Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,7 +22,7 @@ from bnlab.data.scan import Refusal, Result, report_refused
 from bnlab.errors import DataError, UsageError, printable, quoted
 from bnlab.files import write_atomic, write_json
 from bnlab.health import Repaired, diagnose, repair
-from bnlab.health.check import Finding, finding_key
+from bnlab.health.check import RECALIBRATE, Finding, finding_key
 from bnlab.health.report import Report
 from bnlab.machine import choose_device, memory_errors, versions
 from bnlab.options import DoctorOptions
@@ -113,7 +113,7 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
 
 def _with_command(finding: Finding, options: DoctorOptions) -> Finding:
     """The finding with a command of the shell, where its own is a line of Python that a verb does as well."""
-    if not finding.command.startswith("bnlab.norm.recalibrate("):
+    if finding.command != RECALIBRATE:
         return finding
     given = {name: getattr(options, name) for name in ("weights", "classes", "size", "resize", "mean", "std")}
     words = [f" --{name} {quoted(str(value))}" for name, value in given.items() if value is not None]

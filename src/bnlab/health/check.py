@@ -21,6 +21,8 @@ Safety = Literal["safe", "unsafe", "display only"]
 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # the worst first
 HEADINGS = ("What it measures", "Why it is bad", "Reported when", "Known limits", "Remedy", "References")
+RECALIBRATE = "bnlab.norm.recalibrate(model, batches)"
+"""the command of findings that recalibration repairs; `bnlab doctor` shows what does the same to the user's files"""
 _NAMED_LAYERS = 8  # in the text of a finding
 
 

@@ -34,7 +34,7 @@ BatchNorm", section 5.
 
 import numpy as np
 
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Evidence, LayerEvidence, Sample, distances, is_off
 from bnlab.health.gather.training_images import AugmentedEvidence
@@ -89,7 +89,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=cost,
             cause="training measured the statistics on augmented images",
             remedy="recalibrate on plain training images",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command=RECALIBRATE,
         )
     ]
 

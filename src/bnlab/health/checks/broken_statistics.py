@@ -34,7 +34,7 @@ Micikevicius et al. 2018, "Mixed Precision Training", section 3; pytorch#1206 an
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, Floats, LayerEvidence
 
 CHECK = Check(id="BN008", name="broken-statistics", severity="error", stage="preview", safety="safe")
@@ -116,7 +116,7 @@ def _broken_finding(evidence: Evidence, broken: list[LayerEvidence]) -> Finding:
             else "take an older checkpoint, or images whose values are finite, and recalibrate in float32"
         ),
         safety="safe" if trained and measured else "display only",
-        command="bnlab.norm.recalibrate(model, batches)",
+        command=RECALIBRATE,
     )
 
 

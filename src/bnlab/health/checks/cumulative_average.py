@@ -34,7 +34,7 @@ PyTorch, torch.nn.BatchNorm2d, the argument momentum; Izmailov et al. 2018, "Ave
 and Better Generalization", section 3.2, where it is right.
 """
 
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence, distances, is_off
 
 CHECK = Check(
@@ -74,7 +74,7 @@ def check(evidence: Evidence) -> list[Finding]:
                 cost=cost,
                 cause="the average goes over a training in which the weights changed",
                 remedy="recalibrate; in training, set the momentum to 0.1",
-                command="bnlab.norm.recalibrate(model, batches)",
+                command=RECALIBRATE,
             )
         ]
     if layers and (evidence.has("optimizer") or evidence.has("train_step")):

@@ -102,7 +102,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=cost if cost is not None and cost.matters else None,
             cause="the images come from another domain than those of the training, such as another camera",
             remedy="adapt the statistics: weight those of n such images n / (N + n) against the running ones",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command="bnlab.health.repair(model, batches, [bnlab.health.repairs.adapt()])",
         )
     ]
 

@@ -33,7 +33,7 @@ Li et al. 2019, "Understanding the disharmony between dropout and batch normaliz
 
 import numpy as np
 
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence
 from bnlab.health.gather.training_images import DropoutEvidence
 
@@ -71,7 +71,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=cost if cost is not None and cost.matters else None,
             cause="dropout comes before normalisation",
             remedy="recalibrate, with dropout off; in the next training, put dropout after the last of these layers",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE" if kept else "",
+            command=RECALIBRATE if kept else "",
         )
     ]
 

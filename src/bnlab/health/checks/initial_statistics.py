@@ -40,7 +40,7 @@ Ioffe & Szegedy 2015, Algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in Bat
 
 import numpy as np
 
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence
 from bnlab.health.statistics import weight_of_initial
 
@@ -84,7 +84,7 @@ def check(evidence: Evidence) -> list[Finding]:
                 else "no batch has updated the statistics"
             ),
             remedy="recalibrate; in training, raise the momentum",
-            command="bnlab.norm.recalibrate(model, batches)",
+            command=RECALIBRATE,
         )
     ]
 

@@ -40,7 +40,7 @@ statistics after quantisation); NNCF PR#41 (14.0 to 65.2% by recalibration alone
 from collections.abc import Mapping
 
 from bnlab.errors import plural
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence
 from bnlab.health.gather.outdated import Outdated
 from bnlab.health.statistics import OFF_SHARE, OFF_SHARE_OF_COST, off_share
@@ -48,7 +48,6 @@ from bnlab.health.statistics import OFF_SHARE, OFF_SHARE_OF_COST, off_share
 CHECK = Check(
     id="BN027", name="outdated-statistics", severity="error", stage="preview", safety="safe", needs=("outdated",)
 )
-_RECALIBRATE = "bnlab.norm.recalibrate(model, batches)"
 
 
 def check(evidence: Evidence) -> list[Finding]:
@@ -61,7 +60,7 @@ def check(evidence: Evidence) -> list[Finding]:
                 "those of earlier weights",
                 cause="the network was trained on after it was recalibrated, or never recalibrated",
                 remedy="recalibrate; until then inference is refused",
-                command=_RECALIBRATE,
+                command=RECALIBRATE,
             )
         ]
     changed = evidence.part("outdated", Outdated).changed
@@ -88,6 +87,6 @@ def _confirmed(evidence: Evidence, changed: Mapping[str, str]) -> list[Finding]:
             cost=cost,
             cause="the weights were changed after the statistics were measured",
             remedy="recalibrate after each change of the weights",
-            command=_RECALIBRATE,
+            command=RECALIBRATE,
         )
     ]

@@ -42,7 +42,7 @@ documentation of torch.nn.parallel.DistributedDataParallel, broadcast_buffers.
 
 import numpy as np
 
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, Floats, LayerEvidence, distances, is_off
 from bnlab.health.gather.processes import Ranks
 
@@ -91,7 +91,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=ranks.cost,
             cause=_cause(layer, ranks),
             remedy="recalibrate on images of all processes; in training, synchronise the layers and shuffle images",
-            command="bnlab.norm.recalibrate(model, batches)",
+            command=RECALIBRATE,
         )
     ]
 

@@ -32,7 +32,7 @@ Use the size of the training, or recalibrate on images of the size that is used.
 Touvron et al. 2019, "Fixing the train-test resolution discrepancy", section 3.
 """
 
-from bnlab.health.check import Check, Finding
+from bnlab.health.check import RECALIBRATE, Check, Finding
 from bnlab.health.checks import wrong_preprocessing
 from bnlab.health.evidence import Evidence
 from bnlab.health.gather.inputs import Trial, Trials
@@ -78,6 +78,6 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=cost if cost is not None and cost.matters else None,
             cause="the images have another size than those of the training",
             remedy=f"use images of about {best.name} pixels, or recalibrate on images of this size",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command=RECALIBRATE,
         )
     ]

@@ -33,7 +33,7 @@ Huang et al. 2022, "Delving into the estimation shift of batch normalization in 
 
 import numpy as np
 
-from bnlab.health.check import Check, Finding
+from bnlab.health.check import RECALIBRATE, Check, Finding
 from bnlab.health.evidence import Evidence, LayerEvidence
 from bnlab.health.statistics import resampled, shift_of, shifts
 
@@ -75,7 +75,7 @@ def check(evidence: Evidence) -> list[Finding]:
             numbers={"slope": float(line.slope), "slope_p": float(line.pvalue), "first": first, "last": last},
             cause="errors of the statistics add up from layer to layer",
             remedy="recalibrate; see the other findings for where it begins",
-            command="bnlab recalibrate MODEL --data FOLDER --output FILE",
+            command=RECALIBRATE,
         )
     ]
 

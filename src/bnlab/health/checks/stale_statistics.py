@@ -48,7 +48,7 @@ Ioffe & Szegedy 2015, Algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in Bat
 pytorch#4741 (evaluation far worse than training).
 """
 
-from bnlab.health.check import Check, Finding, name_layers
+from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence, distances
 from bnlab.health.statistics import OFF_SHARE, OFF_SHARE_OF_COST, off_share, weight_of_initial
 
@@ -107,7 +107,7 @@ def check(evidence: Evidence) -> list[Finding]:
             cost=cost,
             cause=cause,
             remedy=remedy,
-            command="bnlab.norm.recalibrate(model, batches)",
+            command=RECALIBRATE,
         )
     ]
 

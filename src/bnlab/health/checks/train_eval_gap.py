@@ -33,7 +33,7 @@ many points each explains. If none does, recalibrate on training images.
 Ioffe & Szegedy 2015, section 3.1; Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm"; pytorch#5406.
 """
 
-from bnlab.health.check import Check, Finding
+from bnlab.health.check import RECALIBRATE, Check, Finding
 from bnlab.health.evidence import Evidence
 
 CHECK = Check(
@@ -57,7 +57,7 @@ def check(evidence: Evidence) -> list[Finding]:
     if recalibrated is not None and recalibrated.matters:
         after = f"{recalibrated.after:.1%}" if recalibrated.is_accuracy else f"{recalibrated.after:.4g}"
         cause = f"the running statistics do not fit: recalibrated ones give {after}"
-        repair = {"remedy": "recalibrate", "command": "bnlab.norm.recalibrate(model, batches)"}
+        repair = {"remedy": "recalibrate", "command": RECALIBRATE}
     else:
         cause = "not the running statistics alone, since recalibration does not win it back"
         repair = {"remedy": "see the other findings; without any, train with larger batches", "safety": "unsafe"}
