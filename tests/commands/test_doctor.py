@@ -179,6 +179,7 @@ def test_fix_writes_a_repaired_classifier(bnlab: Run, run_copy: Path, photos: Pa
     assert fix["comparison"]["after"] > fix["comparison"]["before"]
     assert fix["comparison"]["p"] < 0.01
     assert file.read_bytes() == before
+    assert "Recalibrate (safe) changed 43 layers" in Path("runs/doctor/report.html").read_text()
     again = bnlab("doctor", "new/f.safetensors", "--data", photos, *FAST, *GAP, "--fix", "g.safetensors", "--json")
     assert json.loads(again.out)["accuracy"]["running"] == fix["comparison"]["after"]
     assert json.loads(again.out)["fix"]["output"] is None

@@ -205,5 +205,6 @@ def _with_files(result: DoctorResult, model: OpenedModel) -> DoctorResult:
     folder = new_run(options.runs, options.name, stem="doctor").folder
     result = replace(result, folder=folder)
     write_json(folder / "diagnosis.json", result.to_json())
-    write_atomic(folder / "report.html", diagnosis_page(result.report, result.model, str(options.data), result.split))
+    page = diagnosis_page(result.report, result.model, str(options.data), result.split, result.repaired)
+    write_atomic(folder / "report.html", page)
     return result

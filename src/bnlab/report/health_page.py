@@ -8,6 +8,7 @@ import numpy as np
 
 from bnlab.health.check import Finding
 from bnlab.health.evidence import LayerEvidence
+from bnlab.health.repair import Repaired
 from bnlab.health.report import Report
 from bnlab.report.canvas import COLOURS, svg
 from bnlab.report.page import format_number, public_path, render
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 _KINDS = {"running": "running", "batch": "batch", "recalibrated": "recalibrated"}
 
 
-def diagnosis_page(report: Report, model: str, data: str, split: str) -> str:
-    """HTML, complete in itself."""
+def diagnosis_page(report: Report, model: str, data: str, split: str, repaired: Repaired | None = None) -> str:
+    """HTML, complete in itself; with `repaired`, also what was repaired."""
     layers = report.evidence.layers
     pictures = {}
     for finding in report.findings:
@@ -34,6 +35,7 @@ def diagnosis_page(report: Report, model: str, data: str, split: str) -> str:
         accuracy=accuracy_picture(report),
         pictures=pictures,
         numbers=_numbers,
+        repairs=[] if repaired is None else str(repaired).splitlines(),
     )
 
 
