@@ -7,7 +7,8 @@ Here the photos of a second camera are darker, flatter and bluer than those of t
 The cause: the running statistics are those of the first camera. Batch statistics are those of the new images, which
 takes away the difference in light and colour, but depends on which images come together.
 
-What to do: move the statistics towards those of new images, n / (N + n) of them for n images. No labels are needed.
+What to do: pass training images as `reference`, by which the diagnosis tells another camera from statistics that lag
+behind the weights; then move the statistics towards those of new images, n / (N + n) of them for n images. No labels are needed.
 Here 256 images are used for that, and others to measure what it gives.
 """
 
@@ -25,12 +26,13 @@ def second_camera(images: Tensor) -> Tensor:
 def main() -> dict[str, object]:
     train_images, train_labels = make_images(1024, seed=1)
     model = make_network()
-    train(model, in_batches(train_images, train_labels))
+    train_batches = in_batches(train_images, train_labels)
+    train(model, train_batches)
 
     images, labels = make_images(768, seed=2)
     images = second_camera(images)
     to_adapt, to_score = in_batches(images[:256], labels[:256]), in_batches(images[256:], labels[256:])
-    found = tell(health.diagnose(model, to_score), ["BN111"])
+    found = tell(health.diagnose(model, to_score, reference=train_batches[:16]), ["BN111"])
     repaired = health.repair(model, to_score, [health.repairs.adapt(prior=16)], calibration=to_adapt)
     assert repaired.comparison is not None
     tell_change(repaired.comparison, "Statistics adapted on 256 other photos of that camera")
