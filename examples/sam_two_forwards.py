@@ -1,14 +1,14 @@
-"""With SAM (or activation checkpointing) training accuracy is as it was, and evaluation is noisier than without.
+"""With SAM each batch goes through the network twice: are the running statistics updated twice per step?
 
-The story: davda54/sam#17 points out that sharpness-aware minimisation runs each batch twice, and that both forwards
-move the running mean and variance, the second one with weights that are perturbed and never used again. Here a network
-is trained by such steps.
+The story: davda54/sam#17 points out that both forwards of sharpness-aware minimisation move the running mean and
+variance, the second one with weights that are perturbed and never used again; pytorch/pytorch#96136 has the same of
+activation checkpointing, which runs a forward again in backward. Here a network is trained by steps of SAM.
 
 The cause: momentum is meant for one move a step. With two, the statistics forget as with momentum 1 - 0.9^2 = 0.19,
 and more than half of what they hold was measured with the perturbed weights, which evaluation does not use.
 
-What to do: let the first forward alone move the statistics, with momentum 0 in the second. Statistics that were measured
-with perturbed weights are mended by measuring them anew.
+What to do: let the first forward alone move the statistics, with momentum 0 in the second. In this small network, at
+the usual size of the perturbation, neither mends nor costs any accuracy that 512 images could show.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from bnlab import health
 
-RHO = 1.0  # the length of the perturbation
+RHO = 0.05  # the length of the perturbation
 
 
 def sam_step(optimizer: torch.optim.Optimizer, *, still: bool) -> Callable[[nn.Module, tuple[Tensor, Tensor]], None]:
@@ -55,7 +55,7 @@ def sam_step(optimizer: torch.optim.Optimizer, *, still: bool) -> Callable[[nn.M
 def fit(train_batches: Batches, *, still: bool) -> tuple[nn.Module, Callable[[nn.Module, tuple[Tensor, Tensor]], None]]:
     model = make_network().train()
     train_step = sam_step(torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), still=still)
-    for batch in train_batches * 2:
+    for batch in train_batches * 3:
         train_step(model, batch)
     return model.eval(), train_step
 
