@@ -1,8 +1,8 @@
 """The EMA (or SWA) model is much worse than the model that it averages, and sometimes no better than chance.
 
-The story: in huggingface/pytorch-image-models#245 the validation of the averaged model fails while that of the model
-itself is fine; facebookresearch/moco#70 asks why the average has the parameters and not the buffers. Here torch's
-AveragedModel averages the weights of the last epoch, at a learning rate that stays high, and copies the buffers.
+The story: facebookresearch/moco#70 asks why the average has the parameters and not the buffers, and finds it poor in
+evaluation; mosaicml/composer#624 finds averaged models very poor whose statistics were not measured before validation.
+Here torch's AveragedModel averages four sets of weights at a high learning rate, and copies the buffers.
 
 The cause: layers of averaged weights put out other values than those of any of the weights that were averaged. The
 running statistics were measured with the latter, so the averaged model normalises by those of another model.
@@ -11,10 +11,10 @@ What to do: measure the statistics of the averaged model on training images befo
 `bnlab.norm.recalibrate` or `torch.optim.swa_utils.update_bn`.
 """
 
-from shapes import in_batches, make_images, make_network, tell, tell_change, train
 from torch.optim.swa_utils import AveragedModel
 
 from bnlab import health
+from shapes import in_batches, make_images, make_network, tell, tell_change, train
 
 
 def main() -> dict[str, object]:

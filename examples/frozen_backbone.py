@@ -13,10 +13,10 @@ model.train(), which a layer that was set to evaluation does not.
 
 from copy import deepcopy
 
-from shapes import compare, in_batches, is_correct, make_images, make_network, tell, tell_change, train
 from torch import Tensor, nn
 
 from bnlab import health, norm
+from shapes import compare, in_batches, is_correct, make_images, make_network, tell, tell_change, train
 
 
 def fine_tune(model: nn.Sequential, images: Tensor, labels: Tensor) -> nn.Sequential:

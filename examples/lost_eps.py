@@ -11,10 +11,10 @@ What to do: set eps to the value of the original: 1e-3 for TensorFlow and Keras.
 """
 
 import torch
-from shapes import in_batches, make_images, make_network, tell, tell_change, train
 from torch import nn
 
 from bnlab import health
+from shapes import in_batches, make_images, make_network, tell, tell_change, train
 
 
 def main() -> dict[str, object]:

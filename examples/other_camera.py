@@ -8,14 +8,14 @@ The cause: the running statistics are those of the first camera. Batch statistic
 takes away the difference in light and colour, but depends on which images come together.
 
 What to do: pass training images as `reference`, by which the diagnosis tells another camera from statistics that lag
-behind the weights; then move the statistics towards those of new images, n / (N + n) of them for n images. No labels are needed.
-Here 256 images are used for that, and others to measure what it gives.
+behind the weights. Then move the statistics towards those of new images: n images weigh n / (N + n). No labels are
+needed. Here 256 images are used for that, and others to measure what it gives.
 """
 
-from shapes import in_batches, make_images, make_network, tell, tell_change, train
 from torch import Tensor, tensor
 
 from bnlab import health
+from shapes import in_batches, make_images, make_network, tell, tell_change, train
 
 
 def second_camera(images: Tensor) -> Tensor:

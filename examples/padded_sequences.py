@@ -12,16 +12,14 @@ batches of like length does much of it without a change of the network.
 """
 
 import torch
-from shapes import compare, tell, tell_change
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import health
+from shapes import compare, tell, tell_change
 
 LONGEST = 96
-
-Sequences = list[tuple[Tensor, Tensor, Tensor]]
-"""batches of the sequences, N x 4 x L, their lengths, N, and their classes, N"""
+Sequences = list[tuple[Tensor, Tensor, Tensor]]  # batches: N x 4 x L, their lengths, N, and their classes, N
 
 
 def is_padding(x: Tensor, lengths: Tensor) -> Tensor:
@@ -43,13 +41,13 @@ class SequenceNet(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.masked = masked
-        self.conv1, self.norm1 = nn.Conv1d(4, 16, 5, padding=2, bias=False), nn.BatchNorm1d(16)
-        self.conv2, self.norm2 = nn.Conv1d(16, 16, 5, padding=2, bias=False), nn.BatchNorm1d(16)
+        self.convs = nn.ModuleList(nn.Conv1d(before, 16, 5, padding=2, bias=False) for before in (4, 16))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(16) for _ in self.convs)
         self.head = nn.Linear(16, 4)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         mask = ~is_padding(x, lengths)  # N x L
-        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+        for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x)  # N x 16 x L
             x = F.relu(normalise(norm, x, mask) if self.masked else norm(x))
         return self.head((x * mask[:, None]).sum(2) / lengths[:, None])  # N x 4
@@ -61,17 +59,16 @@ def make_sequences(n: int, seed: int) -> Sequences:
     labels = torch.randint(4, (n,), generator=random)
     lengths = (12 + (LONGEST - 11) * torch.rand(n, generator=random) ** 6).long()
     time = torch.arange(LONGEST) * (0.5 + 0.15 * labels[:, None]) + 6 * torch.rand(n, 1, generator=random)
-    phases = torch.tensor([0.0, 0.5, 1.0, 1.5])[:, None]
-    x = 3 + torch.sin(time[:, None] + phases) + 0.5 * torch.randn(n, 4, LONGEST, generator=random)
+    x = 3 + torch.sin(time[:, None] + torch.arange(4)[:, None] / 2) + 0.5 * torch.randn(n, 4, LONGEST, generator=random)
     x = x * ~is_padding(x, lengths)[:, None]
-    batches = zip(x.split(16), lengths.split(16), labels.split(16), strict=True)
-    return [(images[:, :, : longest.max()], longest, classes) for images, longest, classes in batches]
+    rows = torch.arange(n).split(16)
+    return [(x[i, :, : lengths[i].max()], lengths[i], labels[i]) for i in rows]
 
 
 def fit(batches: Sequences, *, masked: bool) -> nn.Module:
-    model, steps = SequenceNet(masked=masked), 3 * len(batches)
+    model = SequenceNet(masked=masked)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, steps)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, 3 * len(batches))
     for x, lengths, labels in batches * 3:
         optimizer.zero_grad()
         F.cross_entropy(model(x, lengths), labels).backward()

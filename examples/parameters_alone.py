@@ -11,9 +11,8 @@ What to do: save the whole state_dict() and load it with strict=True. If only th
 the statistics anew on training images.
 """
 
-from shapes import in_batches, make_images, make_network, tell, tell_change, train
-
 from bnlab import health
+from shapes import in_batches, make_images, make_network, tell, tell_change, train
 
 
 def main() -> dict[str, object]:
@@ -26,6 +25,7 @@ def main() -> dict[str, object]:
 
     loaded = make_network(seed=1).eval()
     print(f"Missing without a word: {len(loaded.load_state_dict(saved, strict=False).missing_keys)} tensors.")
+    print(f"The outputs differ by up to {(loaded(val_batches[0][0]) - model(val_batches[0][0])).abs().max():.1f}.")
     repaired = health.repair(loaded, val_batches, [health.repairs.recalibrate()], calibration=train_batches)
     assert repaired.comparison is not None
     tell_change(repaired.comparison, "The loaded network with statistics measured anew on the training images")

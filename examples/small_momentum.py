@@ -11,9 +11,8 @@ What to do: measure the statistics anew, which leaves the weights as they are, a
 forgets all but 1% of the initial values in 44 steps, 0.001 in 4,603.
 """
 
-from shapes import in_batches, make_images, make_network, tell, tell_change, train
-
 from bnlab import health
+from shapes import in_batches, is_correct, make_images, make_network, tell, tell_change, train
 
 
 def main() -> dict[str, object]:
@@ -26,6 +25,10 @@ def main() -> dict[str, object]:
     repaired = health.repair(model, val_batches, report.findings, calibration=train_batches)
     assert repaired.comparison is not None
     tell_change(repaired.comparison, "Statistics measured anew on the training images")
+
+    again = make_network(momentum=0.1)
+    train(again, train_batches, epochs=3)
+    print(f"The same training with momentum 0.1: {is_correct(again, val_batches).mean():.1%} in evaluation mode.")
     print("The cause: with momentum 0.001 the statistics of 96 steps are still mostly the initial ones.")
     return {"found": found, "before": repaired.comparison.before, "after": repaired.comparison.after}
 
