@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bnlab import health
 from shapes import compare, tell, tell_change
 
-LONGEST = 96
+LONGEST = 64
 Sequences = list[tuple[Tensor, Tensor, Tensor]]  # batches: N x 4 x L, their lengths, N, and their classes, N
 
 
@@ -54,7 +54,7 @@ class SequenceNet(nn.Module):
 
 
 def make_sequences(n: int, seed: int) -> Sequences:
-    """Noisy waves around 3, of 12 to 96 positions and four frequencies, which are the classes."""
+    """Noisy waves around 3, of 12 to 64 positions and four frequencies, which are the classes."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (n,), generator=random)
     lengths = (12 + (LONGEST - 11) * torch.rand(n, generator=random) ** 6).long()
