@@ -20,10 +20,11 @@ CHECKS = {  # the one that each example is about
     "swapped_colours": "BN112",
     "tensorflow_momentum": "BN006",
 }
+SLOW = {"padded_sequences", "sam_two_forwards"}
 COSTS_NOTHING = {"sam_two_forwards"}  # and says so
 
 
-@pytest.mark.parametrize("name", sorted(CHECKS))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(CHECKS)])
 def test_an_example_finds_its_fault_and_mends_it(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
