@@ -12,15 +12,24 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.errors import UsageError, did_you_mean
 from bnlab.health.restore import restored
-from bnlab.testing.probe import BATCHES, Activation, Probe, assert_finite, random_values, state, assert_unchanged
+from bnlab.testing.probe import (
+    BATCHES,
+    Activation,
+    CheckError,
+    Probe,
+    assert_finite,
+    assert_unchanged,
+    random_values,
+    require,
+    state,
+)
 
 _FAR = 1e4  # standard deviations from 0: float32 has three digits left, and E[x^2] - E[x]^2 has none
-_FAR_ROUNDING = 8 * torch.finfo(torch.float32).eps * _FAR  # 8 units in the last place of such values
 
 
 class NormLayerCheck(Protocol):
@@ -84,19 +93,17 @@ def check_norm_layer(
 def _check(run: Callable[[Probe], None]) -> NormLayerCheck:
     """Make a check of a function, which asserts of a probe."""
 
-    def check(
-        layer: nn.Module, *, shape: tuple[int, ...] | None = None, activation: Activation | None = None
-    ) -> None:
+    def check(layer: nn.Module, *, shape: tuple[int, ...] | None = None, activation: Activation | None = None) -> None:
         with restored(layer, parameters=True):  # copies of a class with a __deepcopy__ may share its tensors
             probe = Probe(layer, shape, activation)
             try:
                 run(probe)
-            except AssertionError as failure:
+            except CheckError as failure:
                 raise AssertionError(f"{probe.kind} fails {run.__name__}: {failure}") from None
             except Exception as error:  # of any type: it is the caller's own code
                 first = f"{type(error).__name__}: {error}".partition("\n")[0]
                 raise AssertionError(
-                    f"{probe.kind} fails {run.__name__}: expected it to run on an input of shape {[*probe.shape]}, "
+                    f"{probe.kind} fails {run.__name__}: expected no error with an input of shape {[*probe.shape]}, "
                     f"found {first}"
                 ) from error
 
@@ -138,7 +145,7 @@ def cumulative_average(probe: Probe) -> None:
     """With momentum=None, the running statistics are the plain average over all batches."""
     layer = probe.copy(training=True)
     layer.momentum = None
-    layer.num_batches_tracked.zero_()
+    _counter(layer).zero_()
     probe.compare_update(layer, 3, "(their plain average, since momentum is None)")
 
 
@@ -147,9 +154,15 @@ def batch_count(probe: Probe) -> None:
     """Each batch in training adds 1 to num_batches_tracked."""
     layer = probe.copy(training=True)
     layer(probe.input())
+    found = _counter(layer)
+    require(int(found) == BATCHES + 1, f"num_batches_tracked to be {BATCHES + 1}", str(int(found)))
+
+
+def _counter(layer: Any) -> Tensor:
     found = getattr(layer, "num_batches_tracked", None)
-    assert found is not None, "expected a buffer num_batches_tracked, found none"
-    assert int(found) == BATCHES + 1, f"expected num_batches_tracked to be {BATCHES + 1}, found {int(found)}"
+    require(isinstance(found, Tensor), "a buffer num_batches_tracked", "none")
+    assert isinstance(found, Tensor)
+    return found
 
 
 @_check
@@ -165,7 +178,7 @@ def evaluation_changes_nothing(probe: Probe) -> None:
 def each_image_alone(probe: Probe) -> None:
     """In evaluation, an image has the same output alone as in a batch."""
     x = probe.input()
-    alone = torch.cat([probe.copy(training=False)(image) for image in x.split(1)])
+    alone = torch.cat([probe.copy(training=False)(image) for image in torch.split(x, 1)])
     probe.close(alone, probe.copy(training=False)(x), "the output of an image alone in evaluation")
 
 
@@ -219,7 +232,7 @@ def large_mean(probe: Probe) -> None:
         running = (layer.running_mean.clone(), layer.running_var.clone())
         theirs = F.batch_norm(x, *running, gamma, beta, training, 0.0, layer.eps).double().cpu()
         lost = float((theirs - expected.detach()).abs().max() / expected.detach().abs().max())
-        allowed = max(4 * lost, _FAR_ROUNDING)
+        allowed = max(4 * lost, 8 * torch.finfo(x.dtype).eps * _FAR)  # 8 units in the last place of such values
         what = f"the output in {mode} where the mean is {_FAR:.0f} standard deviations from 0"
         probe.close(layer(x), probe.activation(expected), what, allowed)
 
@@ -232,7 +245,7 @@ def output_dtype(probe: Probe) -> None:
             continue
         for training in (True, False):
             y = probe.copy(training=training).to(dtype)(probe.input().to(dtype))
-            assert y.dtype == dtype, f"expected an output of {dtype}, found {y.dtype}"
+            require(y.dtype == dtype, f"an output of {dtype}", str(y.dtype))
 
 
 @_check
@@ -243,7 +256,7 @@ def memory_format(probe: Probe) -> None:
         expected = probe.copy(training=training)(probe.input().contiguous())
         for layout in formats:
             y = probe.copy(training=training)(probe.input().contiguous(memory_format=layout))
-            assert y.is_contiguous(memory_format=layout), f"expected an output in {layout}, found strides {y.stride()}"
+            require(y.is_contiguous(memory_format=layout), f"an output in {layout}", f"the strides {y.stride()}")
             probe.close(y, expected, f"the output in {layout}")
 
 
@@ -254,11 +267,12 @@ def mode_switches(probe: Probe) -> None:
     before, numbers = state(layer), (layer.eps, layer.momentum)
     for training in (False, True, False):
         returned = layer.train(training)
-        assert returned is layer, f"expected train() to return the layer, found {type(returned).__name__}"
-        assert {module.training for module in layer.modules()} == {training}, f"expected training={training} within"
+        require(returned is layer, "train() to return the layer", type(returned).__name__)
+        modes = [module.training for module in layer.modules()]
+        require({*modes} == {training}, f"train({training}) to set every module's mode", f"{modes}")
         assert_unchanged(before, layer, "a switch of the mode")
         found = (layer.eps, layer.momentum)
-        assert found == numbers, f"expected eps and momentum to stay {numbers}, found {found}"
+        require(found == numbers, f"eps and momentum to stay {numbers}", f"{found}")
 
 
 def _check_copy(probe: Probe, copied: Callable[[Any], Any], how: str) -> None:
@@ -266,11 +280,11 @@ def _check_copy(probe: Probe, copied: Callable[[Any], Any], how: str) -> None:
         layer = probe.copy(training=training)
         before, x = state(layer), probe.input()
         other = copied(layer)
-        assert type(other) is type(layer), f"expected {how} to keep the class, found {type(other).__name__}"
+        require(type(other) is type(layer), f"{how} to keep the class", type(other).__name__)
         assert_unchanged(before, other, how)
         for name in ("training", "eps", "momentum"):
             one, two = getattr(layer, name), getattr(other, name)
-            assert one == two, f"expected {how} to keep {name}={one}, found {two}"
+            require(one == two, f"{how} to keep {name}={one}", f"{two}")
         y = other(x)
         assert_unchanged(before, layer, f"a forward of what {how} made")
         probe.close(y, layer(x), f"the output after {how}")

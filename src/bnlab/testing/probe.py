@@ -1,7 +1,7 @@
 """A layer that is checked: copies and inputs of it, and comparisons with the reference.
 
 Each forward runs on a new deep copy, whose parameters and statistics are random numbers, always the same ones, and
-whose dropout is switched off. A layer in half precision is converted to float32.
+whose dropout is switched off. A layer in half precision is converted to float32, in which rounding hides less.
 
 Shapes: N images, C channels, then any number of positions.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from bnlab.errors import UsageError
+from bnlab.errors import UsageError, plural
 from bnlab.norm import reference
 from bnlab.norm.model_utils import copy_module
 
@@ -26,6 +26,16 @@ BATCHES = 3  # what num_batches_tracked is before a check
 # units of 1.2e-7; a wrong convention, such as a biased variance, shows in the third or fourth digit.
 _CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _SIZES = {2: (16,), 3: (8, 6), 4: (8, 6, 5), 5: (4, 4, 3, 2)}  # N and positions, by the number of dimensions
+
+
+class CheckError(AssertionError):
+    """A check failed; not an assertion of the layer's own."""
+
+
+def require(holds: bool, expected: str, found: str) -> None:
+    """Assert, with `python -O` too, which removes assert statements."""
+    if not holds:
+        raise CheckError(f"expected {expected}, found {found}")
 
 
 class Probe:
@@ -63,26 +73,38 @@ class Probe:
         shapes = [(_SIZES[n][0], self.channels, *_SIZES[n][1:]) for n in dimensions]
         if len(shapes) == 1:
             return shapes[0]
+        errors = []
         for shape in shapes:
             try:
                 self.copy(training=False)(torch.zeros(shape, dtype=self.dtype, device=self.device))
-            except Exception:  # of any type: it is the caller's own code
-                continue
-            return shape
-        raise UsageError(f"{self.kind} does not run on 4, 2, 3 or 5 dimensions", "pass the shape of its input")
+            except Exception as error:  # of any type: it is the caller's own code
+                errors.append(error)
+            else:
+                return shape
+        raise UsageError(
+            f"{self.kind} does not run on 4, 2, 3 or 5 dimensions ({type(errors[0]).__name__} with 4)",
+            "pass the shape of its input",
+        ) from errors[0]
 
     def copy(self, *, training: bool, scale: float = 1.0, mean: float | None = None) -> Any:
         """A copy in that mode, whose parameters and statistics are random: variances of about scale^2."""
-        layer = copy_module(self.layer).to(self.dtype).train(training).requires_grad_(True)
+        layer = copy_module(self.layer)
+        shared = {id(tensor) for tensor in (*self.layer.parameters(), *self.layer.buffers())}
         for module in layer.modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if id(tensor) in shared:  # by a __deepcopy__ of the layer's own
+                    table = module._parameters if name in module._parameters else module._buffers
+                    table[name] = type(tensor)(tensor.detach().clone())
             if isinstance(module, _DropoutNd):
                 module.p = 0.0
+        layer = layer.to(self.dtype).train(training).requires_grad_(True)
         with torch.no_grad():
             for seed, name in enumerate(("weight", "bias", "running_mean", "running_var"), 10):
                 tensor = getattr(layer, name, None)
                 if tensor is not None:
                     values = random_values(seed, self.channels)
-                    values = values.abs() + 0.5 if name in ("weight", "running_var") else values
+                    if name in ("weight", "running_var"):  # not near 0; gamma has both signs
+                        values = values + 0.5 * values.sign() if name == "weight" else values.abs() + 0.5
                     if name == "running_mean":
                         values = scale * values if mean is None else values.fill_(mean)
                     tensor.copy_(scale**2 * values if name == "running_var" else values)
@@ -97,26 +119,26 @@ class Probe:
 
     def reference(self, layer: Any, x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
         """The reference's output in float64, before the activation, and its x, gamma and beta, which take gradients."""
-        given = [x, getattr(layer, "weight", None), getattr(layer, "bias", None)]
-        given[1:] = [x.new_full([self.channels], 1.0 - i) if t is None else t for i, t in enumerate(given[1:])]
-        leaves = [tensor.detach().double().cpu().requires_grad_(True) for tensor in given]
+        parameters = (getattr(layer, "weight", None), getattr(layer, "bias", None))
+        gamma, beta = (x.new_full([self.channels], 1.0 - i) if p is None else p for i, p in enumerate(parameters))
+        leaves = [tensor.detach().cpu().double().requires_grad_(True) for tensor in (x, gamma, beta)]
+        x, gamma, beta = leaves
         if training:
-            return reference.transform(*leaves, layer.eps).y, leaves
-        return reference.inference(*leaves, layer.running_mean.cpu(), layer.running_var.cpu(), layer.eps), leaves
+            return reference.transform(x, gamma, beta, layer.eps).y, leaves
+        mean, var = layer.running_mean.cpu(), layer.running_var.cpu()
+        return reference.inference(x, gamma, beta, mean, var, layer.eps), leaves
 
     def close(self, found: Any, expected: Tensor, what: str, tolerance: float | None = None) -> None:
         """Assert that tensors differ by no more than `tolerance`, as a part of the largest value that is expected."""
-        assert isinstance(found, Tensor), f"expected {what} to be a tensor, found {type(found).__name__}"
-        assert found.shape == expected.shape, f"expected {what} of shape {[*expected.shape]}, found {[*found.shape]}"
+        require(isinstance(found, Tensor), f"{what} to be a tensor", type(found).__name__)
+        require(found.shape == expected.shape, f"{what} of shape {[*expected.shape]}", f"{[*found.shape]}")
         tolerance = _CLOSE[self.dtype] if tolerance is None else tolerance
         found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
         off = (found - expected).abs().nan_to_num(torch.inf)
         worst, part = int(off.argmax()), float(off.max() / expected.abs().max().clamp(min=1e-30))
         one, other = float(found.flatten()[worst]), float(expected.flatten()[worst])
-        assert part <= tolerance, (
-            f"expected {what} to be {other:.7g}, found {one:.7g} where they differ most: "
-            f"by {part:.2g} of the largest value, and {tolerance:.2g} is allowed"
-        )
+        difference = f"by {part:.2g} of the largest value, and {tolerance:.2g} is allowed"
+        require(part <= tolerance, f"{what} to be {other:.7g}", f"{one:.7g} where they differ most ({difference})")
 
     def compare_output(self, *, training: bool, what: str, scale: float = 1.0) -> None:
         layer, x = self.copy(training=training, scale=scale), self.input(scale=scale)
@@ -164,9 +186,9 @@ def state(layer: Any) -> dict[str, Tensor]:
 def assert_unchanged(before: Mapping[str, Tensor], layer: Any, what: str) -> None:
     after = state(layer)
     names = [n for n in {**before, **after} if n not in before or n not in after or not before[n].equal(after[n])]
-    assert not names, f"expected {what} to change no parameter or buffer, found {', '.join(names)} changed"
+    require(not names, f"{what} to change no parameter or buffer", f"{', '.join(names)} changed")
 
 
 def assert_finite(tensor: Tensor | None, what: str) -> None:
     number = 0 if tensor is None else int((~tensor.isfinite()).sum())
-    assert not number, f"expected {what} to be finite, found {number} values that are NaN or infinite"
+    require(not number, f"{what} to be finite", f"{plural(number, 'value')} NaN or infinite")
