@@ -253,7 +253,8 @@ class TwoImagesAtLeast(ByHand):
 WRONG: dict[type[ByHand], str] = {
     WrongOutput: "training_output",
     GammaTwice: "training_output eps_inside_root training_gradients large_mean",
-    AbsoluteGamma: "training_output evaluation_output eps_inside_root training_gradients evaluation_gradients large_mean",
+    AbsoluteGamma: "training_output evaluation_output eps_inside_root training_gradients evaluation_gradients "
+    "large_mean",
     WrongEvaluation: "evaluation_output",
     BatchInEvaluation: "evaluation_output eps_inside_root each_image_alone evaluation_gradients large_mean",
     EpsSquared: "eps_inside_root",

@@ -85,7 +85,7 @@ def test_faults_are_named(fault: str, words: str) -> None:
 def test_what_fails_is_a_choice() -> None:
     network = BuiltInForward().eval()
     assert "BN022" in check_network(network, IMAGES)
-    with pytest.raises(AssertionError, match="^warn BN022 hidden-normalisation: BatchNorm2d in the forward of"):
+    with pytest.raises(AssertionError, match=r"^warn BN022 hidden-normalisation: BatchNorm2d in the forward of"):
         check_network(network, IMAGES, fail_on="warn", select=["BN022"])
     check_network(network, IMAGES, fail_on="info", select=["BN008"])
 

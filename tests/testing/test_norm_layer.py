@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "torch without gamma and beta": lambda: nn.BatchNorm2d(5, affine=False),
     "torch with a plain average": lambda: nn.BatchNorm2d(5, momentum=None, eps=1e-3),
     "torch of one channel": lambda: nn.BatchNorm2d(1),
+    "torch 3d of one channel": lambda: nn.BatchNorm3d(1),
     "torch of many channels": lambda: nn.BatchNorm1d(512),
     "torch in float64": lambda: nn.BatchNorm2d(5).double(),
     "torch in bfloat16": lambda: nn.BatchNorm2d(5).bfloat16(),
@@ -74,7 +76,7 @@ def test_each_check_can_fail_alone() -> None:
 
 
 def test_a_wrong_or_missing_activation_fails() -> None:
-    with pytest.raises(AssertionError, match="fails training_output.*\n.*fails evaluation_output"):
+    with pytest.raises(AssertionError, match=r"fails training_output.*\n.*fails evaluation_output"):
         check_norm_layer(Activated(5))
     with pytest.raises(AssertionError, match="Activated fails evaluation_gradients"):
         check_norm_layer(Activated(5), activation=F.gelu)
@@ -97,7 +99,7 @@ def test_the_message_has_the_numbers() -> None:
 def test_the_layer_and_random_numbers_stay_as_they_are(kind: Callable[[int], nn.Module]) -> None:
     layer = kind(5).eval()
     layer(torch.ones(2, 5, 3, 3)).sum().backward()
-    tensors = {name: tensor for name, tensor in (*layer.named_parameters(), *layer.named_buffers())}
+    tensors = dict((*layer.named_parameters(), *layer.named_buffers()))
     before = {name: (tensor, tensor.clone(), tensor.dtype) for name, tensor in tensors.items()}
     gradients = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
     generators = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
@@ -105,7 +107,7 @@ def test_the_layer_and_random_numbers_stay_as_they_are(kind: Callable[[int], nn.
         check_norm_layer(layer)
     except AssertionError:
         assert kind in WRONG
-    after = {name: tensor for name, tensor in (*layer.named_parameters(), *layer.named_buffers())}
+    after = dict((*layer.named_parameters(), *layer.named_buffers()))
     assert [*after] == [*before]
     for name, (tensor, values, dtype) in before.items():
         assert after[name] is tensor, name
@@ -131,6 +133,12 @@ def test_what_is_no_norm_layer_is_refused() -> None:
         check_norm_layer(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="BatchNorm2d has no running_mean and no running_var"):
         check_norm_layer(nn.BatchNorm2d(5, track_running_stats=False))
+
+
+def test_the_page_has_all_checks() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text("utf-8")
+    rows = [f"| `{name}` | {check.__doc__} |" for name, check in norm_layer_checks().items()]
+    assert [line for line in page.splitlines() if line.startswith("| `")] == rows
 
 
 def test_checks_have_descriptions() -> None:

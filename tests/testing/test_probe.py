@@ -55,9 +55,9 @@ def test_a_shape_that_cannot_be_found_is_asked_for() -> None:
     check_norm_layer(Sequences(5), shape=(4, 5, 7), skip=["single_value"])
 
 
-@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (1, 5, 3, 3), (5,)])
+@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (1, 5, 3, 3), (5,), (2, 5, 1, 3)])
 def test_a_shape_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="N x C x ... with at least 2 images and 5 channels"):
+    with pytest.raises(UsageError, match="at least 2 images, 5 channels and 8 values a channel"):
         check_norm_layer(nn.BatchNorm2d(5), shape=shape)
 
 
@@ -98,6 +98,18 @@ def test_values_are_close_relative_to_the_largest(off: float, close: bool) -> No
     else:
         with pytest.raises(CheckError, match=f"expected it to be {float(expected[1, 2]):.7g}, found"):
             given.close(found, expected, "it")
+
+
+def test_where_values_cancel_1_is_the_size() -> None:
+    probe(nn.BatchNorm1d(5)).close(torch.full((3,), 9e-6), torch.zeros(3), "it")
+    with pytest.raises(CheckError, match=r"by 1\.1e-05"):
+        probe(nn.BatchNorm1d(5)).close(torch.full((3,), 1.1e-5), torch.zeros(3), "it")
+
+
+def test_more_rounding_is_allowed_for_many_values() -> None:
+    assert probe(nn.BatchNorm2d(5)).tolerance == 1e-5
+    assert probe(nn.BatchNorm2d(5), (20, 5, 100, 200)).tolerance == pytest.approx(2e-4)
+    assert probe(nn.BatchNorm2d(5).double()).tolerance == 1e-10
 
 
 def test_shapes_and_types_are_compared_first() -> None:

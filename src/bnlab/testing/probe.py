@@ -7,6 +7,7 @@ Shapes: N images, C channels, then any number of positions.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,9 +23,12 @@ Activation = Callable[[Tensor], Tensor]
 
 BATCHES = 3  # what num_batches_tracked is before a check
 
-# Of the largest value that is expected. Sums of some hundred float32 values, of no cancellation, are good to a few
-# units of 1.2e-7; a wrong convention, such as a biased variance, shows in the third or fourth digit.
+# Of the largest value that is expected, or of 1, the size of the input, where they cancel. float32 sums of some hundred
+# values are good to a few units of 1.2e-7; a wrong convention, such as a biased variance, shows in the third or fourth
+# digit. Rounding grows with the root of the number of values.
 _CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
+_MANY = 1000  # values a channel, from where it does
+_FEWEST = 8  # values a channel: of two, the variance may be so small that rounding decides about all
 _SIZES = {2: (16,), 3: (8, 6), 4: (8, 6, 5), 5: (4, 4, 3, 2)}  # N and positions, by the number of dimensions
 
 
@@ -57,11 +61,13 @@ class Probe:
         running_mean: Tensor = layer.running_mean  # type: ignore[assignment]
         self.device, self.dtype = running_mean.device, torch.promote_types(running_mean.dtype, torch.float32)
         self.shape = shape or self._default_shape()
-        if len(self.shape) < 2 or self.shape[0] < 2 or self.shape[1] != self.channels:
+        values = math.prod(self.shape) // max(self.channels, 1)
+        if len(self.shape) < 2 or self.shape[0] < 2 or self.shape[1] != self.channels or values < _FEWEST:
             raise UsageError(
                 f"shape {tuple(self.shape)} does not fit {self.kind}",
-                f"pass N x C x ... with at least 2 images and {self.channels} channels",
+                f"pass N x C x ... with at least 2 images, {self.channels} channels and {_FEWEST} values a channel",
             )
+        self.tolerance = _CLOSE[self.dtype] * max(1.0, math.sqrt(values / _MANY))
 
     @property
     def channels(self) -> int:
@@ -129,15 +135,15 @@ class Probe:
         return reference.inference(x, gamma, beta, mean, var, layer.eps), leaves
 
     def close(self, found: Any, expected: Tensor, what: str, tolerance: float | None = None) -> None:
-        """Assert that tensors differ by no more than `tolerance`, as a part of the largest value that is expected."""
+        """Assert that tensors differ by no more than `tolerance`, as a part of the largest value expected, or of 1."""
         require(isinstance(found, Tensor), f"{what} to be a tensor", type(found).__name__)
         require(found.shape == expected.shape, f"{what} of shape {[*expected.shape]}", f"{[*found.shape]}")
-        tolerance = _CLOSE[self.dtype] if tolerance is None else tolerance
+        tolerance = self.tolerance if tolerance is None else tolerance
         found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
         off = (found - expected).abs().nan_to_num(torch.inf)
-        worst, part = int(off.argmax()), float(off.max() / expected.abs().max().clamp(min=1e-30))
+        worst, part = int(off.argmax()), float(off.max() / expected.abs().max().clamp(min=1))
         one, other = float(found.flatten()[worst]), float(expected.flatten()[worst])
-        difference = f"by {part:.2g} of the largest value, and {tolerance:.2g} is allowed"
+        difference = f"by {part:.2g} of the largest value or of 1, and {tolerance:.2g} is allowed"
         require(part <= tolerance, f"{what} to be {other:.7g}", f"{one:.7g} where they differ most ({difference})")
 
     def compare_output(self, *, training: bool, what: str, scale: float = 1.0) -> None:
