@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bnlab import norm
 from bnlab.errors import UsageError
-from bnlab.testing import check_norm_layer
+from bnlab.testing import check_norm_layer, norm_layer_checks
 from bnlab.testing.probe import CheckError, Probe, random_values
 from tests.norm.subclasses import AnyShape
 from tests.testing.layers import ByHand
@@ -110,6 +110,21 @@ def test_more_rounding_is_allowed_for_many_values() -> None:
     assert probe(nn.BatchNorm2d(5)).tolerance == 1e-5
     assert probe(nn.BatchNorm2d(5), (20, 5, 100, 200)).tolerance == pytest.approx(2e-4)
     assert probe(nn.BatchNorm2d(5).double()).tolerance == 1e-10
+
+
+class Kinked(nn.BatchNorm1d):
+    """Has another slope close to whole numbers, as if rounding had crossed the kink of a ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        return torch.where((y - y.round()).abs() < 9e-4, 3 * y, y)
+
+
+def test_gradients_at_the_kinks_of_activations_are_not_compared() -> None:
+    check = norm_layer_checks()["training_gradients"]
+    check(Kinked(512), activation=torch.clone)
+    with pytest.raises(AssertionError, match="gradient of the input"):
+        check(Kinked(512))
 
 
 def test_shapes_and_types_are_compared_first() -> None:

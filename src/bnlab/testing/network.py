@@ -32,7 +32,8 @@ def check_network(
 
     Args:
         model: any nn.Module, in evaluation mode.
-        batch: one batch as the model gets it in evaluation: a tensor, a tuple or a mapping, with or without labels.
+        batch: one batch as the model gets it: a tensor, a tuple or a mapping, with or without labels. It has at least
+            two images, since the doctor reports a layer that gets a single value for each channel (BN001).
         labels: takes the batch and returns the class of each image, where the batch does not show it.
         forward: takes the model and the batch, and returns the output.
         select: ids or names of the checks to make (default: the exact ones, whose ids are below BN100).
