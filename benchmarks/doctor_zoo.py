@@ -77,7 +77,7 @@ SIZE = 64  # of all others: 32 px suffice for them, with a single value of each 
 
 CLASSES, NOISE = 10, 0.2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the usual ones of ImageNet
-BATCH, TRAINING, IMAGES = 64, 512, 256  # images; TRAINING are for the statistics and the last layer
+BATCH, TRAINING, IMAGES = 48, 512, 384  # images; TRAINING are for the statistics and the last layer
 
 Batch = tuple[Tensor, Tensor]  # images N x 3 x H x W as the network takes them, and labels N
 

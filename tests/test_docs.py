@@ -54,7 +54,9 @@ def test_every_option_in_the_readme_exists() -> None:
             assert option in section, f"{verb} {option}"
 
 
-@pytest.mark.parametrize(("page", "least_blocks", "lines"), [("norm", 9, 6), ("nets", 3, 3), ("health", 2, 7)])
+@pytest.mark.parametrize(
+    ("page", "least_blocks", "lines"), [("norm", 9, 6), ("nets", 3, 3), ("health", 2, 7), ("testing", 3, 5)]
+)
 def test_the_code_of_a_page_runs(
     page: str,
     least_blocks: int,

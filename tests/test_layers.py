@@ -18,7 +18,7 @@ LAYERS = (
     },
     {"nets": ("nets",), "data": ("data",)},
     {"classifier": ("classifier",), "health": ("health",)},
-    {"training": ("training",), "report": ("report",)},
+    {"training": ("training",), "report": ("report",), "testing": ("testing",)},
     {"lab": ("lab",)},
     {"commands": ("commands",)},
     {"top": ("cli", "api", "__main__", "__init__")},

@@ -26,7 +26,7 @@ from bnlab.errors import (
 _imported = _monotonic()  # soon after the start of the process, if it is the command line's
 
 if TYPE_CHECKING:
-    from bnlab import health, nets, norm
+    from bnlab import health, nets, norm, testing
     from bnlab.api import evaluate, find_lr, import_weights, predict, resume, split, study, train
     from bnlab.classifier.ensemble import Ensemble
     from bnlab.classifier.evaluate import Evaluation
@@ -81,6 +81,7 @@ __all__ = [
     "resume",
     "split",
     "study",
+    "testing",
     "train",
     "tune_allocator",
 ]
@@ -106,7 +107,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 
 def __getattr__(name: str) -> object:
-    if name in ("health", "nets", "norm"):
+    if name in ("health", "nets", "norm", "testing"):
         return import_module(f"bnlab.{name}")
     if name in _MODULE_OF:
         return getattr(import_module(_MODULE_OF[name]), name)
