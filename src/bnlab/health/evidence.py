@@ -109,6 +109,8 @@ class LayerEvidence:
     # From one forward of a few images:
     calls: int = 0
     """how often one forward calls it"""
+    inputs: int = 1
+    """how many tensors it is called with; of a layer that takes a mask, too, it is 2"""
     values_per_image: int | None = None
     """positions of one image: H x W of its input"""
     dims: int | None = None

@@ -79,3 +79,26 @@ def test_chance_in_few_sequences_is_not_reported(seed: int) -> None:
 def test_without_a_mask_it_is_skipped() -> None:
     report = diagnose(nn.Sequential(nn.BatchNorm1d(6)).eval(), [torch.randn(8, 6, 20)], select=["BN025"])
     assert "padding=" in report.skipped["BN025"]
+
+
+def test_a_layer_that_takes_the_mask_is_not_measured_and_named() -> None:
+    class MaskedNorm(nn.BatchNorm1d):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            rows = x.transpose(1, 2)
+            out = torch.zeros_like(rows)
+            out[mask] = super().forward(rows[mask])
+            return out.transpose(1, 2)  # N x C x L
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = MaskedNorm(6)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.norm(x, mask)
+
+    x, mask = torch.randn(16, 6, 20) + 3, torch.arange(20) < torch.arange(1, 17)[:, None]
+    given = [{"x": x * mask[:, None], "mask": mask}] * 2
+    report = diagnose(Net().eval(), given, padding=lambda batch: ~batch["mask"], select=["BN025"])
+    assert "BN025" not in report
+    assert any("more than one tensor, such as a mask: norm" in note for note in report.notes)

@@ -166,6 +166,13 @@ def _note_layers(subject: Subject, evidence: Evidence, seen: Trace) -> None:
         subject.notes.append(
             f"the model has no layer that keeps statistics{rest}, so most checks have nothing to check"
         )
+    guided = [layer.name for layer in evidence.layers.values() if layer.inputs > 1]
+    if guided:
+        subject.notes.append(
+            f"called with more than one tensor, such as a mask: {', '.join(guided[:8])}"
+            f"{', ...' if len(guided) > 8 else ''}; what is said of batch and recalibrated statistics is of all their "
+            "positions, so it may not hold"
+        )
     never = [name for name in evidence.layers if name not in seen.used]
     if never and seen.used:
         subject.notes.append(f"never reached by the forward: {', '.join(never[:8])}{', ...' if len(never) > 8 else ''}")

@@ -91,6 +91,7 @@ def with_trace(layer: LayerEvidence, found: Trace, network: nn.Module) -> LayerE
     fields: dict[str, Any] = {
         "calls": call.calls,
         "depth": call.depth,
+        "inputs": call.inputs,
         "dims": len(call.shape),
         "values_per_image": math.prod(call.shape[2:]) if len(call.shape) > 1 else None,
         "activation": call.activation if alone else None,

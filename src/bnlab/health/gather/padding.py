@@ -117,6 +117,8 @@ def _measure(subject: Subject, evidence: Evidence) -> Padding | None:
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(evaluation_mode(subject.network))
         for layer in evidence.normalised:
+            if layer.inputs > 1:  # it may leave the padding out
+                continue
             module: nn.Module = subject.layers[layer.name]
             handle = module.register_forward_pre_hook(
                 lambda _, args, kwargs, name=layer.name: hook(name, args, kwargs), with_kwargs=True

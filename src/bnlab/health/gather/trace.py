@@ -29,6 +29,8 @@ class Call:
     depth: int = 0
     shape: tuple[int, ...] = ()
     """of its (first) input"""
+    inputs: int = 1
+    """how many tensors it is called with"""
     before: str | None = None
     same_channels: bool = False
     """whether its channels are those of the convolution or linear layer before it, in the same order"""
@@ -143,7 +145,9 @@ class _Watcher(TorchFunctionMode):
     def note_call(self, name: str, args: Any, kwargs: Any, sources: list[str]) -> None:
         call = self.found.used.setdefault(name, Call(depth=len(self.found.used)))
         call.calls += 1
-        x = next(iter(tensors_of((args, kwargs))), None)
+        given = list(tensors_of((args, kwargs)))
+        x = given[0] if given else None
+        call.inputs = max(call.inputs, len(given))
         if call.calls == 1 and x is not None:
             call.shape = tuple(x.shape)
             call.before = sources[0] if sources else None
