@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.classifier.file import load_network
 from bnlab.classifier.opened import (
@@ -61,6 +61,17 @@ class WithState(nn.Linear):
     def set_extra_state(self, state: object) -> None: ...
 
 
+class Identity(nn.Module):
+    """With a layer that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def test_what_is_no_tensor_needs_a_pickle(tmp_path: Path) -> None:
     network = WithState(2, 2)
     with pytest.raises(UsageError, match=r"_extra_state of net.py:make is not a tensor.*\.pt"):
@@ -81,11 +92,16 @@ def test_names_of_outputs(tmp_path: Path) -> None:
 
 def test_classes_have_to_be_those_of_the_network(tmp_path: Path) -> None:
     photos = Photos.of([Photo("a.png", "ring"), Photo("b.png", "disc")])
-    check_classes(tmp_path, photos, ("disc", "ring"), opened(nn.Linear(2, 2)))
+
+    def network(outputs: int) -> nn.Module:
+        """Its output is not that of the last module that it lists."""
+        return nn.Sequential(nn.Conv2d(3, outputs, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Identity())
+
+    check_classes(tmp_path, photos, ("disc", "ring"), opened(network(2)))
     with pytest.raises(ClassifierError, match=r"does not know \(disc\)"):
-        check_classes(tmp_path, photos, ("ring",), opened(nn.Linear(2, 2)))
+        check_classes(tmp_path, photos, ("ring",), opened(network(2)))
     with pytest.raises(ClassifierError, match=r"3 outputs, but .* has 2 classes"):
-        check_classes(tmp_path, photos, ("disc", "ring"), opened(nn.Linear(2, 3)))
+        check_classes(tmp_path, photos, ("disc", "ring"), opened(network(3)))
 
 
 def test_photos_that_were_measured_on_count_as_seen(trained: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`bnlab doctor` on classifiers and on networks of the caller's own."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def test_a_network_of_the_callers_own_with_weights(bnlab: Run, code: Path, photo
         (["own_net.py:make", "--weights", "short.safetensors"], ["1.weight"]),
         (["own_net.py:make", "--mean", "a,b,c"], ["mean 'a,b,c'"]),
         (["own_net.py:make", "--std", "0,1,1"], ["std '0,1,1'"]),
+        (["own_net.py:make", "--std", "nan"], ["std 'nan'"]),
+        (["own_net.py:make", "--mean", "123.7,116.3,103.5"], ["mean '123.7,116.3,103.5'", "divided by 255"]),
         (["own_net.py:make", "--select", "BN999"], ["BN999"]),
         (["own_net.py:make", "--baseline", "none.json"], ["none.json"]),
         (["own_net.py:make", "--baseline", "own_net.py"], ["not a diagnosis"]),
@@ -203,3 +206,9 @@ def test_fix_writes_a_state_dict_of_a_network_of_code(bnlab: Run, code: Path, ph
     fix = json.loads(done.out)["fix"]
     assert ("drop_bias", True) in [(one["repair"], one["kept"]) for one in fix["repairs"]]
     assert not torch.load("w.pt", weights_only=True)["0.bias"].any()
+
+
+def test_a_class_that_is_in_train_alone_counts(bnlab: Run, code: Path, data: Path) -> None:
+    shutil.rmtree(data / "val" / "ring")
+    done = bnlab("doctor", "own_net.py:make", "--data", data, "--size", 24, *FAST, *GAP, "--json")
+    assert done.status in (0, 1), done.err

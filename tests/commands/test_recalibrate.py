@@ -152,3 +152,13 @@ def test_frozen_layers_are_named(bnlab: Run, run_copy: Path, photos: Path) -> No
     done = bnlab("recalibrate", "frozen.safetensors", "--data", photos, "--output", "f.safetensors", *FAST)
     assert "no layer of frozen.safetensors can be recalibrated (it is frozen)" in done.complaint
     assert isinstance(load_network(Path("frozen.safetensors"))[0].get_submodule("conv1.bn"), norm.BatchNorm2d)
+
+
+def test_without_train_val_is_measured_on_and_test_is_scored(bnlab: Run, run_copy: Path, data: Path) -> None:
+    files = [(path, "val" if path.is_relative_to(data / "val") else "test") for path in sorted(data.rglob("*.png"))]
+    rows = [f"{path},{path.parent.name},{split}" for path, split in files]
+    (data / "list.csv").write_text("\n".join(["path,class,split", *rows]) + "\n")
+    done = bnlab("recalibrate", run_copy, "--data", data / "list.csv", "--output", "f.safetensors", *FAST, "--json")
+    document = json.loads(done.out)
+    assert document["measured_on"] == {"split": "val", "images": 12}
+    assert document["accuracy"]["split"] == "test"

@@ -170,3 +170,38 @@ def test_a_score_needs_labels() -> None:
     cpu = torch.device("cpu")
     assert score(model, Batches([x for x, _ in batches], cpu)) is None
     assert score(model, Batches(batches, cpu)).tolist() == [1.0] * 32  # type: ignore[union-attr]
+
+
+def test_a_bias_that_something_else_reads_is_not_dropped() -> None:
+    class ReadsBias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.linear(x)) + self.linear.bias  # N x 3
+
+    torch.manual_seed(0)
+    model = ReadsBias().eval()
+    repaired = health.repair(model, [torch.randn(16, 3)] * 2, [repairs.drop_bias()])
+    (one,) = repaired.applied
+    assert not one.kept and "changes the outputs" in one.reason
+    assert torch.equal(repaired.model.linear.bias, model.linear.bias)
+
+
+def test_generators_are_restored(stale: tuple[nn.Sequential, list[Batch]]) -> None:
+    model, batches = stale
+    images = torch.cat([x for x, _ in batches])
+    own = torch.Generator().manual_seed(5)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, torch.zeros(len(images), dtype=torch.long)), 16, True, generator=own
+    )
+    before = own.get_state(), torch.get_rng_state()
+    health.repair(model, loader, [repairs.recalibrate()])
+    assert torch.equal(before[0], own.get_state()) and torch.equal(before[1], torch.get_rng_state())
+
+
+def test_calibration_that_the_model_cannot_take_is_refused(stale: tuple[nn.Sequential, list[Batch]]) -> None:
+    model, batches = stale
+    with pytest.raises(UsageError, match="recalibrate: "):
+        health.repair(model, batches, [repairs.recalibrate()], calibration=[torch.randn(4, 1, 8, 8)])

@@ -1,3 +1,4 @@
+import copy
 import logging
 from pathlib import Path
 
@@ -178,3 +179,30 @@ def test_what_is_no_model() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(2)))
     with pytest.raises(UsageError, match="scripted"):
         health.watch(scripted)
+
+
+def test_a_forward_that_calls_the_model_again_is_one_step() -> None:
+    """As under Lightning's distributed strategies, where training_step runs as the module's forward and calls it."""
+
+    class Twice(Residual):
+        def forward(self, x: Tensor, inner: bool = False) -> Tensor:
+            return super().forward(x) if inner else self(x, inner=True)
+
+    model = Twice()
+    with health.watch(model, every=8) as watched:
+        train(model, 16)
+    assert watched.steps == 16
+    assert all(row.batches == 16 for row in watched.health.layers)
+
+
+def test_the_model_may_be_copied_and_saved_meanwhile(tmp_path: Path) -> None:
+    model = Residual()
+    with health.watch(model, every=8) as watched:
+        for steps in (0, 3, 20):  # before the first, within a window, and outside
+            train(model, steps)
+            counted = watched.steps
+            for copied in (copy.deepcopy(model), torch.optim.swa_utils.AveragedModel(model)):
+                copied.train()(torch.randn(8, 3, 8, 8))
+            torch.save(model, tmp_path / "model.pt")
+            torch.load(tmp_path / "model.pt", weights_only=False).train()(torch.randn(8, 3, 8, 8))
+            assert watched.steps == counted == {0: 0, 3: 3, 20: 23}[steps]

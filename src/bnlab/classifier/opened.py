@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -24,6 +24,7 @@ from bnlab.files import file_sha256, storage_errors, write_atomic
 from bnlab.nets.factory import build_model
 from bnlab.nets.load_weights import load_weights
 from bnlab.nets.network import TableNetwork
+from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.options import ModelOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -116,8 +117,12 @@ def _colour(text: str | None, default: tuple[float, float, float], name: str) ->
         values = ()
     if len(values) == 1:
         values *= 3
-    if len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise UsageError(f"{name} '{printable(text)}' is not three numbers", f"pass R,G,B in 0..1, such as {default}")
+    inside = all(0 <= value <= 1 for value in values)  # False for NaN
+    if len(values) != 3 or not inside or (name == "std" and min(values) == 0):
+        raise UsageError(
+            f"{name} '{printable(text)}' is not three numbers in 0..1",
+            f"pass R,G,B divided by 255, such as {','.join(map(str, default))}",
+        )
     return values
 
 
@@ -129,23 +134,24 @@ def check_classes(data: Path, photos: Photos, classes: Sequence[str], model: Ope
             f"{printable(data)} has {plural(len(unknown), 'class')} that the model does not know ({names})",
             f"it knows {', '.join(printable(name) for name in classes[:20])}; rename or remove the others",
         )
-    outputs = _outputs(model.network)
-    if model.card is None and outputs is not None and outputs != len(classes):
+    outputs = None if model.card is not None else _outputs(model)
+    if outputs is not None and outputs != len(classes):
         raise ClassifierError(
             f"the network has {outputs} outputs, but {printable(data)} has {len(classes)} classes",
             "pass its class names in the order of its outputs as classes, or the network for these classes",
         )
 
 
-def _outputs(network: nn.Module) -> int | None:
-    """The number of outputs, if the last layer with weights is linear or a 1 x 1 convolution."""
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    if not layers:
-        return None
-    last = layers[-1]
-    return (
-        last.out_features if isinstance(last, nn.Linear) else last.out_channels if last.kernel_size == (1, 1) else None
-    )
+@torch.no_grad()
+def _outputs(model: OpenedModel) -> int | None:
+    """How many values the network gives for an image; None if that is not a tensor N x outputs, or it fails."""
+    size = model.preprocessing.size
+    with evaluation_mode(model.network):
+        try:
+            output = model.network(torch.zeros(2, 3, size, size))  # N x outputs
+        except Exception:  # of any type: the code of others. The diagnosis says what is wrong
+            return None
+    return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
 def is_code(model: str) -> bool:
@@ -218,10 +224,20 @@ def save_model(path: Path, model: OpenedModel, network: nn.Module, card: Card | 
     write_atomic(path, buffer.getbuffer())
 
 
-def measured_on(card: Card, photos: Photos, metrics: Mapping[str, Any]) -> Card:
-    """The card after statistics were measured on these photos, which count as seen, with the metrics of that."""
-    hashed = [Photo(p.path, p.label, "train", p.sha256 or file_sha256(p.path)) for p in photos]
-    return replace(card, seen=card.seen | SeenPhotos.of(Photos.of(hashed)), metrics=dict(metrics))
+def measured_on(card: Card, photos: Photos, metrics: Mapping[str, Any], chosen_by: Photos | None = None) -> Card:
+    """The card after statistics were measured on these photos, with the metrics of that.
+
+    They count as seen in training, and those by which the repairs were chosen as seen in validation.
+    """
+    seen = card.seen | SeenPhotos.of(_as_they_are(photos, "train"))
+    if chosen_by is not None:
+        seen = seen | SeenPhotos.of(_as_they_are(chosen_by, "val"))
+    return replace(card, seen=seen, metrics=dict(metrics))
+
+
+def _as_they_are(photos: Photos, split: Literal["train", "val"]) -> Photos:
+    """The photos with the SHA-256 of what their files hold now."""
+    return Photos.of([Photo(photo.path, photo.label, split, file_sha256(photo.path)) for photo in photos])
 
 
 def _separate(state: Mapping[str, Any]) -> dict[str, Any]:

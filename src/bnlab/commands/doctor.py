@@ -73,7 +73,8 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
     check_free(options.runs, options.name)
     known = _read_baseline(options.baseline) if options.baseline else frozenset[str]()
     model = open_model(options)
-    split, batches, reference = _open_photos(options, model, progress)
+    refused: list[Refusal] = []
+    split, batches, reference = _open_photos(options, model, refused, progress)
     device = choose_device(options.device)
     model.network.to(device).eval()
     with memory_errors(options.batch_size, model.preprocessing.size):
@@ -89,10 +90,11 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
             ignore=options.ignore or (),
             progress=progress,
         )
-    report_refused(batches.refused, strict=options.strict, progress=progress)
+    refused += batches.refused + ([] if reference is None else reference.refused)
+    report_refused(refused, strict=options.strict, progress=progress)
     repaired = None
     if options.fix is not None:
-        repaired = _fix(options.fix, model, report, split, batches, reference, progress)
+        repaired = _fix(options.fix, model, report, batches, reference, progress)
     findings = [_with_command(finding, options) for finding in report.findings]
     report = replace(
         report,
@@ -106,7 +108,7 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
         split=split,
         repaired=repaired,
         warnings=tuple(progress.warnings),
-        refused=tuple(batches.refused),
+        refused=tuple(refused),
     )
     return _with_files(result, model) if write else result
 
@@ -127,7 +129,6 @@ def _fix(
     path: Path,
     model: OpenedModel,
     report: Report,
-    split: str,
     batches: PhotoBatches,
     reference: PhotoBatches | None,
     progress: Progress,
@@ -141,20 +142,32 @@ def _fix(
         return repaired
     card = model.card
     if card is not None and any(one.name == "recalibrate" for one in repaired.kept):
-        after = repaired.comparison if reference is not None else None
-        metrics = {} if after is None else {"split": split, "n": after.n, "accuracy": after.after}
-        card = measured_on(card, calibration.used, metrics)
+        card = measured_on(card, calibration.used, {}, chosen_by=batches.used)
     save_model(path, model, repaired.model, card)
     return repaired
 
 
 def _open_photos(
-    options: DoctorOptions, model: OpenedModel, progress: Progress
+    options: DoctorOptions, model: OpenedModel, refused: list[Refusal], progress: Progress
 ) -> tuple[str, PhotoBatches, PhotoBatches | None]:
-    refused: list[Refusal] = []
+    """The split, its photos, and those of the training; folders that cannot be read are added to `refused`."""
     split, photos = open_evaluation_data(options.data, options.split, refused, progress)
-    classes = model.classes or tuple(sorted(set(photos.labels)))
+    others, source = None, options.data
+    if options.reference is not None:
+        source = options.reference
+        _, others = open_evaluation_data(source, None, refused, progress)
+    elif split in ("val", "test"):
+        try:
+            _, others = open_evaluation_data(options.data, "train", [], None)
+        except DataError:  # it has no train split
+            others = None
+    labels = set(photos.labels) | (set() if others is None else set(others.labels))
+    classes = model.classes or tuple(sorted(labels))
     check_classes(options.data, photos, classes, model)
+    if others is not None:
+        check_classes(source, others, classes, model)
+    if len(photos) < 2:
+        raise DataError(f"{printable(options.data)} has one photo in {split}", "diagnose on two photos or more")
 
     def batches(some: Photos) -> PhotoBatches:
         return photo_batches(
@@ -167,22 +180,7 @@ def _open_photos(
             max_megapixels=options.max_megapixels,
         )
 
-    if len(photos) < 2:
-        raise DataError(f"{printable(options.data)} has one photo in {split}", "diagnose on two photos or more")
-    own = batches(photos)
-    own.refused = refused
-    reference = None
-    if options.reference is not None:
-        _, others = open_evaluation_data(options.reference, None, [], progress)
-        check_classes(options.reference, others, classes, model)
-        reference = batches(others)
-    elif split in ("val", "test"):
-        try:
-            _, others = open_evaluation_data(options.data, "train", [], None)
-            reference = batches(others)
-        except DataError:  # it has no train split
-            reference = None
-    return split, own, reference
+    return split, batches(photos), None if others is None else batches(others)
 
 
 def _read_baseline(path: Path) -> frozenset[str]:

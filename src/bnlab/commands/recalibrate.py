@@ -127,17 +127,20 @@ def run(options: RecalibrateOptions, progress: Progress) -> RecalibrateResult:
 
 
 def _splits(options: RecalibrateOptions, refused: list[Refusal], progress: Progress) -> tuple[str, Photos, str, Photos]:
-    """The split to measure on and the one to score, each with its photos; the same one if there is no other."""
-    try:
-        found: list[Refusal] = []
-        measured_split, photos = open_evaluation_data(options.data, "train", found, progress)
-        refused += found
-    except DataError:  # it has no train split, or is no data, which the next call says
-        measured_split, photos = open_evaluation_data(options.data, None, refused, progress)
-        return measured_split, photos, measured_split, photos
-    for split in ("test", "val"):
+    """The split to measure on and the one to score, each with its photos; the same one if there is no other.
+
+    Of train, val and test, the first is measured on, and the last is scored.
+    """
+    found: dict[str, Photos] = {}
+    for split in ("train", "val", "test"):
+        unreadable: list[Refusal] = []
         try:
-            return measured_split, photos, *open_evaluation_data(options.data, split, [], progress)
-        except DataError:
+            found[split] = open_evaluation_data(options.data, split, unreadable, None)[1]
+        except DataError:  # there is no such split, or no data at all, which the next call says
             continue
-    return measured_split, photos, measured_split, photos
+        refused += [one for one in unreadable if one not in refused]
+    if not found:
+        split, photos = open_evaluation_data(options.data, None, refused, progress)
+        found[split] = photos
+    first, last = next(iter(found)), [*found][-1]
+    return first, found[first], last, found[last]

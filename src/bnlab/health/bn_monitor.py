@@ -121,8 +121,9 @@ class BNMonitor:
         """All layers' running means, then their variances, 2C; and the batches that each has counted, L."""
         # From the dictionaries: nn.Module's attributes take ten times as long.
         buffers = cast(list[dict[str, Tensor]], [layer._buffers for layer in self._layers.values()])
-        statistics = torch.cat([b[key] for key in ("running_mean", "running_var") for b in buffers])
-        return statistics, torch.stack([b["num_batches_tracked"] for b in buffers])
+        device = buffers[0]["running_mean"].device  # a model may lie on several
+        statistics = torch.cat([b[key].to(device) for key in ("running_mean", "running_var") for b in buffers])
+        return statistics, torch.stack([b["num_batches_tracked"].to(device) for b in buffers])
 
     @np.errstate(all="ignore")  # layers that did not move become NaN, and are left out
     def _close(self) -> None:

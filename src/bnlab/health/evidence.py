@@ -133,6 +133,8 @@ class LayerEvidence:
     """its inputs, where all layers normalise by their running statistics"""
     batch: Sample | None = None
     """its inputs, where all layers normalise as in training; these are the population statistics"""
+    not_finite: bool = False
+    """whether it got values that are not finite"""
     positives: Floats | None = None
     """how many of its outputs are not at most 0, where all layers normalise by their running statistics; NaN for the
     channels that were not counted, which are those not in `statistics.dead_by_parameters`"""

@@ -1,6 +1,7 @@
 """Repairs a copy of a model, and compares the scores before and after each repair on the same images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -15,11 +16,15 @@ from bnlab.health.check import Finding, name_layers
 from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Floats
 from bnlab.health.gather.layers import find_layers
+from bnlab.health.gather.operations import tensors_of
 from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.health.repairs import Repair
 from bnlab.health.restore import restored
+from bnlab.machine import is_out_of_memory
 from bnlab.norm.model_utils import copy_module, unwrap_model
 from bnlab.norm.recalibrate import evaluation_mode
+
+_EXACT = 1e-3  # standard deviations of an output, for rounding
 
 ASKED: Mapping[str, Callable[[], Repair]] = {
     "BN013": every.drop_bias,
@@ -86,6 +91,8 @@ class Repaired:
     """how many images were scored"""
     same_images: bool
     """whether statistics were measured on the images that were scored"""
+    chosen: bool = False
+    """whether the repairs were chosen by these scores, so that the gain of those kept is rather too large"""
 
     @property
     def kept(self) -> tuple[Applied, ...]:
@@ -97,12 +104,15 @@ class Repaired:
             lines.append(f"All together: {changed(self.comparison)}.")
         if self.same_images and any(one.name in ("recalibrate", "adapt") and one.kept for one in self.applied):
             lines.append("The statistics were measured on the images that were scored.")
+        if self.chosen and self.kept:
+            lines.append("These images chose what was kept: measure the accuracy to report on others.")
         return "\n".join(line[0].upper() + line[1:] for line in lines)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "images": self.images,
             "same_images": self.same_images,
+            "chosen_on_these_images": self.chosen,
             "comparison": self.comparison and self.comparison.to_json(),
             "repairs": [one.to_json() for one in self.applied],
         }
@@ -158,13 +168,34 @@ def repair(
     device = next((t.device for t in chain(network.parameters(), network.buffers())), torch.device("cpu"))
     scored = Batches(batches, device, images, labels, forward, metric)
     measured = scored if calibration is None else Batches(calibration, device, images, labels, forward, metric)
+    with restored(generators=[*scored.generators, *([] if measured is scored else measured.generators)]):
+        network, applied, comparison = _apply(network, chosen, scored, measured, choose=bool(findings))
+        number = sum(map(len, scored))
+    return Repaired(
+        model=network,
+        applied=tuple(applied),
+        comparison=comparison,
+        images=number,
+        same_images=calibration is None,
+        chosen=bool(findings),
+    )
+
+
+def _apply(
+    network: nn.Module, repairs: Sequence[Repair], scored: Batches, measured: Batches, *, choose: bool
+) -> tuple[nn.Module, list[Applied], Comparison | None]:
+    """The repaired network, what was tried, and the scores of both; with `choose`, only what helps is kept."""
     first = now = score(network, scored)
     applied: list[Applied] = []
-    for one in chosen:
+    for one in repairs:
         tried, changes = _tried(network, one, measured)
         after = score(tried, scored) if changes.layers else now
         comparison = None if now is None or after is None else Comparison.measure(now, after)
-        reason = _why_not(one, changes, comparison) if findings else ""
+        reason = ""
+        if one.exact and changes.layers and not _same_outputs(network, tried, scored):
+            reason = "it changes the outputs, so something else reads what it changed"
+        elif choose:
+            reason = _why_not(one, changes, comparison)
         applied.append(
             Applied(
                 name=one.name,
@@ -178,13 +209,24 @@ def repair(
         )
         if not reason:
             network, now = tried, after
-    return Repaired(
-        model=network,
-        applied=tuple(applied),
-        comparison=None if first is None or now is None else Comparison.measure(first, now),
-        images=sum(map(len, scored)) if first is None else len(first),
-        same_images=calibration is None,
-    )
+    return network, applied, None if first is None or now is None else Comparison.measure(first, now)
+
+
+@torch.no_grad()
+def _same_outputs(first: nn.Module, second: nn.Module, batches: Batches) -> bool:
+    """Whether all outputs are equal but for rounding."""
+    with ExitStack() as stack:
+        for network in (first, second):
+            stack.enter_context(restored(network))
+            stack.enter_context(evaluation_mode(network))
+            StatisticsSwitch(find_layers(network)).to("running")
+        for batch in batches:
+            one, other = (tensors_of(batches.call(network, batch)) for network in (first, second))
+            for x, y in zip(one, other, strict=True):
+                scale = float(x.double().std()) if x.numel() > 1 else 1.0
+                if not torch.allclose(x.double(), y.double(), rtol=0, atol=_EXACT * max(scale, 1e-6), equal_nan=True):
+                    return False
+    return True
 
 
 def asked_for(findings: Sequence[Finding]) -> list[Repair]:
@@ -202,9 +244,9 @@ def score(network: nn.Module, batches: Batches) -> Floats | None:
         for batch in batches:
             try:
                 output = batches.call(network, batch)
-            except BnlabError:
-                raise
             except Exception as error:  # of any type: it is the caller's own code
+                if isinstance(error, BnlabError) or is_out_of_memory(error):
+                    raise
                 raise UsageError(
                     f"the model cannot be run on a batch ({_line(error)})",
                     "pass batches as the model takes them, or forward=, which calls it",
@@ -262,7 +304,9 @@ def _tried(network: nn.Module, one: Repair, batches: Batches) -> tuple[nn.Module
     copied = copy_module(network)
     try:
         return copied, one.apply(copied, batches)
-    except ValueError as error:  # norm.recalibrate and norm.merge_ranks say what does not fit
+    except Exception as error:  # of any type: the caller's batches and code are run
+        if isinstance(error, BnlabError) or is_out_of_memory(error):
+            raise
         raise UsageError(
             f"{one.name}: {_line(error)}", "nothing was repaired; pass batches that the model can use"
         ) from error

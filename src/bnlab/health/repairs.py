@@ -99,7 +99,7 @@ def adapt(prior: float = 16) -> Repair:
     Raises:
         UsageError: `prior` is negative.
     """
-    if prior < 0:
+    if not 0 <= prior < float("inf"):
         raise UsageError(f"prior={prior}", "pass how many images the old statistics count for, 0 or more")
 
     def apply(model: nn.Module, batches: Batches) -> Changes:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, Self, runtime_checkable
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakMethod, ref
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._layers = [layer for _, layer in batch_norm_layers(self._network)]
         self._hooks, self._first_step = ExitStack(), ExitStack()
         self._sampled: AbstractContextManager[None] | None = None  # a step that the monitor samples
-        self._root_runs = False
+        self._root_runs, self._depth = False, 0
         self._seen: set[str] = set()  # keys of the findings
         self.steps = 0
         """forwards in training mode so far"""
@@ -60,9 +60,13 @@ class Watch(AbstractContextManager["Watch"]):
         others = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
         if others:  # their statistics are overwritten by those of process 0, or are as good as those
             return self
-        self._hooks.callback(self._model.register_forward_pre_hook(self._root_begins).remove)
-        if self._layers and self._model is self._network:  # hooks on the layers would break up compiled code
-            self._hooks.callback(self._layers[0].register_forward_pre_hook(self._layer_begins).remove)
+        self._depth = 0
+        ends = self._model.register_forward_hook(_Hook(self._root_ends), always_call=True)
+        self._hooks.callback(ends.remove)
+        self._hooks.callback(self._model.register_forward_pre_hook(_Hook(self._root_begins)).remove)
+        compiled = any(hasattr(module, "_orig_mod") for module in self._model.modules())
+        if self._layers and not compiled:  # hooks on the layers would break up compiled code
+            self._hooks.callback(self._layers[0].register_forward_pre_hook(_Hook(self._layer_begins)).remove)
             self._first_step.enter_context(_finding_relus(self._network, self._layers, self._monitor.rectified))
         return self
 
@@ -95,11 +99,17 @@ class Watch(AbstractContextManager["Watch"]):
         return self.health
 
     def _root_begins(self, *_: object) -> None:
+        self._depth += 1
+        if self._depth > 1:  # the forward of a LightningModule calls the module itself
+            return
         if self._model.training:
             self._root_runs = True
             self._begin_step()
         else:
             self._end_step()
+
+    def _root_ends(self, *_: object) -> None:
+        self._depth -= 1
 
     def _layer_begins(self, layer: nn.Module, _: object) -> None:
         """A forward begins, in a model whose own forward is not what the loop calls."""
@@ -160,24 +170,54 @@ def watch(
     return Watch(model, log=log, every=every, window=window, report_every=report_every)
 
 
+class _Hook:
+    """A hook that neither keeps its object alive nor is copied or saved with the module."""
+
+    def __init__(self, method: Callable[..., object]) -> None:
+        self._method = WeakMethod(method)
+
+    def __call__(self, *arguments: object) -> None:
+        method = self._method()
+        if method is not None:
+            method(*arguments)
+
+    def __deepcopy__(self, memo: object) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _hook_of_a_copy, ()
+
+
+def _nothing(*_: object) -> None:
+    """What a copy of the module has instead of the hook."""
+
+
+def _hook_of_a_copy() -> Callable[..., None]:
+    return _nothing
+
+
 @contextmanager
 def _finding_relus(network: nn.Module, layers: list[_BatchNorm], rectified: set[nn.Module]) -> Iterator[None]:
     """Within this context, the layers whose output is the input of a ReLU are added to `rectified`."""
-    last: list[tuple[ReferenceType[Tensor], nn.Module]] = []  # the last layer that ran, and its output
-
-    def ran(layer: nn.Module, _: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            last[:] = [(ref(output), layer)]
-
-    def begins(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if last and inputs and last[0][0]() is inputs[0]:
-            rectified.add(last[0][1])
-
+    seen = _Relus(rectified)
     rectified.update(layer for layer in layers if any(isinstance(child, nn.ReLU) for child in layer.children()))
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_hook(ran).remove)
+            stack.callback(layer.register_forward_hook(_Hook(seen.ran)).remove)
         for module in network.modules():
             if isinstance(module, nn.ReLU):
-                stack.callback(module.register_forward_pre_hook(begins).remove)
+                stack.callback(module.register_forward_pre_hook(_Hook(seen.begins)).remove)
         yield
+
+
+class _Relus:
+    def __init__(self, rectified: set[nn.Module]) -> None:
+        self.rectified = rectified
+        self.last: tuple[ReferenceType[Tensor], nn.Module] | None = None  # the last layer that ran, and its output
+
+    def ran(self, layer: nn.Module, _: object, output: object) -> None:
+        self.last = (ref(output), layer) if isinstance(output, Tensor) else None
+
+    def begins(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.last is not None and inputs and self.last[0]() is inputs[0]:
+            self.rectified.add(self.last[1])

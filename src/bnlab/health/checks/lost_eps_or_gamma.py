@@ -74,7 +74,7 @@ def _eps(evidence: Evidence) -> list[Finding]:
             cost=cost,
             cause="the network was trained with another eps, as after an import from another framework",
             remedy=f"set eps to {best.name} in all layers",
-            command=f"for m in model.modules(): isinstance(m, nn.BatchNorm2d) and setattr(m, 'eps', {best.name})",
+            command=f"bnlab.health.repair(model, batches, [bnlab.health.repairs.set_eps({best.value:g})])",
         )
     ]
 

@@ -12,11 +12,11 @@ and one NaN spoils the statistics of its layer for good.
 
 ## Reported when
 
-ERROR: a layer gets values above 65504 or that are not finite. WARN: above half of that, 32752.
+ERROR: a layer gets values that are not finite. WARN: values above 65504. INFO: above half of that, 32752.
 
 ## Known limits
 
-Above 65504 nothing is wrong as long as the network runs in float32 or bfloat16. Other images can give larger values.
+Values above 65504 are no fault as long as the network runs in float32 or bfloat16. Other images can give larger values.
 Only inputs of these layers are seen, not what happens between them.
 
 ## Remedy
@@ -28,8 +28,6 @@ not finite, find the first such layer: its weights or images, or the statistics 
 
 Micikevicius et al. 2018, "Mixed precision training", section 3; pytorch#1206 and pytorch#90342 (NaN statistics).
 """
-
-import math
 
 from bnlab.health.check import Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence
@@ -48,9 +46,9 @@ _NEAR = 0.5
 def check(evidence: Evidence) -> list[Finding]:
     if not evidence.images:
         return []
-    largest = {layer.name: _largest(layer) for layer in evidence.layers.values() if layer.calls}
-    infinite = [name for name, value in largest.items() if not math.isfinite(value)]
-    near = [name for name, value in largest.items() if _NEAR * _LARGEST < value < math.inf]
+    infinite = [layer.name for layer in evidence.layers.values() if layer.not_finite]
+    largest = {layer.name: _largest(layer) for layer in evidence.layers.values() if not layer.not_finite}
+    near = [name for name, value in largest.items() if value > _NEAR * _LARGEST]
     near.sort(key=lambda name: -largest[name])
     findings: list[Finding] = []
     if infinite:
@@ -68,7 +66,7 @@ def check(evidence: Evidence) -> list[Finding]:
         worst = near[0]
         findings.append(
             CHECK.finding(
-                severity="error" if largest[worst] > _LARGEST else "warn",
+                severity="warn" if largest[worst] > _LARGEST else "info",
                 layers=tuple(near),
                 message=(
                     f"values of up to {largest[worst]:.3g} reach {name_layers(near)}, and float16 ends at "
@@ -84,6 +82,5 @@ def check(evidence: Evidence) -> list[Finding]:
 
 
 def _largest(layer: LayerEvidence) -> float:
-    """Infinite if values are not finite in every batch, which then have no statistics at all."""
     samples = [sample for sample in (layer.evaluation, layer.batch) if sample is not None]
-    return max((sample.largest for sample in samples), default=math.inf)
+    return max((sample.largest for sample in samples), default=0.0)

@@ -22,17 +22,18 @@ another function than training optimised, and loses accuracy for no reason.
 
 More than a tenth of the channels of a layer are off, and accuracy by running statistics is lower than by population
 statistics by at least 1 percentage point (another metric: 1% of its size), with p < 0.01 by an exact McNemar test on
-the same images. Without labels, when more than half of the channels of a layer are off. While bnlab trains, where no
+the same images. Without labels, when more than half of the channels of a layer are off; as INFO unless training images
+are given as the reference, since a shift of the domain looks the same. While bnlab trains, where no
 test tells chance apart: when more than half of the channels are off and accuracy is lower by as much; once, at the end
 of the training, if it holds at the last validation.
 
 ## Known limits
 
-The doctor measures population statistics on the images that it gets. If these are not like those that the network was
-trained on, the difference may be a shift of the domain (BN111) instead: pass training images as the reference to tell
-the two apart. While bnlab trains, population statistics are measured on plain photos at the size of inference, running
-statistics on augmented crops, early in a training at smaller sizes: channels can be off without any lag. So a
-difference alone is not reported where its cost can be measured. Few images cannot show a small cost.
+The doctor measures population statistics on the training images that are passed as the reference, and else on the
+images that it diagnoses. If these are not like those that the network was trained on, the difference may be a shift of
+the domain (BN111) instead. While bnlab trains, population statistics are measured on plain photos at the size of
+inference, running statistics on augmented crops, early in a training at smaller sizes: channels can be off without any
+lag. So a difference alone is not reported where its cost can be measured. Few images cannot show a small cost.
 
 ## Remedy
 
@@ -48,8 +49,11 @@ Ioffe & Szegedy 2015, Algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in Bat
 pytorch#4741 (evaluation far worse than training).
 """
 
+from dataclasses import replace
+
 from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence, distances
+from bnlab.health.gather.training_images import ReferenceEvidence
 from bnlab.health.statistics import OFF_SHARE, OFF_SHARE_OF_COST, off_share, weight_of_initial
 
 CHECK = Check(
@@ -59,17 +63,19 @@ CHECK = Check(
     stage="preview",
     safety="safe",
     needs=("population",),
+    reads=("reference",),
     images=32,
 )
 _INITIAL = 0.01  # above this weight of the initial statistics, the momentum is the likely cause
 
 
 def check(evidence: Evidence) -> list[Finding]:
-    shares = {layer.name: off_share(layer) for layer in evidence.normalised}
+    layers = [_on_training_images(layer, evidence) for layer in evidence.normalised]
+    shares = {layer.name: off_share(layer) for layer in layers}
     cost = evidence.scores.compare("running", "population") if evidence.scores else None
     failing = [
         layer
-        for layer in evidence.normalised
+        for layer in layers
         if (shares[layer.name] or 0) > (OFF_SHARE_OF_COST if cost is not None and layer.batch else OFF_SHARE)
     ]
     if not failing or (cost is not None and not cost.matters):
@@ -96,6 +102,7 @@ def check(evidence: Evidence) -> list[Finding]:
         )
     return [
         CHECK.finding(
+            severity="warn" if cost is not None or evidence.has("reference") else "info",
             layers=names,
             message=(
                 f"the running statistics of {name_layers(names, of=len(evidence.normalised))} differ from the "
@@ -110,6 +117,14 @@ def check(evidence: Evidence) -> list[Finding]:
             command=RECALIBRATE,
         )
     ]
+
+
+def _on_training_images(layer: LayerEvidence, evidence: Evidence) -> LayerEvidence:
+    """The layer with what was measured on training images, where the caller gave some."""
+    reference = evidence.part("reference", ReferenceEvidence) if evidence.has("reference") else None
+    if reference is None or layer.name not in reference.batch:
+        return layer
+    return replace(layer, batch=reference.batch[layer.name], evaluation=reference.evaluation.get(layer.name))
 
 
 def _numbers(layer: LayerEvidence) -> dict[str, float | None]:

@@ -122,6 +122,7 @@ def _with_passes(evidence: Evidence, passes: Passes) -> Evidence:
             evaluation=passes.evaluation.get(name),
             batch=passes.batch.get(name),
             positives=passes.positives.get(name),
+            not_finite=name in passes.not_finite,
         )
         for name, layer in evidence.layers.items()
     }

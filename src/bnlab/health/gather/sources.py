@@ -19,7 +19,8 @@ from bnlab.errors import UsageError, plural
 from bnlab.health.batches import Batch
 from bnlab.health.compare import Comparison
 from bnlab.health.evidence import Evidence, Floats, Sample
-from bnlab.health.gather.passes import Recorder, measuring
+from bnlab.health.gather.passes import measuring
+from bnlab.health.gather.recorder import Recorder
 from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.health.statistics import FALSE_DISCOVERIES, significant
 from bnlab.health.subject import Subject
