@@ -46,6 +46,8 @@ def test_each_check_is_complete(entry: object) -> None:
 def test_checks_are_chosen_by_id_and_name() -> None:
     assert [e.check.id for e in chosen(["bn102", "train-eval-gap"])] == ["BN101", "BN102"]
     assert "BN102" not in [e.check.id for e in chosen(ignore=["stale-statistics"])]
+    assert [e.check.id for e in chosen("BN102")] == ["BN102"]
+    assert "BN102" not in [e.check.id for e in chosen(ignore="BN102")]
     with pytest.raises(UsageError, match="did you mean 'stale-statistics'"):
         find_check("stale-statistic")
 

@@ -68,6 +68,7 @@ def find_check(word: str) -> Entry:
 
 def chosen(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list[Entry]:
     """The checks that are selected (by default all), without those to ignore; both by id or name."""
+    select, ignore = ([words] if isinstance(words, str) else words for words in (select, ignore))
     ignored = {find_check(word).check.id for word in ignore}
     wanted = {find_check(word).check.id for word in select} or {entry.check.id for entry in all_checks()}
     return [entry for entry in all_checks() if entry.check.id in wanted - ignored]
