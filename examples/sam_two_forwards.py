@@ -70,9 +70,9 @@ def main() -> dict[str, object]:
     model, train_step = fit(train_batches, still=False)
     found = tell(health.diagnose(model, val_batches, train_step=train_step), ["BN010"])
 
-    mended, train_step = fit(train_batches, still=True)
-    assert "BN010" not in health.diagnose(mended, val_batches, train_step=train_step, select=["BN010"])
-    comparison = compare(is_correct(model, val_batches), is_correct(mended, val_batches))
+    repaired, train_step = fit(train_batches, still=True)
+    assert "BN010" not in health.diagnose(repaired, val_batches, train_step=train_step, select=["BN010"])
+    comparison = compare(is_correct(model, val_batches), is_correct(repaired, val_batches))
     tell_change(comparison, "The same training, with momentum 0 in the second forward")
     print("The cause: each step moved the statistics twice, the second time with weights that SAM had perturbed.")
     return {"found": found, "before": comparison.before, "after": comparison.after}

@@ -16,6 +16,7 @@ from bnlab.classifier.file import CARD_KEY, load_network, save_classifier
 from bnlab.classifier.opened import open_classifier, photo_batches
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.nets.network import TableNetwork
+from bnlab.options import DoctorOptions
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -149,7 +150,8 @@ def teach(file: Path, photos: Path) -> None:
     model = open_classifier(file)
     some = open_evaluation_data(photos, None)[1]
     assert model.classes is not None
-    batches = photo_batches(model, some, model.classes, batch_size=36, images=100, workers=0, max_megapixels=0)
+    options = DoctorOptions(model=str(file), data=photos, batch_size=36, images=100, workers=0)
+    batches = photo_batches(model, some, model.classes, options)
     norm.recalibrate(model.network, batches)
     features: list[torch.Tensor] = []
     head = model.network.get_submodule("fc")

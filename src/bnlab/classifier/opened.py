@@ -25,7 +25,7 @@ from bnlab.nets.factory import build_model
 from bnlab.nets.load_weights import load_weights
 from bnlab.nets.network import TableNetwork
 from bnlab.norm.recalibrate import evaluation_mode
-from bnlab.options import ModelOptions
+from bnlab.options import DoctorOptions, FreezeOptions, ModelOptions, RecalibrateOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 _SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -178,21 +178,17 @@ def photo_batches(
     model: OpenedModel,
     photos: Photos,
     classes: Sequence[str],
-    *,
-    batch_size: int,
-    images: int,
-    workers: int,
-    max_megapixels: float,
+    options: DoctorOptions | RecalibrateOptions | FreezeOptions,
 ) -> PhotoBatches:
     """Batches of some of the photos, preprocessed for the model, with labels in the order of `classes`."""
     return PhotoBatches(
         photos=photos,
         classes=classes,
         preprocessing=model.preprocessing,
-        batch_size=batch_size,
-        images=images,
-        workers=workers,
-        reader=PhotoReader(max_megapixels=max_megapixels),
+        batch_size=options.batch_size,
+        images=options.images,
+        workers=options.workers,
+        reader=PhotoReader(max_megapixels=options.max_megapixels),
     )
 
 

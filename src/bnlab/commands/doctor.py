@@ -17,7 +17,6 @@ from bnlab.classifier.opened import (
 )
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photo_batches import PhotoBatches
-from bnlab.data.photos import Photos
 from bnlab.data.scan import Refusal, Result, report_refused
 from bnlab.errors import DataError, UsageError, printable, quoted
 from bnlab.files import write_atomic, write_json
@@ -169,18 +168,8 @@ def _open_photos(
     if len(photos) < 2:
         raise DataError(f"{printable(options.data)} has one photo in {split}", "diagnose on two photos or more")
 
-    def batches(some: Photos) -> PhotoBatches:
-        return photo_batches(
-            model,
-            some,
-            classes,
-            batch_size=options.batch_size,
-            images=options.images,
-            workers=options.workers,
-            max_megapixels=options.max_megapixels,
-        )
-
-    return split, batches(photos), None if others is None else batches(others)
+    reference = None if others is None else photo_batches(model, others, classes, options)
+    return split, photo_batches(model, photos, classes, options), reference
 
 
 def _read_baseline(path: Path) -> frozenset[str]:

@@ -51,15 +51,7 @@ def run(options: FreezeOptions, progress: Progress) -> FreezeResult:
     if options.data is not None:
         split, photos = open_evaluation_data(options.data, None, refused, progress)
         check_classes(options.data, photos, model.classes, model)
-        batches = photo_batches(
-            model,
-            photos,
-            model.classes,
-            batch_size=options.batch_size,
-            images=options.images,
-            workers=options.workers,
-            max_megapixels=options.max_megapixels,
-        )
+        batches = photo_batches(model, photos, model.classes, options)
         model.network.to(choose_device(options.device)).eval()
         with memory_errors(options.batch_size, model.preprocessing.size):
             repaired = repair(model.network, batches, [repairs.freeze()])

@@ -12,7 +12,6 @@ from bnlab.classifier.opened import (
     save_model,
 )
 from bnlab.data.dataset import open_evaluation_data
-from bnlab.data.photo_batches import PhotoBatches
 from bnlab.data.photos import Photos
 from bnlab.data.scan import Refusal, Result, report_refused
 from bnlab.errors import DataError, UsageError, plural, printable
@@ -68,19 +67,8 @@ def run(options: RecalibrateOptions, progress: Progress) -> RecalibrateResult:
             "measure statistics on two photos or more; 1,000 to 10,000 suffice",
         )
 
-    def batches(some: Photos) -> PhotoBatches:
-        return photo_batches(
-            model,
-            some,
-            classes,
-            batch_size=options.batch_size,
-            images=options.images,
-            workers=options.workers,
-            max_megapixels=options.max_megapixels,
-        )
-
     model.network.to(choose_device(options.device)).eval()
-    measured, own = batches(photos), batches(scored)
+    measured, own = (photo_batches(model, some, classes, options) for some in (photos, scored))
     held_out = scored_split != measured_split
     with memory_errors(options.batch_size, model.preprocessing.size):
         repaired = repair(

@@ -168,7 +168,7 @@ def drop_bias() -> Repair:
             elif found.calls != 1:
                 skipped[name] = "a forward calls it more than once"
             elif bias is None or id(bias) in shared:
-                skipped[name] = f"the bias of {found.before} is not a parameter of its own"
+                skipped[name] = f"the bias of {found.before} is shared, or computed from something else"
             elif bool((bias != 0).any()):
                 mean = layer._buffers.get("running_mean")
                 if mean is not None:

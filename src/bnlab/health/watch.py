@@ -153,7 +153,7 @@ def watch(
     A step is a forward of the model in training mode; if the loop calls only parts of the model, one of its first
     normalisation layer. In a distributed training, process 0 measures. ReLUs that are modules are found, and those that
     are called as functions are not. Where a backward repeats the forward (activation checkpointing), layers count each
-    batch twice, and the effective batch size comes out too small, by half at most.
+    batch twice, and the effective batch size is too small, by half at most.
 
     Args:
         model: any nn.Module; also compiled, or wrapped in DistributedDataParallel.

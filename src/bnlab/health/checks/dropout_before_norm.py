@@ -9,7 +9,7 @@ channels.
 ## Why it is bad
 
 Dropout keeps the mean of its input and raises the variance. The layer after it keeps the variance of training, which
-in evaluation is too large: its outputs come out too small, and the layers after it get what they never saw.
+in evaluation is too large: its outputs are too small, and the layers after it get what they never saw.
 
 ## Reported when
 

@@ -9,7 +9,7 @@ all gammas are exactly 1 while betas are not 0.
 
 ## Why it is bad
 
-Where variances are small, eps is part of what was trained: with another one, the channels come out at another scale.
+Where variances are small, eps is part of what was trained: with another one, the channels have another scale.
 A gamma that was not imported scales every channel wrongly.
 
 ## Reported when
