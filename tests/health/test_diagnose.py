@@ -1,6 +1,8 @@
 """The diagnosis as a whole: what it restores, what it takes, and what it says of models without batch normalisation."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -192,3 +194,33 @@ def test_checks_can_be_selected_and_ignored(sound: tuple[nn.Sequential, list[Any
     model[1].running_mean.add_(3)
     assert {f.id for f in diagnose(model, batches, select=["stale-statistics"]).findings} == {"BN102"}
     assert "BN102" not in diagnose(model, batches, ignore=["BN102"])
+
+
+def test_a_compiled_part_runs_as_it_was_written(sound: tuple[nn.Sequential, list[Any]]) -> None:
+    """Its hooks would be compiled too, again and again, since they read what changes from one batch to the next."""
+    compiled = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model, batches = sound
+    model[1] = torch.compile(model[1], backend=backend)
+    report = diagnose(model, batches)
+    assert report.findings == ()
+    assert set(report.evidence.layers) == {"1._orig_mod"}
+    assert compiled == []
+    with torch.no_grad():
+        model(batches[0][0])
+    assert compiled
+
+
+@pytest.mark.slow
+def test_nothing_imports_the_compiler_if_nothing_is_compiled() -> None:
+    code = (
+        "import sys, torch; from torch import nn; from bnlab.health import diagnose;"
+        "model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval();"
+        "diagnose(model, [torch.randn(8, 3, 8, 8)] * 8); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

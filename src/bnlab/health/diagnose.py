@@ -1,6 +1,8 @@
 """Diagnoses the batch normalisation of any PyTorch model: gathers the evidence, and lets the checks read it."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -141,7 +143,7 @@ def diagnose(
         progress=progress or NullProgress(),
     )
     generators = [own_generator for b in (own, *others.values()) if b is not None for own_generator in b.generators]
-    with restored(model, generators=generators):
+    with restored(model, generators=generators), _without_compiling():
         evidence = gather(subject)
         findings, skipped = run_checks(evidence, entries)
         attribution = attribute(subject, evidence, findings)
@@ -157,6 +159,12 @@ def diagnose(
         attribution=attribution,
         evidence=evidence,
     )
+
+
+def _without_compiling() -> AbstractContextManager[Any]:
+    """Let compiled parts of the model run as they were written, for the hooks within them would be compiled too."""
+    loaded = "torch._dynamo" in sys.modules  # else nothing is compiled, and importing it takes seconds
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 def _network(model: nn.Module, notes: list[str]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
@@ -74,7 +75,9 @@ def copy_module(module: nn.Module, shared: Iterable[Any] = ()) -> Any:
     memo: dict[int, Any] = {id(part): part for part in shared}
     for owner in module.modules():
         for value in (*vars(owner).values(), *owner._buffers.values()):
-            if isinstance(value, dist.ProcessGroup):  # which cannot be copied
+            if type(value) in (dict, OrderedDict) and not value:  # no hooks, say, whose copies are most of the time
+                memo[id(value)] = type(value)()
+            elif isinstance(value, dist.ProcessGroup):  # which cannot be copied
                 memo[id(value)] = value
             elif isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())

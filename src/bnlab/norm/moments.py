@@ -56,13 +56,21 @@ def measure(x: Tensor) -> Moments:
     rows = x.movedim(1, -1)  # N x ... x C
     if rows.is_contiguous():
         x = rows.flatten(0, -2)  # count x C: can be cut within an example too
-    chunks = torch.split(x, max(1, _CHUNK * len(x) // count))
+    size = max(1, _CHUNK * len(x) // count)
+    if size >= len(x):
+        mean, var = (part.double() for part in torch.batch_norm_update_stats(x, None, None, 0.0))  # C, C
+        return Moments(count, mean, var * count) if _precise(mean, var) else _measure_exactly(x)
+    chunks = torch.split(x, size)
     means, variances = zip(*(torch.batch_norm_update_stats(c, None, None, 0.0) for c in chunks), strict=True)
     mean, var = torch.stack(means).double(), torch.stack(variances).double()  # chunks x C
-    if not bool((mean.square() <= _FAR**2 * var).all()):
+    if not _precise(mean, var):
         return _measure_exactly(x)
     counts = torch.tensor([c.numel() // channels for c in chunks], dtype=torch.float64)
     return _merge(counts, mean, var * counts[:, None])
+
+
+def _precise(mean: Tensor, var: Tensor) -> bool:
+    return bool((mean * mean <= _FAR**2 * var).all())
 
 
 def measure_covariance(x: Tensor, groups: int) -> Moments:

@@ -1,6 +1,8 @@
 """Which other ways to run a network are tried, and how."""
 
+import functools
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +37,19 @@ def test_half_precision_is_judged_by_its_own_tolerance() -> None:
     assert not found["bfloat16"].exact
     assert found["channels_last"].exact
     assert found["bfloat16"].tolerance == 0.25 > found["channels_last"].tolerance
+
+
+def test_compile_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    found, notes = parities(sound_network(), "compile")
+    assert (len(compiled), notes) == (1, ())
+    assert found["compile"].exact
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is not None, reason="ONNX Runtime is installed")

@@ -80,6 +80,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._origins |= {memory_of(t): "registered" for t in network.buffers()}
         self._images = 0  # of the input
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler at the first operation, which takes seconds
+
     def note_input(self, values: Any) -> None:
         """Note the input of the network."""
         for tensor in tensors_of(values):

@@ -3,6 +3,7 @@
 Values are known by the memory that they are in, because a view of a layer's output is still its output.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -77,6 +78,8 @@ def trace(network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[],
                     continue  # it takes no hooks
                 stack.enter_context(watcher.hooks(name, module))
             stack.enter_context(operations.hooks())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Using `torch.compile", category=UserWarning)  # of those hooks
             stack.enter_context(watcher)
             stack.enter_context(operations)
             run()
