@@ -2,6 +2,7 @@
 
     python benchmarks/doctor_zoo.py --out docs/results/doctor-zoo.md     all networks: hours on one core
     python benchmarks/doctor_zoo.py resnet18 levit_128s --faults bgr-input
+    python benchmarks/doctor_zoo.py --known a.json b.json                what two runs side by side measured by --json
     python benchmarks/doctor_zoo.py --costs                              without the doctor: what each fault costs
 
 timm is no dependency of bnlab. Install it in another environment, beside bnlab and a torchvision that fits the build of
@@ -484,6 +485,17 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def read(files: list[Path]) -> dict[str, Row]:
+    """What was measured before, by network; of a fault in several files, the last one counts."""
+    rows: dict[str, Row] = {}
+    for file in files:
+        for given in json.loads(file.read_text(encoding="utf-8"))["networks"]:
+            row = Row(**given | {key: Diagnosis(**given[key]) for key in ("sound", "unfitted")})
+            row.faults = rows[row.network].faults | row.faults if row.network in rows else row.faults
+            rows[row.network] = row
+    return rows
+
+
 def found_by(case: Case, ids: tuple[str, ...], diagnosis: Diagnosis, sound: Diagnosis) -> list[str]:
     """The ids of the named checks that find this fault."""
     new = [one for one in ids if one in diagnosis.ids and one not in sound.ids]
@@ -621,13 +633,21 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="write the page to this file (default: print it)")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    parser.add_argument(
+        "--known", type=Path, nargs="+", default=[], help="files of --json, whose networks and faults are not measured"
+    )
     options = parser.parse_args()
     names, chosen = options.networks or NAMES, options.faults or list(FAULTS)
     if options.images < 2 * options.batch:
         parser.error(f"--images {options.images} is less than two batches of {options.batch}")
     rows: list[Any] = []
     about = _about(options)
+    known = read(options.known)
     for name in names:
+        before = known.get(name)
+        if before is not None and (not before.layers or before.faults.keys() >= {*chosen}):
+            rows.append(before)
+            continue
         rows.append((costs if options.costs else measure)(name, chosen, options))
         line = costs_table(rows[-1:], chosen).splitlines()[-1] if options.costs else _progress(rows[-1])
         print(line, file=sys.stderr, flush=True)

@@ -60,7 +60,7 @@ def test_the_interval_covers_the_truth() -> None:
 
 def test_another_metric_is_compared_by_the_t_test() -> None:
     before, after = [0.1, 0.4, 0.35, 0.8], [0.3, 0.5, 0.55, 0.9]
-    found = Comparison.measure(before, after)
+    found = Comparison.measure(before, after, "metric")
     differences = np.subtract(after, before)
     t = differences.mean() / (differences.std(ddof=1) / 2)
     assert not found.is_accuracy
@@ -70,6 +70,17 @@ def test_another_metric_is_compared_by_the_t_test() -> None:
     assert t == pytest.approx(5.196152)
     assert found.p_value == pytest.approx(0.013846, abs=1e-5)
     assert not found.matters
+
+
+def test_a_metric_of_zeros_and_ones_is_no_accuracy() -> None:
+    found = Comparison.measure([0, 0, 0, 1], [1, 1, 0, 1], "metric of batches")
+    assert str(found) == "0.25 instead of 0.75 on 4 batches (0.5, 95% interval -0.419 to 1.42, p = 0.2)"
+
+
+def test_the_share_of_correct_positions_is_an_accuracy() -> None:
+    found = Comparison.measure([0.5, 0.625], [0.75, 0.75])
+    assert found.is_accuracy
+    assert str(found).startswith("56.2% instead of 75.0% on 2 images (18.8 points, ")
 
 
 def test_scores_that_are_not_finite_show_nothing() -> None:

@@ -176,11 +176,24 @@ def test_a_metric_replaces_accuracy() -> None:
     assert report["stale-statistics"].cost is not None
 
 
+def test_a_metric_of_batches_counts_batches(sound: tuple[nn.Sequential, list[Any]]) -> None:
+    model, batches = sound
+    model[1].running_mean.add_(4)
+    report = diagnose(model, batches, metric=lambda y, batch: float((y.argmax(1) == batch[1]).double().mean()))
+    cost = report["stale-statistics"].cost
+    assert cost is not None
+    assert (cost.n, cost.kind) == (8, "metric of batches")
+    assert " on 8 batches (" in str(report)
+
+
 def test_what_cannot_be_run_is_one_line(sound: tuple[nn.Sequential, list[Any]]) -> None:
     with pytest.raises(UsageError, match=r"the model cannot be run on 4 images of the shape \[5, 12, 12\]"):
         diagnose(sound[0], [torch.zeros(8, 5, 12, 12)])
     with pytest.raises(UsageError, match="images=0"):
         diagnose(*sound, images=0)
+    for constants in ({"mean": [0.5, 0.5]}, {"std": [0.2, 0.0, 0.2]}, {"std": [float("nan")] * 3}):
+        with pytest.raises(UsageError, match=r"(mean|std)=\[.*: pass three"):
+            diagnose(*sound, **constants)
     with pytest.raises(UsageError, match="there is no check 'BN999'"):
         diagnose(*sound, select=["BN999"])
     with pytest.raises(TypeError, match=r"must be the model, an nn\.Module, not str"):

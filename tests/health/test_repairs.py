@@ -78,6 +78,15 @@ def test_merge_ranks_changes_statistics_alone() -> None:
     assert "4.running_mean" in apply(repairs.merge_ranks(short), model).skipped["4"]
 
 
+def test_merge_ranks_takes_what_a_wrapper_saved() -> None:
+    states = [sound_network(seed).state_dict() for seed in (1, 2)]
+    model, wrapped = sound_network(), sound_network()
+    apply(repairs.merge_ranks(states), model)
+    named = [{f"module.{name}": tensor for name, tensor in state.items()} for state in states]
+    assert apply(repairs.merge_ranks(named), wrapped).layers == ("1", "4")
+    assert torch.equal(wrapped[4].running_var, model[4].running_var)
+
+
 def test_momentum_and_eps_are_set_where_they_differ() -> None:
     model = sound_network()
     model[1].momentum = 0.5

@@ -87,6 +87,16 @@ def test_small_batches_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> N
     assert [finding.id for finding in watched.findings] == ["BN103"]
 
 
+def test_layers_that_never_move_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16, momentum=0.0), nn.Linear(16, 2))
+    with caplog.at_level(logging.WARNING, "bnlab"), health.watch(model, every=8, report_every=16):
+        train(model, 48, size=4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "nothing was measured of the normalisation layers, since no running statistics moved in the 16 steps that were "
+        "sampled: the layers are frozen, in evaluation mode, or have the momentum 0"
+    ]
+
+
 def test_the_loop_may_call_parts_of_the_model_alone() -> None:
     class Module(nn.Module):
         def __init__(self) -> None:

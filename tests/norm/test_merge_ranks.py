@@ -52,12 +52,18 @@ def test_whitening_merges_covariances() -> None:
         (lambda states: (states[0], None), "two or more"),
         (lambda states: (states, [1]), "a number for each of the 2"),
         (lambda states: (states, [0, 0]), "a number for each"),
+        (lambda states: (states, [1, float("nan")]), "a number for each"),
         (lambda states: ([states[0], states[1] | {"1.weight": torch.ones(7)}], None), "tensor 1.weight"),
         (lambda states: ([states[0], {k: v for k, v in states[1].items() if k != "1.bias"}], None), "lacks .* 1.bias"),
     ],
-    ids=["one", "a mapping", "too few numbers", "no images", "shape", "missing"],
+    ids=["one", "a mapping", "too few numbers", "no images", "not a number", "shape", "missing"],
 )
 def test_what_does_not_fit_is_refused(change: Any, text: str) -> None:
     states = [network().state_dict(), network().state_dict()]
     with pytest.raises(ValueError, match=text):
         norm.merge_ranks(*change(states))
+
+
+def test_what_is_no_tensor_stays_that_of_the_first() -> None:
+    states: list[Any] = [state_of(torch.randn(20, 4)) | {"_extra_state": number} for number in (1, 2)]
+    assert norm.merge_ranks(states)["_extra_state"] == 1

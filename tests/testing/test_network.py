@@ -131,3 +131,8 @@ def test_wrong_options_are_refused() -> None:
         check_network(fresh(), IMAGES, fail_on="eror")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="there is no check 'BN999'"):
         check_network(fresh(), IMAGES, select=["BN999"])
+
+
+def test_a_network_that_is_no_module() -> None:
+    with pytest.raises(TypeError, match=r"must be the model, an nn\.Module, not str"):
+        check_network("model", torch.randn(4, 3, 8, 8))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bnlab.errors import DataError, UsageError
+from bnlab.health.compare import Comparison, Floats, Kind
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 _OUTPUT_KEYS = ("logits", "out", "output", "outputs", "scores")
@@ -81,6 +82,7 @@ class Batches:
     labels: Callable[[Any], Any] | None = None
     forward: Callable[[nn.Module, Any], Any] | None = None
     metric: Metric | None = None
+    _of_batches: bool = False  # whether the metric gave one score for several images
     _marks: list[tuple[int, float]] = field(default_factory=list)
     _started: bool = False
 
@@ -160,6 +162,7 @@ class Batches:
                     f"metric gave {len(score)} scores for {len(batch)} images",
                     "return one score for each image, or one for the batch",
                 )
+            self._of_batches |= len(score) < len(batch)
             return score
         if batch.labels is None:
             return None
@@ -182,6 +185,17 @@ class Batches:
         if labels.ndim == 1:
             return right.double().cpu()
         return (right & counted).flatten(1).double().sum(1).div(counted.flatten(1).sum(1).clamp(min=1)).cpu()
+
+    @property
+    def kind(self) -> Kind:
+        """What the scores are, once there are some."""
+        if self.metric is None:
+            return "accuracy"
+        return "metric of batches" if self._of_batches else "metric"
+
+    def compare(self, before: Floats, after: Floats) -> Comparison:
+        """Compare two scores of these images."""
+        return Comparison.measure(before, after, self.kind)
 
     def _limited(self, source: Iterable[Any]) -> Iterator[Any]:
         seen = 0

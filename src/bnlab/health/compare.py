@@ -8,12 +8,15 @@ proportions based on paired data", method 10. Other metrics: the paired t-test a
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Kind = Literal["accuracy", "metric", "metric of batches"]
+"""of scores. accuracy: whether an image's class is correct, or the share of its positions that are; metric: the
+caller's, of each image; metric of batches: the caller's, of each batch"""
 
 LOST = 0.01  # of the accuracy, or of the size of another metric: a smaller difference does not matter
 P_VALUE = 0.01
@@ -22,7 +25,7 @@ _Z = 1.959964  # 95% of a normal distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Mean scores before and after a change, on the same n images; an accuracy is in 0..1."""
+    """Mean scores before and after a change, on the same n images (or batches); an accuracy is in 0..1."""
 
     n: int
     before: float
@@ -31,11 +34,11 @@ class Comparison:
     """95% interval of after - before"""
     p_value: float
     """the probability of a difference at least as large if neither way were better, two-sided"""
-    is_accuracy: bool = True
+    kind: Kind = "accuracy"
 
     @classmethod
-    def measure(cls, before: ArrayLike, after: ArrayLike) -> Self:
-        """Compare the scores of each image, n each; scores of 0 and 1 alone are an accuracy.
+    def measure(cls, before: ArrayLike, after: ArrayLike, kind: Kind = "accuracy") -> Self:
+        """Compare the scores of each image (or batch), n each.
 
         Raises:
             ValueError: there are no scores, or not equally many.
@@ -43,7 +46,7 @@ class Comparison:
         first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
         if first.shape != second.shape or first.ndim != 1 or not len(first):
             raise ValueError(f"scores of the same images are compared, not of {first.shape} and {second.shape}")
-        binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
+        binary = kind == "accuracy" and bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
         interval, p_value = (_mcnemar if binary else _t_test)(first, second)
         return cls(
             n=len(first),
@@ -51,8 +54,12 @@ class Comparison:
             after=float(second.mean()),
             interval=interval,
             p_value=p_value,
-            is_accuracy=binary,
+            kind=kind,
         )
+
+    @property
+    def is_accuracy(self) -> bool:
+        return self.kind == "accuracy"
 
     @property
     def gain(self) -> float:
@@ -72,22 +79,24 @@ class Comparison:
             after=self.before,
             interval=(-high, -low),
             p_value=self.p_value,
-            is_accuracy=self.is_accuracy,
+            kind=self.kind,
         )
 
     def __str__(self) -> str:
         """For example "81.2% instead of 93.4% on 1,024 images (12.2 points, 95% interval 10.1 to 14.3, p = 3e-31)"."""
-        low, high = self.interval
+        return f"{self.text(self.before)} instead of {self.text(self.after)} {self.evidence()}"
+
+    def text(self, score: float) -> str:
+        """For example "81.2%"."""
+        return f"{score:.1%}" if self.is_accuracy else f"{score:.4g}"
+
+    def evidence(self, sign: Literal["", "+"] = "") -> str:
+        """For example "on 1,024 images (12.2 points, 95% interval 10.1 to 14.3, p = 3e-31)"."""
+        scale, form, unit = (100, ".1f", " points") if self.is_accuracy else (1, ".3g", "")
+        gain, low, high = (f"{scale * x:{sign}{form}}" for x in (self.gain, *self.interval))
         p = f"p = {self.p_value:.1g}" if self.p_value else "p < 1e-300"
-        if not self.is_accuracy:
-            return (
-                f"{self.before:.4g} instead of {self.after:.4g} on {self.n:,} images ({self.gain:.3g}, 95% interval "
-                f"{low:.3g} to {high:.3g}, {p})"
-            )
-        return (
-            f"{self.before:.1%} instead of {self.after:.1%} on {self.n:,} images ({100 * self.gain:.1f} points, 95% "
-            f"interval {100 * low:.1f} to {100 * high:.1f}, {p})"
-        )
+        of = "batches" if self.kind == "metric of batches" else "images"
+        return f"on {self.n:,} {of} ({gain}{unit}, 95% interval {low} to {high}, {p})"
 
     def to_json(self) -> Mapping[str, Any]:
         return {

@@ -105,6 +105,7 @@ def diagnose(
         raise TypeError(f"the first argument must be the model, an nn.Module, not {type(model).__name__}")
     if images is not None and images < 1:
         raise UsageError(f"images={images}", "pass the number of images to run, at least 1, or None for all")
+    _check_constants(mean, std)
     entries = chosen(select, ignore)
     check_backends(backends)
     saved = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -159,6 +160,16 @@ def diagnose(
         attribution=attribution,
         evidence=evidence,
     )
+
+
+def _check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    for name, given in (("mean", mean), ("std", std)):
+        if given is None:
+            continue
+        values = torch.as_tensor(given, dtype=torch.float64).flatten()
+        if len(values) not in (1, 3) or not values.isfinite().all() or (name == "std" and not (values > 0).all()):
+            kind = "positive numbers" if name == "std" else "numbers"
+            raise UsageError(f"{name}={given}", f"pass three {kind}, for red, green and blue, or a single one")
 
 
 def _without_compiling() -> AbstractContextManager[Any]:

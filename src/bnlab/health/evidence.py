@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.health.compare import Comparison
+from bnlab.health.compare import Comparison, Kind
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -74,7 +74,8 @@ class Sample:
     groups: Floats | None = None
     """groups x 2 x C: means and variances of up to 32 parts of the batches, for a bootstrap"""
     largest: float = 0.0
-    """the largest |value|; infinite if any value was not finite"""
+    """the largest |value|, or if that is below 32752 possibly a larger bound of it that is below that too; infinite if
+    any value was not finite"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +205,7 @@ class Scores:
     """by batch statistics, as in training but without dropout"""
     population: Floats | None = None
     """by recalibrated statistics"""
+    kind: Kind = "accuracy"
 
     def means(self) -> dict[str, float | None]:
         values = {key: getattr(self, key) for key in SCORINGS}
@@ -211,7 +213,7 @@ class Scores:
 
     def compare(self, before: str, after: str) -> Comparison | None:
         first, second = getattr(self, before), getattr(self, after)
-        return None if first is None or second is None else Comparison.measure(first, second)
+        return None if first is None or second is None else Comparison.measure(first, second, self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -190,7 +190,7 @@ def _apply(
     for one in repairs:
         tried, changes = _tried(network, one, measured)
         after = score(tried, scored) if changes.layers else now
-        comparison = None if now is None or after is None else Comparison.measure(now, after)
+        comparison = None if now is None or after is None else scored.compare(now, after)
         reason = ""
         if one.exact and changes.layers and not _same_outputs(network, tried, scored):
             reason = "it changes the outputs, so something else reads what it changed"
@@ -209,7 +209,7 @@ def _apply(
         )
         if not reason:
             network, now = tried, after
-    return network, applied, None if first is None or now is None else Comparison.measure(first, now)
+    return network, applied, None if first is None or now is None else scored.compare(first, now)
 
 
 @torch.no_grad()
@@ -260,17 +260,9 @@ def score(network: nn.Module, batches: Batches) -> Floats | None:
 
 def changed(comparison: Comparison) -> str:
     """For example "accuracy was 81.2% and is 93.4% on 1,024 images (+12.2 points, 95% interval ..., p = 3e-31)"."""
-    low, high = comparison.interval
-    p = f"p = {comparison.p_value:.1g}" if comparison.p_value else "p < 1e-300"
-    if not comparison.is_accuracy:
-        return (
-            f"the metric was {comparison.before:.4g} and is {comparison.after:.4g} on {comparison.n:,} images "
-            f"({comparison.gain:+.3g}, 95% interval {low:+.3g} to {high:+.3g}, {p})"
-        )
-    return (
-        f"accuracy was {comparison.before:.1%} and is {comparison.after:.1%} on {comparison.n:,} images "
-        f"({100 * comparison.gain:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}, {p})"
-    )
+    what = "accuracy" if comparison.is_accuracy else "the metric"
+    before, after = comparison.text(comparison.before), comparison.text(comparison.after)
+    return f"{what} was {before} and is {after} {comparison.evidence('+')}"
 
 
 def _why_not(one: Repair, changes: every.Changes, comparison: Comparison | None) -> str:

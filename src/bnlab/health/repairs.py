@@ -14,6 +14,7 @@ from bnlab.health.gather.layers import describe, find_layers, with_trace
 from bnlab.health.gather.statistics_switch import StatisticsSwitch
 from bnlab.health.gather.trace import trace
 from bnlab.health.restore import restored
+from bnlab.norm.model_utils import without_wrappers
 from bnlab.norm.moments import merge_statistics
 from bnlab.norm.recalibrate import Recalibration, evaluation_mode
 
@@ -68,21 +69,22 @@ def freeze(*, affine: bool = True) -> Repair:
 def merge_ranks(states: Sequence[Mapping[str, Tensor]], images: Sequence[float] | None = None) -> Repair:
     """Give the model the statistics of several processes together, from the state_dict of each; see `norm.merge_ranks`.
 
-    Parameters stay those of the model. The state_dicts have the model's names.
+    Parameters stay those of the model. The state_dicts have the model's names, but for what wraps it.
     """
 
     def apply(model: nn.Module, _: Batches) -> Changes:
-        merged = norm.merge_ranks(states, images)
+        merged = {without_wrappers(name): tensor for name, tensor in norm.merge_ranks(states, images).items()}
         own = model.state_dict(keep_vars=True)
         layers, skipped = [], {}
         for name, layer in _layers_with_statistics(model).items():
             keys = [f"{name}.{key}" if name else key for key in _names_of(layer)]
-            missing = [key for key in keys if key not in merged or merged[key].shape != own[key].shape]
+            theirs = {key: merged.get(without_wrappers(key)) for key in keys}
+            missing = [key for key, found in theirs.items() if found is None or found.shape != own[key].shape]
             if missing:
                 skipped[name] = f"the state_dicts have no {missing[0]} of its shape"
                 continue
-            for key in keys:
-                own[key].copy_(merged[key])
+            for key, found in theirs.items():
+                own[key].copy_(found)
             layers.append(name)
         return Changes(layers=tuple(layers), skipped=skipped)
 

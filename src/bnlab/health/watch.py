@@ -49,6 +49,8 @@ class Watch(AbstractContextManager["Watch"]):
         self._sampled: AbstractContextManager[None] | None = None  # a step that the monitor samples
         self._root_runs, self._depth = False, 0
         self._seen: set[str] = set()  # keys of the findings
+        self._sampled_steps = 0
+        self._told = False  # that no layer moves
         self.steps = 0
         """forwards in training mode so far"""
         self.health: Health | None = None
@@ -89,6 +91,14 @@ class Watch(AbstractContextManager["Watch"]):
         for finding in new:
             if finding.severity != "info":
                 LOG.warning("%s", finding)
+        measured = not self._layers or any(layer.batches for layer in self.health.layers)
+        if self._sampled_steps > 1 and not measured and not self._told:
+            self._told = True
+            LOG.warning(
+                "nothing was measured of the normalisation layers, since no running statistics moved in the %d steps "
+                "that were sampled: the layers are frozen, in evaluation mode, or have the momentum 0",
+                self._sampled_steps,
+            )
         if isinstance(self._log, SummaryWriter):
             for tag, value in self.health.tags().items():
                 self._log.add_scalar(tag, value, self.steps)
@@ -123,6 +133,7 @@ class Watch(AbstractContextManager["Watch"]):
         if self.steps and self.steps % self._report_every == 0:
             self.report()
         if self._monitor.samples(self.steps):
+            self._sampled_steps += 1
             self._sampled = self._monitor.step(self.steps)
             self._sampled.__enter__()
         self.steps += 1

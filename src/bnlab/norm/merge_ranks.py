@@ -6,6 +6,7 @@ variances alone leaves out how far the means are apart (Chan, Golub & LeVeque 19
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from bnlab.norm.moments import merge_statistics
 _VARIANCES = ("running_var", "running_covariance")
 
 
-def merge_ranks(states: Sequence[Mapping[str, Tensor]], images: Sequence[float] | None = None) -> dict[str, Tensor]:
+def merge_ranks(states: Sequence[Mapping[str, Any]], images: Sequence[float] | None = None) -> dict[str, Any]:
     """Return one state_dict of those that the processes of a training saved.
 
     Means and variances of normalisation layers are merged; all else is that of the first state_dict, which the
@@ -30,12 +31,14 @@ def merge_ranks(states: Sequence[Mapping[str, Tensor]], images: Sequence[float] 
     """
     if isinstance(states, Mapping) or len(states) < 2:
         raise ValueError("pass a list of two or more state_dicts, one for each process")
-    if images is not None and (len(images) != len(states) or min(images) < 0 or sum(images) <= 0):
+    if images is not None and (len(images) != len(states) or not min(images) >= 0 or not 0 < sum(images) < torch.inf):
         raise ValueError(f"images has to give a number for each of the {len(states)} state_dicts")
     weights = torch.ones(len(states)) if images is None else torch.tensor(images, dtype=torch.float64)
     merged = dict(states[0])
     for number, state in enumerate(states[1:], 1):
         for name, tensor in state.items():
+            if not isinstance(tensor, Tensor):  # what a module keeps in its extra state
+                continue
             if name not in merged or merged[name].shape != tensor.shape:
                 raise ValueError(f"the tensor {name} of state_dict {number} is not in the first one with its shape")
         if missing := [name for name in merged if name not in state]:

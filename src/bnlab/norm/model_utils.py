@@ -11,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""parts of the names of tensors within modules that wrap others"""
+
 
 class FxLeaf(nn.Module):
     """A layer that torch.fx records as one call, as it does with torch.nn's layers, instead of tracing its forward."""
@@ -64,6 +67,11 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise ValueError("the model is on the meta device, where tensors hold no values: move it and load its weights")
     return network
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what DistributedDataParallel, compilation and the like put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def copy_module(module: nn.Module, shared: Iterable[Any] = ()) -> Any:

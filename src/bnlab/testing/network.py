@@ -41,9 +41,12 @@ def check_network(
         fail_on: the least severity that is a failure: error, warn or info.
 
     Raises:
+        TypeError: the model is not an nn.Module.
         AssertionError: there are such findings; a line for each has its id, its name and what was measured.
         UsageError: there is no such check or severity, or the model cannot be run on the batch.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the first argument must be the model, an nn.Module, not {type(model).__name__}")
     if fail_on not in SEVERITIES:
         raise UsageError(f"there is no severity '{fail_on}'", did_you_mean(str(fail_on), list(SEVERITIES)))
     report = diagnose(

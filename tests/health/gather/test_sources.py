@@ -42,6 +42,19 @@ def test_a_source_with_few_images_is_left_out() -> None:
     assert set(found.images) == {"left", "right"}
 
 
+def test_a_source_with_less_than_a_batch_is_scored_too() -> None:
+    """The model gives class 0 to what lies above the mean of its source, so half of the images are right."""
+    model = nn.Sequential(nn.BatchNorm1d(1, affine=False), nn.Linear(1, 2, bias=False)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(64, 1), torch.randn(20, 1) + 100])[torch.randperm(84)]
+    batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.split(32)]
+    report = diagnose(model, batches, sources=lambda batch: (batch[0][:, 0] > 50).int(), select=["BN023"])
+    cost = report.evidence.parts["sources"].cost
+    assert (cost.n, cost.after) == (84, pytest.approx(0.5, abs=0.1))
+
+
 def test_one_source_is_noted() -> None:
     report = diagnosed(lambda batch: ["one"] * len(batch[0]))
     assert "BN023" in report.skipped

@@ -69,9 +69,10 @@ def check(evidence: Evidence) -> list[Finding]:
         return []
     cost = None
     if part.by_augmented is not None and part.by_plain is not None:
-        cost = Comparison.measure(part.by_augmented, part.by_plain)
+        kind = evidence.scores.kind if evidence.scores else "accuracy"
+        cost = Comparison.measure(part.by_augmented, part.by_plain, kind)
         running = evidence.scores.running if evidence.scores else None
-        now = cost if running is None else Comparison.measure(running, part.by_plain)
+        now = cost if running is None else Comparison.measure(running, part.by_plain, kind)
         if not (cost.matters and now.matters):
             return []
     worst = failing[0]

@@ -31,6 +31,7 @@ Micikevicius et al. 2018, "Mixed precision training", section 3; pytorch#1206 an
 
 from bnlab.health.check import Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence
+from bnlab.health.gather.recorder import EXACT
 
 CHECK = Check(
     id="BN115",
@@ -40,7 +41,6 @@ CHECK = Check(
     safety="display only",
 )
 _LARGEST = 65504.0  # of float16
-_NEAR = 0.5
 
 
 def check(evidence: Evidence) -> list[Finding]:
@@ -48,7 +48,7 @@ def check(evidence: Evidence) -> list[Finding]:
         return []
     infinite = [layer.name for layer in evidence.layers.values() if layer.not_finite]
     largest = {layer.name: _largest(layer) for layer in evidence.layers.values() if not layer.not_finite}
-    near = [name for name, value in largest.items() if value > _NEAR * _LARGEST]
+    near = [name for name, value in largest.items() if value > EXACT]
     near.sort(key=lambda name: -largest[name])
     findings: list[Finding] = []
     if infinite:

@@ -55,7 +55,7 @@ def check(evidence: Evidence) -> list[Finding]:
         return []
     recalibrated = evidence.scores.compare("running", "population")
     if recalibrated is not None and recalibrated.matters:
-        after = f"{recalibrated.after:.1%}" if recalibrated.is_accuracy else f"{recalibrated.after:.4g}"
+        after = recalibrated.text(recalibrated.after)
         cause = f"the running statistics do not fit: recalibrated ones give {after}"
         repair = {"remedy": "recalibrate", "command": RECALIBRATE}
     else:

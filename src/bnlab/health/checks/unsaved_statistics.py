@@ -121,7 +121,7 @@ def _findings(evidence: Evidence, saved: SavedEvidence, what: str) -> list[Findi
 
 
 def _cost(evidence: Evidence, saved: SavedEvidence) -> Comparison | None:
-    running = None if evidence.scores is None else evidence.scores.running
-    if saved.scores is None or running is None or len(saved.scores) != len(running):
+    scores = evidence.scores
+    if scores is None or scores.running is None or saved.scores is None or len(saved.scores) != len(scores.running):
         return None
-    return Comparison.measure(saved.scores, running)
+    return Comparison.measure(saved.scores, scores.running, scores.kind)

@@ -67,16 +67,16 @@ def _attribute(
     subject: Subject, evidence: Evidence, causes: Sequence["_Cause"], by_batch: Floats
 ) -> Attribution | None:
     ways = _Ways(subject, evidence, causes)
-    gap = Comparison.measure(ways.scores([]), by_batch)
+    gap = ways.compare(ways.scores([]), by_batch)
     if not gap.matters:
         return None
-    alone = {cause: Comparison.measure(ways.scores([]), ways.scores([cause])) for cause in causes}
+    alone = {cause: ways.compare(ways.scores([]), ways.scores([cause])) for cause in causes}
     helping = [cause for cause in causes if alone[cause].matters or _is_missed(ways, causes, cause)]
-    together = Comparison.measure(ways.scores([]), ways.scores(helping)) if helping else None
+    together = ways.compare(ways.scores([]), ways.scores(helping)) if helping else None
     explained = []
     for cause in causes:
         rest = [other for other in helping if other is not cause]
-        without = Comparison.measure(ways.scores(helping), ways.scores(rest)) if cause in helping else None
+        without = ways.compare(ways.scores(helping), ways.scores(rest)) if cause in helping else None
         explained.append(Explained(cause=cause.name, check=cause.check, alone=alone[cause], without=without))
     if ways.passes:
         subject.notes.append(f"to attribute the gap, the images were run {plural(ways.passes, 'more time')}")
@@ -86,7 +86,7 @@ def _attribute(
 def _is_missed(ways: "_Ways", causes: Sequence[_Cause], cause: _Cause) -> bool:
     """Whether points are lost if all causes but this one are repaired."""
     rest = [other for other in causes if other is not cause]
-    return bool(rest) and Comparison.measure(ways.scores(rest), ways.scores(causes)).matters
+    return bool(rest) and ways.compare(ways.scores(rest), ways.scores(causes)).matters
 
 
 def _causes(subject: Subject, evidence: Evidence, found: set[str]) -> list[_Cause]:
@@ -157,6 +157,9 @@ class _Ways:
         if scores is not None:
             measured |= {None: scores.running, "own": scores.population}
         self.known = {((), source, True): found for source, found in measured.items() if found is not None}
+
+    def compare(self, before: Floats, after: Floats) -> Comparison:
+        return self.subject.batches.compare(before, after)
 
     def scores(self, repaired: Sequence[_Cause]) -> Floats:
         """The scores of all images with these causes repaired."""

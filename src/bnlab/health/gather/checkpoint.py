@@ -17,11 +17,10 @@ from bnlab.health.evidence import Evidence, Floats
 from bnlab.health.gather.parity import IMAGES, difference, outputs
 from bnlab.health.subject import Subject
 from bnlab.nets.weights import read_weights
-from bnlab.norm.model_utils import copy_module
+from bnlab.norm.model_utils import WRAPPERS, copy_module, without_wrappers
 from bnlab.norm.recalibrate import evaluation_mode
 
 STATISTICS = ("running_mean", "running_var", "running_covariance")
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of names
 _DEEPEST = 2  # levels of a mapping that are searched for tensors
 
 
@@ -176,7 +175,7 @@ def _same(found: Tensor, expected: Tensor, source: Tensor | None) -> bool:
 
 def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
     """The network's names -> the given names of the same shape, without the prefix that fits most, and that prefix."""
-    plain = {_without_wrappers(key): key for key in own}
+    plain = {without_wrappers(key): key for key in own}
     if len(plain) < len(own):  # the network has parts that are called like a wrapper
         plain = {key: key for key in own}
     prefixes: Counter[str] = Counter()
@@ -185,10 +184,10 @@ def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> t
         parts = source.split(".")
         for start in range(len(parts)):
             rest = ".".join(parts[start:])
-            key = rest if rest in own else plain.get(_without_wrappers(rest))
+            key = rest if rest in own else plain.get(without_wrappers(rest))
             if key is None or own[key] != tuple(tensor.shape):
                 continue
-            before = ".".join(p for p in parts[:start] if p not in _WRAPPERS)
+            before = ".".join(p for p in parts[:start] if p not in WRAPPERS)
             prefixes[before] += 1
             found.setdefault(before, {}).setdefault(key, source)
             break
@@ -197,10 +196,6 @@ def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> t
     best = max(prefixes, key=lambda name: (prefixes[name], -len(name)))
     removed = [source.removesuffix(key) for key, source in found[best].items() if source.endswith(key)]
     return found[best], max(set(removed), key=removed.count) if removed else best
-
-
-def _without_wrappers(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _drops(prefix: str, given: Mapping[str, Tensor]) -> bool:

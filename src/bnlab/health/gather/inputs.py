@@ -131,10 +131,15 @@ def _measure(subject: Subject, layers: Sequence[LayerEvidence], batches: Sequenc
     return measure_inputs(subject.network, modules, batches, subject.call, stop=layers[-1].name)[0]
 
 
-def _distance(layers: Sequence[LayerEvidence], found: dict[str, Sample]) -> float:
-    """The mean over layers; infinite if one was not reached or got values that are not finite."""
+def _distances(layers: Sequence[LayerEvidence], found: dict[str, Sample]) -> list[float]:
+    """Of each layer; infinite if it was not reached or got values that are not finite."""
     distances = [shift_of(layer, found[layer.name]) if layer.name in found else None for layer in layers]
-    return float(np.mean([np.inf if d is None or np.isnan(d) else d for d in distances]))
+    return [np.inf if d is None or np.isnan(d) else d for d in distances]
+
+
+def _distance(layers: Sequence[LayerEvidence], found: dict[str, Sample]) -> float:
+    """The mean over layers."""
+    return float(np.mean(_distances(layers, found)))
 
 
 def _preprocessing(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, Any]:
@@ -188,7 +193,7 @@ def _outputs(subject: Subject, switch: Callable[[bool], object]) -> tuple[Compar
                     p = values.double().log_softmax(1)
                     entropies[on].append(-(p.exp() * p).sum(1).cpu())
         switch(False)
-    cost = Comparison.measure(*(torch.cat(scores[on]).numpy() for on in (False, True))) if scores[True] else None
+    cost = subject.batches.compare(*(torch.cat(scores[on]).numpy() for on in (False, True))) if scores[True] else None
     if not entropies[True]:
         return cost, None
     less = torch.cat(entropies[False]) - torch.cat(entropies[True])
@@ -265,11 +270,13 @@ def _resolution(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, 
 
 
 def _eps(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, Any]:
-    """The first layer's input depends on no eps: if it does not fit, eps cannot be what is wrong."""
+    """The first layer's input depends on no eps: if it does not fit, eps cannot be what is wrong. Of the later layers,
+    the median counts, since the deepest ones see few values of each image, which fit less by chance.
+    """
     later = layers[1:]
     if not later:
         return {}
-    now = float(np.mean([shift_of(layer) for layer in later]))
+    now = float(np.median([shift_of(layer) or 0.0 for layer in later]))
     own = {layer.eps for layer in layers}
     as_it_is = Trial(name=", ".join(f"{eps:g}" for eps in sorted(own)), distance=now, value=max(own))
     if now <= FITS / 2 or (shift_of(layers[0]) or 0) > FITS:
@@ -288,7 +295,8 @@ def _eps(subject: Subject, layers: Sequence[LayerEvidence]) -> dict[str, Any]:
         if all(abs(np.log(eps / max(old, 1e-12))) < 0.1 for old in own):
             continue
         set_eps(eps)
-        tried.append(Trial(name=f"{eps:g}", distance=_distance(later, _measure(subject, layers, batches)), value=eps))
+        distance = float(np.median(_distances(later, _measure(subject, layers, batches))))
+        tried.append(Trial(name=f"{eps:g}", distance=distance, value=eps))
     tried.sort(key=lambda trial: trial.distance)
     set_eps(None)
     cost = None

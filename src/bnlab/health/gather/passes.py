@@ -100,7 +100,12 @@ def run_passes(
                 again.add(batches, network, one)
                 task.advance(len(one))
         switch.to("running")
-    scores = Scores(running=running.all(), batch=by_batch.all(), population=again.all() if population else None)
+    scores = Scores(
+        running=running.all(),
+        batch=by_batch.all(),
+        population=again.all() if population else None,
+        kind=batches.kind,
+    )
     return Passes(
         scores=None if scores.running is None else scores,
         evaluation=evaluated,

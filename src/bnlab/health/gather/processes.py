@@ -208,7 +208,7 @@ def _compare(
     except Exception as error:  # of any type: it is the caller's own code
         subject.notes.append(f"merged statistics were not scored, since {type(error).__name__} was raised: {error}")
         return ranks
-    return replace(ranks, cost=Comparison.measure(scores, merged))
+    return replace(ranks, cost=subject.batches.compare(scores, merged))
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def _measure(subject: Subject, evidence: Evidence) -> Sources | None:
         return sources
     own_scores = _scores(subject, switch, kept, len(pooled))
     measured = ~np.isnan(own_scores)  # images of the sources that have too few are left out
-    cost = Comparison.measure(pooled[measured], own_scores[measured])
+    cost = subject.batches.compare(pooled[measured], own_scores[measured])
     return replace(sources, cost=cost)
 
 
@@ -192,7 +192,7 @@ def _scores(subject: Subject, switch: StatisticsSwitch, kept: Mapping[str, int],
                     if len(waiting[source]) >= subject.usual:
                         measure(source)
         for source in [*waiting]:
-            if not recorders[source].groups or len(waiting[source]) > subject.usual // 2:
+            if not recorders[source].number or len(waiting[source]) > subject.usual // 2:
                 measure(source)
         statistics = {source: recorder.population(switch) for source, recorder in recorders.items()}
         start = 0

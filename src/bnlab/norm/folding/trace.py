@@ -7,7 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -54,7 +54,11 @@ class Region:
 
     def called(self, node: fx.Node) -> nn.Module | None:
         """Return the module that the node calls, if it calls one."""
-        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return self._modules[str(node.target)] if node.op == "call_module" else None
+
+    @cached_property
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self.module.named_modules(remove_duplicate=False))
 
     def reads(self, node: fx.Node) -> bool:
         """Whether forward uses the tensors of the module that the node calls."""
