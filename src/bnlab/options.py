@@ -131,6 +131,9 @@ class ModelOptions(Options):
     weights: Annotated[Path | None, typer.Option(metavar="FILE")] = None
     """Weights of the network that NAME makes: safetensors, or a state_dict that torch.save wrote. Code in it is never
     run."""
+    prefix: str | None = None
+    """What the names of the weights in that file begin with, where it has several sets of them, such as model_ema
+    (default: the one with which they fit)."""
     classes: Annotated[Path | None, typer.Option(metavar="CLASSES")] = None
     """File of the class names in the order of the network's outputs (default: the names of the folders, sorted)."""
     size: Annotated[int | None, Field(ge=1, le=8192)] = None

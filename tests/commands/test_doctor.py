@@ -99,6 +99,22 @@ def test_a_network_of_the_callers_own_with_weights(bnlab: Run, code: Path, photo
     assert load_file(tmp_path / "w.safetensors").keys() == weights.keys()
 
 
+def test_of_several_sets_of_weights_one_is_chosen(bnlab: Run, code: Path, photos: Path, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    weights = {("5" + name[1:] if name[0] == "4" else name): value for name, value in network.state_dict().items()}
+    gamma = torch.tensor([1e-9, 1, 1, 1, 1, 1, 1, 1])
+    torch.save({"model": weights | {"1.weight": gamma}, "model_ema": weights}, tmp_path / "w.pt")
+    words = ["doctor", "own_net.py:make", "--weights", "w.pt", "--data", photos, "--size", 24, *FAST]
+    refused = bnlab(*words)
+    assert refused.status == 2
+    assert "2 sets of weights" in refused.err
+    assert "model_ema." in refused.err
+    for prefix, found in (("model", 1), ("model_ema.", 0)):
+        done = bnlab(*words, "--prefix", prefix, "--json", "--select", "gamma-near-zero", "--fail-on", "error")
+        assert done.status == 0, done.err
+        assert len(json.loads(done.out)["findings"]) == found
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -111,6 +127,7 @@ def test_a_network_of_the_callers_own_with_weights(bnlab: Run, code: Path, photo
         (["missing.safetensors"], ["missing.safetensors"]),
         (["own_net.py:make", "--weights", "bad.safetensors"], ["bad.safetensors"]),
         (["own_net.py:make", "--weights", "short.safetensors"], ["1.weight"]),
+        (["own_net.py:make", "--prefix", "model"], ["prefix has no effect without weights"]),
         (["own_net.py:make", "--mean", "a,b,c"], ["mean 'a,b,c'"]),
         (["own_net.py:make", "--std", "0,1,1"], ["std '0,1,1'"]),
         (["own_net.py:make", "--std", "nan"], ["std 'nan'"]),

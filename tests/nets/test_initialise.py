@@ -123,7 +123,7 @@ def test_lsuv_refuses_and_changes_nothing(
     assert not [m for m in network.modules() if m._forward_hooks]
 
 
-@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("fitted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_with_lsuv_a_deep_network_without_bn_learns_from_a_bad_scale(fitted: bool) -> None:
     """The weights are ten times too small, so that the logits do not depend on the images unless layers are scaled."""
     torch.manual_seed(0)
@@ -142,7 +142,11 @@ def test_with_lsuv_a_deep_network_without_bn_learns_from_a_bad_scale(fitted: boo
 
 
 @pytest.mark.parametrize(
-    "scale", [pytest.param("gaussian:0.001", marks=pytest.mark.slow), "gaussian:0.01", "he", "gaussian:0.2"]
+    "scale",
+    [
+        "gaussian:0.01",
+        *(pytest.param(scale, marks=pytest.mark.slow) for scale in ("gaussian:0.001", "he", "gaussian:0.2")),
+    ],
 )
 def test_a_batch_normalised_network_learns_from_weights_of_any_scale(scale: str) -> None:
     """From scratch, with both heads, which torchvision's own network did not (pytorch/vision#821)."""

@@ -28,6 +28,8 @@ from bnlab.norm.recalibrate import evaluation_mode
 from bnlab.options import DoctorOptions, FreezeOptions, ModelOptions, RecalibrateOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+OF_CODE = ("weights", "prefix", "classes", "size", "resize", "mean", "std")
+"""options that have an effect on the network that code makes alone"""
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -55,7 +57,7 @@ def open_model(options: ModelOptions) -> OpenedModel:
     if is_code(options.model):
         return _from_code(options)
     path = Path(options.model)
-    given = [name for name in ("weights", "size", "resize", "mean", "std", "classes") if getattr(options, name)]
+    given = [name for name in OF_CODE if getattr(options, name) is not None]
     if given:
         raise UsageError(f"{given[0]} has no effect on a classifier file, which knows it", f"leave {given[0]} out")
     if path.suffix == ".py":
@@ -91,7 +93,10 @@ def open_classifier(path: Path) -> OpenedModel:
 def _from_code(options: ModelOptions) -> OpenedModel:
     network = build_model(options.model)
     if options.weights is not None:
-        load_weights(network, options.weights)
+        ends = not options.prefix or options.prefix.endswith(".")
+        load_weights(network, options.weights, prefix=options.prefix if ends else f"{options.prefix}.")
+    elif options.prefix is not None:
+        raise UsageError("prefix has no effect without weights", "pass weights, or leave prefix out")
     preprocessing = Preprocessing(
         size=options.size or 224,
         resize=options.resize or "crop",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.classifier.opened import (
+    OF_CODE,
     OpenedModel,
     check_classes,
     check_output,
@@ -116,7 +117,7 @@ def _with_command(finding: Finding, options: DoctorOptions) -> Finding:
     """The finding with a command of the shell, where its own is a line of Python that a verb does as well."""
     if finding.command != RECALIBRATE:
         return finding
-    given = {name: getattr(options, name) for name in ("weights", "classes", "size", "resize", "mean", "std")}
+    given = {name: getattr(options, name) for name in OF_CODE}
     words = [f" --{name} {quoted(str(value))}" for name, value in given.items() if value is not None]
     data = quoted(options.data if options.reference is None else options.reference)
     new = "recalibrated" + (".pt" if is_code(options.model) else ".safetensors")

@@ -1,7 +1,7 @@
 """Load a file of weights into any network, strictly: only the statistics of normalisation layers may differ."""
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from bnlab.errors import ClassifierError, UsageError, plural, printable
 from bnlab.nets.factory import check_tensors
 from bnlab.nets.weights import PACKED_REMEDY, check_plain, not_floats, read_weights, shape_text
+from bnlab.norm.model_utils import WRAPPERS, without_wrappers
 
 STATISTICS = ("running_mean", "running_var", "running_covariance", "num_batches_tracked")
 """The names of the buffers of a normalisation layer."""
-# Parts of a name that wrappers of torch add: DataParallel, torch.compile, FSDP and checkpoint_wrapper.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _MOST_NAMED = 3  # tensors of each kind of mismatch
 _LONGEST = 200  # characters of another program's message
 
@@ -121,7 +120,7 @@ def _aliases(expected: Mapping[str, Tensor]) -> Mapping[str, tuple[str, ...]]:
 
 def _fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, _Fit]:
     """The tensors under each prefix after which a name of the model's follows."""
-    known = {_without_wrappers(name.split(".")): name for name in expected}
+    known = {without_wrappers(name): name for name in expected}
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for own in tensors:
         parts = own.split(".")
@@ -130,7 +129,7 @@ def _fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict
             before = own.removesuffix(rest)
             if rest in expected:
                 found[before][rest] = own
-            elif parts[start] not in _WRAPPERS and (name := known.get(_without_wrappers(parts[start:]))):
+            elif parts[start] not in WRAPPERS and (name := known.get(without_wrappers(rest))):
                 found[before].setdefault(name, own)
     fits = {}
     for prefix, names in found.items():
@@ -143,10 +142,6 @@ def _fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict
             fitting=sum(_same_shape(tensors[own], expected[name]) for name, own in names.items()),
         )
     return fits
-
-
-def _without_wrappers(parts: Iterable[str]) -> str:
-    return ".".join(part for part in parts if part not in _WRAPPERS)
 
 
 def _same_shape(tensor: Tensor, expected: Tensor) -> bool:

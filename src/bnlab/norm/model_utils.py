@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""parts of the names of tensors within modules that wrap others"""
+"""parts of names that wrappers of torch add: DataParallel, torch.compile, FSDP and checkpoint_wrapper"""
 
 
 class FxLeaf(nn.Module):

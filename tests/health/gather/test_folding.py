@@ -14,7 +14,7 @@ def test_layers_that_are_kept_come_with_the_reason() -> None:
     assert isinstance(part, Folded)
     assert (part.folded, [*part.kept]) == (("4", "7"), ["1"])
     assert part.kept["1"]
-    assert part.parity.images == 16
+    assert part.parity.images == 8
 
 
 def test_what_cannot_be_tried_is_a_note() -> None:

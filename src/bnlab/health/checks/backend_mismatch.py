@@ -2,10 +2,10 @@
 
 ## What it measures
 
-A copy is run on 16 images in other ways, and its outputs are compared with those of the plain network: by default with
-channels_last memory and in bfloat16; if the caller asks for them in float16, compiled, traced, scripted and in ONNX
-Runtime. The difference is the largest one of any output, in standard deviations of the outputs. Where it is too large,
-the first normalisation layer whose input differs is looked for, on the image that differs most.
+A copy is run on eight images in other ways, and its outputs are compared with those of the plain network: by default
+with channels_last memory and in bfloat16; if the caller asks for them in float16, compiled, traced, scripted and in
+ONNX Runtime. The difference is the largest one of any output, in standard deviations of the outputs. Where it is too
+large, the first normalisation layer whose input differs is looked for, on the image that differs most.
 
 ## Why it is bad
 
@@ -24,7 +24,7 @@ standard deviation, there is nothing to compare.
 
 ## Known limits
 
-16 images may not take every branch. Half precision is tried by converting the whole network; autocast keeps some
+Eight images may not take every branch. Half precision is tried by converting the whole network; autocast keeps some
 operations in float32. What cannot be run is said in the notes. On another device results can differ from this one's.
 
 ## Remedy

@@ -3,7 +3,8 @@
 ## What it measures
 
 Batch normalisation is folded into the convolutions and linear layers of a copy, by the graph that torch.fx traces. Both
-networks are run on 16 images. The difference is the largest one of any output, in standard deviations of the outputs.
+networks are run on eight images. The difference is the largest one of any output, in standard deviations of the
+outputs.
 
 ## Why it is bad
 
@@ -19,8 +20,9 @@ difference is a tie within rounding.
 
 ## Known limits
 
-Other programs fold in other ways: this shows that folding by the graph fails, not that a given exporter does. 16 images
-may not take every branch. Layers that cannot be folded are left as they are, and are named in the numbers of a finding.
+Other programs fold in other ways: this shows that folding by the graph fails, not that a given exporter does. Eight
+images may not take every branch. Layers that cannot be folded are left as they are, and are named in the numbers of a
+finding.
 
 ## Remedy
 

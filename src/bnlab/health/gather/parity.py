@@ -18,7 +18,7 @@ from bnlab.health.batches import Batch, logits
 from bnlab.health.subject import Subject
 from bnlab.norm.model_utils import copy_module
 
-IMAGES = 16
+IMAGES = 8
 CLOSE = 1e-4  # of the outputs' standard deviation, in float32
 _CLOSE_UNKNOWN = 1e-3  # where the model does not run in float64, so that its own rounding is not known
 WORSE = 4.0  # how many times the rounding error of the network itself another way may be off
