@@ -60,6 +60,13 @@ def test_a_classifier_is_diagnosed_and_files_are_written(bnlab: Run, run_copy: P
     assert "<svg" in page
 
 
+def test_photos_that_it_was_trained_on_are_counted(bnlab: Run, run_copy: Path, data: Path) -> None:
+    done = bnlab("doctor", run_copy, "--data", data, "--split", "train", *FAST, "--select", "gamma-near-zero")
+    assert "photos are among those it was trained on: its accuracy on others is what counts" in done.err
+    other = bnlab("doctor", run_copy, "--data", data, "--split", "test", *FAST, "--select", "gamma-near-zero")
+    assert "trained on" not in other.err
+
+
 def spoil(file: Path) -> None:
     """Put the running statistics of a classifier file at 0 and 1."""
     network, card = load_network(file)
@@ -78,10 +85,15 @@ def test_stale_statistics_fail_and_a_baseline_knows_them(bnlab: Run, run_copy: P
     assert "BN101 train-eval-gap" in done.out
     command = f"bnlab recalibrate {run_copy} --data {photos} --output recalibrated.safetensors"
     assert command in done.out
+    Path("recalibrated.safetensors").write_text("mine")
     assert not [line for line in done.out.splitlines() if line.endswith(" ")]
     again = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP, "--baseline", "runs/doctor/diagnosis.json")
     assert again.status == 0
     assert "of the baseline not shown" in again.out
+    assert "no new findings" in again.out
+    other = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP, "--select", "BN005", "--select", "BN103")
+    assert f"{command[:-12]}2.safetensors" in other.out
+    assert "BN005 was not made: it needs " in other.out
     only = bnlab("doctor", run_copy, "--data", photos, *FAST, "--select", "gamma-near-zero", "--fail-on", "error")
     assert only.status == 0
     assert "BN101" not in only.out
@@ -205,7 +217,7 @@ def test_fix_writes_a_repaired_classifier(bnlab: Run, run_copy: Path, photos: Pa
     again = bnlab("doctor", "new/f.safetensors", "--data", photos, *FAST, *GAP, "--fix", "g.safetensors", "--json")
     assert json.loads(again.out)["accuracy"]["running"] == fix["comparison"]["after"]
     assert json.loads(again.out)["fix"]["output"] is None
-    assert "g.safetensors was not written, since no safe repair helps" in again.err
+    assert "g.safetensors was not written, since no safe repair is shown to help" in again.err
     assert not Path("g.safetensors").exists()
     shown = bnlab("doctor", run_copy, "--data", photos, *FAST, *GAP, "--fix", "h.safetensors").out
     assert "Recalibrate (safe) changed 43 layers" in shown

@@ -186,6 +186,24 @@ def test_a_metric_of_batches_counts_batches(sound: tuple[nn.Sequential, list[Any
     assert " on 8 batches (" in str(report)
 
 
+def test_a_gap_that_few_images_do_not_show_is_noted(sound: tuple[nn.Sequential, list[Any]]) -> None:
+    model, batches = sound
+    few = [x[:4] for x, _ in batches[:3]]
+    recalibrate(model, few)
+    labelled = [(x, model(x).argmax(1)) for x in few]
+    for _ in range(40):  # until an image or two get another class
+        model[1].running_mean.add_(0.25)
+        report = diagnose(model, labelled, select=["BN101", "BN102"])
+        if report.accuracy["running"] != 1:
+            break
+    assert report.accuracy["recalibrated"] == 1
+    assert report.findings == ()
+    (note,) = report.notes
+    assert note.startswith("recalibrated statistics give ")
+    assert note.endswith(", which may be chance: more images would decide")
+    assert "pass two batches or more" in diagnose(model, batches[:1]).notes[-1]
+
+
 def test_what_cannot_be_run_is_one_line(sound: tuple[nn.Sequential, list[Any]]) -> None:
     with pytest.raises(UsageError, match=r"the model cannot be run on 4 images of the shape \[5, 12, 12\]"):
         diagnose(sound[0], [torch.zeros(8, 5, 12, 12)])

@@ -50,6 +50,10 @@ def test_checks_are_chosen_by_id_and_name() -> None:
     assert "BN102" not in [e.check.id for e in chosen(ignore="BN102")]
     with pytest.raises(UsageError, match="did you mean 'stale-statistics'"):
         find_check("stale-statistic")
+    with pytest.raises(UsageError, match=r"did you mean '.*' \(BN1..\)"):
+        find_check("bn10")
+    with pytest.raises(UsageError, match="pass one id or name, such as BN102"):
+        find_check("accuracy")
 
 
 def test_a_check_that_lacks_evidence_is_skipped_with_the_reason() -> None:

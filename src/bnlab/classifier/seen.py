@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
-from bnlab.data.photos import Photos
+from bnlab.data.photos import Photo, Photos
 from bnlab.data.split_csv import SPLITS
+from bnlab.files import file_sha256
 
 _BYTES = 8
 _MOST = 8_000_000  # photos: the header of a safetensors file has at most 100 MB
@@ -84,6 +85,12 @@ class SeenPhotos:
         in_val = np.isin(known, self.prefixes("val")) & ~in_train
         return SeenCount(n=len(photos), train=int(in_train.sum()), val=int(in_val.sum()), complete=self.complete)
 
+    def count_files(self, paths: Sequence[str]) -> "SeenCount":
+        """How many of these photos were seen, by what their files hold now."""
+        if not self.train and not self.val:  # no photo needs to be read
+            return SeenCount(n=len(paths), train=0, val=0, complete=self.complete)
+        return self.count(Photos.of(Photo(path, "", "", _sha256_or_none(path)) for path in paths))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeenCount:
@@ -136,3 +143,10 @@ def photos_by_split(photos: Photos) -> dict[str, int]:
 
 def _encode(prefixes: NDArray[np.uint64]) -> Any:
     return base64.b64encode(np.unique(prefixes).astype("<u8").tobytes()).decode("ascii")
+
+
+def _sha256_or_none(path: str) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:  # it was removed after it was classified
+        return ""

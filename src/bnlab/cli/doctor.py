@@ -50,7 +50,7 @@ def doctor(
     last = f"{printable(str(result.folder))}: report.html shows it."
     if result.report.findings:
         last += f" Next: bnlab doctor --explain {result.report.findings[0].id}"
-    shown = _diagnosis(result.report)
+    shown = _diagnosis(result.report, selected=bool(result.options.select))
     if result.repaired is not None:
         shown = Group(shown, "", _lines(str(result.repaired)))
         if result.repaired.kept:
@@ -122,7 +122,7 @@ def _show_checks(explain: str | None, *, as_json: bool) -> None:
     show_result(as_json, rows, table, "Read about one: bnlab doctor --explain BN102")
 
 
-def _diagnosis(report: Any) -> RenderableType:
+def _diagnosis(report: Any, *, selected: bool) -> RenderableType:
     """Accuracy by statistics, the findings and what was not checked."""
     parts: list[RenderableType] = []
     shown = "{:.1%}" if report.is_accuracy else "{:.4g}"
@@ -142,14 +142,19 @@ def _diagnosis(report: Any) -> RenderableType:
             table.add_row(name, Text(printable(text)))
         parts += ["", head, Padding(table, (0, 0, 0, 2))]
     if not report.findings:
-        parts += ["", Text("no findings", style="bold green")]
+        parts += ["", Text("no new findings" if report.known else "no findings", style="bold green")]
     if report.attribution is not None:
         parts += ["", _explained(report.attribution)]
     parts += [Text(f"note: {printable(note)}", style="dim") for note in report.notes]
     if report.known:
         parts.append(Text(f"{plural(len(report.known), 'known finding')} of the baseline not shown", style="dim"))
-    if report.skipped:
-        parts.append(Text(f"{plural(len(report.skipped), 'check')} not made: {', '.join(report.skipped)}", style="dim"))
+    if report.skipped and selected:
+        parts += [Text(f"{id} was not made: {why}", style="yellow") for id, why in report.skipped.items()]
+    elif report.skipped:
+        names = ", ".join(report.skipped)
+        parts.append(
+            Text(f"{plural(len(report.skipped), 'check')} not made ({names}); report.html says why", style="dim")
+        )
     return Group(*parts)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def run(options: DoctorOptions, progress: Progress, *, write: bool = True) -> Do
             ignore=options.ignore or (),
             progress=progress,
         )
+    if model.card is not None:
+        seen = model.card.seen.count_files([photo.path for photo in batches.used])
+        for sentence in seen.sentences("it was") if seen.train else ():
+            progress.warn(f"{sentence}: its accuracy on others is what counts")
     refused += batches.refused + ([] if reference is None else reference.refused)
     report_refused(refused, strict=options.strict, progress=progress)
     repaired = None
@@ -120,7 +125,9 @@ def _with_command(finding: Finding, options: DoctorOptions) -> Finding:
     given = {name: getattr(options, name) for name in OF_CODE}
     words = [f" --{name} {quoted(str(value))}" for name, value in given.items() if value is not None]
     data = quoted(options.data if options.reference is None else options.reference)
-    new = "recalibrated" + (".pt" if is_code(options.model) else ".safetensors")
+    suffix = ".pt" if is_code(options.model) else ".safetensors"
+    names = chain(["recalibrated"], (f"recalibrated{number}" for number in count(2)))
+    new = next(name for name in names if not Path(name + suffix).exists()) + suffix
     command = f"bnlab recalibrate {quoted(options.model)}{''.join(words)} --data {data} --output {new}"
     return replace(finding, command=command)
 
@@ -138,7 +145,7 @@ def _fix(
     with memory_errors(batches.batch_size, model.preprocessing.size):
         repaired = repair(model.network, batches, report.findings, calibration=reference)
     if not repaired.kept:
-        progress.warn(f"{printable(path)} was not written, since no safe repair helps")
+        progress.warn(f"{printable(path)} was not written, since no safe repair is shown to help")
         return repaired
     card = model.card
     if card is not None and any(one.name == "recalibrate" for one in repaired.kept):

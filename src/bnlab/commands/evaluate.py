@@ -7,15 +7,13 @@ from typing import Any
 
 from bnlab.classifier.ensemble import Ensemble, open_classifiers
 from bnlab.classifier.evaluate import Evaluation, evaluate
-from bnlab.classifier.file import Card
 from bnlab.classifier.predict import Classifier
 from bnlab.classifier.seen import SeenCount, union
 from bnlab.data.dataset import open_evaluation_data
 from bnlab.data.photo_file import PhotoReader
-from bnlab.data.photos import Photo, Photos
 from bnlab.data.scan import Refusal, Result, report_refused
 from bnlab.errors import printable
-from bnlab.files import file_sha256, write_atomic, write_csv, write_json
+from bnlab.files import write_atomic, write_csv, write_json
 from bnlab.machine import versions
 from bnlab.options import EvaluateOptions
 from bnlab.progress import LoggedProgress, Progress
@@ -78,7 +76,7 @@ def run(
     evaluation = replace(evaluation, refused=(*unreadable, *evaluation.refused))
     report_refused(evaluation.refused, strict=options.strict, progress=progress)
     evaluation.reader.report(progress)
-    seen = _count_seen([member.card for member in members], evaluation)
+    seen = union([member.card.seen for member in members]).count_files(evaluation.paths)
     sentences = _sentences(seen, members)
     for sentence in sentences:
         if seen.train:
@@ -123,22 +121,6 @@ def _with_files(result: EvaluateResult, members: Sequence[Classifier]) -> Evalua
     page = render("evaluation.html", title=title, evaluation=evaluation, classifier=trained, seen=seen)
     write_atomic(folder / "report.html", page)
     return result
-
-
-def _count_seen(cards: Sequence[Card], evaluation: Evaluation) -> SeenCount:
-    """How many of the evaluated photos, compared by content, the classifiers and those they started from have seen."""
-    seen = union([card.seen for card in cards])
-    if not seen.train and not seen.val:  # no photo needs to be read
-        return SeenCount(n=evaluation.n, train=0, val=0, complete=seen.complete)
-    photos = Photos.of(Photo(path, "", "", _sha256_or_none(path)) for path in evaluation.paths)
-    return seen.count(photos)
-
-
-def _sha256_or_none(path: str) -> str:
-    try:
-        return file_sha256(path)
-    except OSError:  # it was removed after it was classified
-        return ""
 
 
 def _rows(evaluation: Evaluation) -> Iterator[tuple[object, ...]]:

@@ -12,7 +12,9 @@ from torch import nn
 
 from bnlab.errors import UsageError
 from bnlab.health.batches import Batches, Metric
-from bnlab.health.evidence import Scores
+from bnlab.health.check import Finding
+from bnlab.health.compare import LOST
+from bnlab.health.evidence import Evidence, Scores
 from bnlab.health.gather.attribution import attribute
 from bnlab.health.gather.backends import check_backends
 from bnlab.health.gather.checkpoint import read_checkpoint
@@ -148,6 +150,7 @@ def diagnose(
         evidence = gather(subject)
         findings, skipped = run_checks(evidence, entries)
         attribution = attribute(subject, evidence, findings)
+    notes += _what_was_not_shown(evidence, findings)
     scores = evidence.scores
     means = Scores().means() if scores is None else scores.means()
     return Report(
@@ -160,6 +163,23 @@ def diagnose(
         attribution=attribution,
         evidence=evidence,
     )
+
+
+def _what_was_not_shown(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
+    """What few images cannot decide, lest "no findings" be read as "sound"."""
+    notes, scores = [], evidence.scores
+    gap = None if scores is None else scores.compare("running", "population")
+    if gap is not None and gap.gain > 0 and not gap.matters and gap.interval[1] >= 5 * LOST and not findings:
+        notes.append(
+            f"recalibrated statistics give {gap.text(gap.after)} instead of {gap.text(gap.before)} "
+            f"{gap.evidence()}, which may be chance: more images would decide"
+        )
+    if evidence.layers and evidence.batches == 1:
+        notes.append(
+            "there is a single batch: how far statistics differ between batches is not known, so that the checks that "
+            "compare them with the running statistics find little; pass two batches or more"
+        )
+    return notes
 
 
 def _check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

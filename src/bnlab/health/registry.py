@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from bnlab.errors import UsageError, did_you_mean, plural
+from bnlab.errors import UsageError, plural
 from bnlab.health import checks as folder
 from bnlab.health.check import HEADINGS, SEVERITIES, Check, Finding, sections
 from bnlab.health.evidence import PARTS, Evidence
@@ -62,7 +63,14 @@ def find_check(word: str) -> Entry:
     known = {key: entry for entry in all_checks() for key in (entry.check.id.lower(), entry.check.name)}
     entry = known.get(word.lower())
     if entry is None:
-        raise UsageError(f"there is no check '{word}'", did_you_mean(word, [e.check.name for e in all_checks()]))
+        near = get_close_matches(word.lower(), known, n=1)
+        name = known[near[0]].check if near else None
+        raise UsageError(
+            f"there is no check '{word}'",
+            f"did you mean '{name.name}' ({name.id})?"
+            if name
+            else "pass one id or name, such as BN102 or stale-statistics",
+        )
     return entry
 
 

@@ -273,7 +273,11 @@ def _why_not(one: Repair, changes: every.Changes, comparison: Comparison | None)
         return "accuracy is lower with it" if comparison is not None and comparison.reversed().matters else ""
     if comparison is None:
         return "without labels or a metric it is not known whether it helps"
-    return "" if comparison.matters else "it does not help"
+    if comparison.matters:
+        return ""
+    if comparison.gain <= 0:
+        return "it does not help"
+    return "its gain is too small to matter, or may be chance: more images would decide"
 
 
 def _copy(model: nn.Module) -> nn.Module:

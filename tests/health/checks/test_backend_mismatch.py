@@ -86,7 +86,7 @@ def test_a_backend_that_does_not_run_is_a_note() -> None:
 
 def test_other_inputs_than_images_have_no_channels_last() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).eval()
-    report = health.diagnose(model, [torch.randn(16, 4)], backends=["channels_last"])
+    report = health.diagnose(model, [torch.randn(16, 4)] * 2, backends=["channels_last"])
     assert "BN020" in report.skipped
     assert not report.notes
 

@@ -68,6 +68,10 @@ def test_a_bias_of_the_size_of_the_weights_has_not_drifted() -> None:
 
 def test_is_silent_without_a_bias() -> None:
     assert "BN013" not in health.diagnose(sound_network(), images(64, 32))
+    network = sound_network(bias=True)
+    for layer in (network.conv1, network.conv2):
+        nn.init.zeros_(layer.bias)
+    assert found(network) == []
 
 
 def test_is_silent_where_layers_are_frozen() -> None:

@@ -72,6 +72,14 @@ def test_without_labels_half_of_the_channels_must_be_off() -> None:
     assert finding.numbers["off_share"] == 5 / 8
 
 
+def test_is_silent_about_statistics_that_are_not_finite() -> None:
+    model, batches = network()
+    model[1].running_var[4] = float("nan")
+    report = diagnose(model, batches)
+    assert "BN008" in report
+    assert "BN102" not in report
+
+
 def monitored(off_share: float, *, before: float = 0.8, after: float = 0.9) -> list[Any]:
     """The findings of what a training's monitor measures."""
     layer = LayerEvidence(

@@ -69,6 +69,18 @@ def test_finds_a_checkpoint_of_parameters_alone(tmp_path: Path, suffix: str) -> 
     assert found.cost.gain > 0.1
 
 
+def test_what_is_lost_is_known_of_a_network_that_was_loaded_from_it() -> None:
+    """Its running statistics are the initial ones, so the recalibrated ones say what it could do."""
+    batches, network = teacher_batches(far_network(), batches=16), far_network()
+    network.load_state_dict(parameters(), strict=False)
+    for index in (1, 4):
+        network[index].reset_running_stats()
+    found = health.diagnose(network, batches, checkpoint=parameters())["BN021"]
+    assert found.cost is not None
+    assert found.cost.gain > 0.1
+    assert "outputs differ" not in found.message
+
+
 def test_finds_an_adapter_whose_names_are_others() -> None:
     found = diagnosed({"base_model.model.0.lora_A.weight": torch.ones(2, 3)})["BN021"]
     assert found.layers == ("1", "4")

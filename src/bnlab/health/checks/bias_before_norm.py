@@ -49,7 +49,11 @@ def check(evidence: Evidence) -> list[Finding]:
     failing = [
         layer
         for layer in evidence.layers.values()
-        if layer.before_bias is not None and not layer.before_shared and layer.calls == 1 and not layer.frozen
+        if layer.before_bias is not None
+        and layer.before_bias.any()
+        and not layer.before_shared
+        and layer.calls == 1
+        and not layer.frozen
     ]
     if not failing:
         return []

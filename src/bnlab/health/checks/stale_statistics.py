@@ -51,6 +51,8 @@ pytorch#4741 (evaluation far worse than training).
 
 from dataclasses import replace
 
+import numpy as np
+
 from bnlab.health.check import RECALIBRATE, Check, Finding, name_layers
 from bnlab.health.evidence import Evidence, LayerEvidence, distances
 from bnlab.health.gather.training_images import ReferenceEvidence
@@ -76,7 +78,8 @@ def check(evidence: Evidence) -> list[Finding]:
     failing = [
         layer
         for layer in layers
-        if (shares[layer.name] or 0) > (OFF_SHARE_OF_COST if cost is not None and layer.batch else OFF_SHARE)
+        if not _broken(layer)
+        and (shares[layer.name] or 0) > (OFF_SHARE_OF_COST if cost is not None and layer.batch else OFF_SHARE)
     ]
     if not failing or (cost is not None and not cost.matters):
         return []
@@ -117,6 +120,12 @@ def check(evidence: Evidence) -> list[Finding]:
             command=RECALIBRATE,
         )
     ]
+
+
+def _broken(layer: LayerEvidence) -> bool:
+    """Whether the running statistics are not finite, which BN008 reports."""
+    given = [values for values in (layer.running_mean, layer.running_variance) if values is not None]
+    return not all(np.isfinite(values).all() for values in given)
 
 
 def _on_training_images(layer: LayerEvidence, evidence: Evidence) -> LayerEvidence:

@@ -35,6 +35,8 @@ the statistics are lost, recalibrate on training images.
 PEFT#1732 and #3481 (statistics never saved); torch.nn.Module.register_buffer (persistent).
 """
 
+import numpy as np
+
 from bnlab.errors import plural
 from bnlab.health.check import Check, Finding, name_layers
 from bnlab.health.compare import Comparison
@@ -68,7 +70,7 @@ def _findings(evidence: Evidence, saved: SavedEvidence, what: str) -> list[Findi
         "difference": saved.difference,
     }
     cost = _cost(evidence, saved)
-    off = "" if saved.difference is None else f"; outputs differ by up to {saved.difference:.2g} standard deviations"
+    off = "" if not saved.difference else f"; outputs differ by up to {saved.difference:.2g} standard deviations"
     if saved.missing:
         if saved.not_persistent:
             cause = "the buffers are registered with persistent=False"
@@ -124,4 +126,6 @@ def _cost(evidence: Evidence, saved: SavedEvidence) -> Comparison | None:
     scores = evidence.scores
     if scores is None or scores.running is None or saved.scores is None or len(saved.scores) != len(scores.running):
         return None
-    return Comparison.measure(saved.scores, scores.running, scores.kind)
+    same = np.array_equal(saved.scores, scores.running)  # the model was loaded from it, and has lost them too
+    sound = scores.population if same and scores.population is not None else scores.running
+    return Comparison.measure(saved.scores, sound, scores.kind)

@@ -104,6 +104,7 @@ def _causes(subject: Subject, evidence: Evidence, found: set[str]) -> list[_Caus
         ("BN111", "domain", "own"),
         ("BN107", "augmentation", plain),
         ("BN108", "dropout", plain),
+        ("BN008", "broken statistics", plain),
         ("BN102", "stale statistics", lagging),
         ("BN103", "small batches", plain),
     )
