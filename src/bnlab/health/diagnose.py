@@ -169,7 +169,14 @@ def _what_was_not_shown(evidence: Evidence, findings: Sequence[Finding]) -> list
     """What few images cannot decide, lest "no findings" be read as "sound"."""
     notes, scores = [], evidence.scores
     gap = None if scores is None else scores.compare("running", "population")
-    if gap is not None and gap.gain > 0 and not gap.matters and gap.interval[1] >= 5 * LOST and not findings:
+    if (
+        not findings
+        and gap is not None
+        and gap.is_accuracy
+        and gap.gain > 0
+        and not gap.matters
+        and gap.interval[1] >= 5 * LOST
+    ):
         notes.append(
             f"recalibrated statistics give {gap.text(gap.after)} instead of {gap.text(gap.before)} "
             f"{gap.evidence()}, which may be chance: more images would decide"
